@@ -1,0 +1,46 @@
+# One word per task. Every word makes .venv from the lock first, where it is missing or out of date.
+#
+#   make serve PORT=4000 SD_MODEL=shapes     any setting can be given like this
+#   make test ARGS="-k planner"              ARGS is passed on to the tool
+#   make install PYTHON=python3.12           the interpreter of a new .venv
+
+PYTHON ?= $(shell for python in python3 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null \
+	&& { echo $$python; break; }; done)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help install serve test check bench lock
+
+help: ## show these words
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(STAMP) ## make .venv with everything that the lock pins
+
+serve: $(STAMP) ## serve on http://localhost:3000; takes PORT, HOST, SD_MODEL, PRECISION, ...
+	@exec $(BIN)/sdbento serve $(if $(PORT),--port '$(PORT)') $(if $(HOST),--host '$(HOST)')
+
+test: $(STAMP) ## run the tests
+	@$(BIN)/python -m pytest -q $(ARGS)
+
+check: $(STAMP) ## lint, formatting and types
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+
+bench: $(STAMP) ## measure throughput and latency over HTTP
+	@$(BIN)/python -m bench.http $(ARGS)
+
+lock: $(STAMP) ## pin what pyproject.toml asks for; ARGS=--upgrade takes the newest
+	@$(BIN)/python tools/lock.py $(ARGS)
+
+$(STAMP): requirements.lock requirements-dev.lock pyproject.toml
+	$(if $(PYTHON),,$(error sdbento needs Python 3.11 or 3.12; name one: make install PYTHON=/path/to/python3.12))
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing what requirements-dev.lock pins into $(VENV)"
+	@$(BIN)/python -m pip install --quiet --requirement requirements-dev.lock
+	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@

@@ -1,0 +1,183 @@
+"""`make bench`: one trace over HTTP to (a) one at a time, (b) BentoML's batching, (c) sdbento.
+
+Closed loop at concurrency 8, then open loop at 60% and 90% of what (a) could do. One server runs at
+a time. Prints a table and writes it into docs/performance.md between its markers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import platform
+import re
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import torch
+
+from bench.ideal import Costs, ideal_seconds, measure
+from bench.load import Outcome, Send, closed_loop, open_loop
+from bench.trace import make_trace
+from sdbento.catalog import Catalog
+from sdbento.pipelines import PipelineCache
+from sdbento.settings import Settings
+from tests.server import Server, serving
+
+CONCURRENCY = 8
+LOADS = (0.6, 0.9)
+MODEL_FOLDER = Path(__file__).parent.parent / "sdbento" / "models" / "shapes"
+REPORT = Path(__file__).parent.parent / "docs" / "performance.md"
+
+
+async def send_plain(session: httpx.AsyncClient, request: dict[str, Any]) -> httpx.Response:
+    return await session.post("/txt2img", json=request)
+
+
+async def send_batchable(session: httpx.AsyncClient, request: dict[str, Any]) -> httpx.Response:
+    return await session.post("/txt2img", json={"requests": [request]})
+
+
+@dataclass(frozen=True)
+class System:
+    letter: str
+    name: str
+    target: str
+    send: Send
+
+
+SYSTEMS = (
+    System("a", "diffusers, one request at a time", "bench.baselines:OneByOne", send_plain),
+    System("b", "diffusers, BentoML batchable", "bench.baselines:Batchable", send_batchable),
+    System("c", "sdbento", "service:StableDiffusion", send_plain),
+)
+
+
+async def run_system(
+    system: System, server: Server, trace: Sequence[dict[str, Any]], capacity: float | None
+) -> dict[str, Outcome]:
+    """Closed loop, then the open loops at shares of `capacity` (of its own where None)."""
+    # The first requests warm up what is lazy; the batchable one also learns its batch size.
+    await closed_loop(server.url, system.send, trace[:16], CONCURRENCY)
+    outcomes = {"closed": await closed_loop(server.url, system.send, trace, CONCURRENCY)}
+    capacity = capacity or outcomes["closed"].throughput
+    for load in LOADS:
+        outcomes[f"{load:.0%}"] = await open_loop(server.url, system.send, trace, load * capacity)
+    return outcomes
+
+
+def run_all(trace: Sequence[dict[str, Any]], max_batch_size: int) -> dict[str, dict[str, Outcome]]:
+    results: dict[str, dict[str, Outcome]] = {}
+    capacity = None
+    for system in SYSTEMS:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            serving(
+                Path(folder),
+                target=system.target,
+                BENCH_MODEL=str(MODEL_FOLDER),
+                MAX_BATCH_SIZE=str(max_batch_size),
+            ) as server,
+        ):
+            server.wait_until_ready()
+            results[system.letter] = asyncio.run(run_system(system, server, trace, capacity))
+        capacity = capacity or results["a"]["closed"].throughput
+        print(f"({system.letter}) done", flush=True)
+    return results
+
+
+def measure_costs(trace: Sequence[dict[str, Any]]) -> tuple[dict[int, Costs], float]:
+    """The cost curves at the trace's sizes and the ideal time of the trace."""
+    settings = Settings.load(sd_model="shapes")
+    cache = PipelineCache(settings)
+    with cache.lease(Catalog(settings).resolve("shapes")) as pipeline:
+        costs = {side: measure(pipeline, side) for side in {r["width"] for r in trace}}
+        ideal = ideal_seconds(pipeline, trace, costs)
+    cache.close()
+    return costs, ideal
+
+
+def report(
+    results: dict[str, dict[str, Outcome]],
+    costs: dict[int, Costs],
+    ideal: float,
+    num_requests: int,
+    max_batch_size: int,
+) -> str:
+    lines = [
+        f"Hardware: {hardware()}. Model `shapes`, {num_requests} requests, "
+        f"sdbento with MAX_BATCH_SIZE={max_batch_size}.",
+        "",
+        "| load | system | requests/s | p50 s | p95 s | p99 s | failed |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for load in results["a"]:
+        for system in SYSTEMS:
+            outcome = results[system.letter][load]
+            p50, p95, p99 = (outcome.percentile(p) for p in (50, 95, 99))
+            lines.append(
+                f"| {load} | ({system.letter}) {system.name} | {outcome.throughput:.2f} | "
+                f"{p50:.2f} | {p95:.2f} | {p99:.2f} | {outcome.num_failed} |"
+            )
+    closed = {letter: outcomes["closed"].throughput for letter, outcomes in results.items()}
+    lines += ["", "| figure | value | aim |", "| --- | --- | --- |"]
+    lines.append(f"| throughput (c) / (a), closed loop | {closed['c'] / closed['a']:.2f} | 1.6 |")
+    lines.append(f"| throughput (c) / (b), closed loop | {closed['c'] / closed['b']:.2f} | 1.4 |")
+    share = ideal / results["c"]["closed"].seconds
+    lines.append(f"| share of the ideal of (c), closed loop | {share:.0%} | 90% |")
+    for load, aim in zip(list(results["a"])[1:], ("0.6", "0.4"), strict=True):
+        ratio = results["c"][load].percentile(50) / results["a"][load].percentile(50)
+        lines.append(f"| p50 (c) / (a) at {load} load | {ratio:.2f} | {aim} |")
+    return "\n".join([*lines, "", *cost_lines(costs)])
+
+
+def cost_lines(costs: dict[int, Costs]) -> list[str]:
+    rows = list(next(iter(costs.values())).unet)
+    lines = [
+        "Milliseconds a row of one UNet call, by rows, and of the VAE an image:",
+        "",
+        "| side | " + " | ".join(str(r) for r in rows) + " | VAE |",
+        "| --- " * (len(rows) + 2) + "|",
+    ]
+    for side, cost in sorted(costs.items()):
+        figures = [f"{1000 * seconds / r:.1f}" for r, seconds in cost.unet.items()]
+        lines.append(f"| {side} | " + " | ".join(figures) + f" | {1000 * cost.vae:.0f} |")
+    return lines
+
+
+def hardware() -> str:
+    if torch.cuda.is_available():
+        return str(torch.cuda.get_device_name())
+    names = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    name = names[0] if names else platform.processor()
+    return f"{os.cpu_count()} CPU cores ({name}), torch {torch.__version__}"
+
+
+def write_report(text: str) -> None:
+    """Replace the part between the markers; everything around it is written by hand."""
+    old = REPORT.read_text()
+    pattern = r"(<!-- bench:begin[^\n]*-->\n).*?(<!-- bench:end -->)"
+    REPORT.write_text(re.sub(pattern, lambda m: f"{m[1]}{text}\n{m[2]}", old, flags=re.DOTALL))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--requests", type=int, default=64)
+    parser.add_argument("--max-batch-size", type=int, default=16)
+    parser.add_argument("--dry-run", action="store_true", help="do not write the report")
+    options = parser.parse_args()
+    trace = make_trace(num_requests=options.requests)
+    results = run_all(trace, options.max_batch_size)
+    costs, ideal = measure_costs(trace)
+    text = report(results, costs, ideal, len(trace), options.max_batch_size)
+    print(text)
+    if not options.dry_run:
+        write_report(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,27 @@
+"""The Python client of BentoML against a running server.
+
+python examples/client.py [http://localhost:3000]
+"""
+
+from __future__ import annotations
+
+import sys
+
+import bentoml
+
+URL = sys.argv[1] if len(sys.argv) > 1 else "http://localhost:3000"
+
+
+def main() -> None:
+    request = {"prompt": "a green triangle on a white background", "seed": 3}
+    with bentoml.SyncHTTPClient(URL) as client:
+        picture = client.txt2img(request)
+        print(f"one picture, a PIL image: {picture.size}")
+        answer = client.generate({**request, "num_images": 2})
+        print(f"two pictures: seeds {answer['seeds']}, {answer['timings']['total']:.2f} s")
+        stream = "".join(client.generate_stream({**request, "num_inference_steps": 5}))
+        print(f"a stream of {stream.count('event: step')} steps, done: {'event: done' in stream}")
+
+
+if __name__ == "__main__":
+    main()

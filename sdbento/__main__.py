@@ -1,0 +1,7 @@
+"""`python -m sdbento`: the command where it is not installed, as in the image."""
+
+import sys
+
+from sdbento.doors.cli import main
+
+sys.exit(main())

@@ -1,0 +1,305 @@
+"""`App.generate(request)`: the one way in for every door. Wires everything, once.
+
+    admit -> settle -> lease the model -> trajectories -> engine -> encode
+
+Knows nothing of HTTP; doors know nothing of what is below.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from base64 import b64encode
+from collections.abc import AsyncGenerator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+
+from sdbento import images
+from sdbento.catalog import Catalog, ModelSpec
+from sdbento.engine import Engine, Event, Handle, Queued
+from sdbento.errors import DeadlineExceeded, Overloaded, classify
+from sdbento.intake import VAE_FACTOR, make_trajectories, settle
+from sdbento.pipelines import Lease, Pipeline, PipelineCache
+from sdbento.planner import Planner
+from sdbento.runner import TorchRunner
+from sdbento.samplers import list_samplers
+from sdbento.schemas import GenerateRequest, GenerateResponse, Timings
+from sdbento.settings import Settings
+from sdbento.trajectory import BatchKey, Stage
+
+log = logging.getLogger(__name__)
+
+CALIBRATION_ROUNDS = 2  # the first one warms up and is not counted
+HUB_LOOKUPS = 4  # names that may be looked up at once
+FIRST_RETRY, LAST_RETRY = (
+    5.0,
+    60.0,
+)  # seconds between attempts to load the default model
+NOT_PARAMETERS = {"output_format", "preview_every", "timeout", "num_images"}
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a request came to: its pictures and how they were made."""
+
+    request: GenerateRequest  # settled: everything decided
+    images: list[Image.Image]
+    timings: Timings
+    warnings: list[str]
+
+    @property
+    def seeds(self) -> list[int]:
+        assert self.request.seed is not None
+        return [self.request.seed + i for i in range(len(self.images))]
+
+    def parameters(self, image: int = 0) -> dict[str, Any]:
+        """What makes picture `image` again when sent as a request."""
+        chosen = self.request.model_dump(mode="json", exclude=NOT_PARAMETERS, exclude_defaults=True)
+        return chosen | {"seed": self.seeds[image]}
+
+    def encode(self, image: int = 0) -> bytes:
+        """Picture `image` as a file, with its parameters embedded."""
+        return images.encode(self.images[image], self.request.output_format, self.parameters(image))
+
+
+class App:
+    """Everything behind the doors. Make it, `start` it, ask it, `close` it.
+
+    Requests are counted on the event loop that serves them; everything else is thread-safe.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.catalog = Catalog(settings)
+        self.pipelines = PipelineCache(settings)
+        self.planner = Planner(settings.max_batch_size)
+        self.runner = TorchRunner()
+        self.engine = Engine(self.runner, self.planner)
+        self._lookups = ThreadPoolExecutor(HUB_LOOKUPS, thread_name_prefix="sdbento-lookup")
+        self._num_requests = 0
+        self._default_loaded = threading.Event()
+        self._closed = threading.Event()
+
+    def start(self) -> None:
+        """Start the engine, and begin to load the default model in the background."""
+        if self.settings.num_threads:
+            torch.set_num_threads(self.settings.num_threads)
+        self.engine.start()
+        threading.Thread(target=self._load_default, name="sdbento-start", daemon=True).start()
+
+    @property
+    def ready(self) -> bool:
+        """Whether the default model has been loaded and the engine runs."""
+        return self.engine.alive and self._default_loaded.is_set()
+
+    def close(self, grace: float = 30.0) -> None:
+        """Finish what is under way for up to `grace` seconds, refuse the rest, free everything."""
+        self._closed.set()
+        self.engine.close(grace)
+        self.pipelines.close()
+        self._lookups.shutdown(wait=False, cancel_futures=True)
+
+    def list_models(self) -> list[dict[str, Any]]:
+        loaded = {name for name, *_ in self.pipelines.loaded()}
+        return [
+            {
+                "name": spec.name,
+                "family": spec.family,
+                "width": spec.width,
+                "height": spec.height,
+                "num_inference_steps": spec.num_inference_steps,
+                "guidance_scale": spec.guidance_scale,
+                "scheduler": spec.sampler,
+                "memory_gb": spec.memory_gb,
+                "loaded": spec.name in loaded,
+                "default": self.settings.sd_model in (spec.name, *spec.aliases),
+            }
+            for spec in self.catalog.list()
+        ]
+
+    def list_samplers(self) -> list[dict[str, Any]]:
+        return [vars(sampler) for sampler in list_samplers()]
+
+    async def generate(self, request: GenerateRequest) -> GenerateResponse:
+        """Make the images of `request`. Raises errors of the `errors` tree only."""
+        return await _respond(await self.run(request))
+
+    async def run(self, request: GenerateRequest) -> Result:
+        """As `generate`, but the pictures come as they are. Cancelling this stops the work."""
+        with self._admitted():
+            deadline = self._deadline(request)
+            settled, spec = await self._settle(request)
+            handle = await self._submit(settled, spec, deadline)
+            await handle.wait()
+            return _result(settled, handle)
+
+    async def stream(self, request: GenerateRequest) -> AsyncGenerator[dict[str, Any], None]:
+        """Events as plain dicts: queued, step and preview, and at last done with the `response`.
+
+        A refused request raises before the first event. Closing the iterator stops the work.
+        """
+        with self._admitted():
+            deadline = self._deadline(request)
+            settled, spec = await self._settle(request)
+            yield {"event": "queued", "position": self._num_requests - 1, "eta": None}
+            handle = await self._submit(settled, spec, deadline)
+            async with aclosing(handle.events()) as events:
+                async for event in events:
+                    for message in _messages(event):
+                        yield message
+            response = await _respond(_result(settled, handle))
+            yield {"event": "done", "response": response}
+
+    @contextmanager
+    def _admitted(self) -> Iterator[None]:
+        """Count a request in; refuse it when too many are unfinished."""
+        limit = self.settings.max_queue_size + self.settings.max_batch_size
+        if self._num_requests >= limit:
+            raise Overloaded(
+                f"the queue is full: {self._num_requests} requests are unfinished "
+                f"(MAX_QUEUE_SIZE={self.settings.max_queue_size} beside "
+                f"MAX_BATCH_SIZE={self.settings.max_batch_size}); try again later",
+                retry_after=self.engine.seconds_per_request,
+            )
+        self._num_requests += 1
+        try:
+            yield
+        finally:
+            self._num_requests -= 1
+
+    def _deadline(self, request: GenerateRequest) -> float:
+        return time.monotonic() + (request.timeout or self.settings.request_timeout)
+
+    async def _settle(self, request: GenerateRequest) -> tuple[GenerateRequest, ModelSpec]:
+        loop = asyncio.get_running_loop()
+        name = request.model or self.settings.sd_model
+        try:
+            spec = await loop.run_in_executor(self._lookups, self.catalog.resolve, name)
+        except Exception as exc:
+            raise classify(exc) from exc
+        return settle(request, spec, self.settings.max_pixels), spec
+
+    async def _submit(self, settled: GenerateRequest, spec: ModelSpec, deadline: float) -> Handle:
+        lease = await self._lease(spec, deadline)
+        try:
+            trajectories = await asyncio.to_thread(make_trajectories, settled, lease.pipeline)
+            handle = self.engine.submit(trajectories, deadline)
+        except BaseException:
+            lease.release()
+            raise
+        handle.done.add_done_callback(lambda _: lease.release())
+        return handle
+
+    async def _lease(self, spec: ModelSpec, deadline: float) -> Lease:
+        """Wait until the model is resident; other models keep stepping meanwhile."""
+        future = self.pipelines.acquire(spec)
+        try:
+            async with asyncio.timeout(deadline - time.monotonic()):
+                return await asyncio.shield(asyncio.wrap_future(future))
+        except TimeoutError:
+            _give_back(future)
+            raise DeadlineExceeded(
+                f"model {spec.name} was not loaded within the request's timeout",
+                param="timeout",
+            ) from None
+        except asyncio.CancelledError:
+            _give_back(future)
+            raise
+        except Exception as exc:
+            raise classify(exc) from exc
+
+    def _load_default(self) -> None:
+        """Load and calibrate the default model; where that may help, try again until it works."""
+        name, pause = self.settings.sd_model, FIRST_RETRY
+        while not self._closed.is_set():
+            try:
+                with self.pipelines.lease(self.catalog.resolve(name)) as pipeline:
+                    self.engine.call(lambda: self._calibrate(pipeline)).result()
+                self._default_loaded.set()
+                return
+            except Exception as exc:
+                error = classify(exc)
+                log.error("the default model %s cannot be loaded: %s", name, error.message)
+                log.debug("details", exc_info=exc)
+                if error.status < 500:  # no such model: trying again will not help
+                    return
+            self._closed.wait(pause)
+            pause = min(2 * pause, LAST_RETRY)
+
+    def _calibrate(self, pipeline: Pipeline) -> None:
+        """Measure the first cost curve of a model at its own size. On the engine's thread."""
+        spec = pipeline.spec
+        key = BatchKey(spec.name, spec.height // VAE_FACTOR, spec.width // VAE_FACTOR)
+        rows = 1
+        while rows <= 2 * self.settings.max_batch_size:
+            for _ in range(CALIBRATION_ROUNDS):
+                seconds = self.runner.measure(pipeline, key, rows)
+            self.planner.cost.observe(key, Stage.STEP, rows, seconds)
+            rows *= 2
+
+
+def _give_back(future: Future[Lease]) -> None:
+    """Give up a lease that is no longer wanted, whether or not it has come yet."""
+
+    def release(done: Future[Lease]) -> None:
+        if not done.cancelled() and done.exception() is None:
+            done.result().release()
+
+    if not future.cancel():
+        future.add_done_callback(release)
+
+
+def _result(settled: GenerateRequest, handle: Handle) -> Result:
+    now = time.monotonic()
+    started = handle.started or now
+    warnings = [warning for t in handle.trajectories for warning in t.warnings]
+    return Result(
+        request=settled,
+        images=[t.image for t in handle.trajectories if t.image is not None],
+        timings=Timings(
+            queued=round(started - handle.submitted, 4),
+            denoising=round(now - started - handle.decoding, 4),
+            decoding=round(handle.decoding, 4),
+            total=round(now - handle.submitted, 4),
+        ),
+        warnings=list(dict.fromkeys(warnings)),
+    )
+
+
+async def _respond(result: Result) -> GenerateResponse:
+    """Encode off the event loop; a picture takes milliseconds."""
+
+    def encode_all() -> list[str]:
+        return [b64encode(result.encode(i)).decode("ascii") for i in range(len(result.images))]
+
+    return GenerateResponse(
+        images=await asyncio.to_thread(encode_all),
+        seeds=result.seeds,
+        model=str(result.request.model),
+        parameters=result.parameters(),
+        timings=result.timings,
+        warnings=result.warnings,
+    )
+
+
+def _messages(event: Event) -> Iterator[dict[str, Any]]:
+    """An engine's event as the dicts that doors send."""
+    if isinstance(event, Queued):
+        yield {
+            "event": "queued",
+            "position": event.position,
+            "eta": round(event.eta, 3),
+        }
+        return
+    place = {"image": event.image, "step": event.step, "num_steps": event.num_steps}
+    yield {"event": "step", **place, "eta": round(event.eta, 3)}
+    if event.preview is not None:
+        picture = b64encode(images.encode(event.preview, "jpeg")).decode("ascii")
+        yield {"event": "preview", **place, "preview": picture}

@@ -1,0 +1,196 @@
+"""Every error a client can see, as one tree; what a door shows of it is `to_body`.
+
+    SDBentoError                 500  internal_error     unexpected; the log has the details
+      MalformedRequest           400  malformed_request  the body is not what the route reads
+      NotFound                   404  not_found          no such route
+        UnknownModel             404  unknown_model      no model of that name can be had
+      TooLarge                   413  too_large          more bytes than the limit
+      InvalidParameter           422  invalid_parameter  a field is out of its bounds
+        UnknownSampler           422  unknown_sampler    no sampler of that name
+        UnsupportedSampler       422  unsupported_sampler  a sampler that is not affine
+        UnsupportedModel         422  unsupported_model  weights or an architecture we refuse
+      Overloaded                 429  queue_full         the queue is full; try after retry_after
+      Cancelled                  499  cancelled          the client went away or cancelled
+      GenerationFailed           500  generation_failed  this image failed, for the reason given
+      Unavailable                503  unavailable        starting, stopping
+        ModelLoadFailed          503  model_load_failed  could not be loaded now; may be tried again
+        OutOfMemory              503  out_of_memory      the device is too small for this request
+      DeadlineExceeded           504  deadline_exceeded  late, or known in advance to be late
+
+`classify` is the one place where foreign exceptions (torch, Hub, safetensors, PIL, network) become
+errors of this tree. Knows nothing of HTTP beyond the status numbers.
+"""
+
+from __future__ import annotations
+
+import errno
+import uuid
+from typing import Any
+
+
+class SDBentoError(Exception):
+    """Base of all errors with a public message. `param` names the request field at fault."""
+
+    status = 500
+    type = "internal_error"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after = retry_after
+
+    def to_body(self) -> dict[str, Any]:
+        """The one error shape of every door that has no convention of its own."""
+        return {"error": {"type": self.type, "message": self.message, "param": self.param}}
+
+
+class MalformedRequest(SDBentoError):
+    status, type = 400, "malformed_request"
+
+
+class NotFound(SDBentoError):
+    status, type = 404, "not_found"
+
+
+class UnknownModel(NotFound):
+    type = "unknown_model"
+
+
+class TooLarge(SDBentoError):
+    status, type = 413, "too_large"
+
+
+class InvalidParameter(SDBentoError):
+    status, type = 422, "invalid_parameter"
+
+
+class UnknownSampler(InvalidParameter):
+    type = "unknown_sampler"
+
+
+class UnsupportedSampler(InvalidParameter):
+    type = "unsupported_sampler"
+
+
+class UnsupportedModel(InvalidParameter):
+    type = "unsupported_model"
+
+
+class Overloaded(SDBentoError):
+    status, type = 429, "queue_full"
+
+
+class Cancelled(SDBentoError):
+    status, type = 499, "cancelled"
+
+
+class GenerationFailed(SDBentoError):
+    type = "generation_failed"
+
+
+class Unavailable(SDBentoError):
+    status, type = 503, "unavailable"
+
+
+class ModelLoadFailed(Unavailable):
+    type = "model_load_failed"
+
+
+class OutOfMemory(Unavailable):
+    type = "out_of_memory"
+
+
+class DeadlineExceeded(SDBentoError):
+    status, type = 504, "deadline_exceeded"
+
+
+# Foreign exceptions by class name, so that no library is imported just to be compared with.
+# The first name of an exception's class hierarchy that is listed decides.
+_SMALLER = "ask for a smaller width and height or fewer images"
+_CACHE = "the model's files in the Hub cache are damaged or incomplete; delete them and try again"
+_FOREIGN: dict[str, tuple[type[SDBentoError], str]] = {
+    # Python and torch
+    "CancelledError": (Cancelled, "the request was cancelled"),
+    "OutOfMemoryError": (OutOfMemory, f"the device ran out of memory; {_SMALLER}"),
+    "MemoryError": (OutOfMemory, f"the machine ran out of memory; {_SMALLER}"),
+    "AcceleratorError": (GenerationFailed, "the device failed; see the server's log"),
+    "ConnectionError": (Unavailable, "a network connection failed"),
+    "TimeoutError": (Unavailable, "an operation timed out"),
+    # the Hub
+    "GatedRepoError": (
+        ModelLoadFailed,
+        "the model is gated: accept its licence on the Hub and set HF_TOKEN",
+    ),
+    "LocalTokenNotFoundError": (ModelLoadFailed, "the model needs a Hub token: set HF_TOKEN"),
+    "RepositoryNotFoundError": (UnknownModel, "no such model on the Hub, or it is private"),
+    "RevisionNotFoundError": (UnknownModel, "the Hub has no such revision of the model"),
+    "RevisionResolutionError": (UnknownModel, "the Hub has no such revision of the model"),
+    "HFValidationError": (UnknownModel, "that is not a name that a model on the Hub can have"),
+    "HfUriError": (UnknownModel, "that is not a name that a model on the Hub can have"),
+    "EntryNotFoundError": (ModelLoadFailed, "the model's repository lacks a file it needs"),
+    "LocalEntryNotFoundError": (
+        ModelLoadFailed,
+        "the model is not on this machine and the Hub cannot be reached",
+    ),
+    "OfflineModeIsEnabled": (
+        ModelLoadFailed,
+        "the model is not on this machine and downloads are switched off",
+    ),
+    "HfHubHTTPError": (ModelLoadFailed, "the Hub refused the download"),
+    "FileMetadataError": (ModelLoadFailed, "the Hub answered a download with something else"),
+    "XetDownloadError": (ModelLoadFailed, "a download from the Hub failed"),
+    "XetAuthenticationError": (ModelLoadFailed, "a download from the Hub failed"),
+    "XetObjectNotFoundError": (ModelLoadFailed, "a download from the Hub failed"),
+    "CacheNotFound": (ModelLoadFailed, _CACHE),
+    "CachedRepoTreeNotFoundError": (ModelLoadFailed, _CACHE),
+    "CorruptedCacheException": (ModelLoadFailed, _CACHE),
+    # weights
+    "SafetensorError": (ModelLoadFailed, "a weights file is damaged or incomplete"),
+    "SafetensorsParsingError": (ModelLoadFailed, "a weights file is damaged or incomplete"),
+    "NotASafetensorsRepoError": (UnsupportedModel, "the model has no safetensors weights"),
+    # pictures
+    "UnidentifiedImageError": (InvalidParameter, "the image cannot be decoded"),
+    "DecompressionBombError": (TooLarge, "the image has too many pixels"),
+    "DecompressionBombWarning": (TooLarge, "the image has too many pixels"),
+    # the network: httpx and its kin, requests
+    "TimeoutException": (Unavailable, "a network request timed out"),
+    "RequestError": (Unavailable, "a network request failed"),
+    "HTTPStatusError": (Unavailable, "a network request was refused"),
+    "RequestException": (Unavailable, "a network request failed"),
+    "InvalidURL": (InvalidParameter, "the URL is not valid"),
+}
+
+
+def classify(exc: BaseException) -> SDBentoError:
+    """The error of this tree that tells a client about `exc`.
+
+    What is not known becomes a 500 that carries an id and no internals; `exc` stays its cause, and
+    whoever logs it finds the same id in the message.
+    """
+    if isinstance(exc, SDBentoError):
+        return exc
+    if (known := _recognise(exc)) is not None:
+        kind, message = known
+        error = kind(message)
+    else:
+        error = SDBentoError(f"unexpected error, id {uuid.uuid4().hex[:12]}; see the server's log")
+    error.__cause__ = exc
+    return error
+
+
+def _recognise(exc: BaseException) -> tuple[type[SDBentoError], str] | None:
+    for cls in type(exc).__mro__:
+        if cls.__name__ in _FOREIGN:
+            return _FOREIGN[cls.__name__]
+    if isinstance(exc, OSError) and exc.errno == errno.ENOSPC:
+        return ModelLoadFailed, "the disk is full"
+    if isinstance(exc, RuntimeError) and "can't allocate memory" in str(exc):  # torch on a CPU
+        return _FOREIGN["MemoryError"]
+    return None

@@ -1,0 +1,155 @@
+"""Who advances next. Decides and records; computes nothing, imports no torch, knows no requests.
+
+`plan` picks one stage for trajectories that share a BatchKey; `update` records what came of it. The
+order is by least remaining work, with aging: a trajectory's urgency is its age-weighted chance of
+being done soon, and the plan taken is the one that buys most urgency a second. So a 4-step image
+passes a 50-step one, a full batch passes an under-filled one, and nobody starves, because age grows
+without bound while remaining work does not.
+
+Stopping a trajectory costs nothing (its state is a few latents), so every plan is made from nothing
+and nobody keeps a place in the batch.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+
+from sdbento.cost import CostModel
+from sdbento.errors import DeadlineExceeded, SDBentoError
+from sdbento.trajectory import BatchKey, Stage, StepPlan, StepResult, Trajectory
+
+PATIENCE = 5.0  # seconds of waiting that double a trajectory's urgency
+PREPARE_ROWS = 32  # prompts are short work: take everyone
+EXPLORE_EVERY = 64  # so many plans of a key are filled to the knee, then one to the bound
+
+
+class Planner:
+    """Decides for all runnable trajectories, i.e. those whose model is resident.
+
+    `max_images` bounds the images in one UNet call. Used on the engine's thread only.
+    """
+
+    def __init__(self, max_images: int, cost: CostModel | None = None) -> None:
+        self.max_images = max_images
+        self.cost = cost or CostModel()
+        self._active: dict[Trajectory, None] = {}  # an ordered set: oldest first
+        self._row_limit: dict[BatchKey, int] = {}  # lowered when the device ran out of memory
+        self._num_plans: Counter[BatchKey] = Counter()
+
+    @property
+    def active(self) -> Iterable[Trajectory]:
+        return self._active.keys()
+
+    def add(self, trajectories: Iterable[Trajectory]) -> None:
+        self._active.update(dict.fromkeys(trajectories))
+
+    def remove(self, trajectories: Iterable[Trajectory]) -> None:
+        """Forget trajectories, e.g. cancelled ones. Unknown ones are ignored."""
+        for trajectory in trajectories:
+            self._active.pop(trajectory, None)
+
+    def plan(self, now: float) -> StepPlan | None:
+        """The next plan, or None when nobody can advance."""
+        groups: dict[tuple[Stage, BatchKey], list[Trajectory]] = defaultdict(list)
+        for trajectory in self._active:
+            groups[trajectory.stage, trajectory.key].append(trajectory)
+        for stage in (
+            Stage.DECODE,
+            Stage.PREPARE,
+        ):  # short work that frees or feeds the batch
+            for (kind, key), members in groups.items():
+                if kind is stage:
+                    limit = self.max_images if stage is Stage.DECODE else PREPARE_ROWS
+                    return StepPlan(stage, key, tuple(members[:limit]))
+        plans = [self._fill(key, members, now) for (_, key), members in groups.items()]
+        return max(plans, key=lambda plan: self._worth(plan, now), default=None)
+
+    def update(self, plan: StepPlan, result: StepResult, now: float) -> list[Trajectory]:
+        """Record a result; returns the trajectories that are finished by it, failed or done."""
+        if not result.failures and plan.stage is not Stage.PREPARE:
+            rows = plan.rows if plan.stage is Stage.STEP else len(plan.trajectories)
+            self.cost.observe(plan.key, plan.stage, rows, result.seconds)
+        if plan.stage is Stage.STEP:
+            self._num_plans[plan.key] += 1
+        for trajectory in plan.trajectories:
+            trajectory.error = result.failures.get(trajectory)
+            if plan.stage is Stage.STEP and trajectory.error is None:
+                trajectory.step += 1
+        finished = [trajectory for trajectory in plan.trajectories if trajectory.finished]
+        self.remove(finished)
+        return finished + self._expire(now)
+
+    def shrink(self, plan: StepPlan) -> None:
+        """The device ran out of memory on `plan`: never again so many rows of that key."""
+        self._row_limit[plan.key] = max(1, plan.rows // 2)
+
+    def work(self, trajectory: Trajectory) -> float:
+        """Seconds of device time that `trajectory` still needs in a full batch."""
+        per_row = self.cost.seconds_per_row(trajectory.key, self._max_rows(trajectory.key))
+        decode = self.cost.seconds(trajectory.key, Stage.DECODE, 1)
+        return trajectory.remaining_steps * trajectory.rows * per_row + decode
+
+    def eta(self, trajectories: Iterable[Trajectory]) -> float:
+        """Seconds until all of `trajectories` are done, were they to arrive, or run on, now.
+
+        Those with less work go first, and a lone image cannot use the batch's discount.
+        """
+        mine = list(trajectories)
+        most = max(self.work(trajectory) for trajectory in mine)
+        others = (t for t in self._active if t not in mine)
+        ahead = sum(work for t in others if (work := self.work(t)) <= most)
+        own = sum(self.work(trajectory) for trajectory in mine)
+        return ahead + max(own, max(self.fastest(trajectory) for trajectory in mine))
+
+    def fastest(self, trajectory: Trajectory) -> float:
+        """Seconds that `trajectory` needs if it has the device for itself: a lower bound."""
+        step = self.cost.seconds(trajectory.key, Stage.STEP, trajectory.rows)
+        return trajectory.remaining_steps * step + self.cost.seconds(
+            trajectory.key, Stage.DECODE, 1
+        )
+
+    def _fill(self, key: BatchKey, members: list[Trajectory], now: float) -> StepPlan:
+        """The most urgent members, up to the knee of the cost curve; always at least one.
+
+        Now and then up to the bound instead: a timing that was disturbed once would otherwise keep
+        the knee low for ever.
+        """
+        bound = self._max_rows(key)
+        explore = self._num_plans[key] % EXPLORE_EVERY == EXPLORE_EVERY - 1
+        knee = bound if explore else self.cost.knee(key, bound)
+        ranked = sorted(members, key=lambda t: -self._urgency(t, now))
+        chosen, rows = ranked[:1], ranked[0].rows
+        for trajectory in ranked[1:]:
+            if len(chosen) < self.max_images and rows + trajectory.rows <= knee:
+                chosen.append(trajectory)
+                rows += trajectory.rows
+        return StepPlan(Stage.STEP, key, tuple(chosen))
+
+    def _urgency(self, trajectory: Trajectory, now: float) -> float:
+        age = max(0.0, now - trajectory.submitted)
+        return (1 + age / PATIENCE) / self.work(trajectory)
+
+    def _worth(self, plan: StepPlan, now: float) -> float:
+        urgency = sum(self._urgency(trajectory, now) for trajectory in plan.trajectories)
+        return urgency / self.cost.seconds(plan.key, Stage.STEP, plan.rows)
+
+    def _max_rows(self, key: BatchKey) -> int:
+        return min(2 * self.max_images, self._row_limit.get(key, 2 * self.max_images))
+
+    def _expire(self, now: float) -> list[Trajectory]:
+        late = [t for t in self._active if t.deadline is not None and now > t.deadline]
+        for trajectory in late:
+            trajectory.error = _late(trajectory)
+        self.remove(late)
+        return late
+
+
+def _late(trajectory: Trajectory) -> SDBentoError:
+    assert trajectory.deadline is not None
+    seconds = trajectory.deadline - trajectory.submitted
+    return DeadlineExceeded(
+        f"not done within its timeout of {seconds:g} s "
+        f"(step {trajectory.step} of {trajectory.num_steps})",
+        param="timeout",
+    )

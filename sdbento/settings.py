@@ -1,0 +1,238 @@
+"""What the operator configures, read once: the only module that looks at the environment.
+
+Priority: explicit arguments (CLI) > environment > YAML file named by SDBENTO_CONFIG > default.
+The first five names and defaults are those of the RunPod worker's page; ours start with SDBENTO_.
+Knows nothing of what the hardware can do: `pipelines` turns a wish into the nearest right thing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import AliasChoices, Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    YamlConfigSettingsSource,
+)
+
+Precision = Literal["fp16", "bf16", "fp32"]
+Device = Literal["auto", "cpu", "cuda"]
+LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
+
+
+class SettingsError(ValueError):
+    """A bad setting; its text is the one line that the operator reads."""
+
+
+def _variable(name: str) -> Any:
+    """The environment variable of a field, beside the field's own name for keyword and YAML use."""
+    return AliasChoices(name, name.removeprefix("SDBENTO_").lower())
+
+
+class Settings(BaseSettings):
+    """All settings. `load` is the way to make one: it turns a bad value into one clear line."""
+
+    # Case-sensitive, lest the field names, which YAML uses, match a stranger's DEVICE or LOG_LEVEL.
+    model_config = SettingsConfigDict(
+        extra="forbid", frozen=True, populate_by_name=True, case_sensitive=True
+    )
+
+    sd_model: str = Field(
+        "stabilityai/stable-diffusion-xl-base-1.0",
+        min_length=1,
+        validation_alias=_variable("SD_MODEL"),
+        description="Default model: a catalogue name, a Hub id, a diffusers folder "
+        "or a .safetensors file",
+    )
+    precision: Precision = Field(
+        "fp16",
+        validation_alias=_variable("PRECISION"),
+        description="fp16, bf16 or fp32; a CPU always computes in fp32",
+    )
+    enable_xformers: bool = Field(
+        True,
+        validation_alias=_variable("ENABLE_XFORMERS"),
+        description="Use xformers attention where it is installed and a GPU is there, else SDPA",
+    )
+    max_queue_size: int = Field(
+        100,
+        ge=1,
+        le=100_000,
+        validation_alias=_variable("MAX_QUEUE_SIZE"),
+        description="Requests that may wait; one more is answered 429 with Retry-After",
+    )
+    max_batch_size: int = Field(
+        4,
+        ge=1,
+        le=256,
+        validation_alias=_variable("MAX_BATCH_SIZE"),
+        description="Images that may share one UNet call (a guided image takes two rows of it)",
+    )
+    device: Device = Field(
+        "auto",
+        validation_alias=_variable("SDBENTO_DEVICE"),
+        description="auto (a GPU where there is one), cpu or cuda",
+    )
+    memory_gb: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        validation_alias=_variable("SDBENTO_MEMORY_GB"),
+        description="Memory that resident models may take together; unset: 85% of the GPU's "
+        "memory, or 60% of the machine's on a CPU",
+    )
+    models_dir: Path = Field(
+        Path("models"),
+        validation_alias=_variable("SDBENTO_MODELS_DIR"),
+        description="Folder whose diffusers folders and .safetensors files are models by their "
+        "name",
+    )
+    allow_any_model: bool = Field(
+        True,
+        validation_alias=_variable("SDBENTO_ALLOW_ANY_MODEL"),
+        description="Let requests name Hub ids and paths that are neither the default model, nor "
+        "in the catalogue, nor in the models folder",
+    )
+    offline: bool = Field(
+        False,
+        validation_alias=_variable("SDBENTO_OFFLINE"),
+        description="Never contact the Hub: only models that are on this machine",
+    )
+    max_pixels: int = Field(
+        2048 * 2048,
+        ge=64 * 64,
+        validation_alias=_variable("SDBENTO_MAX_PIXELS"),
+        description="Largest width x height of a request",
+    )
+    max_body_bytes: int = Field(
+        1024 * 1024,
+        ge=1024,
+        validation_alias=_variable("SDBENTO_MAX_BODY_BYTES"),
+        description="Largest request body",
+    )
+    request_timeout: float = Field(
+        600.0,
+        gt=0,
+        le=3600,
+        allow_inf_nan=False,
+        validation_alias=_variable("SDBENTO_REQUEST_TIMEOUT"),
+        description="Seconds a request may take where it does not set its own `timeout`",
+    )
+    num_threads: int = Field(
+        0,
+        ge=0,
+        le=1024,
+        validation_alias=_variable("SDBENTO_NUM_THREADS"),
+        description="CPU threads that torch computes with; 0: one a core",
+    )
+    log_level: LogLevel = Field(
+        "INFO",
+        validation_alias=_variable("SDBENTO_LOG_LEVEL"),
+        description="DEBUG, INFO, WARNING or ERROR",
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        sources = [init_settings, env_settings]
+        if path := os.environ.get("SDBENTO_CONFIG"):
+            sources.append(_yaml_source(settings_cls, path))
+        return tuple(sources)
+
+    @classmethod
+    def load(cls, **overrides: Any) -> Settings:
+        """Read all sources; `overrides` (by field name) win where they are not None.
+
+        Raises SettingsError with one line that names variable, value and what is allowed.
+        """
+        given = {name: value for name, value in overrides.items() if value is not None}
+        try:
+            return cls(**given)
+        except ValidationError as error:
+            raise SettingsError(_explain(error)) from None
+
+    @classmethod
+    def variables(cls) -> list[tuple[str, str, str]]:
+        """(variable, default, description) of every setting, for the README's table."""
+        return [
+            (_env_name(name), _show(field.default), field.description or "")
+            for name, field in cls.model_fields.items()
+        ]
+
+    def changed(self) -> list[tuple[str, str, str]]:
+        """(variable, value, default) of every setting that differs from its default."""
+        return [
+            (_env_name(name), _show(getattr(self, name)), _show(field.default))
+            for name, field in type(self).model_fields.items()
+            if getattr(self, name) != field.default
+        ]
+
+    def environment(self, **defaults: str) -> dict[str, str]:
+        """The environment in which a child, whatever its folder, reads these very settings."""
+        own = {_env_name(name): _absolute(value) for name, value in self if value is not None}
+        return {**defaults, **os.environ, **own, "SDBENTO_CONFIG": ""}
+
+
+def unknown_variables(environment: Mapping[str, str] = os.environ) -> list[str]:
+    """SDBENTO_ variables that no setting reads: misspelt ones, most likely."""
+    known = {"SDBENTO_CONFIG", *(_env_name(name) for name in Settings.model_fields)}
+    return sorted(name for name in environment if name.startswith("SDBENTO_") and name not in known)
+
+
+def _yaml_source(settings_cls: type[BaseSettings], path: str) -> YamlConfigSettingsSource:
+    if not Path(path).is_file():
+        raise SettingsError(f"SDBENTO_CONFIG={path!r}: no such file")
+    try:
+        return YamlConfigSettingsSource(settings_cls, yaml_file=path)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise SettingsError(f"SDBENTO_CONFIG={path!r}: not YAML: {reason}") from None
+    except (TypeError, ValueError):
+        raise SettingsError(
+            f"SDBENTO_CONFIG={path!r}: must be a mapping of settings to values"
+        ) from None
+
+
+def _env_name(field: str) -> str:
+    alias = Settings.model_fields[field].validation_alias
+    assert isinstance(alias, AliasChoices)
+    return str(alias.choices[0])
+
+
+def _show(value: object) -> str:
+    if value is None:
+        return "unset"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _absolute(value: object) -> str:
+    """A setting as a variable's text; what is a path here stays that path in other folders."""
+    if isinstance(value, str) and "/" in value and Path(value).exists():
+        value = Path(value)
+    return str(value.absolute()) if isinstance(value, Path) else _show(value)
+
+
+def _explain(error: ValidationError) -> str:
+    names = {name: _env_name(name) for name in Settings.model_fields}
+    lines = []
+    for item in error.errors():
+        place = str(item["loc"][0])
+        if item["type"] == "extra_forbidden":
+            lines.append(f"{place} is not a setting; known: {', '.join(names)}")
+            continue
+        variable = names.get(place, place)
+        problem = item["msg"][:1].lower() + item["msg"][1:]
+        lines.append(f"{variable}={item['input']!r}: {problem}")
+    return "; ".join(lines)

@@ -1,0 +1,315 @@
+"""From a model's files to modules on the device: the only `from_pretrained` of the project.
+
+Only safetensors are read. Where the hardware cannot do what the settings ask, the nearest right
+thing is done and the log says so. Knows nothing of who uses a model or for how long: `pipelines`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import psutil
+import torch
+import transformers
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers.loaders.single_file_utils import SingleFileComponentError
+from diffusers.models.attention_processor import AttnProcessor2_0, XFormersAttnProcessor
+
+from sdbento import hub
+from sdbento.catalog import ModelSpec, family_configs
+from sdbento.errors import ModelLoadFailed
+from sdbento.families import VAE_FACTOR, Family, refusal
+from sdbento.settings import Settings, SettingsError
+
+log = logging.getLogger(__name__)
+
+GB = 1e9
+GPU_SHARE, CPU_SHARE = 0.85, 0.6  # of the memory; the rest is for activations and everyone else
+CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+
+# diffusers and transformers patch torch.nn.Module for the whole process while they construct.
+_constructing = threading.Lock()
+
+
+@dataclass(eq=False)
+class Pipeline:
+    """A resident model: the stock pipeline's components, ready on `device`."""
+
+    spec: ModelSpec
+    pipe: Any = field(repr=False)  # StableDiffusionPipeline or StableDiffusionXLPipeline
+    device: torch.device
+    dtype: torch.dtype
+    vae_dtype: torch.dtype
+    nbytes: int
+
+    @property
+    def unet(self) -> Any:
+        return self.pipe.unet
+
+    @property
+    def vae(self) -> Any:
+        return self.pipe.vae
+
+    @property
+    def scheduler_config(self) -> dict[str, Any]:
+        """With the name of its class, which schedulers that were not loaded do not state."""
+        scheduler = self.pipe.scheduler
+        return {**scheduler.config, "_class_name": type(scheduler).__name__}
+
+    @property
+    def is_sdxl(self) -> bool:
+        return self.spec.family is Family.SDXL
+
+    @property
+    def latent_channels(self) -> int:
+        return int(self.unet.config.in_channels)
+
+    @property
+    def vae_scale_factor(self) -> int:
+        return int(self.pipe.vae_scale_factor)
+
+
+def choose_device(settings: Settings) -> torch.device:
+    """Raises SettingsError where a GPU is demanded and there is none."""
+    if settings.device == "cpu":
+        return torch.device("cpu")
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    if settings.device == "cuda":
+        raise SettingsError("SDBENTO_DEVICE='cuda': torch sees no GPU; allowed here: auto, cpu")
+    return torch.device("cpu")
+
+
+def choose_dtype(settings: Settings, device: torch.device) -> torch.dtype:
+    """What UNet and text encoders compute in: PRECISION, or the nearest that the device can do."""
+    if settings.precision == "fp32":
+        return torch.float32
+    if device.type != "cuda":
+        _say_once(f"PRECISION={settings.precision} needs a GPU: computing in fp32 on the CPU")
+        return torch.float32
+    if settings.precision == "bf16" and not _has_bf16():
+        _say_once("PRECISION=bf16 needs a newer GPU: computing in fp16")
+        return torch.float16
+    return torch.bfloat16 if settings.precision == "bf16" else torch.float16
+
+
+def choose_vae_dtype(spec: ModelSpec, force_upcast: bool, dtype: torch.dtype) -> torch.dtype:
+    """SDXL's VAE overflows in fp16 (black pictures): bf16 has the range, fp32 is the fallback."""
+    if dtype is torch.float16 and spec.family is Family.SDXL and force_upcast:
+        return torch.bfloat16 if _has_bf16() else torch.float32
+    return dtype
+
+
+def memory_budget_gb(settings: Settings) -> float:
+    """What resident models may take together. Raises SettingsError as `choose_device` does."""
+    if settings.memory_gb is not None:
+        return settings.memory_gb
+    device = choose_device(settings)
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return min(free, GPU_SHARE * total) / GB
+    return CPU_SHARE * host_memory()[0] / GB
+
+
+def host_memory() -> tuple[int, int]:
+    """(total, available) bytes; in a container, of what it may use."""
+    memory = psutil.virtual_memory()
+    try:
+        limit = int(CGROUP_LIMIT.read_text())
+    except (OSError, ValueError):  # no container, or one without a limit ("max")
+        return memory.total, memory.available
+    return min(memory.total, limit), min(
+        memory.available, limit - psutil.Process().memory_info().rss
+    )
+
+
+def memory_need(spec: ModelSpec, dtype: torch.dtype) -> int:
+    """Bytes to reserve before a model is loaded and can be measured."""
+    return int(spec.memory_gb * GB * dtype.itemsize / torch.float16.itemsize)
+
+
+def load(spec: ModelSpec, settings: Settings) -> Pipeline:
+    """Files to modules on the device. Blocking, for minutes where files must be downloaded.
+
+    Raises errors of the `errors` tree and whatever the libraries raise.
+    """
+    device = choose_device(settings)
+    dtype = choose_dtype(settings, device)
+    path = hub.fetch(spec.name, spec.sources, dtype is not torch.float32, settings.offline)
+    configs = _single_file_configs(spec, settings) if path.is_file() else None
+    pipe = _construct(spec, path, configs, dtype)
+    _check(spec, pipe)
+    _set_prediction(spec, pipe)
+    vae_dtype = choose_vae_dtype(spec, bool(pipe.vae.config.get("force_upcast")), dtype)
+    pipe.to(device)
+    if vae_dtype is not dtype:
+        pipe.vae.to(vae_dtype)
+    for module in modules(pipe):
+        module.eval().requires_grad_(False)
+    attention = _set_attention(pipe, settings, device)
+    pipeline = Pipeline(spec, pipe, device, dtype, vae_dtype, num_bytes(pipe))
+    log.info(
+        "model %s is on %s: %.2f GB, UNet %s, VAE %s, attention by %s",
+        *(spec.name, device, pipeline.nbytes / GB, dtype, vae_dtype, attention),
+    )
+    return pipeline
+
+
+def pull(
+    spec: ModelSpec, settings: Settings, progress: Callable[[str], None] = log.info
+) -> list[Path]:
+    """Download everything that `load` will need, without loading it; returns where it lies.
+
+    SDBENTO_DEVICE=cuda makes a machine without a GPU, such as an image builder, fetch for one.
+    """
+    on_gpu = settings.device != "cpu" and (settings.device == "cuda" or torch.cuda.is_available())
+    half = on_gpu and settings.precision != "fp32"
+    progress(f"{spec.name}: {'fp16' if half else 'fp32'} weights from {', '.join(spec.sources)}")
+    path = hub.fetch(spec.name, spec.sources, half, settings.offline)
+    configs = _single_file_configs(spec, settings) if path.is_file() else None
+    paths = [path] if configs is None else [path, configs]
+    progress(f"{spec.name}: complete in {', '.join(map(str, paths))}")
+    return paths
+
+
+def modules(pipe: Any) -> Iterator[torch.nn.Module]:
+    """The pipeline's networks."""
+    return (part for part in pipe.components.values() if isinstance(part, torch.nn.Module))
+
+
+def num_bytes(pipe: Any) -> int:
+    """Of all parameters and buffers."""
+    tensors = [t for module in modules(pipe) for t in (*module.parameters(), *module.buffers())]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _single_file_configs(spec: ModelSpec, settings: Settings) -> Path:
+    """A single file holds weights only: configurations and tokenizers are those of its family."""
+    configs = family_configs(spec.family)
+    try:
+        return hub.fetch_configs(configs.name, configs.sources, settings.offline)
+    except Exception as exc:
+        raise ModelLoadFailed(
+            f"model {spec.name} is a single file: it needs the configurations and tokenizers of "
+            f"{configs.name} (2 MB), which are not on this machine and cannot be downloaded now; "
+            f"`sdbento pull {configs.aliases[0]}` fetches them"
+        ) from exc
+
+
+def _options(spec: ModelSpec, dtype: torch.dtype) -> dict[str, Any]:
+    """What is left out is never used here: neither what judges pictures nor what marks them."""
+    options = {"dtype": dtype, "local_files_only": True, "feature_extractor": None}
+    if spec.family is Family.SDXL:
+        return {**options, "add_watermarker": False}
+    return {**options, "safety_checker": None, "requires_safety_checker": False}
+
+
+def _variant(spec: ModelSpec, folder: Path, half: bool) -> str | None:
+    index = hub.read_json(str(folder), hub.INDEX, offline=True)
+    weights = hub.needed_weights(spec.name, hub.local_files(folder), index, half)
+    return "fp16" if any(".fp16" in file for file in weights) else None
+
+
+def _construct(spec: ModelSpec, path: Path, configs: Path | None, dtype: torch.dtype) -> Any:
+    """The stock pipeline on the CPU, from a diffusers folder or from a single file."""
+    kind = StableDiffusionXLPipeline if spec.family is Family.SDXL else StableDiffusionPipeline
+    options = _options(spec, dtype)
+    with _constructing, _without_progress_bars():
+        if configs is not None:
+            try:
+                return kind.from_single_file(str(path), config=str(configs), **options)
+            except (NotImplementedError, SingleFileComponentError) as exc:  # left without data
+                raise ModelLoadFailed(
+                    f"model {spec.name}: weights of its UNet or VAE are not in the file"
+                ) from exc
+        variant = _variant(spec, path, half=dtype is not torch.float32)
+        return kind.from_pretrained(path, use_safetensors=True, variant=variant, **options)
+
+
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    """Theirs are for people who load by hand; downloads keep huggingface_hub's."""
+    libraries = (diffusers.utils.logging, transformers.utils.logging)
+    for library in libraries:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library in libraries:
+            library.enable_progress_bar()
+
+
+def _check(spec: ModelSpec, pipe: Any) -> None:
+    """That every weight was found and that latents are as large as the rest of us believes."""
+    for name, module in pipe.components.items():
+        tensors = module.named_parameters() if isinstance(module, torch.nn.Module) else ()
+        if missing := [key for key, tensor in tensors if tensor.is_meta]:
+            raise ModelLoadFailed(
+                f"model {spec.name}: {len(missing)} weights of its {name} are not in the file, "
+                f"{missing[0]} the first"
+            )
+    if pipe.vae_scale_factor != VAE_FACTOR:
+        raise refusal(spec.name, f"its VAE shrinks by {pipe.vae_scale_factor}, not {VAE_FACTOR}")
+
+
+def _set_prediction(spec: ModelSpec, pipe: Any) -> None:
+    """What a single file tells of its training and its family's configuration cannot know."""
+    changes: dict[str, Any] = {}
+    if spec.prediction_type is not None:
+        changes["prediction_type"] = spec.prediction_type
+    if spec.zero_snr:
+        changes |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    if changes:
+        pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **changes)
+
+
+def _set_attention(pipe: Any, settings: Settings, device: torch.device) -> str:
+    """xformers in the UNet where it is wanted and works, else SDPA; returns which."""
+    if settings.enable_xformers and _xformers_works(device):
+        pipe.unet.set_attn_processor(XFormersAttnProcessor())
+        return "xformers"
+    pipe.unet.set_attn_processor(AttnProcessor2_0())
+    return "SDPA"
+
+
+@cache
+def _xformers_works(device: torch.device) -> bool:
+    if device.type != "cuda":
+        _say_once("ENABLE_XFORMERS needs a GPU: using torch's own attention (SDPA)")
+        return False
+    if importlib.util.find_spec("xformers") is None:
+        _say_once("xformers is not installed: using torch's own attention (SDPA)")
+        return False
+    try:
+        from xformers.ops import memory_efficient_attention
+
+        probe = torch.randn(1, 16, 1, 64, device=device, dtype=torch.float16)
+        memory_efficient_attention(probe, probe, probe)
+    except Exception as exc:  # a build for another torch or GPU fails in many ways
+        _say_once(f"xformers does not work here ({exc}): using torch's own attention (SDPA)")
+        return False
+    return True
+
+
+def _has_bf16() -> bool:
+    return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+
+
+@cache
+def _say_once(message: str) -> None:
+    log.info(message)
+
+
+def free_unused(device: torch.device) -> None:
+    """Hand the memory of dropped models back to the driver."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

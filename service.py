@@ -1,0 +1,94 @@
+"""The BentoML service: typed endpoints, lifecycle, and the doors it mounts.
+
+Start it with `bentoml serve` (or `sdbento serve`). The engine lives in this process, on a thread of
+its own; the handlers only wait for it. They are async and never block.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+import bentoml
+from PIL.Image import Image as PILImage
+from starlette.responses import Response
+
+from sdbento.app import App
+from sdbento.doors import catalogue
+from sdbento.doors.http import Guard, reported, reported_stream, server_sent_events
+from sdbento.errors import InvalidParameter
+from sdbento.images import MEDIA_TYPES
+from sdbento.schemas import MAX_TIMEOUT, GenerateRequest, GenerateResponse
+from sdbento.settings import Settings, SettingsError
+
+get_routes = catalogue.create()
+
+
+@bentoml.service(
+    name="sdbento",
+    workers=1,
+    # The engine has deadlines of its own; BentoML's would cut them short at 60 s.
+    traffic={"timeout": MAX_TIMEOUT + 60},
+)
+@bentoml.asgi_app(get_routes, path="/")
+class StableDiffusion:
+    """Text to image with Stable Diffusion 1.5, 2.1 and XL."""
+
+    def __init__(self) -> None:
+        try:
+            settings = Settings.load()
+        except SettingsError as error:
+            sys.exit(f"sdbento: {error}")
+        logging.getLogger("sdbento").setLevel(settings.log_level)
+        self.app = get_routes.state.app = App(settings)
+        self.app.start()
+
+    @bentoml.on_shutdown
+    def close(self) -> None:
+        self.app.close()
+
+    async def __is_ready__(self) -> bool:
+        return self.app.ready
+
+    async def __is_alive__(self) -> bool:
+        return self.app.engine.alive
+
+    @bentoml.api
+    @reported
+    async def generate(self, request: GenerateRequest, /) -> GenerateResponse:
+        """Make images; the answer is JSON with base64 images, their seeds and all parameters."""
+        return await self.app.generate(request)
+
+    @bentoml.api
+    @reported
+    async def txt2img(self, request: GenerateRequest, /) -> PILImage:
+        """Make one image; the answer is the image itself."""
+        if request.num_images != 1:
+            raise InvalidParameter(
+                f"num_images must be 1 on /txt2img, which answers with one image; "
+                f"given: {request.num_images}. Use /generate for more",
+                param="num_images",
+            )
+        result = await self.app.run(request)
+        return Response(  # type: ignore[return-value]  # sent as it is, parameters embedded
+            result.encode(),
+            media_type=MEDIA_TYPES[request.output_format],
+            headers={"X-Seed": str(result.seeds[0])},
+        )
+
+    @bentoml.api
+    @reported_stream
+    async def generate_stream(self, request: GenerateRequest, /) -> AsyncGenerator[str, None]:
+        """Make images and tell of it as server-sent events: queued, step, preview, done, error."""
+        async with aclosing(server_sent_events(self.app.stream(request))) as events:
+            async for event in events:
+                yield event
+
+
+StableDiffusion.add_asgi_middleware(  # type: ignore[attr-defined]  # it is a Service by now
+    Guard,
+    load_settings=Settings.load,
+    request_paths=["/generate", "/txt2img", "/generate_stream"],
+)

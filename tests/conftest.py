@@ -1,0 +1,39 @@
+"""What all tests share: no network, nobody's settings, no tracking."""
+
+from __future__ import annotations
+
+import os
+
+import hypothesis
+import pytest
+
+from sdbento.settings import Settings
+
+# Read when the libraries are imported, here and in the processes that tests start.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["BENTOML_DO_NOT_TRACK"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["OMP_NUM_THREADS"] = "1"  # tiny models: threads would only wait for each other
+
+# The same examples in every run, and no failure for a machine that is busy.
+hypothesis.settings.register_profile(
+    "sdbento",
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("sdbento")
+
+SETTINGS = ["SDBENTO_CONFIG", *(variable for variable, *_ in Settings.variables())]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_bentoml_home(tmp_path_factory: pytest.TempPathFactory) -> None:
+    os.environ["BENTOML_HOME"] = str(tmp_path_factory.mktemp("bentoml"))
+
+
+@pytest.fixture(autouse=True)
+def _default_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests start from the defaults, whatever the developer has set."""
+    for variable in SETTINGS:
+        monkeypatch.delenv(variable, raising=False)

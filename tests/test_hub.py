@@ -1,0 +1,157 @@
+"""Which files of a repository are needed, and from which mirror they come."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
+
+from sdbento import hub
+from sdbento.errors import ModelLoadFailed, UnsupportedModel
+from tests.tiny import save_tiny
+
+INDEX = {"unet": ["diffusers", "UNet2DConditionModel"], "tokenizer": ["transformers", "CLIP"]}
+FULL, HALF = (
+    "unet/diffusion_pytorch_model.safetensors",
+    "unet/diffusion_pytorch_model.fp16.safetensors",
+)
+SHARDS = [
+    "unet/diffusion_pytorch_model.fp16-00001-of-00002.safetensors",
+    "unet/diffusion_pytorch_model.fp16-00002-of-00002.safetensors",
+    "unet/diffusion_pytorch_model.safetensors.index.fp16.json",
+]
+CLUTTER = [
+    "unet/diffusion_pytorch_model.bin",
+    "unet/diffusion_pytorch_model.non_ema.safetensors",
+    "unet/model.onnx",
+    "sd_xl_base_1.0.safetensors",
+    "safety_checker/model.safetensors",
+]
+
+
+@pytest.mark.parametrize(
+    ("files", "half", "chosen"),
+    [
+        ([FULL, HALF], True, [HALF]),
+        ([FULL, HALF], False, [FULL]),
+        ([FULL], True, [FULL]),
+        ([HALF], False, [HALF]),
+        ([FULL, *SHARDS], True, SHARDS),
+        (["unet/model.safetensors"], True, ["unet/model.safetensors"]),
+    ],
+)
+def test_one_variant_of_the_weights_is_needed(
+    files: list[str], half: bool, chosen: list[str]
+) -> None:
+    assert hub.needed_weights("m", [*files, *CLUTTER], INDEX, half) == chosen
+
+
+def test_pickled_weights_alone_are_refused() -> None:
+    with pytest.raises(UnsupportedModel, match="pickled weights only"):
+        hub.needed_weights("m", CLUTTER[:1], INDEX, half=False)
+
+
+class FakeHub:
+    """Repositories by name; an exception stands for one that cannot be had."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, **repositories: Path | Exception) -> None:
+        self.repositories = repositories
+        self.cached: set[str] = set()
+        self.patterns: list[str] = []
+        self.asked: list[tuple[str, bool]] = []
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(hub, "hf_hub_download", self.download)
+        monkeypatch.setattr(hub, "snapshot_download", self.snapshot)
+        monkeypatch.setattr(hub, "HfApi", lambda: self)
+
+    def find(self, source: str, local: bool = False) -> Path:
+        self.asked.append((source, local))
+        if local and source not in self.cached:
+            raise LocalEntryNotFoundError("not cached")
+        found = self.repositories[source]
+        if isinstance(found, Exception) and not local:
+            raise found
+        assert isinstance(found, Path)
+        return found
+
+    def download(self, source: str, path: str, *, local_files_only: bool) -> str:
+        return str(self.find(source, local_files_only) / path)
+
+    def snapshot(
+        self, source: str, *, local_files_only: bool = False, allow_patterns: Any = None
+    ) -> str:
+        self.patterns = allow_patterns
+        return str(self.find(source, local_files_only))
+
+    def list_repo_files(self, source: str) -> list[str]:
+        return [*hub.local_files(self.find(source)), *CLUTTER, "README.md", "LICENSE"]
+
+
+def gone() -> Exception:
+    return RepositoryNotFoundError.__new__(RepositoryNotFoundError)
+
+
+@pytest.fixture
+def remote(tmp_path: Path) -> Path:
+    return save_tiny("sdxl", tmp_path / "remote")
+
+
+def test_only_what_is_needed_is_downloaded(remote: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeHub(monkeypatch, main=remote)
+    assert hub.fetch("m", ["main"], half=True, offline=False) == remote
+    assert sorted(fake.patterns) == sorted(hub.local_files(remote))
+
+
+def test_configurations_come_without_weights(remote: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeHub(monkeypatch, main=remote)
+    hub.fetch_configs("m", ["main"], offline=False)
+    assert not any(pattern.endswith(".safetensors") for pattern in fake.patterns)
+    assert "tokenizer_2/tokenizer.json" in fake.patterns
+    assert "vae/config.json" in fake.patterns
+
+
+def test_the_next_mirror_is_tried_when_one_is_gone(
+    remote: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = FakeHub(monkeypatch, first=gone(), second=remote)
+    assert hub.fetch("m", ["first", "second"], half=False, offline=False) == remote
+    assert fake.asked[0] == ("first", False)
+
+
+def test_without_a_network_the_cache_serves_and_no_mirror_is_waited_for(
+    remote: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = FakeHub(monkeypatch, first=ConnectionError(), second=remote)
+    fake.cached = {"second"}
+    assert hub.fetch("m", ["first", "second"], half=False, offline=False) == remote
+    assert ("second", False) not in fake.asked
+
+
+def test_offline_nothing_is_asked_of_the_network(
+    remote: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = FakeHub(monkeypatch, first=remote)
+    with pytest.raises(LocalEntryNotFoundError):
+        hub.fetch("m", ["first"], half=False, offline=True)
+    assert all(local for _, local in fake.asked)
+
+
+@pytest.mark.parametrize("file", [FULL, "vae/diffusion_pytorch_model.safetensors"])
+def test_an_incomplete_cache_is_told_so(
+    file: str, remote: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    FakeHub(monkeypatch, main=remote).cached.add("main")
+    (remote / file).unlink()
+    with pytest.raises(ModelLoadFailed):
+        hub.fetch("m", ["main"], half=False, offline=True)
+
+
+def test_the_mirrors_failure_is_told_rather_than_that_the_original_is_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    FakeHub(monkeypatch, first=gone(), second=ConnectionError("the cable"))
+    with pytest.raises(ConnectionError, match="the cable"):
+        hub.fetch("m", ["first", "second"], half=False, offline=False)

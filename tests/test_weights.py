@@ -1,0 +1,274 @@
+"""Files become modules: the right weights, in the right precision, ready to use."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers.models.attention_processor import AttnProcessor2_0
+from safetensors.torch import load_file, save_file
+
+from sdbento import hub, weights
+from sdbento.catalog import Catalog, ModelSpec
+from sdbento.errors import ModelLoadFailed, UnsupportedModel
+from sdbento.families import Family
+from sdbento.settings import Settings, SettingsError
+from sdbento.weights import (
+    choose_device,
+    choose_dtype,
+    choose_vae_dtype,
+    host_memory,
+    load,
+    memory_budget_gb,
+    memory_need,
+    pull,
+)
+from tests.checkpoints import save_tiny_checkpoint
+from tests.tiny import save_tiny, tiny_pipeline
+
+GPU = torch.device("cuda")
+
+
+def settings(**fields: Any) -> Settings:
+    return Settings.load(**{"sd_model": "shapes", "device": "cpu", "offline": True, **fields})
+
+
+def resolve(path: Path) -> ModelSpec:
+    return Catalog(settings()).resolve(str(path))
+
+
+def spec(family: Family, source: Path, **fields: Any) -> ModelSpec:
+    return ModelSpec("mine", family, (str(source),), 64, 64, 4, 5.0, None, 0.1, **fields)
+
+
+def assert_same_networks(pipe: Any, family: Family) -> None:
+    for name, part in tiny_pipeline(family).components.items():
+        if isinstance(part, torch.nn.Module):
+            loaded, original = getattr(pipe, name).state_dict(), part.state_dict()
+            assert loaded.keys() == original.keys()
+            assert all(torch.equal(loaded[key], original[key]) for key in original), name
+
+
+@pytest.mark.parametrize("family", Family)
+def test_a_folder_is_loaded_ready_to_use(family: Family, tmp_path: Path) -> None:
+    pipeline = load(resolve(save_tiny(family, tmp_path / "mine")), settings())
+    assert_same_networks(pipeline.pipe, family)
+    assert pipeline.is_sdxl == (family is Family.SDXL)
+    original = tiny_pipeline(family).scheduler.config
+    told = {key: value for key, value in original.items() if key[0] != "_"}
+    assert pipeline.scheduler_config.items() >= told.items()
+    assert pipeline.scheduler_config["_class_name"] == original["_class_name"]
+    assert pipeline.nbytes == weights.num_bytes(tiny_pipeline(family))
+    for module in weights.modules(pipeline.pipe):
+        assert not module.training
+        assert not any(parameter.requires_grad for parameter in module.parameters())
+        assert {parameter.dtype for parameter in module.parameters()} == {torch.float32}
+
+
+def test_what_judges_or_marks_pictures_is_not_loaded(tmp_path: Path) -> None:
+    pipe = load(resolve(save_tiny("sd15", tmp_path / "a")), settings()).pipe
+    assert pipe.safety_checker is pipe.feature_extractor is None
+    assert load(resolve(save_tiny("sdxl", tmp_path / "b")), settings()).pipe.watermark is None
+
+
+@pytest.mark.parametrize("family", Family)
+def test_a_single_file_gives_the_networks_of_its_folder(
+    family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs = save_tiny(family, tmp_path / "configs")
+    for path in configs.rglob("*.safetensors"):
+        path.unlink()
+    monkeypatch.setattr(hub, "fetch_configs", lambda *_: configs)
+    file = save_tiny_checkpoint(family, tmp_path / "mine.safetensors")
+    pipeline = load(spec(family, file), settings())
+    assert_same_networks(pipeline.pipe, family)
+    assert (
+        pipeline.pipe.tokenizer("a cat").input_ids
+        == tiny_pipeline(family).tokenizer("a cat").input_ids
+    )
+
+
+def test_a_single_files_prediction_type_outdoes_its_familys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs = save_tiny("sdxl", tmp_path / "configs")
+    monkeypatch.setattr(hub, "fetch_configs", lambda *_: configs)
+    file = save_tiny_checkpoint("sdxl", tmp_path / "mine.safetensors")
+    wanted = spec(Family.SDXL, file, prediction_type="v_prediction", zero_snr=True)
+    config = load(wanted, settings()).scheduler_config
+    assert config["prediction_type"] == "v_prediction"
+    assert config["rescale_betas_zero_snr"] is True
+    assert config["timestep_spacing"] == "trailing"
+
+
+@pytest.mark.parametrize(
+    ("lacking", "reason"),
+    [
+        ("model.diffusion_model.out.2.bias", "weights of its UNet or VAE are not in the file"),
+        (
+            "cond_stage_model.transformer.text_model.final_layer_norm.bias",
+            r"1 weights of its text_encoder .* final_layer_norm\.bias",
+        ),
+    ],
+)
+def test_a_single_file_that_lacks_weights_is_told_so(
+    lacking: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs = save_tiny("sd15", tmp_path / "configs")
+    monkeypatch.setattr(hub, "fetch_configs", lambda *_: configs)
+    file = save_tiny_checkpoint("sd15", tmp_path / "mine.safetensors")
+    tensors = load_file(file)
+    del tensors[lacking]
+    save_file(tensors, file)
+    with pytest.raises(ModelLoadFailed, match=reason):
+        load(spec(Family.SD15, file), settings())
+
+
+def test_a_single_file_without_its_familys_configurations_says_how_to_get_them(
+    tmp_path: Path,
+) -> None:
+    file = save_tiny_checkpoint("sd21", tmp_path / "mine.safetensors")
+    with pytest.raises(ModelLoadFailed, match="`sdbento pull sd21` fetches them"):
+        load(spec(Family.SD21, file), settings())
+
+
+def test_fp16_variants_are_taken_where_they_are_wanted_or_all_there_is(tmp_path: Path) -> None:
+    folder = save_tiny("sd15", tmp_path / "mine", variant="fp16")
+    mine = resolve(folder)
+    assert weights._variant(mine, folder, half=True) == "fp16"
+    assert_same_networks(load(mine, settings()).pipe, Family.SD15)
+    save_tiny("sd15", folder)
+    assert weights._variant(mine, folder, half=True) == "fp16"
+    assert weights._variant(mine, folder, half=False) is None
+
+
+def test_a_vae_of_another_factor_is_refused(tmp_path: Path, monkeypatch: Any) -> None:
+    mine = resolve(save_tiny("sd15", tmp_path / "mine"))
+    monkeypatch.setattr(weights, "VAE_FACTOR", 16)
+    with pytest.raises(UnsupportedModel, match="its VAE shrinks by 8"):
+        load(mine, settings())
+
+
+def test_attention_is_torchs_own_where_there_is_no_gpu(tmp_path: Path, caplog: Any) -> None:
+    caplog.set_level(logging.INFO)
+    pipeline = load(resolve(save_tiny("sd15", tmp_path / "mine")), settings())
+    assert {type(p) for p in pipeline.unet.attn_processors.values()} == {AttnProcessor2_0}
+    assert "attention by SDPA" in caplog.text
+
+
+def test_the_log_says_once_that_a_cpu_computes_in_fp32(caplog: Any) -> None:
+    weights._say_once.cache_clear()
+    caplog.set_level(logging.INFO)
+    for _ in range(2):
+        assert choose_dtype(settings(precision="fp16"), torch.device("cpu")) is torch.float32
+    assert caplog.text.count("PRECISION=fp16 needs a GPU") == 1
+
+
+@pytest.mark.parametrize(
+    ("precision", "has_bf16", "dtype"),
+    [
+        ("fp16", False, torch.float16),
+        ("bf16", True, torch.bfloat16),
+        ("bf16", False, torch.float16),
+        ("fp32", True, torch.float32),
+    ],
+)
+def test_a_gpu_computes_in_what_it_can(
+    precision: str, has_bf16: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weights, "_has_bf16", lambda: has_bf16)
+    assert choose_dtype(settings(precision=precision), GPU) is dtype
+
+
+@pytest.mark.parametrize(
+    ("family", "force_upcast", "dtype", "has_bf16", "expected"),
+    [
+        ("sdxl", True, torch.float16, True, torch.bfloat16),
+        ("sdxl", True, torch.float16, False, torch.float32),
+        ("sdxl", False, torch.float16, True, torch.float16),
+        ("sdxl", True, torch.float32, True, torch.float32),
+        ("sd15", True, torch.float16, True, torch.float16),
+    ],
+)
+def test_sdxls_vae_is_never_decoded_in_fp16(
+    family: str,
+    force_upcast: bool,
+    dtype: torch.dtype,
+    has_bf16: bool,
+    expected: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(weights, "_has_bf16", lambda: has_bf16)
+    mine = spec(Family(family), Path("/nowhere"))
+    assert choose_vae_dtype(mine, force_upcast, dtype) is expected
+
+
+def test_a_gpu_that_is_demanded_and_not_there_is_a_bad_setting(monkeypatch: Any) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SettingsError, match="SDBENTO_DEVICE='cuda'"):
+        choose_device(settings(device="cuda"))
+    assert choose_device(settings(device="auto")) == torch.device("cpu")
+
+
+def test_the_budget_is_what_is_set_or_a_share_of_the_memory(monkeypatch: Any) -> None:
+    assert memory_budget_gb(settings(memory_gb=3.5)) == 3.5
+    total, available = host_memory()
+    assert 0 < available <= total
+    assert memory_budget_gb(settings()) == pytest.approx(0.6 * total / 1e9)
+    monkeypatch.setattr(weights, "choose_device", lambda _: GPU)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (79 * 10**9, 80 * 10**9))
+    assert memory_budget_gb(settings()) == pytest.approx(68)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (20 * 10**9, 80 * 10**9))
+    assert memory_budget_gb(settings()) == pytest.approx(20)
+
+
+def test_a_containers_limit_is_the_machines_memory(tmp_path: Path, monkeypatch: Any) -> None:
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(weights, "CGROUP_LIMIT", limit)
+    total, _ = host_memory()
+    limit.write_text("max\n")
+    assert host_memory()[0] == total
+    limit.write_text(f"{10**9}\n")
+    assert host_memory()[0] == 10**9
+
+
+def test_fp32_needs_twice_the_memory() -> None:
+    sdxl = Catalog(settings()).resolve("sdxl")
+    assert memory_need(sdxl, torch.float16) == sdxl.memory_gb * 10**9
+    assert memory_need(sdxl, torch.float32) == 2 * sdxl.memory_gb * 10**9
+
+
+@pytest.mark.parametrize(
+    ("fields", "half"),
+    [
+        ({"device": "cuda"}, True),  # an image builder, which has no GPU
+        ({"device": "cuda", "precision": "fp32"}, False),
+        ({"device": "cpu"}, False),
+    ],
+)
+def test_pulling_fetches_what_loading_will_need(
+    fields: dict[str, Any], half: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+
+    def fetch(name: str, sources: Any, half: bool, offline: bool) -> Path:
+        asked.append(half)
+        return tmp_path
+
+    monkeypatch.setattr(hub, "fetch", fetch)
+    said: list[str] = []
+    wanted = Catalog(settings()).resolve("sdxl")
+    assert pull(wanted, settings(**fields), said.append) == [tmp_path]
+    assert asked == [half]
+    assert "stabilityai/stable-diffusion-xl-base-1.0" in said[0]
+
+
+def test_pulling_a_single_file_fetches_its_familys_configurations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = save_tiny_checkpoint("sdxl", tmp_path / "mine.safetensors")
+    monkeypatch.setattr(hub, "fetch_configs", lambda *_: tmp_path)
+    assert pull(spec(Family.SDXL, file), settings()) == [file, tmp_path]

@@ -1,0 +1,174 @@
+"""Tiny random pipelines of the three families: the real architectures, a few hundred kB each.
+
+Nothing is downloaded: networks are made from configurations, the tokenizer by code. The VAE shrinks
+by 8 as the real ones do, so sizes behave as in reality; widths are as small as the architectures
+allow. Every tensor follows from `seed`, and text reaches the picture strongly enough to be tested.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from tokenizers import pre_tokenizers
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+)
+
+MAX_TOKENS = 77
+HIDDEN, HIDDEN_2 = 32, 48  # of the text encoders; diffusers tells them apart by their widths
+TIME_ID_WIDTH = 8
+START, END = "<|startoftext|>", "<|endoftext|>"
+MERGES = [("a", "t</w>"), ("c", "at</w>"), ("d", "o"), ("do", "g</w>"), ("w", "o"), ("wo", "r")]
+
+CROSS_ATTENTION = {
+    "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+}
+UNETS: dict[str, dict[str, Any]] = {
+    "sd15": {**CROSS_ATTENTION, "attention_head_dim": 2, "cross_attention_dim": HIDDEN},
+    "sd21": {
+        **CROSS_ATTENTION,
+        "attention_head_dim": (1, 2, 2),
+        "cross_attention_dim": HIDDEN,
+        "use_linear_projection": True,
+    },
+    "sdxl": {
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "attention_head_dim": (1, 2, 2),
+        "cross_attention_dim": HIDDEN + HIDDEN_2,
+        "transformer_layers_per_block": (1, 1, 2),
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": TIME_ID_WIDTH,
+        "projection_class_embeddings_input_dim": 6 * TIME_ID_WIDTH + HIDDEN_2,
+    },
+}
+NOISE: dict[str, Any] = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "steps_offset": 1,
+}
+SCHEDULERS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "sd15": (PNDMScheduler, {"skip_prk_steps": True, "set_alpha_to_one": False}),
+    "sd21": (
+        DDIMScheduler,
+        {"clip_sample": False, "set_alpha_to_one": False, "prediction_type": "v_prediction"},
+    ),
+    "sdxl": (EulerDiscreteScheduler, {"timestep_spacing": "leading"}),
+}
+
+
+@cache
+def tiny_pipeline(family: str, seed: int = 0) -> Any:
+    """A stock diffusers pipeline, fp32, in evaluation mode; made once a process and shared."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        components = {
+            "unet": _unet(family),
+            "vae": _vae(),
+            "scheduler": _scheduler(family),
+            "tokenizer": _tokenizer("!" if family == "sd21" else END),
+            "text_encoder": _text_encoder("quick_gelu" if family != "sd21" else "gelu"),
+        }
+        if family == "sdxl":
+            components["tokenizer_2"] = _tokenizer("!")
+            components["text_encoder_2"] = _text_encoder(
+                "gelu", CLIPTextModelWithProjection, HIDDEN_2
+            )
+        for component in components.values():
+            if isinstance(component, torch.nn.Module):
+                _strengthen(component)
+                component.eval().requires_grad_(False)
+    if family == "sdxl":
+        return StableDiffusionXLPipeline(**components, add_watermarker=False)
+    return StableDiffusionPipeline(
+        **components, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+    )
+
+
+def save_tiny(family: str, folder: Path, seed: int = 0, variant: str | None = None) -> Path:
+    """Write the pipeline as a diffusers folder with safetensors; returns `folder`."""
+    tiny_pipeline(family, seed).save_pretrained(folder, safe_serialization=True, variant=variant)
+    return folder
+
+
+def _unet(family: str) -> Any:
+    return UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(8, 16, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        **UNETS[family],
+    )
+
+
+def _vae() -> Any:
+    return AutoencoderKL(
+        block_out_channels=(4, 8, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=64,
+    )
+
+
+def _scheduler(family: str) -> Any:
+    """As the families' own repositories have it; made as a loaded one, which states its class."""
+    kind, options = SCHEDULERS[family]
+    return kind.from_config({**NOISE, **options, "_class_name": kind.__name__})
+
+
+def _tokenizer(pad_token: str) -> Any:
+    """CLIP's byte-level tokenizer: all bytes, alone and ending a word, and a few merges."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = [*alphabet, *(f"{letter}</w>" for letter in alphabet)]
+    tokens += [*(left + right for left, right in MERGES), START, END]
+    vocab = {token: i for i, token in enumerate(tokens)}
+    return CLIPTokenizer(
+        vocab=vocab, merges=MERGES, pad_token=pad_token, model_max_length=MAX_TOKENS
+    )
+
+
+def _text_encoder(activation: str, kind: Any = CLIPTextModel, hidden: int = HIDDEN) -> Any:
+    vocab_size = 2 * 256 + len(MERGES) + 2
+    config = CLIPTextConfig(
+        vocab_size=vocab_size,
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        projection_dim=hidden,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=MAX_TOKENS,
+        hidden_act=activation,
+        bos_token_id=vocab_size - 2,
+        eos_token_id=vocab_size - 1,
+        pad_token_id=vocab_size - 1,
+    )
+    return kind(config)
+
+
+def _strengthen(module: torch.nn.Module) -> None:
+    """Make up for what random initialisation dampens: every input should move the output."""
+    for name, parameter in module.named_parameters():
+        if "embedding" in name and "time" not in name:
+            parameter.data *= 10
+        elif parameter.dim() > 1:
+            parameter.data *= 1.5

@@ -1,0 +1,153 @@
+"""Scores the `shapes` model: pictures of 200 prompts, judged from their pixels.
+
+The judge itself is first put to true drawings, and to the same drawings sent through the
+autoencoder, which is the best that the UNet could reach.
+"""
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline
+from PIL import Image
+
+from draw import Scene, caption_of, paint, sample_scene
+from judge import Picture, judge, marks
+
+PIPELINE = Path(__file__).parent / "out" / "pipeline"
+SCHEDULERS = {"ddim": DDIMScheduler, "dpm++2m": DPMSolverMultistepScheduler}
+ASPECTS = ("background", "colour", "shape", "size")
+Prompt = tuple[Scene, str]
+
+
+def sample_prompts(count: int) -> list[Prompt]:
+    """Captions as people type them; all name the colour, seven of ten the background."""
+    rng = np.random.default_rng(200)
+    prompts: list[Prompt] = []
+    while len(prompts) < count:
+        named = rng.random() < 0.7
+        scene = sample_scene(rng, named)
+        caption = caption_of(scene, rng, named)
+        if f"{scene.colour} {scene.shape}" in caption:
+            prompts.append((scene, caption))
+    return prompts
+
+
+def names_size(caption: str) -> bool:
+    """Whether the caption asks for a size at all; only then is the size scored."""
+    return any(word in caption.split() for word in ("small", "little", "tiny", "large", "big"))
+
+
+def paint_prompts(
+    pipeline: StableDiffusionPipeline, captions: Sequence[str], steps: int, guidance: float
+) -> list[Image.Image]:
+    """One picture a caption; the seed is the caption's place in the list."""
+    pictures: list[Image.Image] = []
+    for start in range(0, len(captions), 20):
+        batch = list(captions[start : start + 20])
+        seeds = [torch.Generator().manual_seed(start + i) for i in range(len(batch))]
+        pictures += pipeline(
+            batch,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            height=128,
+            width=128,
+            generator=seeds,
+        ).images
+    return pictures
+
+
+@torch.no_grad()
+def through_vae(pipeline: StableDiffusionPipeline, pictures: Sequence[Picture]) -> list[Picture]:
+    """The pictures encoded and decoded again."""
+    decoded: list[Picture] = []
+    for start in range(0, len(pictures), 20):
+        pixels = torch.from_numpy(np.stack(pictures[start : start + 20])).permute(0, 3, 1, 2)
+        latents = pipeline.vae.encode(pixels / 127.5 - 1).latent_dist.mode()
+        output = pipeline.vae.decode(latents).sample.permute(0, 2, 3, 1)
+        decoded += list((output.clamp(-1, 1) * 127.5 + 127.5).numpy())
+    return decoded
+
+
+def all_right(result: dict[str, bool]) -> bool:
+    """Whether everything but the size is as asked."""
+    return all(result[name] for name in ASPECTS[:3])
+
+
+def rates(prompts: Sequence[Prompt], pictures: Sequence[Picture]) -> dict[str, float]:
+    """The part of the prompts that each aspect, and all but the size, got right."""
+    results = [marks(judge(p), scene) for p, (scene, _) in zip(pictures, prompts, strict=True)]
+    asked = [names_size(caption) for _, caption in prompts]
+    part = {name: float(np.mean([r[name] for r in results])) for name in ASPECTS}
+    part["all three"] = float(np.mean([all_right(r) for r in results]))
+    part["size"] = float(
+        np.mean([r["size"] for r, sized in zip(results, asked, strict=True) if sized])
+    )
+    return part
+
+
+def report(title: str, prompts: Sequence[Prompt], pictures: Sequence[Picture]) -> None:
+    """Prints one line of the score table."""
+    cells = (f"{name} {100 * rate:.1f}%" for name, rate in rates(prompts, pictures).items())
+    print(f"{title}: {', '.join(cells)}", flush=True)
+
+
+def report_mistakes(prompts: Sequence[Prompt], pictures: Sequence[Picture]) -> None:
+    """Lists the prompts whose picture is wrong, with what the judge saw."""
+    for i, ((scene, caption), picture) in enumerate(zip(prompts, pictures, strict=True)):
+        verdict = judge(picture)
+        if not all_right(marks(verdict, scene)):
+            print(f"{i:4} {caption!r} ({scene.background}): {verdict}")
+
+
+def save_grid(pictures: Sequence[Image.Image], columns: int, path: Path) -> None:
+    """All pictures on one sheet."""
+    rows = -(-len(pictures) // columns)
+    width, height = pictures[0].size
+    sheet = Image.new("RGB", (columns * width, rows * height))
+    for i, picture in enumerate(pictures):
+        sheet.paste(picture, (i % columns * width, i // columns * height))
+    sheet.save(path, optimize=True)
+
+
+def load_pipeline(folder: Path, scheduler: str) -> StableDiffusionPipeline:
+    """The stock pipeline in float32, with one of the two schedulers."""
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    pipeline.scheduler = SCHEDULERS[scheduler].from_config(pipeline.scheduler.config)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def main() -> None:
+    """Scores the judge, the autoencoder and the model."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", type=Path, default=PIPELINE)
+    parser.add_argument("--prompts", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--guidance", type=float, default=4.0)
+    parser.add_argument("--scheduler", choices=SCHEDULERS, default="ddim")
+    parser.add_argument("--sheet", type=Path, help="write all pictures to this file")
+    parser.add_argument("--mistakes", action="store_true", help="list what went wrong")
+    options = parser.parse_args()
+    pipeline = load_pipeline(options.model, options.scheduler)
+    prompts = sample_prompts(options.prompts)
+    drawings = [paint(scene) for scene, _ in prompts]
+    report("true drawings", prompts, drawings)
+    report("through the autoencoder", prompts, through_vae(pipeline, drawings))
+    started = time.monotonic()
+    captions = [caption for _, caption in prompts]
+    images = paint_prompts(pipeline, captions, options.steps, options.guidance)
+    seconds = time.monotonic() - started
+    pictures = [np.asarray(image, dtype=np.float32) for image in images]
+    report(f"model, {len(prompts)} prompts in {seconds:.0f} s", prompts, pictures)
+    if options.mistakes:
+        report_mistakes(prompts, pictures)
+    if options.sheet:
+        save_grid(images, 20, options.sheet)
+
+
+if __name__ == "__main__":
+    main()
