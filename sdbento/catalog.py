@@ -1,6 +1,6 @@
 """Model names, and what each stands for: family, where it comes from, defaults.
 
-A name is looked up in the catalogue (models/catalog.yaml), in the models folder, then among local
+A name is looked up in the catalogue (configs/models.yaml), in the models folder, then among local
 paths and Hub ids; where SDBENTO_ALLOW_ANY_MODEL is off, only the default model's may be one of the
 latter. Reads small files only, never weights. Knows nothing of loading or of devices.
 """
@@ -25,7 +25,9 @@ from sdbento.settings import Settings
 
 log = logging.getLogger(__name__)
 
-CATALOG_FILE = Path(__file__).parent / "models" / "catalog.yaml"
+PACKAGE = Path(__file__).parent
+CATALOG_FILE = PACKAGE.parent / "configs" / "models.yaml"  # a wheel, too, has it beside the package
+BUNDLED = "bundled:"
 MAX_CACHED = 256  # models that are neither catalogued nor resident
 BYTES_HALF = 2
 ACTIVATIONS = 1.4  # memory of a running model over that of its weights
@@ -154,7 +156,7 @@ class Catalog:
 
 @cache
 def catalogued() -> tuple[ModelSpec, ...]:
-    """The models of models/catalog.yaml."""
+    """The models of configs/models.yaml."""
     return tuple(_entry(**entry) for entry in _document()["models"])
 
 
@@ -177,7 +179,7 @@ def _entry(
         fields["latent_rgb"] = _matrix(fields["latent_rgb"])
     return ModelSpec(
         family=Family(family),
-        sources=tuple(_beside(source) for source in sources),
+        sources=tuple(_locate(source) for source in sources),
         aliases=tuple(aliases),
         **{**_defaults(Family(family)), **fields},
     )
@@ -189,9 +191,10 @@ def _defaults(family: Family) -> dict[str, Any]:
     return {"sampler": None, **{field: given[field] for field in chosen}}
 
 
-def _beside(source: str) -> str:
-    """`./folder` lies beside the catalogue; anything else is a Hub id."""
-    return str(CATALOG_FILE.parent / source) if source.startswith("./") else source
+def _locate(source: str) -> str:
+    """`bundled:NAME` lies in the package; anything else is a Hub id."""
+    name = source.removeprefix(BUNDLED)
+    return source if name == source else str(PACKAGE / "models" / name)
 
 
 def _matrix(rows: list[list[float]]) -> LatentRGB:

@@ -20,6 +20,10 @@ import diffusers
 import psutil
 import torch
 import transformers
+
+# diffusers makes transformers tell of components that are not used here, while it is imported.
+transformers.logging.set_verbosity_error()
+
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from diffusers.loaders.single_file_utils import SingleFileComponentError
 from diffusers.models.attention_processor import AttnProcessor2_0, XFormersAttnProcessor
