@@ -37,6 +37,7 @@ from sdbento.trajectory import BatchKey, Stage
 log = logging.getLogger(__name__)
 
 CALIBRATION_ROUNDS = 2  # the first one warms up and is not counted
+CALIBRATION_SECONDS = 5.0  # a slow device learns the rest while serving
 HUB_LOOKUPS = 4  # names that may be looked up at once
 FIRST_RETRY, LAST_RETRY = (
     5.0,
@@ -134,11 +135,11 @@ class App:
     async def run(self, request: GenerateRequest) -> Result:
         """As `generate`, but the pictures come as they are. Cancelling this stops the work."""
         with self._admitted():
-            deadline = self._deadline(request)
+            arrived = time.monotonic()
             settled, spec = await self._settle(request)
-            handle = await self._submit(settled, spec, deadline)
+            handle = await self._submit(settled, spec, self._deadline(request, arrived))
             await handle.wait()
-            return _result(settled, handle)
+            return _result(settled, handle, arrived)
 
     async def stream(self, request: GenerateRequest) -> AsyncGenerator[dict[str, Any], None]:
         """Events as plain dicts: queued, step and preview, and at last done with the `response`.
@@ -146,15 +147,15 @@ class App:
         A refused request raises before the first event. Closing the iterator stops the work.
         """
         with self._admitted():
-            deadline = self._deadline(request)
+            arrived = time.monotonic()
             settled, spec = await self._settle(request)
             yield {"event": "queued", "position": self._num_requests - 1, "eta": None}
-            handle = await self._submit(settled, spec, deadline)
+            handle = await self._submit(settled, spec, self._deadline(request, arrived))
             async with aclosing(handle.events()) as events:
                 async for event in events:
                     for message in _messages(event):
                         yield message
-            response = await _respond(_result(settled, handle))
+            response = await _respond(_result(settled, handle, arrived))
             yield {"event": "done", "response": response}
 
     @contextmanager
@@ -174,17 +175,21 @@ class App:
         finally:
             self._num_requests -= 1
 
-    def _deadline(self, request: GenerateRequest) -> float:
-        return time.monotonic() + (request.timeout or self.settings.request_timeout)
+    def _deadline(self, request: GenerateRequest, arrived: float) -> float:
+        return arrived + (request.timeout or self.settings.request_timeout)
 
     async def _settle(self, request: GenerateRequest) -> tuple[GenerateRequest, ModelSpec]:
-        loop = asyncio.get_running_loop()
         name = request.model or self.settings.sd_model
+        spec = self.catalog.known(name) or await self._look_up(name)
+        return settle(request, spec, self.settings.max_pixels), spec
+
+    async def _look_up(self, name: str) -> ModelSpec:
+        """Ask files and the Hub for a model; in threads of its own, for the Hub may be slow."""
+        loop = asyncio.get_running_loop()
         try:
-            spec = await loop.run_in_executor(self._lookups, self.catalog.resolve, name)
+            return await loop.run_in_executor(self._lookups, self.catalog.resolve, name)
         except Exception as exc:
             raise classify(exc) from exc
-        return settle(request, spec, self.settings.max_pixels), spec
 
     async def _submit(self, settled: GenerateRequest, spec: ModelSpec, deadline: float) -> Handle:
         lease = await self._lease(spec, deadline)
@@ -237,8 +242,8 @@ class App:
         """Measure the first cost curve of a model at its own size. On the engine's thread."""
         spec = pipeline.spec
         key = BatchKey(spec.name, spec.height // VAE_FACTOR, spec.width // VAE_FACTOR)
-        rows = 1
-        while rows <= 2 * self.settings.max_batch_size:
+        rows, enough = 1, time.monotonic() + CALIBRATION_SECONDS
+        while rows <= 2 * self.settings.max_batch_size and time.monotonic() < enough:
             for _ in range(CALIBRATION_ROUNDS):
                 seconds = self.runner.measure(pipeline, key, rows)
             self.planner.cost.observe(key, Stage.STEP, rows, seconds)
@@ -256,7 +261,7 @@ def _give_back(future: Future[Lease]) -> None:
         future.add_done_callback(release)
 
 
-def _result(settled: GenerateRequest, handle: Handle) -> Result:
+def _result(settled: GenerateRequest, handle: Handle, arrived: float) -> Result:
     now = time.monotonic()
     started = handle.started or now
     warnings = [warning for t in handle.trajectories for warning in t.warnings]
@@ -264,10 +269,10 @@ def _result(settled: GenerateRequest, handle: Handle) -> Result:
         request=settled,
         images=[t.image for t in handle.trajectories if t.image is not None],
         timings=Timings(
-            queued=round(started - handle.submitted, 4),
+            queued=round(started - arrived, 4),
             denoising=round(now - started - handle.decoding, 4),
             decoding=round(handle.decoding, 4),
-            total=round(now - handle.submitted, 4),
+            total=round(now - arrived, 4),
         ),
         warnings=list(dict.fromkeys(warnings)),
     )

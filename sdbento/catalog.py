@@ -79,6 +79,11 @@ class Catalog:
         self._from_hub: dict[str, ModelSpec] = {}
         self._lock = threading.Lock()
 
+    def known(self, name: str) -> ModelSpec | None:
+        """A model of the catalogue, or one that the Hub has told of before; never blocks."""
+        with self._lock:
+            return self._known.get(name.casefold()) or self._from_hub.get(name)
+
     def resolve(self, name: str) -> ModelSpec:
         """The model of that name. Blocking: may read local files or small ones from the Hub.
 
@@ -111,7 +116,7 @@ class Catalog:
 
     def _look_up(self, name: str, offline: bool | None = None) -> ModelSpec | None:
         families.refuse_pickles(name)
-        if (known := self._known.get(name.casefold())) is not None:
+        if (known := self.known(name)) is not None:
             return known
         if (path := self._models_dir().get(name)) is not None:
             return _local(name, path)
@@ -124,9 +129,6 @@ class Catalog:
         return None
 
     def _ask_hub(self, name: str, offline: bool) -> ModelSpec:
-        with self._lock:
-            if name in self._from_hub:
-                return self._from_hub[name]
         spec = _spec(name, name, _configured(name, name, offline))
         with self._lock:
             if len(self._from_hub) >= MAX_CACHED:

@@ -36,7 +36,7 @@ def export(source: Path, target: Path) -> None:
     """Writes `source` to `target` in float16; whatever lies there is replaced at the end."""
     beside = target.with_name(f"{target.name}.new")
     shutil.rmtree(beside, ignore_errors=True)
-    pipeline = StableDiffusionPipeline.from_pretrained(source, torch_dtype=torch.float16)
+    pipeline = StableDiffusionPipeline.from_pretrained(source, dtype=torch.float16)
     pipeline.save_pretrained(beside, safe_serialization=True)
     save_tokenizer(pipeline.tokenizer, beside / "tokenizer")
     forget_origin(beside)

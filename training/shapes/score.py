@@ -115,7 +115,7 @@ def save_grid(pictures: Sequence[Image.Image], columns: int, path: Path) -> None
 
 def load_pipeline(folder: Path, scheduler: str) -> StableDiffusionPipeline:
     """The stock pipeline in float32, with one of the two schedulers."""
-    pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
     pipeline.scheduler = SCHEDULERS[scheduler].from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

@@ -23,7 +23,7 @@ from draw import Rng, Scene, caption_of, paint, sample_scene, unconditional_capt
 from text import HIDDEN, MAX_TOKENS, build_text_encoder, build_tokenizer, save_tokenizer
 
 OUT = Path(__file__).parent / "out"
-PEAK_RATE, WARMUP, FLAT_PART = 2e-3, 200, 0.5
+PEAK_RATE, WARMUP, FLAT_PART = 1.5e-3, 200, 0.5
 OFFSET_NOISE = 0.1
 MAX_WEIGHT = 25.0
 EMA_DECAY = 0.999
@@ -236,9 +236,9 @@ def train(trainer: Trainer, num_steps: int, batch: int) -> None:
 def main() -> None:
     """Builds the pool, resumes what there is to resume, and trains."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--drawings", type=int, default=10000)
+    parser.add_argument("--drawings", type=int, default=5000)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     tokenizer = build_tokenizer()
