@@ -1,10 +1,10 @@
 """Who advances next. Decides and records; computes nothing, imports no torch, knows no requests.
 
 `plan` picks one stage for trajectories that share a BatchKey; `update` records what came of it. The
-order is by least remaining work, with aging: a trajectory's urgency is its age-weighted chance of
-being done soon, and the plan taken is the one that buys most urgency a second. So a 4-step image
-passes a 50-step one, a full batch passes an under-filled one, and nobody starves, because age grows
-without bound while remaining work does not.
+order is by least remaining work, with aging on the time scale of the work that is there, and the
+plan taken is the one that buys most urgency a second. So a 4-step image passes a 50-step one, a
+full batch passes an under-filled one, and nobody starves, because age grows without bound while
+remaining work does not.
 
 Stopping a trajectory costs nothing (its state is a few latents), so every plan is made from nothing
 and nobody keeps a place in the batch.
@@ -19,7 +19,7 @@ from sdbento.cost import CostModel
 from sdbento.errors import DeadlineExceeded, SDBentoError
 from sdbento.trajectory import BatchKey, Stage, StepPlan, StepResult, Trajectory
 
-PATIENCE = 5.0  # seconds of waiting that double a trajectory's urgency
+PATIENCE = 10.0  # a wait of so many typical works quadruples a trajectory's urgency
 PREPARE_ROWS = 32  # prompts are short work: take everyone
 EXPLORE_EVERY = 64  # so many plans of a key are filled to the knee, then one to the bound
 
@@ -36,6 +36,7 @@ class Planner:
         self._active: dict[Trajectory, None] = {}  # an ordered set: oldest first
         self._row_limit: dict[BatchKey, int] = {}  # lowered when the device ran out of memory
         self._num_plans: Counter[BatchKey] = Counter()
+        self._patience = PATIENCE  # seconds; made anew for every plan
 
     @property
     def active(self) -> Iterable[Trajectory]:
@@ -62,6 +63,7 @@ class Planner:
                 if kind is stage:
                     limit = self.max_images if stage is Stage.DECODE else PREPARE_ROWS
                     return StepPlan(stage, key, tuple(members[:limit]))
+        self._patience = self._typical_wait()
         plans = [self._fill(key, members, now) for (_, key), members in groups.items()]
         return max(plans, key=lambda plan: self._worth(plan, now), default=None)
 
@@ -86,9 +88,7 @@ class Planner:
 
     def work(self, trajectory: Trajectory) -> float:
         """Seconds of device time that `trajectory` still needs in a full batch."""
-        per_row = self.cost.seconds_per_row(trajectory.key, self._max_rows(trajectory.key))
-        decode = self.cost.seconds(trajectory.key, Stage.DECODE, 1)
-        return trajectory.remaining_steps * trajectory.rows * per_row + decode
+        return self._work(trajectory, trajectory.remaining_steps)
 
     def eta(self, trajectories: Iterable[Trajectory]) -> float:
         """Seconds until all of `trajectories` are done, were they to arrive, or run on, now.
@@ -126,9 +126,19 @@ class Planner:
                 rows += trajectory.rows
         return StepPlan(Stage.STEP, key, tuple(chosen))
 
+    def _work(self, trajectory: Trajectory, num_steps: int) -> float:
+        per_row = self.cost.seconds_per_row(trajectory.key, self._max_rows(trajectory.key))
+        decode = self.cost.seconds(trajectory.key, Stage.DECODE, 1)
+        return num_steps * trajectory.rows * per_row + decode
+
     def _urgency(self, trajectory: Trajectory, now: float) -> float:
         age = max(0.0, now - trajectory.submitted)
-        return (1 + age / PATIENCE) / self.work(trajectory)
+        return (1 + age / self._patience) ** 2 / self.work(trajectory)
+
+    def _typical_wait(self) -> float:
+        """PATIENCE times the harmonic mean of all work, which one long trajectory hardly moves."""
+        works = [self._work(trajectory, trajectory.num_steps) for trajectory in self._active]
+        return PATIENCE * len(works) / sum(1 / work for work in works) if works else PATIENCE
 
     def _worth(self, plan: StepPlan, now: float) -> float:
         urgency = sum(self._urgency(trajectory, now) for trajectory in plan.trajectories)
