@@ -74,14 +74,15 @@ class App:
     """Everything behind the doors. Make it, `start` it, ask it, `close` it.
 
     Requests are counted on the event loop that serves them; everything else is thread-safe.
+    `runner` None: the real one.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, runner: TorchRunner | None = None) -> None:
         self.settings = settings
         self.catalog = Catalog(settings)
         self.pipelines = PipelineCache(settings)
         self.planner = Planner(settings.max_batch_size)
-        self.runner = TorchRunner()
+        self.runner = runner or TorchRunner()
         self.engine = Engine(self.runner, self.planner)
         self._lookups = ThreadPoolExecutor(HUB_LOOKUPS, thread_name_prefix="sdbento-lookup")
         self._num_requests = 0
