@@ -39,10 +39,8 @@ log = logging.getLogger(__name__)
 CALIBRATION_ROUNDS = 2  # the first one warms up and is not counted
 CALIBRATION_SECONDS = 5.0  # a slow device learns the rest while serving
 HUB_LOOKUPS = 4  # names that may be looked up at once
-FIRST_RETRY, LAST_RETRY = (
-    5.0,
-    60.0,
-)  # seconds between attempts to load the default model
+FIRST_RETRY = 5.0  # seconds until the default model is tried again; doubled each time, up to
+LAST_RETRY = 60.0
 NOT_PARAMETERS = {"output_format", "preview_every", "timeout", "num_images"}
 
 
