@@ -20,7 +20,13 @@ from sdbento.doors import catalogue
 from sdbento.doors.http import Guard, reported, reported_stream, server_sent_events
 from sdbento.errors import InvalidParameter
 from sdbento.images import MEDIA_TYPES
-from sdbento.schemas import MAX_TIMEOUT, GenerateRequest, GenerateResponse
+from sdbento.schemas import (
+    MAX_TIMEOUT,
+    GenerateRequest,
+    GenerateResponse,
+    ImageRequest,
+    MaskedRequest,
+)
 from sdbento.settings import Settings, SettingsError
 
 get_routes = catalogue.create()
@@ -65,10 +71,25 @@ class StableDiffusion:
     @reported
     async def txt2img(self, request: GenerateRequest, /) -> PILImage:
         """Make one image; the answer is the image itself."""
+        return await self._one_image(request)
+
+    @bentoml.api
+    @reported
+    async def img2img(self, request: ImageRequest, /) -> PILImage:
+        """Make one image from another, sent as a form's file or in JSON."""
+        return await self._one_image(request)
+
+    @bentoml.api
+    @reported
+    async def inpaint(self, request: MaskedRequest, /) -> PILImage:
+        """Repaint what is white in `mask_image`; files of a form, or JSON."""
+        return await self._one_image(request)
+
+    async def _one_image(self, request: GenerateRequest) -> PILImage:
         if request.num_images != 1:
             raise InvalidParameter(
-                f"num_images must be 1 on /txt2img, which answers with one image; "
-                f"given: {request.num_images}. Use /generate for more",
+                f"num_images must be 1 where the answer is one image; given: {request.num_images}. "
+                "Use /generate for more",
                 param="num_images",
             )
         result = await self.app.run(request)
@@ -90,5 +111,11 @@ class StableDiffusion:
 StableDiffusion.add_asgi_middleware(  # type: ignore[attr-defined]  # it is a Service by now
     Guard,
     load_settings=Settings.load,
-    request_paths=["/generate", "/txt2img", "/generate_stream"],
+    request_models={
+        "/generate": GenerateRequest,
+        "/generate_stream": GenerateRequest,
+        "/txt2img": GenerateRequest,
+        "/img2img": ImageRequest,
+        "/inpaint": MaskedRequest,
+    },
 )

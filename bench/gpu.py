@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -30,10 +30,11 @@ from diffusers import (
     UNet2DConditionModel,
 )
 
+from sdbento.adapters import WeightedAdapter
 from sdbento.catalog import ModelSpec
 from sdbento.families import Family
 from sdbento.pipelines import Pipeline
-from sdbento.prompts import Conditioning, PromptEncoder
+from sdbento.prompts import Conditioning, PreparedPrompt, PromptEncoder
 from sdbento.runner import TorchRunner, decode_pixels
 from sdbento.samplers import SamplerSpec, compile_table
 from sdbento.trajectory import BatchKey, ImageInputs, SizeConditioning, Stage, StepPlan, Trajectory
@@ -66,8 +67,14 @@ class FixedPrompts(PromptEncoder):
         super().__init__()
         self._subject = subject
 
-    def encode(self, pipeline: Pipeline, text: str | None) -> Conditioning:
-        return self._subject.negative if text is None else self._subject.prompt
+    def encode(
+        self,
+        pipeline: Pipeline,
+        prompt: PreparedPrompt,
+        num_chunks: int,
+        adapters: Sequence[WeightedAdapter] = (),
+    ) -> Conditioning:
+        return self._subject.negative if prompt.is_absent else self._subject.prompt
 
 
 def build(name: str, dtype: torch.dtype, device: torch.device, toy: bool) -> Subject:
@@ -172,12 +179,13 @@ def trajectories(subject: Subject, batch: int, steps: int) -> tuple[Trajectory, 
     config = subject.pipeline.scheduler_config
     table = compile_table(SamplerSpec("Euler"), config, steps)
     key = BatchKey(subject.name, subject.side // 8, subject.side // 8)
+    prompt, absent = PreparedPrompt(()), PreparedPrompt((), is_absent=True)
     return tuple(
         Trajectory(
             key,
             table.num_steps,
-            2,
-            ImageInputs("prompt", None, seed, GUIDANCE, 0.0, table, size, size),
+            range(table.num_steps),
+            ImageInputs(((0, prompt),), ((0, absent),), seed, GUIDANCE, 0.0, table, size, size),
             pipeline=subject.pipeline,
         )
         for seed in range(batch)

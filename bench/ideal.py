@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from sdbento.intake import compile_sampler, settle
+from sdbento.assembly import compile_sampler
+from sdbento.intake import settle
 from sdbento.pipelines import Pipeline
 from sdbento.schemas import GenerateRequest
 
@@ -71,7 +72,7 @@ def ideal_seconds(
     """Seconds that `trace` would take under perfect packing."""
     total = 0.0
     for fields in trace:
-        settled = settle(GenerateRequest(**fields), pipeline.spec, max_pixels=2**31)
+        settled = settle(GenerateRequest(**fields), pipeline.spec)
         num_calls = compile_sampler(settled, pipeline.scheduler_config).num_steps
         rows = 2 if fields["guidance_scale"] > 1 else 1
         side = costs[fields["width"]]

@@ -1,6 +1,6 @@
 """`App.generate(request)`: the one way in for every door. Wires everything, once.
 
-    admit -> settle -> lease the model -> trajectories -> engine -> encode
+    admit -> settle -> gather pictures -> lease models -> assemble -> engine -> encode
 
 Knows nothing of HTTP; doors know nothing of what is below.
 """
@@ -12,33 +12,47 @@ import logging
 import threading
 import time
 from base64 import b64encode
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from PIL import Image
 
 from sdbento import images
-from sdbento.catalog import Catalog, ModelSpec
+from sdbento.assembly import Assembler, Job
+from sdbento.catalog import Catalog, ControlNetSpec, ModelSpec
 from sdbento.engine import Engine, Event, Handle, Queued
-from sdbento.errors import DeadlineExceeded, Overloaded, classify
-from sdbento.intake import VAE_FACTOR, make_trajectories, settle
+from sdbento.errors import (
+    DeadlineExceeded,
+    InvalidParameter,
+    Overloaded,
+    SDBentoError,
+    classify,
+)
+from sdbento.families import VAE_FACTOR
+from sdbento.intake import Pictures, fix_size, gather, has_urls, settle
+from sdbento.orders import Order
 from sdbento.pipelines import Lease, Pipeline, PipelineCache
 from sdbento.planner import Planner
 from sdbento.runner import TorchRunner
 from sdbento.samplers import list_samplers
-from sdbento.schemas import GenerateRequest, GenerateResponse, Timings
+from sdbento.schemas import GenerateRequest, GenerateResponse, Timings, describe
 from sdbento.settings import Settings
 from sdbento.trajectory import BatchKey, Stage
 
 log = logging.getLogger(__name__)
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 CALIBRATION_ROUNDS = 2  # the first one warms up and is not counted
 CALIBRATION_SECONDS = 5.0  # a slow device learns the rest while serving
 HUB_LOOKUPS = 4  # names that may be looked up at once
+READERS = 16  # requests whose pictures may be fetched at once; hosts may be slow
 FIRST_RETRY = 5.0  # seconds until the default model is tried again; doubled each time, up to
 LAST_RETRY = 60.0
 NOT_PARAMETERS = {"output_format", "preview_every", "timeout", "num_images"}
@@ -59,8 +73,10 @@ class Result:
         return [self.request.seed + i for i in range(len(self.images))]
 
     def parameters(self, image: int = 0) -> dict[str, Any]:
-        """What makes picture `image` again when sent as a request."""
-        chosen = self.request.model_dump(mode="json", exclude=NOT_PARAMETERS, exclude_defaults=True)
+        """What makes picture `image` again when sent as a request, but for pictures sent along,
+        of which it has the digests."""
+        asked = describe(self.request)
+        chosen = {name: value for name, value in asked.items() if name not in NOT_PARAMETERS}
         return chosen | {"seed": self.seeds[image]}
 
     def encode(self, image: int = 0) -> bytes:
@@ -82,7 +98,9 @@ class App:
         self.planner = Planner(settings.max_batch_size)
         self.runner = runner or TorchRunner()
         self.engine = Engine(self.runner, self.planner)
+        self._assembler = Assembler(settings)
         self._lookups = ThreadPoolExecutor(HUB_LOOKUPS, thread_name_prefix="sdbento-lookup")
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="sdbento-reader")
         self._num_requests = 0
         self._default_loaded = threading.Event()
         self._closed = threading.Event()
@@ -104,7 +122,8 @@ class App:
         self._closed.set()
         self.engine.close(grace)
         self.pipelines.close()
-        self._lookups.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._lookups, self._readers):
+            threads.shutdown(wait=False, cancel_futures=True)
 
     def list_models(self) -> list[dict[str, Any]]:
         loaded = {name for name, *_ in self.pipelines.loaded()}
@@ -118,6 +137,8 @@ class App:
                 "guidance_scale": spec.guidance_scale,
                 "scheduler": spec.sampler,
                 "memory_gb": spec.memory_gb,
+                "inpaints": spec.inpaints,
+                "refines": spec.refines,
                 "loaded": spec.name in loaded,
                 "default": self.settings.sd_model in (spec.name, *spec.aliases),
             }
@@ -135,10 +156,10 @@ class App:
         """As `generate`, but the pictures come as they are. Cancelling this stops the work."""
         with self._admitted():
             arrived = time.monotonic()
-            settled, spec = await self._settle(request)
-            handle = await self._submit(settled, spec, self._deadline(request, arrived))
+            order = await self._settle(request, arrived)
+            handle, job = await self._submit(order)
             await handle.wait()
-            return _result(settled, handle, arrived)
+            return await asyncio.to_thread(_result, order, job, handle, arrived)
 
     async def stream(self, request: GenerateRequest) -> AsyncGenerator[dict[str, Any], None]:
         """Events as plain dicts: queued, step and preview, and at last done with the `response`.
@@ -147,14 +168,15 @@ class App:
         """
         with self._admitted():
             arrived = time.monotonic()
-            settled, spec = await self._settle(request)
+            order = await self._settle(request, arrived)
             yield {"event": "queued", "position": self._num_requests - 1, "eta": None}
-            handle = await self._submit(settled, spec, self._deadline(request, arrived))
+            handle, job = await self._submit(order)
             async with aclosing(handle.events()) as events:
                 async for event in events:
                     for message in _messages(event):
                         yield message
-            response = await _respond(_result(settled, handle, arrived))
+            result = await asyncio.to_thread(_result, order, job, handle, arrived)
+            response = await _respond(result)
             yield {"event": "done", "response": response}
 
     @contextmanager
@@ -177,44 +199,87 @@ class App:
     def _deadline(self, request: GenerateRequest, arrived: float) -> float:
         return arrived + (request.timeout or self.settings.request_timeout)
 
-    async def _settle(self, request: GenerateRequest) -> tuple[GenerateRequest, ModelSpec]:
-        name = request.model or self.settings.sd_model
-        spec = self.catalog.known(name) or await self._look_up(name)
-        return settle(request, spec, self.settings.max_pixels), spec
+    async def _settle(self, request: GenerateRequest, arrived: float) -> Order:
+        """Everything that can be told, and refused, before a model is there."""
+        spec = await self._look_up(request.model or self.settings.sd_model)
+        settled = settle(request, spec)
+        asked = settled.controlnet or ()
+        controlnets = [await self._look_up_controlnet(control.type, spec) for control in asked]
+        refiner = None
+        if settled.refiner is not None:
+            refiner = await self._look_up(settled.refiner.model)
+            if refiner.family is not spec.family:
+                raise InvalidParameter(
+                    f"refiner.model must be an SDXL model; {refiner.name} is not one",
+                    param="refiner.model",
+                )
+        deadline = self._deadline(request, arrived)
+        pictures = await self._gather(settled, deadline)
+        settled, warnings = fix_size(settled, spec, pictures, self.settings.max_pixels)
+        return Order(settled, spec, controlnets, refiner, pictures, warnings, deadline)
+
+    async def _gather(self, settled: GenerateRequest, deadline: float) -> Pictures:
+        threads = self._readers if has_urls(settled) else None  # None: asyncio's own
+        loop = asyncio.get_running_loop()
+        reading = loop.run_in_executor(threads, gather, settled, self.settings)
+        try:
+            async with asyncio.timeout(deadline - time.monotonic()):
+                return await reading
+        except TimeoutError:
+            raise DeadlineExceeded(
+                "the pictures were not fetched within the request's timeout", param="timeout"
+            ) from None
 
     async def _look_up(self, name: str) -> ModelSpec:
-        """Ask files and the Hub for a model; in threads of its own, for the Hub may be slow."""
+        known = self.catalog.known(name)
+        return known if known is not None else await self._call_hub(self.catalog.resolve, name)
+
+    async def _look_up_controlnet(self, name: str, spec: ModelSpec) -> ControlNetSpec:
+        known = self.catalog.known_controlnet(name, spec)
+        if known is not None:
+            return known
+        return await self._call_hub(self.catalog.resolve_controlnet, name, spec)
+
+    async def _call_hub(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Ask files or the Hub about a name; in threads of its own, for the Hub may be slow."""
         loop = asyncio.get_running_loop()
         try:
-            return await loop.run_in_executor(self._lookups, self.catalog.resolve, name)
+            return await loop.run_in_executor(self._lookups, partial(function, *args, **kwargs))
+        except SDBentoError:
+            raise
         except Exception as exc:
             raise classify(exc) from exc
 
-    async def _submit(self, settled: GenerateRequest, spec: ModelSpec, deadline: float) -> Handle:
-        lease = await self._lease(spec, deadline)
+    async def _submit(self, order: Order) -> tuple[Handle, Job]:
+        lease = await self._lease(order.specs, order.deadline)
         try:
-            trajectories = await asyncio.to_thread(make_trajectories, settled, lease.pipeline)
-            handle = self.engine.submit(trajectories, deadline)
+            job = await asyncio.to_thread(
+                self._assembler.assemble, order.settled, order.pictures, order.resources(lease)
+            )
+            handle = self.engine.submit(job.trajectories, order.deadline)
         except BaseException:
             lease.release()
             raise
         handle.done.add_done_callback(lambda _: lease.release())
-        return handle
+        return handle, job
 
-    async def _lease(self, spec: ModelSpec, deadline: float) -> Lease:
-        """Wait until the model is resident; other models keep stepping meanwhile."""
-        future = self.pipelines.acquire(spec)
+    async def _lease(self, specs: list[ModelSpec | ControlNetSpec], deadline: float) -> Lease:
+        """Wait until the models are resident; other models keep stepping meanwhile."""
+        future = self.pipelines.acquire(*specs)
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
                 return await asyncio.shield(asyncio.wrap_future(future))
         except TimeoutError:
             _give_back(future)
             raise DeadlineExceeded(
-                f"model {spec.name} was not loaded within the request's timeout",
+                f"{' and '.join(spec.name for spec in specs)} could not be loaded within the "
+                "request's timeout",
                 param="timeout",
             ) from None
         except asyncio.CancelledError:
             _give_back(future)
+            raise
+        except SDBentoError:
             raise
         except Exception as exc:
             raise classify(exc) from exc
@@ -260,20 +325,21 @@ def _give_back(future: Future[Lease]) -> None:
         future.add_done_callback(release)
 
 
-def _result(settled: GenerateRequest, handle: Handle, arrived: float) -> Result:
+def _result(order: Order, job: Job, handle: Handle, arrived: float) -> Result:
+    """Blocking: pictures may have to be put back into their originals."""
     now = time.monotonic()
     started = handle.started or now
-    warnings = [warning for t in handle.trajectories for warning in t.warnings]
+    made = [t.image for t in handle.trajectories if t.image is not None]
     return Result(
-        request=settled,
-        images=[t.image for t in handle.trajectories if t.image is not None],
+        request=order.settled,
+        images=[job.overlay.apply(image) for image in made] if job.overlay else made,
         timings=Timings(
             queued=round(started - arrived, 4),
             denoising=round(now - started - handle.decoding, 4),
             decoding=round(handle.decoding, 4),
             total=round(now - arrived, 4),
         ),
-        warnings=list(dict.fromkeys(warnings)),
+        warnings=[*order.warnings, *job.warnings],
     )
 
 

@@ -5,6 +5,7 @@ Counts what it is told; knows nothing of models, devices or threads. Its owner h
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 
@@ -68,17 +69,18 @@ class Budget:
         self._holdings[name].pins -= 1
         self._use(name)
 
-    def victims(self, nbytes: int) -> list[str] | None:
+    def victims(self, nbytes: int, spare: Collection[str] = ()) -> list[str] | None:
         """Whom to release, the least recently used first, so that `nbytes` fit.
 
-        Empty where they fit already; None where what is not pinned does not suffice.
+        Empty where they fit already; None where what is neither pinned nor to be spared does not
+        suffice.
         """
         missing = nbytes - self.available
         chosen: list[str] = []
         for name, holding in self._holdings.items():
             if missing <= 0:
                 break
-            if holding.pins == 0:
+            if holding.pins == 0 and name not in spare:
                 chosen.append(name)
                 missing -= holding.nbytes
         return chosen if missing <= 0 else None

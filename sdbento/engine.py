@@ -14,9 +14,10 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
+from itertools import chain
 from queue import Empty, SimpleQueue
 
 from PIL import Image
@@ -61,11 +62,12 @@ class Handle:
     """One request under way: its result, its events, and the means to stop it."""
 
     def __init__(self, engine: Engine, trajectories: list[Trajectory]) -> None:
-        self.trajectories = trajectories
+        self.trajectories = trajectories  # one an image: the leg of its chain that is under way
         self.done: Future[None] = Future()
         self.submitted = time.monotonic()
         self.started: float | None = None  # when the first step began; set by the engine
         self.decoding = 0.0  # seconds this request's plans spent decoding; set by the engine
+        self._chains = [list(trajectory.chain) for trajectory in trajectories]
         self._engine = engine
         self._listeners: list[Callable[[Event], None]] = []
 
@@ -107,6 +109,16 @@ class Handle:
             self._listeners.remove(publish)
             self.cancel()  # nothing to do when it is done; a lost listener means a lost client
 
+    @property
+    def legs(self) -> Iterator[Trajectory]:
+        return chain.from_iterable(self._chains)
+
+    def place(self, trajectory: Trajectory) -> tuple[int, int]:
+        """Steps before this leg of its chain, and steps of the whole chain."""
+        legs = next(legs for legs in self._chains if trajectory in legs)
+        before = legs[: legs.index(trajectory)]
+        return sum(leg.num_steps for leg in before), sum(leg.num_steps for leg in legs)
+
     def emit(self, event: Event) -> None:
         for listener in list(self._listeners):
             listener(event)
@@ -145,9 +157,9 @@ class Engine:
         From any thread. Raises Unavailable when the engine is stopping.
         """
         handle = Handle(self, trajectories)
-        for trajectory in trajectories:
-            trajectory.submitted = handle.submitted
-            trajectory.deadline = deadline
+        for leg in handle.legs:
+            leg.submitted = handle.submitted
+            leg.deadline = deadline
         with self._lock:
             if not self._accepting:
                 raise Unavailable("the server is stopping; send the request to another one")
@@ -288,11 +300,12 @@ class Engine:
         for trajectory in plan.trajectories:
             handle = self._owner[trajectory]
             if handle.has_listeners and trajectory.error is None:
+                steps_before, num_steps = handle.place(trajectory)
                 handle.emit(
                     Stepped(
                         image=handle.trajectories.index(trajectory),
-                        step=trajectory.step,
-                        num_steps=trajectory.num_steps,
+                        step=steps_before + trajectory.step,
+                        num_steps=num_steps,
                         eta=self._planner.eta(handle.trajectories),
                         preview=trajectory.preview,
                     )
@@ -300,12 +313,22 @@ class Engine:
             trajectory.preview = None
 
     def _settle(self, trajectory: Trajectory) -> None:
-        """A trajectory is finished: end its request if it failed or was the last."""
+        """A trajectory is finished: go on with its successor, or end its request if it failed or
+        was the last."""
         handle = self._owner.get(trajectory)
         if handle is None:  # a sibling's failure has ended the request already
             return
-        if trajectory.error is not None or all(t.finished for t in handle.trajectories):
+        if trajectory.successor is not None and trajectory.error is None:
+            self._hand_over(handle, trajectory, trajectory.successor)
+            return
+        done = all(t.finished and t.successor is None for t in handle.trajectories)
+        if done or trajectory.error is not None:
             self._finish(handle, trajectory.error)
+
+    def _hand_over(self, handle: Handle, trajectory: Trajectory, successor: Trajectory) -> None:
+        handle.trajectories[handle.trajectories.index(trajectory)] = successor
+        self._owner[successor] = self._owner.pop(trajectory)
+        self._planner.add([successor])
 
     def _finish(self, handle: Handle, error: SDBentoError | None) -> None:
         """End a request, once; whatever it held is free again."""
@@ -314,9 +337,9 @@ class Engine:
                 return
             self._unfinished.remove(handle)
         self._planner.remove(handle.trajectories)
-        for trajectory in handle.trajectories:
-            self._owner.pop(trajectory, None)
-            trajectory.state = trajectory.pipeline = None
+        for leg in handle.legs:
+            self._owner.pop(leg, None)
+            leg.state = leg.pipeline = None
         if error is None:
             self._note_completion(handle)
             handle.done.set_result(None)

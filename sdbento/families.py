@@ -20,11 +20,14 @@ import numpy as np
 from sdbento.errors import UnsupportedModel
 
 PredictionType = Literal["epsilon", "v_prediction"]
+Kind = Literal["model", "ControlNet"]
 Header = Mapping[str, Mapping[str, Any]]
 
 MAX_HEADER_BYTES = 100_000_000  # as the safetensors library has it
 PICKLED = (".ckpt", ".bin", ".pt", ".pth", ".pkl")
 VAE_FACTOR = 8
+LATENT_CHANNELS = 4
+INPAINT_CHANNELS = 2 * LATENT_CHANNELS + 1  # latents, mask, latents of the masked picture
 
 
 class Family(StrEnum):
@@ -42,24 +45,31 @@ class Traits:
     prediction_type: PredictionType | None = None
     zero_snr: bool = False  # trained down to pure noise (Lin et al. 2023)
     num_parameters: int | None = None
+    inpaints: bool = False  # its UNet also reads the mask and the masked picture
+    refines: bool = False  # the SDXL refiner: one text encoder, and an aesthetic score
 
 
 # The classes that a pipeline may be made of: what is not listed could be code of its own.
+_Classes = Mapping[str, set[tuple[str, str]]]
 _TOKENIZER = {("transformers", "CLIPTokenizer"), ("transformers", "CLIPTokenizerFast")}
-_COMPONENTS = {
+_NETWORKS: _Classes = {
     "unet": {("diffusers", "UNet2DConditionModel")},
     "vae": {("diffusers", "AutoencoderKL")},
+}
+_TEXT: _Classes = {
     "text_encoder": {("transformers", "CLIPTextModel")},
     "tokenizer": _TOKENIZER,
 }
-_PIPELINES = {
-    "StableDiffusionPipeline": _COMPONENTS,
-    "StableDiffusionXLPipeline": {
-        **_COMPONENTS,
-        "text_encoder_2": {("transformers", "CLIPTextModelWithProjection")},
-        "tokenizer_2": _TOKENIZER,
-    },
+_TEXT_2: _Classes = {
+    "text_encoder_2": {("transformers", "CLIPTextModelWithProjection")},
+    "tokenizer_2": _TOKENIZER,
 }
+_TASKS = ("", "Img2Img", "Inpaint")  # which one an index names depends on who saved it
+_PIPELINES: dict[str, _Classes] = {
+    **{f"StableDiffusion{task}Pipeline": {**_NETWORKS, **_TEXT} for task in _TASKS},
+    **{f"StableDiffusionXL{task}Pipeline": {**_NETWORKS, **_TEXT, **_TEXT_2} for task in _TASKS},
+}
+_REFINER: _Classes = {**_NETWORKS, **_TEXT_2}
 
 
 def from_configs(name: str, index: Mapping[str, Any], unet: Mapping[str, Any]) -> Traits:
@@ -67,22 +77,30 @@ def from_configs(name: str, index: Mapping[str, Any], unet: Mapping[str, Any]) -
     pipeline = str(index.get("_class_name"))
     if pipeline not in _PIPELINES:
         raise refusal(name, f"it is a {pipeline}, not a Stable Diffusion 1.x, 2.x or XL pipeline")
-    for component, classes in _PIPELINES[pipeline].items():
+    is_sdxl = "XL" in pipeline
+    refines = is_sdxl and bool(index.get("requires_aesthetics_score"))
+    for component, classes in (_REFINER if refines else _PIPELINES[pipeline]).items():
         given = [str(part) for part in index.get(component) or () if part]
         if tuple(given) not in classes:
             raise refusal(name, f"its {component} is {'.'.join(given) or 'missing'}")
+    if refines and any(index.get("text_encoder") or ()):
+        raise refusal(name, "it takes an aesthetic score but is not the SDXL refiner")
     if "diffusers" not in (index.get("scheduler") or ()):
         raise refusal(name, "its scheduler is not one of diffusers")
-    _check_channels(name, unet.get("in_channels", 4))
-    is_sdxl = pipeline == "StableDiffusionXLPipeline"
+    inpaints = _inpaints(name, unet.get("in_channels", LATENT_CHANNELS))
     if unet.get("addition_embed_type") != ("text_time" if is_sdxl else None):
         raise refusal(name, "its UNet takes conditions that Stable Diffusion does not have")
     if unet.get("time_cond_proj_dim") or unet.get("class_embed_type"):
         raise refusal(name, "its UNet takes guidance or classes as an input")
-    family = Family.SDXL if is_sdxl else Family.SD15
-    if not is_sdxl and unet.get("use_linear_projection"):
-        family = Family.SD21
-    return Traits(family, VAE_FACTOR * _side(unet.get("sample_size")))
+    side = VAE_FACTOR * _side(unet.get("sample_size"))
+    return Traits(_family(unet), side, inpaints=inpaints, refines=refines)
+
+
+def _family(network: Mapping[str, Any]) -> Family:
+    """Of a UNet or a ControlNet, from its configuration."""
+    if network.get("addition_embed_type") == "text_time":
+        return Family.SDXL
+    return Family.SD21 if network.get("use_linear_projection") else Family.SD15
 
 
 def _side(sample_size: Any) -> int:
@@ -98,6 +116,8 @@ _TEXT_KEYS = (  # the first cross-attention, which lies deeper in SDXL
 )
 _LAST_NORM = _UNET + "output_blocks.11.1.transformer_blocks.0.norm1.bias"
 _FAMILY_BY_TEXT_WIDTH = {768: Family.SD15, 1024: Family.SD21, 2048: Family.SDXL}
+_TEXT_WIDTHS = {family: width for width, family in _FAMILY_BY_TEXT_WIDTH.items()}
+_REFINER_TEXT_WIDTH = 1280
 
 
 def from_checkpoint(name: str, path: Path) -> Traits:
@@ -108,8 +128,10 @@ def from_checkpoint(name: str, path: Path) -> Traits:
     header = read_header(name, path)
     if _INPUT not in header:
         raise refusal(name, "the file has no Stable Diffusion UNet in the original layout")
-    _check_channels(name, header[_INPUT]["shape"][1])
+    inpaints = _inpaints(name, header[_INPUT]["shape"][1])
     width = next((header[key]["shape"][1] for key in _TEXT_KEYS if key in header), None)
+    if width == _REFINER_TEXT_WIDTH:
+        raise refusal(name, "it is the SDXL refiner, which is read from a diffusers folder only")
     family = _FAMILY_BY_TEXT_WIDTH.get(width or 0)
     if family is None or (family is Family.SDXL) != (_SDXL_LABELS in header):
         raise refusal(name, "its UNet is none of Stable Diffusion 1.x, 2.x or XL base")
@@ -123,6 +145,7 @@ def from_checkpoint(name: str, path: Path) -> Traits:
         prediction_type,
         zero_snr="ztsnr" in header,
         num_parameters=count_parameters(header),
+        inpaints=inpaints,
     )
 
 
@@ -187,17 +210,56 @@ def _read_tensor(path: Path, entry: Mapping[str, Any]) -> np.ndarray[Any, np.dty
     return np.frombuffer(data, {"F16": "<f2", "F32": "<f4"}[entry["dtype"]]).astype(np.float32)
 
 
-def _check_channels(name: str, in_channels: int) -> None:
-    if in_channels == 9:
-        raise refusal(name, "it is an inpainting model (its UNet has 9 input channels)")
-    if in_channels != 4:
-        raise refusal(name, f"its UNet has {in_channels} input channels; 4 are supported")
+def _inpaints(name: str, in_channels: int) -> bool:
+    if in_channels not in (LATENT_CHANNELS, INPAINT_CHANNELS):
+        raise refusal(
+            name,
+            f"its UNet has {in_channels} input channels; {LATENT_CHANNELS}, and for inpainting "
+            f"{INPAINT_CHANNELS}, are supported",
+        )
+    return in_channels == INPAINT_CHANNELS
 
 
-def refuse_pickles(name: str) -> None:
+def controlnet_family(name: str, config: Mapping[str, Any]) -> Family:
+    """The family of a ControlNet, from its `config.json`. Raises UnsupportedModel."""
+    kind = config.get("_class_name")
+    if kind != "ControlNetModel":
+        raise refusal(name, f"it is a {kind}, not a ControlNetModel", "ControlNet")
+    if config.get("addition_embed_type") not in (None, "text_time"):
+        raise refusal(name, "it takes conditions that Stable Diffusion does not have", "ControlNet")
+    if config.get("class_embed_type") or config.get("global_pool_conditions"):
+        raise refusal(name, "it takes classes, or pools its residuals", "ControlNet")
+    if config.get("in_channels", LATENT_CHANNELS) != LATENT_CHANNELS:
+        raise refusal(name, "it reads other latents than Stable Diffusion's", "ControlNet")
+    if config.get("conditioning_channels", 3) != 3:
+        raise refusal(name, "its control image has other channels than RGB", "ControlNet")
+    return _family(config)
+
+
+def misfit(
+    family: Family, unet: Mapping[str, Any] | None, controlnet: Mapping[str, Any] | None
+) -> str | None:
+    """How a ControlNet of the right family differs from a UNet, in words; None where it fits.
+
+    Configurations; None stands for one of the family's usual widths.
+    """
+    ours, theirs = (config or _usual(family) for config in (unet, controlnet))
+    for field in ("cross_attention_dim", "block_out_channels"):
+        if field in ours and field in theirs and ours[field] != theirs[field]:
+            return f"its {field} is {theirs[field]}, not {ours[field]}"
+    return None
+
+
+def _usual(family: Family) -> Mapping[str, Any]:
+    return {"cross_attention_dim": _TEXT_WIDTHS[family]}
+
+
+def refuse_pickles(name: str, kind: Kind = "model") -> None:
     if name.lower().endswith(PICKLED):
-        raise refusal(name, "pickled weights can run code when loaded; only safetensors are read")
+        reason = "pickled weights can run code when loaded; only safetensors are read"
+        raise refusal(name, reason, kind)
 
 
-def refusal(name: str, reason: str) -> UnsupportedModel:
-    return UnsupportedModel(f"model {name} is not supported: {reason}", param="model")
+def refusal(name: str, reason: str, kind: Kind = "model") -> UnsupportedModel:
+    param = "model" if kind == "model" else "controlnet.type"
+    return UnsupportedModel(f"{kind} {name} is not supported: {reason}", param=param)

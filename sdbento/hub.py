@@ -1,4 +1,4 @@
-"""A model's files on the Hub: which ones are needed, from which mirror, with or without a network.
+"""A model's or ControlNet's files on the Hub: which are needed, from which mirror, also offline.
 
 Only configurations, tokenizers and safetensors weights are ever asked for. Knows nothing of names
 and devices; progress is shown by huggingface_hub's own bars.
@@ -23,13 +23,15 @@ from huggingface_hub import (
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
 from sdbento.errors import ModelLoadFailed, SDBentoError
-from sdbento.families import PICKLED, refusal
+from sdbento.families import PICKLED, Kind, refusal
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 INDEX = "model_index.json"
+UNET = "unet/config.json"
+CONFIG = "config.json"  # of a ControlNet
 NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
 TOKENIZERS = ("tokenizer", "tokenizer_2")
 _SHARD = r"(?:-\d{5}-of-\d{5})?"
@@ -38,7 +40,7 @@ _WEIGHTS = re.compile(
 )
 
 
-def read_json(source: str, path: str, offline: bool) -> dict[str, Any]:
+def read_json(source: str, path: str, offline: bool, kind: Kind = "model") -> dict[str, Any]:
     """A configuration of a local folder or of a Hub repository, from the cache where it has it."""
     if Path(source).is_absolute():
         file = Path(source, path)
@@ -49,9 +51,9 @@ def read_json(source: str, path: str, offline: bool) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise refusal(source, f"its {path} cannot be read") from error
+        raise refusal(source, f"its {path} cannot be read", kind) from error
     if not isinstance(content, dict):
-        raise refusal(source, f"its {path} is not a JSON object")
+        raise refusal(source, f"its {path} is not a JSON object", kind)
     return content
 
 
@@ -64,6 +66,15 @@ def fetch(name: str, sources: Sequence[str], half: bool, offline: bool) -> Path:
     if Path(sources[0]).is_absolute():
         return Path(sources[0])
     return _first(sources, offline, lambda source, local: _fetch(name, source, half, local))
+
+
+def fetch_controlnet(name: str, sources: Sequence[str], half: bool, offline: bool) -> Path:
+    """As `fetch`, of a ControlNet."""
+    if Path(sources[0]).is_absolute():
+        return Path(sources[0])
+    return _first(
+        sources, offline, lambda source, local: _fetch_controlnet(name, source, half, local)
+    )
 
 
 def fetch_configs(name: str, sources: Sequence[str], offline: bool) -> Path:
@@ -96,17 +107,33 @@ def needed_weights(
     ]
 
 
+def controlnet_weights(name: str, files: Iterable[str], half: bool) -> list[str]:
+    """As `needed_weights`, of a ControlNet, whose weights lie beside its configuration."""
+    beside = [file for file in files if "/" not in file and not file.startswith("model.")]
+    if found := _one_variant(beside, "", half):
+        return found
+    if any(file.endswith(PICKLED) for file in beside):
+        reason = "it has pickled weights only; safetensors are needed"
+        raise refusal(name, reason, "ControlNet")
+    raise ModelLoadFailed(f"ControlNet {name}: its weights are not there")
+
+
 def _weights_of(name: str, network: str, files: Sequence[str], half: bool) -> list[str]:
-    by_half: dict[bool, list[str]] = {True: [], False: []}
     inside = [file for file in files if file.startswith(f"{network}/")]
-    for file in inside:
-        if match := _WEIGHTS.fullmatch(file.removeprefix(f"{network}/")):
-            by_half[any(match.groups())].append(file)
-    if found := by_half[half] or by_half[not half]:
+    if found := _one_variant(inside, f"{network}/", half):
         return found
     if any(file.endswith(PICKLED) for file in inside):
         raise refusal(name, f"its {network} has pickled weights only; safetensors are needed")
     raise ModelLoadFailed(f"model {name}: the weights of its {network} are not there")
+
+
+def _one_variant(files: Sequence[str], prefix: str, half: bool) -> list[str]:
+    """The weights in half precision or in full, whichever is wanted, else the other."""
+    by_half: dict[bool, list[str]] = {True: [], False: []}
+    for file in files:
+        if match := _WEIGHTS.fullmatch(file.removeprefix(prefix)):
+            by_half[any(match.groups())].append(file)
+    return by_half[half] or by_half[not half]
 
 
 def _needed_configs(files: Iterable[str], index: Mapping[str, Any]) -> list[str]:
@@ -133,6 +160,15 @@ def _fetch(name: str, source: str, half: bool, offline: bool) -> Path:
     files = HfApi().list_repo_files(source)
     wanted = _needed_configs(files, index) + needed_weights(name, files, index, half)
     return Path(snapshot_download(source, allow_patterns=wanted))
+
+
+def _fetch_controlnet(name: str, source: str, half: bool, offline: bool) -> Path:
+    if offline:
+        folder = Path(snapshot_download(source, local_files_only=True))
+        controlnet_weights(name, local_files(folder), half)
+        return folder
+    weights = controlnet_weights(name, HfApi().list_repo_files(source), half)
+    return Path(snapshot_download(source, allow_patterns=[CONFIG, *weights]))
 
 
 def _fetch_configs(name: str, source: str, offline: bool) -> Path:

@@ -1,34 +1,54 @@
-"""From a request to the trajectories that make its images: defaults, limits, seeds, samplers.
+"""From a request to a settled one: defaults, limits, seeds, pictures and sizes.
 
-`settle` needs only the catalogue, so that a bad request is refused before any model is loaded;
-`make_trajectories` needs the resident model, whose scheduler configuration the sampler is compiled
-from. Knows nothing of doors or of the engine.
+`settle` needs only the catalogue, so that a bad request is refused before anything is fetched or
+loaded; `gather` reads the pictures; `fix_size` decides what only they can tell. What is then made
+of it is `assembly`'s business. Knows nothing of doors or of the engine.
 """
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
+from PIL import Image
+
+from sdbento import images
+from sdbento.canvas import extend
 from sdbento.catalog import ModelSpec
 from sdbento.errors import InvalidParameter
-from sdbento.pipelines import Pipeline
-from sdbento.samplers import SamplerSpec, StepTable, canonical_name, compile_table
-from sdbento.schemas import GenerateRequest
-from sdbento.trajectory import BatchKey, ImageInputs, SizeConditioning, Trajectory
+from sdbento.families import VAE_FACTOR, Family
+from sdbento.preprocessors import preprocess
+from sdbento.samplers import canonical_name
+from sdbento.schemas import ControlNetInput, GenerateRequest
+from sdbento.settings import Settings
 
-VAE_FACTOR = 8  # pixels a latent, in all three families
-MODEL_DEFAULTS = ("width", "height", "num_inference_steps", "guidance_scale")
+STRENGTH, MASKED_STRENGTH = 0.8, 1.0  # where the request does not say; the stock pipelines' own
+OUTPAINT_BLUR = 8
+MIN_SIDE = 64
+NEED_IMAGE = ("mask_image", "outpaint", "strength", "upscale")
+NEED_MASK = ("mask_blur", "padding_mask_crop")
+NOT_WITH_MASK = ("hires", "refiner", "upscale")
 
 
-def settle(request: GenerateRequest, spec: ModelSpec, max_pixels: int) -> GenerateRequest:
-    """The request with everything decided: the model's defaults filled in and the seed fixed.
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """What a request brings along, decoded. `controls` are in the order of its ControlNets."""
 
-    Raises InvalidParameter for a size above `max_pixels`, UnknownSampler for a sampler.
+    image: Image.Image | None = None
+    mask: Image.Image | None = None
+    controls: tuple[Image.Image | None, ...] = ()
+
+
+def settle(request: GenerateRequest, spec: ModelSpec) -> GenerateRequest:
+    """The request with everything decided that no picture is needed for.
+
+    Raises InvalidParameter for fields that do not go together, UnknownSampler for a sampler.
     """
+    _check_combination(request, spec)
     decided: dict[str, Any] = {"model": spec.name}
-    for field in MODEL_DEFAULTS:
+    for field in ("num_inference_steps", "guidance_scale"):
         if getattr(request, field) is None:
             decided[field] = getattr(spec, field)
     if request.seed in (None, -1):
@@ -37,77 +57,144 @@ def settle(request: GenerateRequest, spec: ModelSpec, max_pixels: int) -> Genera
     if sampler is not None:
         decided["scheduler"] = sampler
         canonical_name(sampler)
-    settled = request.model_copy(update=decided)
-    _check_pixels(settled, max_pixels)
-    return settled
+    if request.upscale is not None:
+        decided["strength"] = request.upscale.strength
+    elif request.image is not None and request.strength is None:
+        decided["strength"] = MASKED_STRENGTH if _is_masked(request) else STRENGTH
+    if request.outpaint is not None and request.mask_blur is None:
+        decided["mask_blur"] = OUTPAINT_BLUR
+    return request.model_copy(update=decided)
 
 
-def _check_pixels(settled: GenerateRequest, max_pixels: int) -> None:
-    assert settled.width and settled.height  # settle has filled them in
-    if settled.width * settled.height > max_pixels:
+def _is_masked(request: GenerateRequest) -> bool:
+    return request.mask_image is not None or request.outpaint is not None
+
+
+def _check_combination(request: GenerateRequest, spec: ModelSpec) -> None:
+    given = {name for name in type(request).model_fields if getattr(request, name) is not None}
+    _demand(given, NEED_IMAGE, {"image"}, "image")
+    _demand(given, NEED_MASK, {"mask_image", "outpaint"}, "mask_image or outpaint")
+    if _is_masked(request):
+        _refuse(given, NOT_WITH_MASK, "mask_image and outpaint")
+    if "hires" in given:
+        _refuse(given, ("refiner", "upscale"), "hires")
+    if "upscale" in given:
+        _refuse(given, ("strength", "width", "height", "refiner"), "upscale")
+    if "refiner" in given and spec.family is not Family.SDXL:
+        raise InvalidParameter(
+            f"refiner is for SDXL models; {spec.name} is not one", param="refiner"
+        )
+    intervals: list[tuple[str, GenerateRequest | ControlNetInput]] = [
+        ("", request),
+        *((f"controlnet.{i}.", c) for i, c in enumerate(request.controlnet or ())),
+    ]
+    for place, interval in intervals:
+        if interval.guidance_start > interval.guidance_end:
+            raise InvalidParameter(
+                f"{place}guidance_end must not be below {place}guidance_start",
+                param=f"{place}guidance_end",
+            )
+
+
+def _demand(given: set[str], fields: tuple[str, ...], needed: set[str], words: str) -> None:
+    for field in fields:
+        if field in given and not given & needed:
+            raise InvalidParameter(f"{field} needs {words}", param=field)
+
+
+def _refuse(given: set[str], fields: tuple[str, ...], other: str) -> None:
+    for field in fields:
+        if field in given:
+            raise InvalidParameter(f"{field} does not go together with {other}", param=field)
+
+
+def has_urls(request: GenerateRequest) -> bool:
+    """Whether a picture has to be fetched from somewhere."""
+    sources = [request.image, request.mask_image, *(c.image for c in request.controlnet or ())]
+    return any(source is not None and images.is_url(source) for source in sources)
+
+
+def gather(request: GenerateRequest, settings: Settings) -> Pictures:
+    """Fetch and decode the pictures, and make control images of those to be preprocessed.
+
+    Blocking, for as long as hosts take. Raises InvalidParameter or TooLarge naming the field.
+    """
+    image = mask = None
+    if request.image is not None:
+        image = images.read(request.image, settings, param="image")
+    if request.mask_image is not None:
+        mask = images.read(request.mask_image, settings, param="mask_image")
+    if request.outpaint is not None:
+        assert image is not None and request.mask_blur is not None
+        out = request.outpaint
+        margins = (out.left, out.top, out.right, out.bottom)
+        image, mask = extend(image, mask, margins, overlap=2 * request.mask_blur)
+    controls = tuple(
+        _control_image(control, image, settings, f"controlnet.{i}.image")
+        for i, control in enumerate(request.controlnet or ())
+    )
+    return Pictures(image, mask, controls)
+
+
+def _control_image(
+    control: ControlNetInput, image: Image.Image | None, settings: Settings, param: str
+) -> Image.Image | None:
+    """None: the picture with its mask, which an inpaint ControlNet reads."""
+    picture = image
+    if control.image is not None:
+        picture = images.read(control.image, settings, param=param)
+    elif control.type == "inpaint":
+        return None
+    if picture is None:
+        raise InvalidParameter(f"{param} is required where there is no image", param=param)
+    return preprocess(control.type, picture) if control.preprocess else picture
+
+
+def fix_size(
+    settled: GenerateRequest, spec: ModelSpec, pictures: Pictures, max_pixels: int
+) -> tuple[GenerateRequest, list[str]]:
+    """The request with its width and height, and what the user should know of them.
+
+    Absent ones are those of the picture, else of the control image, else the model's own. Raises
+    InvalidParameter for a size above `max_pixels`.
+    """
+    warnings: list[str] = []
+    width, height = settled.width, settled.height
+    shown = [pictures.image, *pictures.controls]
+    reference = next((picture for picture in shown if picture is not None), None)
+    if settled.upscale is not None and reference is not None:
+        scale = settled.upscale.scale
+        width, height = (floor_side(scale * side) for side in reference.size)
+    elif reference is not None and width is None and height is None:
+        width, height = _natural_size(*reference.size, max_pixels)
+        if width * height < 0.9 * reference.width * reference.height:
+            warnings.append(
+                f"the picture of {reference.width} x {reference.height} was reduced to {width} x "
+                f"{height}: at most {max_pixels} pixels are allowed"
+            )
+    elif reference is not None:
+        width, height = width or floor_side(reference.width), height or floor_side(reference.height)
+    width, height = width or spec.width, height or spec.height
+    scale = 1.0 if settled.hires is None else settled.hires.scale
+    _check_pixels(floor_side(scale * width), floor_side(scale * height), max_pixels)
+    return settled.model_copy(update={"width": width, "height": height}), warnings
+
+
+def floor_side(side: float) -> int:
+    """A length in pixels as latents can have it."""
+    return max(MIN_SIDE, int(side) // VAE_FACTOR * VAE_FACTOR)
+
+
+def _natural_size(width: int, height: int, max_pixels: int) -> tuple[int, int]:
+    """A picture's own size, brought within the limits at the same ratio."""
+    reduced = min(1.0, math.sqrt(max_pixels / (width * height)))
+    return floor_side(reduced * width), floor_side(reduced * height)
+
+
+def _check_pixels(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
         raise InvalidParameter(
             f"width x height must be at most {max_pixels} pixels; "
-            f"given: {settled.width} x {settled.height} = {settled.width * settled.height}",
+            f"given: {width} x {height} = {width * height}",
             param="width",
         )
-
-
-def make_trajectories(settled: GenerateRequest, pipeline: Pipeline) -> list[Trajectory]:
-    """One trajectory an image. Blocking: compiling a sampler for the first time takes a while."""
-    assert settled.width and settled.height and settled.seed is not None
-    assert settled.model and settled.guidance_scale is not None
-    table = compile_sampler(settled, pipeline.scheduler_config)
-    size = _size_conditioning(settled, settled.height, settled.width)
-    return [
-        Trajectory(
-            key=BatchKey(settled.model, settled.height // VAE_FACTOR, settled.width // VAE_FACTOR),
-            num_steps=table.num_steps,
-            rows=2 if settled.guidance_scale > 1 else 1,
-            inputs=ImageInputs(
-                prompt=settled.prompt,
-                negative_prompt=settled.negative_prompt,
-                seed=settled.seed + i,
-                guidance_scale=settled.guidance_scale,
-                guidance_rescale=settled.guidance_rescale,
-                table=table,
-                size=size,
-                negative_size=_negative_size_conditioning(settled, size),
-            ),
-            preview_every=settled.preview_every,
-            pipeline=pipeline,
-        )
-        for i in range(settled.num_images)
-    ]
-
-
-def compile_sampler(settled: GenerateRequest, scheduler_config: Mapping[str, Any]) -> StepTable:
-    """The compiled sampler a settled request asks for; the model's own where it names none."""
-    assert settled.num_inference_steps is not None
-    spec = SamplerSpec(
-        name=settled.scheduler or str(scheduler_config["_class_name"]),
-        sigmas=settled.sigmas,
-        timestep_spacing=settled.timestep_spacing,
-        eta=settled.eta,
-    )
-    return compile_table(spec, scheduler_config, settled.num_inference_steps)
-
-
-def _size_conditioning(settled: GenerateRequest, height: int, width: int) -> SizeConditioning:
-    return SizeConditioning(
-        original_size=settled.original_size or (height, width),
-        crops_coords_top_left=settled.crops_coords_top_left,
-        target_size=settled.target_size or (height, width),
-    )
-
-
-def _negative_size_conditioning(
-    settled: GenerateRequest, positive: SizeConditioning
-) -> SizeConditioning:
-    """As the stock SDXL pipeline: the positive one unless both negative sizes are given."""
-    if settled.negative_original_size is None or settled.negative_target_size is None:
-        return positive
-    return SizeConditioning(
-        original_size=settled.negative_original_size,
-        crops_coords_top_left=settled.negative_crops_coords_top_left,
-        target_size=settled.negative_target_size,
-    )

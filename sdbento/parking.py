@@ -1,6 +1,6 @@
-"""Where models wait that were evicted from a GPU: pinned host memory, as long as there is room.
+"""Where waits what was evicted from a GPU: pinned host memory, as long as there is room.
 
-From there a model is back in a second; loading it takes a minute. Used by one thread, the loader's.
+From there one is back in a second; loading it takes a minute. Used by one thread, the loader's.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import torch
 
-from sdbento.weights import Pipeline, host_memory, modules
+from sdbento.resident import Resident, networks
+from sdbento.weights import host_memory
 
 log = logging.getLogger(__name__)
 
@@ -21,32 +21,32 @@ HOST_RESERVE = 0.25  # of the machine's memory stays free
 
 
 class Parking:
-    """Models by name, the least recently parked dropped first. On a CPU it takes none."""
+    """By key, the least recently parked dropped first. On a CPU it takes none."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._parked: OrderedDict[str, Pipeline] = OrderedDict()
+        self._parked: OrderedDict[str, Resident] = OrderedDict()
 
     def names(self) -> list[str]:
         return list(self._parked)
 
-    def put(self, pipeline: Pipeline) -> None:
-        """Take `pipeline` off the GPU; where there is no room for it, it is dropped."""
+    def put(self, resident: Resident) -> None:
+        """Take `resident` off the GPU; where there is no room for it, it is dropped."""
         if self._device.type == "cpu":
             return
-        while not has_room(pipeline.nbytes):
+        while not has_room(resident.nbytes):
             if not self._parked:
-                log.info("model %s is dropped: no room in host memory", pipeline.spec.name)
+                log.info("%s is dropped: no room in host memory", resident.spec)
                 return
             self._parked.popitem(last=False)
         try:
-            self._parked[pipeline.spec.name] = to_host(pipeline)
-        except RuntimeError as error:  # no more memory can be pinned; the model loads again
-            log.warning("model %s is dropped: %s", pipeline.spec.name, error)
+            self._parked[resident.spec.key] = to_host(resident)
+        except RuntimeError as error:  # no more memory can be pinned; it loads again
+            log.warning("%s is dropped: %s", resident.spec, error)
 
-    def take(self, name: str) -> Pipeline | None:
-        """The model of that name, back on the GPU, if it was parked."""
-        parked = self._parked.pop(name, None)
+    def take(self, key: str) -> Resident | None:
+        """What has that key, back on the GPU, if it was parked."""
+        parked = self._parked.pop(key, None)
         return None if parked is None else to_device(parked, self._device)
 
     def clear(self) -> None:
@@ -58,19 +58,19 @@ def has_room(nbytes: int) -> bool:
     return available - nbytes >= HOST_RESERVE * total
 
 
-def to_host(pipeline: Pipeline) -> Pipeline:
-    """A new Pipeline: what others remember of the old one, such as embeddings, lies on the GPU."""
-    _move(pipeline.pipe, lambda tensor: tensor.cpu().pin_memory())
-    return replace(pipeline, device=torch.device("cpu"))
+def to_host(resident: Resident) -> Resident:
+    """A new one: what others remember of the old, such as embeddings, lies on the GPU."""
+    _move(resident, lambda tensor: tensor.cpu().pin_memory())
+    return replace(resident, device=torch.device("cpu"))
 
 
-def to_device(pipeline: Pipeline, device: torch.device) -> Pipeline:
-    _move(pipeline.pipe, lambda tensor: tensor.to(device, non_blocking=True))
+def to_device(resident: Resident, device: torch.device) -> Resident:
+    _move(resident, lambda tensor: tensor.to(device, non_blocking=True))
     torch.cuda.synchronize(device)
-    return replace(pipeline, device=device)
+    return replace(resident, device=device)
 
 
-def _move(pipe: Any, move: Callable[[torch.Tensor], torch.Tensor]) -> None:
-    for module in modules(pipe):
+def _move(resident: Resident, move: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    for module in networks(resident):
         for tensor in (*module.parameters(), *module.buffers()):
             tensor.data = move(tensor.data)

@@ -1,21 +1,27 @@
-"""Resident models: leased, loaded in the background, evicted when memory is short.
+"""Resident models and ControlNets: leased, loaded in the background, evicted when memory is short.
 
-A *lease* pins a model: it stays on the device until the lease is released. A model that is not
-resident becomes a *wish*; one loader thread fulfils wishes in the order of their first request:
+A *lease* pins what it holds: it stays on the device until the lease is released. A request asks for
+all that it needs at once, and gets it at once: it never holds one thing while it waits for another,
+so that no two requests can wait for each other. What is not all resident becomes a *wish*, a set;
+one loader thread fulfils wishes in the order of their first request:
 
-    wish at the head -> room? -> evict the least recently used -> load -> lease to all its waiters
+    wish at the head -> room? -> evict the least recently used -> load what is missing -> lease all
                           └ all pinned: wait for a release
 
-A wish that has waited for room longer than PATIENCE holds up the new leases of every other model:
-they queue behind it, so that a model in constant use cannot starve another.
+Room is made for all that is missing before the first of it is loaded, and nothing of the set makes
+room. Each load also serves the other wishes that it completes.
 
-State: `_resident` (models by name), `_budget` (their bytes, pins and order of use), `_wishes` (by
-name, oldest first), `_leases` (those that are out), `_closed`; all guarded by `_lock`, the lock of
-the condition `_changed`. Lock order: a future's own lock may be taken under `_lock`, never `_lock`
-under a future's; callbacks of futures run with neither. Loading and parking hold no lock.
-`_parking` belongs to the loader thread.
+A wish that has waited for room longer than PATIENCE holds up the new leases of all others: they
+queue behind it, so that a model in constant use cannot starve another.
 
-Knows nothing of requests; how a model is loaded is `weights`' business.
+State: `_resident` (by key), `_budget` (bytes, pins and order of use, by key; what is being loaded
+has its estimate reserved), `_wishes` (by their set of keys, oldest first), `_kept` (the set that is
+being loaded), `_leases` (those that are out), `_closed`; all guarded by `_lock`, the lock of the
+condition `_changed`. A key is what no other model and no ControlNet goes by. Lock order: a future's
+own lock may be taken under `_lock`, never `_lock` under a future's; callbacks of futures run with
+neither. Loading and parking hold no lock. `_parking` belongs to the loader thread.
+
+Knows nothing of requests; how something is loaded is `weights`' business.
 """
 
 from __future__ import annotations
@@ -25,29 +31,21 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from functools import partial
 
 import torch
 
 from sdbento.budget import Budget
-from sdbento.catalog import ModelSpec
-from sdbento.errors import (
-    InvalidParameter,
-    ModelLoadFailed,
-    NotFound,
-    OutOfMemory,
-    SDBentoError,
-    Unavailable,
-    classify,
-)
+from sdbento.errors import OutOfMemory, SDBentoError, classify
 from sdbento.parking import Parking
 from sdbento.settings import Settings
 from sdbento.weights import (
     GB,
+    ControlNet,
     Pipeline,
+    Resident,
     choose_device,
     choose_dtype,
     free_unused,
@@ -56,8 +54,9 @@ from sdbento.weights import (
     memory_need,
     pull,
 )
+from sdbento.wishes import Lease, Spec, Waiter, Wish, explain, fail, hand_out, stopping
 
-__all__ = ["Lease", "Pipeline", "PipelineCache", "memory_budget_gb", "pull"]
+__all__ = ["ControlNet", "Lease", "Pipeline", "PipelineCache", "memory_budget_gb", "pull"]
 
 log = logging.getLogger(__name__)
 
@@ -65,92 +64,67 @@ PATIENCE = 3.0  # seconds that a wish waits for room before others must queue be
 CLOSE_PATIENCE = 5.0  # seconds that `close` waits for a load under way
 
 
-class Lease:
-    """The right to use a model; as a context manager it gives the Pipeline, and releases."""
-
-    def __init__(self, pipeline: Pipeline, give_back: Callable[[Lease], None]) -> None:
-        self.pipeline = pipeline
-        self._give_back = give_back
-
-    def release(self) -> None:
-        """Let the model be evicted, as far as this lease is concerned. Idempotent, thread-safe."""
-        self._give_back(self)
-
-    def __enter__(self) -> Pipeline:
-        return self.pipeline
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
-
-
-@dataclass(eq=False)
-class _Wish:
-    """A model that somebody waits for."""
-
-    spec: ModelSpec
-    waiters: list[Future[Lease]] = field(default_factory=list)
-    blocked_since: float | None = None  # when it first found no room; set by the loader
-
-    @property
-    def abandoned(self) -> bool:
-        return all(waiter.cancelled() for waiter in self.waiters)
-
-
 class PipelineCache:
-    """The models in memory. All methods are thread-safe."""
+    """The models and ControlNets in memory. All methods are thread-safe."""
 
     def __init__(
-        self, settings: Settings, load_pipeline: Callable[[ModelSpec], Pipeline] | None = None
+        self, settings: Settings, load_resident: Callable[[Spec], Resident] | None = None
     ) -> None:
         device = choose_device(settings)
         self._device = device
         self._dtype = choose_dtype(settings, device)
-        self._load = load_pipeline or partial(load, settings=settings)
+        self._load = load_resident or partial(load, settings=settings)
         self._budget = Budget(int(memory_budget_gb(settings) * GB))
         self._parking = Parking(device)
-        self._resident: dict[str, Pipeline] = {}
-        self._wishes: OrderedDict[str, _Wish] = OrderedDict()
+        self._resident: dict[str, Resident] = {}
+        self._wishes: OrderedDict[frozenset[str], Wish] = OrderedDict()
+        self._kept: frozenset[str] = frozenset()
         self._leases: set[Lease] = set()
         self._closed = False
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._loader: threading.Thread | None = None
 
-    def acquire(self, spec: ModelSpec) -> Future[Lease]:
-        """A lease, now or when the model has been loaded; never blocks.
+    def acquire(self, *specs: Spec) -> Future[Lease]:
+        """A lease of all of `specs`, the model first, now or when all are resident; never blocks.
 
         Cancel the future to give up waiting. It fails with errors of the `errors` tree that name
-        the model; a failed load may be tried again.
+        what could not be had; a failed load may be tried again.
         """
-        future: Future[Lease] = Future()
+        waiter = Waiter(Future(), specs)
         with self._lock:
             if self._closed:
-                future.set_exception(Unavailable("the server is stopping"))
-            elif spec.name in self._resident and not self._held_up():
-                future.set_result(self._pin(spec.name))
+                waiter.future.set_exception(stopping())
+            elif self._has_all(spec.key for spec in specs) and not self._held_up():
+                waiter.future.set_result(self._pin(specs))
             else:
-                self._wish(spec, future)
-        if not future.done():
-            future.add_done_callback(self._wake)  # a cancelled wish may free the way for others
-        return future
+                self._wish(waiter)
+        if not waiter.future.done():
+            # A cancelled wish may free the way for others.
+            waiter.future.add_done_callback(self._wake)
+        return waiter.future
 
-    def lease(self, spec: ModelSpec) -> Lease:
+    def lease(self, *specs: Spec) -> Lease:
         """As `acquire`, but waits: `with cache.lease(spec) as pipeline:`."""
-        return self.acquire(spec).result()
+        return self.acquire(*specs).result()
 
     def loaded(self) -> list[tuple[str, int, bool]]:
-        """(name, bytes, leased) of every resident model, the least recently used first."""
+        """(key, bytes, leased) of all that is resident, the least recently used first.
+
+        A model's key is its name; a ControlNet's is its name after `controlnet:`.
+        """
         with self._lock:
             return [
-                (name, self._budget.nbytes(name), self._budget.pinned(name))
-                for name in self._budget.names()
-                if name in self._resident
+                (key, self._budget.nbytes(key), self._budget.pinned(key))
+                for key in self._budget.names()
+                if key in self._resident
             ]
 
-    def is_loading(self, name: str) -> bool:
-        """Whether somebody waits for that model to become resident."""
+    def is_loading(self, key: str) -> bool:
+        """Whether somebody waits for that to become resident."""
         with self._lock:
-            return name in self._wishes and name not in self._resident
+            wanted = any(key in wish.specs for wish in self._wishes.values())
+            return wanted and key not in self._resident
 
     def close(self) -> None:
         """Fail whoever waits, and forget all models; leases that are out stay usable."""
@@ -160,45 +134,57 @@ class PipelineCache:
             self._wishes.clear()
             self._resident.clear()
             self._changed.notify_all()
-        _fail(waiters, Unavailable("the server is stopping"))
+        fail(waiters, stopping())
         if self._loader is not None and self._loader is not threading.current_thread():
             self._loader.join(CLOSE_PATIENCE)
 
     # Under the lock
+
+    def _has_all(self, keys: Iterable[str]) -> bool:
+        return all(key in self._resident for key in keys)
 
     def _held_up(self) -> bool:
         """Whether the oldest wish has run out of patience with the leases of others."""
         since = next(iter(self._wishes.values())).blocked_since if self._wishes else None
         return since is not None and time.monotonic() - since > PATIENCE
 
-    def _pin(self, name: str) -> Lease:
-        self._budget.pin(name)
-        lease = Lease(self._resident[name], self._release)
+    def _pin(self, specs: tuple[Spec, ...]) -> Lease:
+        lease = Lease(tuple(self._resident[spec.key] for spec in specs), self._release)
+        for key in lease.keys:
+            self._budget.pin(key)
         self._leases.add(lease)
         return lease
 
-    def _wish(self, spec: ModelSpec, future: Future[Lease]) -> None:
-        self._wishes.setdefault(spec.name, _Wish(spec)).waiters.append(future)
+    def _wish(self, waiter: Waiter) -> None:
+        specs = {spec.key: spec for spec in waiter.specs}
+        self._wishes.setdefault(frozenset(specs), Wish(specs)).waiters.append(waiter)
         if self._loader is None:
             self._loader = threading.Thread(target=self._run, name="sdbento-loader", daemon=True)
             self._loader.start()
         self._changed.notify_all()
 
     def _grant(self) -> list[tuple[Future[Lease], Lease]]:
-        """Leases of all resident models for all who wait for one, to be handed out unlocked."""
-        wishes = [self._wishes.pop(name) for name in list(self._wishes) if name in self._resident]
+        """Leases for all whose wishes have come true, to be handed out unlocked."""
+        wishes = [self._wishes.pop(keys) for keys in list(self._wishes) if self._has_all(keys)]
         return [
-            (waiter, self._pin(wish.spec.name))
+            (waiter.future, self._pin(waiter.specs))
             for wish in wishes
             for waiter in wish.waiters
-            if waiter.set_running_or_notify_cancel()
+            if waiter.future.set_running_or_notify_cancel()
         ]
 
-    def _evict(self, names: list[str]) -> list[Pipeline]:
-        for name in names:
-            log.info("model %s makes room", name)
-            self._budget.release(name)
-        return [self._resident.pop(name) for name in names if name in self._resident]
+    def _evict(self, keys: list[str]) -> list[Resident]:
+        evicted = [self._resident.pop(key) for key in keys]
+        for resident in evicted:
+            log.info("%s makes room", resident.spec)
+            self._budget.release(resident.spec.key)
+        return evicted
+
+    def _missing(self, wish: Wish) -> list[Spec]:
+        return [spec for key, spec in wish.specs.items() if key not in self._resident]
+
+    def _victims(self, wish: Wish, nbytes: int) -> list[str] | None:
+        return self._budget.victims(nbytes, spare=wish.specs)
 
     # From any thread
 
@@ -206,7 +192,8 @@ class PipelineCache:
         with self._changed:
             if lease in self._leases:
                 self._leases.remove(lease)
-                self._budget.unpin(lease.pipeline.spec.name)
+                for key in lease.keys:
+                    self._budget.unpin(key)
                 self._changed.notify_all()
 
     def _wake(self, _: object) -> None:
@@ -218,97 +205,142 @@ class PipelineCache:
     def _run(self) -> None:
         """Fulfil wishes until closed. Whatever happens to one, its waiters hear of it."""
         while not self._closed:
-            name = None
             try:
-                name = self._next()
-                if name is not None:
-                    self._fulfil(name)
+                wish = self._next()
+                if wish is not None:
+                    self._fulfil(wish)
             except BaseException as exc:  # anything: nobody else would tell those who wait
-                self._disappoint(name, exc)
+                self._disappoint(None, exc)
         self._parking.clear()
 
-    def _next(self) -> str | None:
+    def _next(self) -> Wish | None:
         """Wait for a wish at the head of the queue that can be fulfilled, or for `close`."""
         with self._changed:
             while not self._closed:
-                name = next(iter(self._wishes), None)
-                if name is not None and self._wishes[name].abandoned:
-                    del self._wishes[name]
-                    continue
-                if name is not None and self._can_have_room(self._wishes[name]):
-                    return name
+                keys, wish = next(iter(self._wishes.items()), (None, None))
+                if keys is not None and wish is not None:
+                    if wish.abandoned:
+                        del self._wishes[keys]
+                        continue
+                    if self._can_have_room(wish):
+                        return wish
                 self._changed.wait()
         return None
 
-    def _can_have_room(self, wish: _Wish) -> bool:
-        need = self._need(wish.spec)
-        if wish.spec.name in self._resident or need > self._budget.capacity:
+    def _can_have_room(self, wish: Wish) -> bool:
+        need = sum(map(self._need, self._missing(wish)))
+        if need == 0 or self._oversize(wish) is not None:
             return True  # needs no room, or will be told that it never gets it
-        if self._budget.victims(need) is not None:
+        if self._victims(wish, need) is not None:
             return True
         wish.blocked_since = wish.blocked_since or time.monotonic()
         return False
 
-    def _need(self, spec: ModelSpec) -> int:
+    def _need(self, spec: Spec) -> int:
         return memory_need(spec, self._dtype)
 
-    def _fulfil(self, name: str) -> None:
-        """Make `name` resident if it is not, and lease it to all who wait for it."""
-        with self._lock:
-            wish = self._wishes.get(name)
-            if wish is None or not self._can_have_room(wish):  # any more
-                return
-            resident = name in self._resident
-            evicted = [] if resident else self._make_room(wish.spec)
-            wish.blocked_since = None
-            grants = self._grant()  # who queued behind this wish need not wait while it loads
-        _hand_out(grants)
-        if not resident:
-            self._park(evicted)
-            self._admit(self._parking.take(name) or self._load_at_once(wish.spec))
+    def _oversize(self, wish: Wish) -> OutOfMemory | None:
+        """What to tell who wants more than fits at once even where nothing else is resident."""
+        sizes = {
+            spec: self._budget.nbytes(key) if key in self._resident else self._need(spec)
+            for key, spec in wish.specs.items()
+        }
+        total, capacity = sum(sizes.values()), self._budget.capacity
+        if total <= capacity:
+            return None
+        dtype = str(self._dtype).removeprefix("torch.")
+        needs = " and ".join(f"{spec} needs {size / GB:.1f} GB" for spec, size in sizes.items())
+        together = f", {total / GB:.1f} GB together" if len(sizes) > 1 else ""
+        return OutOfMemory(
+            f"{needs} in {dtype}{together}, but models may take {capacity / GB:.1f} GB together "
+            "(SDBENTO_MEMORY_GB)",
+            param="model",
+        )
 
-    def _admit(self, pipeline: Pipeline) -> None:
-        """Make a loaded model resident, at its true size."""
-        name = pipeline.spec.name
+    def _fulfil(self, wish: Wish) -> None:
+        """Make resident what is missing, and lease all to all who wait for it."""
+        keys = frozenset(wish.specs)
+        with self._lock:
+            if self._wishes.get(keys) is not wish or not self._can_have_room(wish):  # any more
+                return
+            missing = self._missing(wish)
+            refused = self._oversize(wish) if missing else None
+            if refused is not None:
+                del self._wishes[keys]
+            else:
+                evicted = self._make_room(wish, missing)
+                grants = self._grant()  # who queued behind this wish need not wait for its loads
+        if refused is not None:
+            log.error("%s", refused.message)
+            fail(wish.waiters, refused)
+            return
+        hand_out(grants)
+        try:
+            self._load_missing(wish, missing, evicted)
+        finally:
+            self._forget(missing)
+
+    def _make_room(self, wish: Wish, missing: list[Spec]) -> list[Resident]:
+        """Reserve for all that is missing; returns what has to leave for it."""
+        needs = {spec.key: self._need(spec) for spec in missing}
+        evicted = self._evict(self._victims(wish, sum(needs.values())) or []) if needs else []
+        for key, nbytes in needs.items():
+            self._budget.reserve(key, nbytes)
+        wish.blocked_since = None
+        self._kept = frozenset(wish.specs)
+        return evicted
+
+    def _load_missing(self, wish: Wish, missing: list[Spec], evicted: list[Resident]) -> None:
+        for spec in missing:
+            try:
+                self._park(evicted)
+                if not wish.abandoned:
+                    self._admit(self._parking.take(spec.key) or self._load_at_once(spec))
+            except BaseException as exc:
+                self._disappoint(spec, exc)
+                return
+
+    def _forget(self, missing: list[Spec]) -> None:
+        """What was reserved for what did not become resident."""
+        with self._lock:
+            self._kept = frozenset()
+            for spec in missing:
+                if spec.key not in self._resident and not self._closed:
+                    self._budget.release(spec.key)
+
+    def _admit(self, resident: Resident) -> None:
+        """Make what was loaded resident, at its true size."""
+        key = resident.spec.key
         with self._lock:
             if self._closed:
                 return
-            self._resident[name] = pipeline
-            self._budget.reserve(name, pipeline.nbytes)
+            self._resident[key] = resident
+            self._budget.reserve(key, resident.nbytes)
             grants = self._grant()
-            excess = self._evict(self._budget.victims(0) or [])
-        _hand_out(grants)
+            excess = self._evict(self._budget.victims(0, spare=self._kept) or [])
+        hand_out(grants)
         self._park(excess)
 
-    def _make_room(self, spec: ModelSpec) -> list[Pipeline]:
-        need, capacity = self._need(spec), self._budget.capacity
-        dtype = str(self._dtype).removeprefix("torch.")
-        if need > capacity:
-            raise OutOfMemory(
-                f"model {spec.name} needs {need / GB:.1f} GB in {dtype}, but models "
-                f"may take {capacity / GB:.1f} GB together (SDBENTO_MEMORY_GB)",
-                param="model",
-            )
-        evicted = self._evict(self._budget.victims(need) or [])
-        self._budget.reserve(spec.name, need)
-        return evicted
-
-    def _load_at_once(self, spec: ModelSpec) -> Pipeline:
+    def _load_at_once(self, spec: Spec) -> Resident:
         """Load; where the device is fuller than was counted, again without all that can go."""
-        log.info("model %s is being loaded", spec.name)
+        log.info("%s is being loaded", spec)
         try:
             return self._load(spec)
         except torch.OutOfMemoryError:
             with self._lock:
-                unused = [name for name in self._resident if not self._budget.pinned(name)]
+                unused = [
+                    key
+                    for key in self._resident
+                    if key not in self._kept and not self._budget.pinned(key)
+                ]
                 evicted = self._evict(unused)
             if not evicted:
                 raise
         self._park(evicted)
         return self._load(spec)
 
-    def _park(self, evicted: list[Pipeline]) -> None:
-        """Take evicted models off the device; `evicted` is empty afterwards, lest it keep them."""
+    def _park(self, evicted: list[Resident]) -> None:
+        """Take off the device what was evicted; the list is empty afterwards, lest it keep it."""
         if not evicted:
             return
         while evicted:
@@ -316,40 +348,13 @@ class PipelineCache:
         gc.collect()  # pipelines and their modules refer to each other
         free_unused(self._device)
 
-    def _disappoint(self, name: str | None, exc: BaseException) -> None:
-        """Fail those who wait for `name`; all who wait, where the loader itself went wrong."""
+    def _disappoint(self, failed: Spec | None, exc: BaseException) -> None:
+        """Fail those who wait for `failed`; all who wait, where the loader itself went wrong."""
         with self._lock:
-            names = [name] if name is not None else list(self._wishes)
-            wishes = [self._wishes.pop(n) for n in names if n in self._wishes]
-            for unfulfilled in names:
-                if unfulfilled in self._budget and unfulfilled not in self._resident:
-                    self._budget.release(unfulfilled)
+            hit = [k for k in self._wishes if failed is None or failed.key in k]
+            wishes = [self._wishes.pop(keys) for keys in hit]
+        known = classify(exc)
         for wish in wishes:
-            known = classify(exc)
-            error = _explain(wish.spec, known)
+            error = explain(failed or next(iter(wish.specs.values())), known)
             log.error("%s", error.message, exc_info=exc if type(known) is SDBentoError else None)
-            _fail(wish.waiters, error)
-
-
-def _hand_out(grants: list[tuple[Future[Lease], Lease]]) -> None:
-    for waiter, lease in grants:
-        waiter.set_result(lease)
-
-
-def _fail(waiters: list[Future[Lease]], error: SDBentoError) -> None:
-    for waiter in waiters:
-        if waiter.set_running_or_notify_cancel():
-            waiter.set_exception(error)
-
-
-def _explain(spec: ModelSpec, error: SDBentoError) -> SDBentoError:
-    """Why a model is not there, with its name."""
-    reason = error.message
-    if isinstance(error, OutOfMemory) and error.__cause__ is not None:  # the device's, not ours
-        reason = "the device ran out of memory"
-    if f"model {spec.name}" not in reason:
-        reason = f"model {spec.name} cannot be loaded: {reason}"
-    about_models = isinstance(error, NotFound | InvalidParameter | ModelLoadFailed | OutOfMemory)
-    explained = (type(error) if about_models else ModelLoadFailed)(reason, param="model")
-    explained.__cause__ = error.__cause__ or error
-    return explained
+            fail(wish.waiters, error)

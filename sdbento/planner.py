@@ -20,7 +20,6 @@ from sdbento.errors import DeadlineExceeded, SDBentoError
 from sdbento.trajectory import BatchKey, Stage, StepPlan, StepResult, Trajectory
 
 PATIENCE = 10.0  # a wait of so many typical works quadruples a trajectory's urgency
-PREPARE_ROWS = 32  # prompts are short work: take everyone
 EXPLORE_EVERY = 64  # so many plans of a key are filled to the knee, then one to the bound
 
 
@@ -52,20 +51,15 @@ class Planner:
 
     def plan(self, now: float) -> StepPlan | None:
         """The next plan, or None when nobody can advance."""
-        groups: dict[tuple[Stage, BatchKey], list[Trajectory]] = defaultdict(list)
+        groups: dict[BatchKey, list[Trajectory]] = defaultdict(list)
         for trajectory in self._active:
-            groups[trajectory.stage, trajectory.key].append(trajectory)
-        for stage in (
-            Stage.DECODE,
-            Stage.PREPARE,
-        ):  # short work that frees or feeds the batch
-            for (kind, key), members in groups.items():
-                if kind is stage:
-                    limit = self.max_images if stage is Stage.DECODE else PREPARE_ROWS
-                    return StepPlan(stage, key, tuple(members[:limit]))
+            if trajectory.stage is Stage.DECODE:  # short work that frees the batch
+                return self._decode(trajectory.key)
+            groups[trajectory.key].append(trajectory)
         self._patience = self._typical_wait()
-        plans = [self._fill(key, members, now) for (_, key), members in groups.items()]
-        return max(plans, key=lambda plan: self._worth(plan, now), default=None)
+        plans = [self._fill(key, members, now) for key, members in groups.items()]
+        best = max(plans, key=lambda plan: self._worth(plan, now), default=None)
+        return best and _prepared_first(best)
 
     def update(self, plan: StepPlan, result: StepResult, now: float) -> list[Trajectory]:
         """Record a result; returns the trajectories that are finished by it, failed or done."""
@@ -88,7 +82,7 @@ class Planner:
 
     def work(self, trajectory: Trajectory) -> float:
         """Seconds of device time that `trajectory` still needs in a full batch."""
-        return self._work(trajectory, trajectory.remaining_steps)
+        return sum(self._work(leg.key, leg.remaining_rows) for leg in trajectory.chain)
 
     def eta(self, trajectories: Iterable[Trajectory]) -> float:
         """Seconds until all of `trajectories` are done, were they to arrive, or run on, now.
@@ -104,10 +98,11 @@ class Planner:
 
     def fastest(self, trajectory: Trajectory) -> float:
         """Seconds that `trajectory` needs if it has the device for itself: a lower bound."""
-        step = self.cost.seconds(trajectory.key, Stage.STEP, trajectory.rows)
-        return trajectory.remaining_steps * step + self.cost.seconds(
-            trajectory.key, Stage.DECODE, 1
-        )
+        return sum(self._fastest(leg) for leg in trajectory.chain)
+
+    def _decode(self, key: BatchKey) -> StepPlan:
+        finished = [t for t in self._active if t.key == key and t.stage is Stage.DECODE]
+        return StepPlan(Stage.DECODE, key, tuple(finished[: self.max_images]))
 
     def _fill(self, key: BatchKey, members: list[Trajectory], now: float) -> StepPlan:
         """The most urgent members, up to the knee of the cost curve; always at least one.
@@ -126,10 +121,15 @@ class Planner:
                 rows += trajectory.rows
         return StepPlan(Stage.STEP, key, tuple(chosen))
 
-    def _work(self, trajectory: Trajectory, num_steps: int) -> float:
-        per_row = self.cost.seconds_per_row(trajectory.key, self._max_rows(trajectory.key))
-        decode = self.cost.seconds(trajectory.key, Stage.DECODE, 1)
-        return num_steps * trajectory.rows * per_row + decode
+    def _work(self, key: BatchKey, rows: int) -> float:
+        per_row = self.cost.seconds_per_row(key, self._max_rows(key))
+        return rows * per_row + self.cost.seconds(key, Stage.DECODE, 1)
+
+    def _fastest(self, leg: Trajectory) -> float:
+        guided = leg.remaining_guided_steps
+        alone, doubled = (self.cost.seconds(leg.key, Stage.STEP, rows) for rows in (1, 2))
+        steps = (leg.remaining_steps - guided) * alone + guided * doubled
+        return steps + self.cost.seconds(leg.key, Stage.DECODE, 1)
 
     def _urgency(self, trajectory: Trajectory, now: float) -> float:
         age = max(0.0, now - trajectory.submitted)
@@ -137,7 +137,7 @@ class Planner:
 
     def _typical_wait(self) -> float:
         """PATIENCE times the harmonic mean of all work, which one long trajectory hardly moves."""
-        works = [self._work(trajectory, trajectory.num_steps) for trajectory in self._active]
+        works = [self._work(t.key, t.num_rows) for t in self._active]
         return PATIENCE * len(works) / sum(1 / work for work in works) if works else PATIENCE
 
     def _worth(self, plan: StepPlan, now: float) -> float:
@@ -153,6 +153,13 @@ class Planner:
             trajectory.error = _late(trajectory)
         self.remove(late)
         return late
+
+
+def _prepared_first(plan: StepPlan) -> StepPlan:
+    """Who was chosen to step but has not begun is prepared before; nobody else is, however many
+    wait: a picture to encode takes as long as a step."""
+    unprepared = tuple(t for t in plan.trajectories if t.stage is Stage.PREPARE)
+    return StepPlan(Stage.PREPARE, plan.key, unprepared) if unprepared else plan
 
 
 def _late(trajectory: Trajectory) -> SDBentoError:

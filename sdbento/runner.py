@@ -11,42 +11,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from sdbento.adapters import applied
+from sdbento.controlnets import added_conditioning, compute_residuals
 from sdbento.errors import GenerationFailed, SDBentoError
 from sdbento.pipelines import Pipeline
 from sdbento.previews import preview_images
-from sdbento.prompts import PromptEncoder
-from sdbento.trajectory import (
-    BatchKey,
-    SizeConditioning,
-    Stage,
-    StepPlan,
-    StepResult,
-    Trajectory,
-)
-
-
-@dataclass
-class State:
-    """What the runner keeps of a trajectory between two steps; its owner is `Trajectory.state`.
-
-    Rows of the conditioning tensors: the prompt's, then, where guided, the negative prompt's.
-    """
-
-    slots: torch.Tensor  # [1 + memory, C, h, w] float32: latents, then the sampler's memory
-    generator: torch.Generator  # on the CPU, in diffusers' order of draws
-    embeds: torch.Tensor  # [rows, 77, D]
-    pooled: torch.Tensor | None  # [rows, P], SDXL
-    time_ids: torch.Tensor | None  # [rows, 6], SDXL
-    noise: torch.Tensor | None = (
-        None  # drawn for the step under way, kept if it must be tried again
-    )
+from sdbento.prompts import PromptEncoder, prepare
+from sdbento.states import Row, State, first_state
+from sdbento.trajectory import BatchKey, Stage, StepPlan, StepResult, Trajectory
+from sdbento.vae import decode, draw
 
 
 class TorchRunner:
@@ -71,62 +50,25 @@ class TorchRunner:
     @torch.inference_mode()
     def measure(self, pipeline: Pipeline, key: BatchKey, rows: int) -> float:
         """Seconds of one UNet call on `rows` random rows, for the first cost curve."""
-        text = self._prompts.encode(pipeline, "")
-        latents = torch.randn(rows, pipeline.latent_channels, key.latent_height, key.latent_width)
-        added = None
-        if text.pooled is not None:
-            added = _added_conditioning(
-                text.pooled.expand(rows, -1),
-                torch.zeros(rows, 6, device=pipeline.device),
-            )
+        text = self._prompts.encode(pipeline, prepare(pipeline, ""), key.text_chunks)
+        channels = int(pipeline.unet.config.in_channels)
+        latents = torch.randn(rows, channels, key.latent_height, key.latent_width)
+        num_time_ids = 5 if pipeline.requires_aesthetics_score else 6
+        time_ids = torch.zeros(1, num_time_ids, dtype=pipeline.dtype, device=pipeline.device)
+        row = Row(text.embeds, text.pooled, None if text.pooled is None else time_ids)
+        timesteps = torch.full((rows,), 500.0, device=pipeline.device)
         started = time.perf_counter()
-        _unet(
-            pipeline,
-            latents.to(pipeline.device),
-            torch.full((rows,), 500.0, device=pipeline.device),
-            text.embeds.expand(rows, -1, -1),
-            added,
-        )
+        _unet(pipeline, latents.to(pipeline.device), timesteps, [row] * rows)
         _synchronize(pipeline)
         return time.perf_counter() - started
 
     def _prepare(self, trajectories: Sequence[Trajectory]) -> None:
-        states = [self._first_state(trajectory) for trajectory in trajectories]
+        states = [first_state(trajectory, self._prompts) for trajectory in trajectories]
         for trajectory, state in zip(trajectories, states, strict=True):
             trajectory.state = state
-
-    def _first_state(self, trajectory: Trajectory) -> State:
-        pipeline: Pipeline = trajectory.pipeline
-        inputs, key = trajectory.inputs, trajectory.key
-        texts = [self._prompts.encode(pipeline, inputs.prompt)]
-        sizes = [inputs.size]
-        if trajectory.rows == 2:
-            texts.append(self._prompts.encode(pipeline, inputs.negative_prompt))
-            sizes.append(inputs.negative_size)
-        trajectory.warnings = tuple(text.warning for text in texts if text.warning)
-        generator = torch.Generator().manual_seed(inputs.seed)
-        shape = (1, pipeline.latent_channels, key.latent_height, key.latent_width)
-        slots = torch.zeros(inputs.table.num_slots, *shape[1:], device=pipeline.device)
-        slots[:1] = _draw(shape, generator, pipeline) * inputs.table.init_noise_sigma
-        pooled = [text.pooled for text in texts if text.pooled is not None]
-        return State(
-            slots=slots,
-            generator=generator,
-            embeds=torch.cat([text.embeds for text in texts]),
-            pooled=torch.cat(pooled) if pooled else None,
-            time_ids=_time_ids(sizes, pipeline) if pooled else None,
-        )
-
-
-def _time_ids(sizes: Sequence[SizeConditioning], pipeline: Pipeline) -> torch.Tensor:
-    ids = [size.time_ids for size in sizes]
-    return torch.tensor(ids, dtype=pipeline.dtype, device=pipeline.device)
-
-
-def _draw(shape: tuple[int, ...], generator: torch.Generator, pipeline: Pipeline) -> torch.Tensor:
-    """Noise as diffusers' randn_tensor draws it with a CPU generator: on the CPU, then moved."""
-    noise = torch.randn(shape, generator=generator, dtype=pipeline.dtype)
-    return noise.to(pipeline.device, torch.float32)
+            if trajectory.predecessor is not None:
+                trajectory.predecessor.state = None
+                trajectory.predecessor = None
 
 
 def _step(trajectories: Sequence[Trajectory]) -> None:
@@ -135,6 +77,7 @@ def _step(trajectories: Sequence[Trajectory]) -> None:
     slots = _stack_slots(trajectories)
     output = _guided_output(trajectories, slots[:, 0], pipeline)
     advanced = _advance(trajectories, slots, output)
+    _keep_unmasked(trajectories, advanced)
     _preview(trajectories, slots[:, 0], output, pipeline)
     _synchronize(pipeline)
     for trajectory, new in zip(trajectories, advanced, strict=True):
@@ -160,26 +103,15 @@ def _guided_output(
 
     UNet rows: every trajectory's prompt first, then the negative prompt of the guided ones.
     """
-    states: list[State] = [trajectory.state for trajectory in trajectories]
     guided = [i for i, trajectory in enumerate(trajectories) if trajectory.rows == 2]
-    owners = [*range(len(trajectories)), *guided]
-    tables = [(trajectory.inputs.table, trajectory.step) for trajectory in trajectories]
-    scale = torch.stack([table.input_scale[step] for table, step in tables])
-    timesteps = torch.stack([table.timesteps[step] for table, step in tables])
-    model_input = latents * scale.to(latents.device)[:, None, None, None]
-    added = None
-    if states[0].pooled is not None:
-        added = _added_conditioning(
-            _rows([state.pooled for state in states], guided),
-            _rows([state.time_ids for state in states], guided),
-        )
-    output = _unet(
-        pipeline,
-        model_input[owners],
-        timesteps[owners].to(latents.device),
-        _rows([state.embeds for state in states], guided),
-        added,
-    )
+    owners = [*trajectories, *(trajectories[i] for i in guided)]
+    rows = [trajectory.state.row(trajectory.step) for trajectory in trajectories]
+    rows += [trajectories[i].state.negative_row(trajectories[i].step) for i in guided]
+    tables = [(owner.inputs.table, owner.step) for owner in owners]
+    scale = torch.stack([table.input_scale[step] for table, step in tables]).to(latents.device)
+    timesteps = torch.stack([table.timesteps[step] for table, step in tables]).to(latents.device)
+    repeated = torch.cat([latents, latents[guided]]) * scale[:, None, None, None]
+    output = _unet(pipeline, repeated, timesteps, rows, owners)
     prompted = output[: len(trajectories)]
     if guided:
         prompted[guided] = _guide(
@@ -190,31 +122,35 @@ def _guided_output(
     return prompted
 
 
-def _rows(conditioning: Sequence[torch.Tensor | None], guided: Sequence[int]) -> torch.Tensor:
-    """Conditioning in the order of the UNet's rows."""
-    given = [tensor for tensor in conditioning if tensor is not None]
-    return torch.cat([tensor[:1] for tensor in given] + [given[i][1:] for i in guided])
-
-
-def _added_conditioning(pooled: torch.Tensor, time_ids: torch.Tensor) -> dict[str, torch.Tensor]:
-    return {"text_embeds": pooled, "time_ids": time_ids}
-
-
 def _unet(
     pipeline: Pipeline,
     latents: torch.Tensor,
     timesteps: torch.Tensor,
-    embeds: torch.Tensor,
-    added: dict[str, torch.Tensor] | None,
+    rows: Sequence[Row],
+    owners: Sequence[Trajectory] = (),
 ) -> torch.Tensor:
-    output: torch.Tensor = pipeline.unet(
-        latents.to(pipeline.dtype),
-        timesteps,
-        embeds,
-        added_cond_kwargs=added,
-        return_dict=False,
-    )[0]
+    """One call for all rows; `owners` says whose adapters, ControlNets and masks each row has."""
+    residuals = compute_residuals(owners, rows, latents, timesteps)
+    model_input = _with_mask_channels(latents, owners) if pipeline.inpaints else latents
+    with applied(pipeline.unet, "unet", [owner.inputs.adapters for owner in owners]):
+        output: torch.Tensor = pipeline.unet(
+            model_input.to(pipeline.dtype),
+            timesteps,
+            torch.cat([row.embeds for row in rows]),
+            added_cond_kwargs=added_conditioning(rows),
+            down_block_additional_residuals=residuals and residuals.down,
+            mid_block_additional_residual=residuals and residuals.middle,
+            return_dict=False,
+        )[0]
     return output.float()
+
+
+def _with_mask_channels(latents: torch.Tensor, owners: Sequence[Trajectory]) -> torch.Tensor:
+    """What a 9-channel UNet reads: latents, mask, latents of the masked picture."""
+    if not owners:  # random rows, to measure
+        return latents
+    extra = torch.cat([owner.state.inpainting.extra_channels for owner in owners])
+    return torch.cat([latents, extra], dim=1)
 
 
 def _guide(
@@ -259,9 +195,20 @@ def _noise(trajectory: Trajectory) -> torch.Tensor:
     if state.noise is None:
         shape = (1, *state.slots.shape[1:])
         for _ in range(trajectory.inputs.table.draws[trajectory.step]):
-            state.noise = _draw(shape, state.generator, trajectory.pipeline)[0]
+            state.noise = draw(shape, state.generator, trajectory.pipeline)[0]
     assert state.noise is not None
     return state.noise
+
+
+def _keep_unmasked(trajectories: Sequence[Trajectory], slots: torch.Tensor) -> None:
+    """Inpainting with a 4-channel model: outside the mask, latents are the picture's, as noisy."""
+    for trajectory, advanced in zip(trajectories, slots, strict=True):
+        kept = trajectory.state.inpainting
+        if kept is None or kept.latents is None:
+            continue
+        table, step = trajectory.inputs.table, trajectory.step
+        original = kept.latents * table.kept_signal[step] + kept.noise * table.kept_noise[step]
+        advanced[:1] = (1 - kept.mask[0]) * original[0] + kept.mask[0] * advanced[0]
 
 
 def _preview(
@@ -304,24 +251,9 @@ def _decode(trajectories: Sequence[Trajectory]) -> dict[Trajectory, SDBentoError
 
 @torch.inference_mode()
 def decode_pixels(trajectories: Sequence[Trajectory]) -> NDArray[np.float32]:
-    """Finished latents through the VAE, as the stock pipelines do it: [B, H, W, 3] on [0, 1]."""
-    pipeline: Pipeline = trajectories[0].pipeline
+    """Finished latents through the VAE: [B, H, W, 3] on [0, 1]."""
     latents = torch.stack([trajectory.state.slots[0] for trajectory in trajectories])
-    scaled = _unscale(latents, pipeline).to(pipeline.vae_dtype)
-    decoded = pipeline.vae.decode(scaled, return_dict=False)[0].float()
-    pixels: NDArray[np.float32] = (decoded / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
-    return pixels
-
-
-def _unscale(latents: torch.Tensor, pipeline: Pipeline) -> torch.Tensor:
-    """Undo the scaling under which the UNet was trained."""
-    config = pipeline.vae.config
-    mean, std = config.get("latents_mean"), config.get("latents_std")
-    if mean is not None and std is not None:
-        shape = (1, -1, 1, 1)
-        latents = latents * latents.new_tensor(std).view(shape)
-        return latents / float(config.scaling_factor) + latents.new_tensor(mean).view(shape)
-    return latents / float(config.scaling_factor)
+    return decode(latents, trajectories[0].pipeline)
 
 
 def _synchronize(pipeline: Pipeline) -> None:

@@ -30,12 +30,14 @@ from typing import Any
 import diffusers
 
 from sdbento.errors import InvalidParameter, SDBentoError, UnknownSampler, UnsupportedSampler
-from sdbento.step_table import StepTable, read_table
+from sdbento.step_table import WHOLE, StepTable, Window, read_table
 
 __all__ = [
+    "WHOLE",
     "SamplerInfo",
     "SamplerSpec",
     "StepTable",
+    "Window",
     "build_scheduler",
     "canonical_name",
     "compile_table",
@@ -200,10 +202,9 @@ def compile_table(
     spec: SamplerSpec,
     scheduler_config: Mapping[str, Any],
     num_inference_steps: int,
-    start: int = 0,
+    window: Window = WHOLE,
 ) -> StepTable:
-    """The compiled sampler, cached. `scheduler_config` is the model's (`pipe.scheduler.config`);
-    `start` is the number of steps that an img2img's strength leaves out.
+    """The compiled sampler, cached. `scheduler_config` is the model's (`pipe.scheduler.config`).
 
     Raises UnknownSampler, InvalidParameter naming the field, or UnsupportedSampler where diffusers
     or the table cannot do what is asked. Safe to call from any thread.
@@ -218,7 +219,7 @@ def compile_table(
     spec = replace(spec, name=canonical_name(spec.name))
     config = json.dumps(dict(scheduler_config), sort_keys=True, default=_plain)
     with _compiling:
-        return _compile(spec, config, num_inference_steps, start)
+        return _compile(spec, config, num_inference_steps, window)
 
 
 # Held while looking in the cache too, so that equal requests at once compile one table, and
@@ -227,12 +228,12 @@ _compiling = threading.Lock()
 
 
 @lru_cache(maxsize=CACHE_SIZE)
-def _compile(spec: SamplerSpec, config: str, num_inference_steps: int, start: int) -> StepTable:
+def _compile(spec: SamplerSpec, config: str, num_inference_steps: int, window: Window) -> StepTable:
     try:
         with _quiet():
             scheduler = build_scheduler(spec, json.loads(config))
             scheduler.set_timesteps(num_inference_steps, device="cpu")
-            return read_table(scheduler, start, spec.eta)
+            return read_table(scheduler, window, spec.eta)
     except SDBentoError:
         raise
     except Exception as exc:  # whatever a scheduler raises for options it cannot combine

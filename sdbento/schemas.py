@@ -6,10 +6,12 @@ decides (size, steps, guidance, sampler) is None here and filled in by `intake`.
 
 from __future__ import annotations
 
+import hashlib
 from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     StringConstraints,
@@ -25,6 +27,11 @@ MAX_IMAGES = 16
 MAX_SIDE = 4096
 MAX_SEED = 2**63 - 1
 MAX_TIMEOUT = 3600
+MAX_CONTROLNETS = 8
+MAX_LORAS = 32  # of one request
+MAX_CLIP_SKIP = 12
+MAX_WEIGHT = 10.0
+MAX_IMAGE_CHARS = 64 * 1024 * 1024  # the settings' own limits are in bytes, and lower
 
 Prompt = Annotated[str, StringConstraints(max_length=MAX_PROMPT_CHARS)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=500)]
@@ -40,29 +47,186 @@ Size = Annotated[
 Scale = Annotated[float, Field(ge=0, le=50, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 OutputFormat = Literal["png", "jpeg", "webp"]
+ImageSource = Annotated[str, StringConstraints(min_length=1, max_length=MAX_IMAGE_CHARS)]
+Weight = Annotated[float, Field(ge=-MAX_WEIGHT, le=MAX_WEIGHT, allow_inf_nan=False)]
+Steps = Annotated[int, Field(ge=1, le=MAX_STEPS)]
+Enlargement = Annotated[float, Field(gt=1, le=8, allow_inf_nan=False)]
+Upscaler = Literal["lanczos", "bicubic", "nearest"]
 
 
-class GenerateRequest(BaseModel):
-    """One text-to-image request; every field but `prompt` has a default."""
+def _as_list(value: Any) -> Any:
+    return value if isinstance(value, list | tuple) or value is None else [value]
+
+
+class _Strict(BaseModel):
+    """No unknown fields, no guessing of types."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
 
+
+class ControlNetInput(_Strict):
+    """One ControlNet and the picture that steers it (Zhang et al. 2023)."""
+
+    type: Name = Field(
+        description="canny, depth, openpose, scribble, softedge, lineart, mlsd, normal, seg, "
+        "tile or inpaint; or a Hub id or folder of a ControlNet"
+    )
+    image: ImageSource | None = Field(
+        None, description="https URL, data URI or base64; absent: the request's `image`"
+    )
+    conditioning_scale: Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)] = Field(
+        1.0, description="How strongly it steers"
+    )
+    guidance_start: Fraction = Field(0.0, description="Share of the steps after which it begins")
+    guidance_end: Fraction = Field(1.0, description="Share of the steps after which it stops")
+    preprocess: bool = Field(
+        False, description="Make the control image (edges, depth, ...) out of an ordinary picture"
+    )
+
+
+class LoraInput(_Strict):
+    """One LoRA (Hu et al. 2021)."""
+
+    model_id: Name = Field(
+        description="Name in the LoRA folder or catalogue; Hub id or https URL where allowed"
+    )
+    weight: Weight = Field(1.0, description="0: no effect")
+    text_encoder_weight: Weight | None = Field(
+        None, description="Of its text-encoder part; absent: `weight`"
+    )
+
+
+class Outpaint(_Strict):
+    """Pixels to add on each side of `image`."""
+
+    left: Length = 0
+    right: Length = 0
+    top: Length = 0
+    bottom: Length = 0
+
+
+class Refiner(_Strict):
+    """The SDXL refiner takes over for the last steps ("ensemble of expert denoisers")."""
+
+    model: Name = Field(
+        "stabilityai/stable-diffusion-xl-refiner-1.0", description="Model name or id"
+    )
+    switch_at: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.8, description="Share of the noise levels that the first model does"
+    )
+    aesthetic_score: Annotated[float, Field(ge=0, le=10)] = 6.0
+    negative_aesthetic_score: Annotated[float, Field(ge=0, le=10)] = 2.5
+
+
+class Upscale(_Strict):
+    """Enlarge `image` and denoise it again, so that detail comes in."""
+
+    scale: Enlargement = Field(2.0, description="Times the width and height of `image`")
+    strength: Annotated[float, Field(gt=0, le=1)] = Field(0.35, description="As for img2img")
+    upscaler: Upscaler = Field("lanczos", description="How it is enlarged first")
+
+
+class Hires(_Strict):
+    """Draw small, enlarge, and denoise again at the larger size."""
+
+    scale: Enlargement = Field(2.0, description="Times width and height")
+    steps: Steps | None = Field(
+        None, description="num_inference_steps of the second pass; absent: as the first"
+    )
+    strength: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.6, description="Of the second pass, as for img2img"
+    )
+    upscaler: Literal["lanczos", "bicubic", "nearest", "latent"] = Field(
+        "lanczos", description="latent: bilinear, without leaving latent space"
+    )
+
+
+class GenerateRequest(_Strict):
+    """One request; every field but `prompt` has a default.
+
+    With `image` it is image to image, with `mask_image` or `outpaint` inpainting; `controlnet`,
+    `lora` and everything else combine with each.
+    """
+
     prompt: Prompt = Field(description="What to draw")
     negative_prompt: Prompt | None = Field(None, description="What to keep out of the picture")
+    prompt_2: Prompt | None = Field(
+        None, description="SDXL: what its second text encoder reads; absent: `prompt`"
+    )
+    negative_prompt_2: Prompt | None = Field(None, description="SDXL: absent: `negative_prompt`")
+    clip_skip: Annotated[int, Field(ge=1, le=MAX_CLIP_SKIP)] | None = Field(
+        None, description="Layers of the text encoder to leave out at the end, as diffusers counts"
+    )
     model: Name | None = Field(None, description="Model name or id; the server's default if absent")
+    image: ImageSource | None = Field(
+        None, description="What to start from: https URL, data URI or base64"
+    )
+    strength: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None,
+        description="How far from `image`: that share of the steps is done; absent: 0.8, with a "
+        "mask 1.0",
+    )
+    mask_image: ImageSource | None = Field(
+        None, description="What to repaint of `image`: white; sources as for `image`"
+    )
+    mask_blur: Annotated[int, Field(ge=0, le=128)] | None = Field(
+        None,
+        description="Pixels over which the repainted part fades into the original, which is put "
+        "back outside of it; absent or 0: all pixels come from the model; outpaint: 8",
+    )
+    padding_mask_crop: Annotated[int, Field(ge=0, le=MAX_SIDE)] | None = Field(
+        None,
+        description="Repaint only the masked region and so many pixels around it, enlarged to "
+        "width x height, and put it back into the original",
+    )
+    outpaint: Outpaint | None = Field(None, description="Pixels to add around `image`")
+    resize_mode: Literal["stretch", "crop", "fit"] = Field(
+        "stretch",
+        description="How pictures come to width x height: stretch, crop what is over, or fit and "
+        "fill the margins",
+    )
     width: Side | None = Field(
-        None, description="Pixels, a multiple of 8; the model's own if absent"
+        None,
+        description="Pixels, a multiple of 8; absent: that of `image`, else of the control image, "
+        "else the model's own",
     )
-    height: Side | None = Field(
-        None, description="Pixels, a multiple of 8; the model's own if absent"
+    height: Side | None = Field(None, description="As width")
+    controlnet: (
+        Annotated[
+            list[ControlNetInput],
+            Field(max_length=MAX_CONTROLNETS),
+            BeforeValidator(
+                _as_list, json_schema_input_type=ControlNetInput | list[ControlNetInput]
+            ),
+        ]
+        | None
+    ) = Field(None, description="One ControlNet or a list of them")
+    lora: (
+        Annotated[
+            list[LoraInput],
+            Field(max_length=MAX_LORAS),
+            BeforeValidator(_as_list, json_schema_input_type=LoraInput | list[LoraInput]),
+        ]
+        | None
+    ) = Field(
+        None, description="One LoRA or a list; `<lora:name:weight>` in the prompt does as well"
     )
-    num_inference_steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] | None = Field(
+    refiner: Refiner | None = Field(None, description="SDXL: the refiner does the last steps")
+    hires: Hires | None = Field(None, description="A second pass at a larger size")
+    upscale: Upscale | None = Field(None, description="Enlarge `image` with new detail")
+    num_inference_steps: Steps | None = Field(
         None, description="Denoising steps; the model's own if absent"
     )
     guidance_scale: Scale | None = Field(
         None, description="Classifier-free guidance; 1 or less: none, at half the cost"
     )
     guidance_rescale: Fraction = Field(0.0, description="Section 3.4 of Lin et al. 2023")
+    guidance_start: Fraction = Field(
+        0.0, description="Share of the steps before which there is no guidance, at half the cost"
+    )
+    guidance_end: Fraction = Field(
+        1.0, description="Share of the steps after which there is no guidance, at half the cost"
+    )
     seed: Annotated[int, Field(ge=-1, le=MAX_SEED)] | None = Field(
         None,
         description="Seed of the first image, then seed + 1, ...; absent or -1: drawn",
@@ -76,7 +240,7 @@ class GenerateRequest(BaseModel):
     )
     timestep_spacing: Literal["leading", "trailing", "linspace"] | None = Field(
         None,
-        description="How the sampler spaces its timesteps; the model's own if absent",
+        description="How the sampler spaces its timesteps; absent: the model's own",
     )
     eta: Fraction = Field(0.0, description="Noise of DDIM and TCD; other samplers ignore it")
     output_format: OutputFormat = Field("png", description="Format of the images")
@@ -93,6 +257,21 @@ class GenerateRequest(BaseModel):
     negative_original_size: Size | None = Field(None, description="SDXL, for the unguided rows")
     negative_crops_coords_top_left: Size = Field((0, 0), description="SDXL, the unguided rows")
     negative_target_size: Size | None = Field(None, description="SDXL, for the unguided rows")
+
+
+_FILE = WithJsonSchema({"type": "file", "format": "image", "pil": True})  # for BentoML's client
+
+
+class ImageRequest(GenerateRequest):
+    """A request with an `image`, which BentoML's client may give as a path or a PIL image."""
+
+    image: Annotated[ImageSource, _FILE] = Field(description="What to start from")
+
+
+class MaskedRequest(ImageRequest):
+    """A request with an `image` and a `mask_image`."""
+
+    mask_image: Annotated[ImageSource, _FILE] = Field(description="White: repaint")
 
 
 class Timings(BaseModel):
@@ -117,10 +296,36 @@ class GenerateResponse(BaseModel):
     warnings: list[str] = Field(default_factory=list)
 
 
-def parse(body: bytes | str) -> GenerateRequest:
+def describe(request: GenerateRequest) -> dict[str, Any]:
+    """What was asked for, as JSON, without defaults; pictures by URL or else by their digest."""
+    described = request.model_dump(mode="json", exclude_defaults=True)
+    for holder in (described, *described.get("controlnet", ())):
+        for field in ("image", "mask_image"):
+            if (source := holder.get(field)) is not None:
+                holder[field] = _digest(source)
+    return described
+
+
+def _digest(source: str) -> str:
+    if source[:8].lower() == "https://" or source[:7].lower() == "http://":
+        return source
+    return f"sha256:{hashlib.sha256(source.encode()).hexdigest()}"
+
+
+PARTS: dict[str, type[BaseModel]] = {
+    "controlnet": ControlNetInput,
+    "lora": LoraInput,
+    "outpaint": Outpaint,
+    "refiner": Refiner,
+    "hires": Hires,
+    "upscale": Upscale,
+}
+
+
+def parse(body: bytes | str, model: type[GenerateRequest] = GenerateRequest) -> GenerateRequest:
     """A request from JSON text. Raises MalformedRequest or InvalidParameter."""
     try:
-        return GenerateRequest.model_validate_json(body)
+        return model.model_validate_json(body)
     except ValidationError as error:
         raise explain(error) from None
 
@@ -137,7 +342,7 @@ def explain(error: ValidationError) -> SDBentoError:
         case "missing":
             return InvalidParameter(f"{field} is required", param=field)
         case "extra_forbidden":
-            known = ", ".join(GenerateRequest.model_fields)
+            known = ", ".join(PARTS.get(str(first["loc"][0]), GenerateRequest).model_fields)
             return InvalidParameter(f"{field} is not a known field; known: {known}", param=field)
     problem = first["msg"].removeprefix("Input ")
     problem = problem[:1].lower() + problem[1:]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import AliasChoices, Field, ValidationError
+from pydantic import AliasChoices, Field, SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -110,8 +110,56 @@ class Settings(BaseSettings):
         validation_alias=_variable("SDBENTO_MAX_PIXELS"),
         description="Largest width x height of a request",
     )
+    lora_dir: Path = Field(
+        Path("loras"),
+        validation_alias=_variable("SDBENTO_LORA_DIR"),
+        description="Folder whose LoRA files (.safetensors, also in subfolders) are known by their "
+        "name",
+    )
+    max_loras: int = Field(
+        32,
+        ge=1,
+        le=10_000,
+        validation_alias=_variable("SDBENTO_MAX_LORAS"),
+        description="LoRAs a model keeps in memory; the least recently used make room",
+    )
+    allow_lora_hub: bool = Field(
+        True,
+        validation_alias=_variable("SDBENTO_ALLOW_LORA_HUB"),
+        description="Let requests name LoRAs on the Hub: `org/repo` or `org/repo/file`",
+    )
+    allow_lora_urls: bool = Field(
+        False,
+        validation_alias=_variable("SDBENTO_ALLOW_LORA_URLS"),
+        description="Let requests name LoRAs by https URL",
+    )
+    embeddings_dir: Path = Field(
+        Path("embeddings"),
+        validation_alias=_variable("SDBENTO_EMBEDDINGS_DIR"),
+        description="Folder of textual inversions (.safetensors), each a word in prompts by its "
+        "name",
+    )
+    allow_private_urls: bool = Field(
+        False,
+        validation_alias=_variable("SDBENTO_ALLOW_PRIVATE_URLS"),
+        description="Fetch images also from private and loopback addresses, and over http",
+    )
+    fetch_timeout: float = Field(
+        20.0,
+        gt=0,
+        le=600,
+        allow_inf_nan=False,
+        validation_alias=_variable("SDBENTO_FETCH_TIMEOUT"),
+        description="Seconds that fetching one image may take",
+    )
+    max_image_bytes: int = Field(
+        20 * 1024 * 1024,
+        ge=1024,
+        validation_alias=_variable("SDBENTO_MAX_IMAGE_BYTES"),
+        description="Largest image file that a request may bring or name",
+    )
     max_body_bytes: int = Field(
-        1024 * 1024,
+        32 * 1024 * 1024,
         ge=1024,
         validation_alias=_variable("SDBENTO_MAX_BODY_BYTES"),
         description="Largest request body",
@@ -135,6 +183,110 @@ class Settings(BaseSettings):
         "INFO",
         validation_alias=_variable("SDBENTO_LOG_LEVEL"),
         description="DEBUG, INFO, WARNING or ERROR",
+    )
+    bucket_endpoint_url: str | None = Field(
+        None,
+        validation_alias=_variable("BUCKET_ENDPOINT_URL"),
+        description="RunPod worker: S3 address that results above the payload limit are uploaded "
+        "to; all four BUCKET_ variables or none",
+    )
+    bucket_access_key_id: SecretStr | None = Field(
+        None,
+        validation_alias=_variable("BUCKET_ACCESS_KEY_ID"),
+        description="RunPod worker: key id for that address",
+    )
+    bucket_secret_access_key: SecretStr | None = Field(
+        None,
+        validation_alias=_variable("BUCKET_SECRET_ACCESS_KEY"),
+        description="RunPod worker: secret key for that address",
+    )
+    bucket_name: str | None = Field(
+        None,
+        validation_alias=_variable("BUCKET_NAME"),
+        description="RunPod worker: bucket that results go to",
+    )
+    bucket_url_seconds: int = Field(
+        604_800,
+        ge=60,
+        le=604_800,  # what Signature Version 4 allows
+        validation_alias=_variable("SDBENTO_BUCKET_URL_SECONDS"),
+        description="RunPod worker: seconds for which the URLs of uploaded results work",
+    )
+    runpod_max_run_bytes: int = Field(
+        10_000_000,
+        ge=1024,
+        validation_alias=_variable("SDBENTO_RUNPOD_MAX_RUN_BYTES"),
+        description="RunPod worker: largest result of a job that came through /run",
+    )
+    runpod_max_runsync_bytes: int = Field(
+        20_000_000,
+        ge=1024,
+        validation_alias=_variable("SDBENTO_RUNPOD_MAX_RUNSYNC_BYTES"),
+        description="RunPod worker: largest result of a job that came through /runsync",
+    )
+    runpod_prefetch: int = Field(
+        4,
+        ge=0,
+        le=1000,
+        validation_alias=_variable("SDBENTO_RUNPOD_PREFETCH"),
+        description="RunPod worker: jobs taken beyond MAX_BATCH_SIZE, so that the batch stays full",
+    )
+    runpod_drain_seconds: float = Field(
+        30.0,
+        ge=0,
+        le=3600,
+        allow_inf_nan=False,
+        validation_alias=_variable("SDBENTO_RUNPOD_DRAIN_SECONDS"),
+        description="RunPod worker: seconds after SIGTERM until its open request for jobs is given "
+        "up; jobs under way are always finished",
+    )
+    runpod_volume: Path = Field(
+        Path("/runpod-volume"),
+        validation_alias=_variable("SDBENTO_RUNPOD_VOLUME"),
+        description="RunPod worker: where the network volume and the platform's model cache are "
+        "mounted",
+    )
+    port: int | None = Field(
+        None,
+        ge=1,
+        le=65535,
+        validation_alias=_variable("PORT"),
+        description="Port that `sdbento serve` listens on; RunPod's load balancer sets it",
+    )
+    port_health: int | None = Field(
+        None,
+        ge=1,
+        le=65535,
+        validation_alias=_variable("PORT_HEALTH"),
+        description="A port of its own for GET /ping, where it is not to be asked for on PORT",
+    )
+    state_dir: Path = Field(
+        Path("state"),
+        validation_alias=_variable("SDBENTO_STATE_DIR"),
+        description="Folder of the jobs of /run and their results; one server a folder",
+    )
+    job_store_url: SecretStr | None = Field(
+        None,
+        validation_alias=_variable("JOB_STORE_URL"),
+        description="SQLAlchemy URL of the jobs' database; unset: SQLite in SDBENTO_STATE_DIR",
+    )
+    job_result_seconds: int = Field(
+        1800,
+        ge=1,
+        validation_alias=_variable("SDBENTO_JOB_RESULT_SECONDS"),
+        description="Seconds for which the result of a job of /run is kept; /runsync: at most 60",
+    )
+    max_jobs: int = Field(
+        1000,
+        ge=1,
+        validation_alias=_variable("SDBENTO_MAX_JOBS"),
+        description="Unfinished jobs of /run and /runsync; one more is answered 429",
+    )
+    jobs_gb: float = Field(
+        10.0,
+        gt=0,
+        validation_alias=_variable("SDBENTO_JOBS_GB"),
+        description="Disk for jobs and their results; the oldest results make room",
     )
 
     @classmethod
@@ -191,6 +343,15 @@ def unknown_variables(environment: Mapping[str, str] = os.environ) -> list[str]:
     return sorted(name for name in environment if name.startswith("SDBENTO_") and name not in known)
 
 
+def use_hub_cache(folder: Path) -> None:
+    """Let huggingface_hub keep its files in `folder`, where the operator names no other one.
+
+    It reads the variable when it is imported: to be called before that.
+    """
+    if not {"HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"} & os.environ.keys():
+        os.environ["HF_HUB_CACHE"] = str(folder)
+
+
 def _yaml_source(settings_cls: type[BaseSettings], path: str) -> YamlConfigSettingsSource:
     if not Path(path).is_file():
         raise SettingsError(f"SDBENTO_CONFIG={path!r}: no such file")
@@ -211,6 +372,10 @@ def _env_name(field: str) -> str:
     return str(alias.choices[0])
 
 
+# Their values are never shown; SecretStr sees to it everywhere but in complaints.
+_SECRETS = {"BUCKET_ACCESS_KEY_ID", "BUCKET_SECRET_ACCESS_KEY", "JOB_STORE_URL"}
+
+
 def _show(value: object) -> str:
     if value is None:
         return "unset"
@@ -219,6 +384,8 @@ def _show(value: object) -> str:
 
 def _absolute(value: object) -> str:
     """A setting as a variable's text; what is a path here stays that path in other folders."""
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
     if isinstance(value, str) and "/" in value and Path(value).exists():
         value = Path(value)
     return str(value.absolute()) if isinstance(value, Path) else _show(value)
@@ -234,5 +401,6 @@ def _explain(error: ValidationError) -> str:
             continue
         variable = names.get(place, place)
         problem = item["msg"][:1].lower() + item["msg"][1:]
-        lines.append(f"{variable}={item['input']!r}: {problem}")
+        given = "***" if variable in _SECRETS else repr(item["input"])
+        lines.append(f"{variable}={given}: {problem}")
     return "; ".join(lines)

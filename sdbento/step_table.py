@@ -39,7 +39,8 @@ class StepTable:
 
     Slot 0 is the latents, slots 1..S are the scheduler's memory, zero before the first step.
     A trajectory starts from noise at noise * init_noise_sigma, from an image x0 at
-    x0 * start_signal + noise * start_noise.
+    x0 * start_signal + noise * start_noise. After step i the image is as noisy as the latents at
+    x0 * kept_signal[i] + noise * kept_noise[i], which is what inpainting keeps outside its mask.
     """
 
     timesteps: torch.Tensor  # [n], what the UNet gets
@@ -50,6 +51,8 @@ class StepTable:
     init_noise_sigma: float
     start_signal: float
     start_noise: float
+    kept_signal: torch.Tensor  # [n]
+    kept_noise: torch.Tensor  # [n]
 
     @property
     def num_steps(self) -> int:
@@ -70,16 +73,33 @@ class _Step:
     noise: torch.Tensor  # [1 + new memory]
     draws: list[torch.Tensor]  # each [_SAMPLES], what the samples got
     samples: torch.Tensor  # [_SAMPLES], what became of them
+    kept: tuple[float, float] = (1.0, 0.0)  # signal and noise of add_noise at the next timestep
 
 
-def read_table(scheduler: Any, start: int = 0, eta: float = 0.0) -> StepTable:
+@dataclass(frozen=True)
+class Window:
+    """Which part of a schedule is run.
+
+    `start` counts steps to leave out, as an img2img pipeline does for its strength. The other two
+    are shares of the training's timesteps, as SDXL's pipelines cut between base and refiner
+    (`denoising_start`, `denoising_end`).
+    """
+
+    start: int = 0
+    denoising_start: float | None = None
+    denoising_end: float | None = None
+
+
+WHOLE = Window()
+
+
+def read_table(scheduler: Any, window: Window = WHOLE, eta: float = 0.0) -> StepTable:
     """Compile a scheduler whose timesteps are set and that has not stepped yet; it is used up.
 
-    `start` counts scheduler steps to leave out, as an img2img pipeline does for its strength. `eta`
-    goes to schedulers whose step takes it. Raises UnsupportedSampler where the scheduler is not
-    affine, and whatever the scheduler itself raises.
+    `eta` goes to schedulers whose step takes it. Raises UnsupportedSampler where the scheduler is
+    not affine, InvalidParameter for an empty window, and whatever the scheduler itself raises.
     """
-    timesteps = _begin(scheduler, start)
+    timesteps = _begin(scheduler, window)
     signal, start_noise = _noising(scheduler, timesteps)
     generator = torch.Generator().manual_seed(0)
     first = float(scheduler.init_noise_sigma) * _randn(generator)
@@ -95,6 +115,8 @@ def read_table(scheduler: Any, start: int = 0, eta: float = 0.0) -> StepTable:
         init_noise_sigma=float(scheduler.init_noise_sigma),
         start_signal=signal,
         start_noise=start_noise,
+        kept_signal=torch.tensor([step.kept[0] for step in steps]),
+        kept_noise=torch.tensor([step.kept[1] for step in steps]),
     )
     _check_finite(table)
     deviation = _replay(matrices, noise, steps, first)
@@ -107,27 +129,47 @@ def read_table(scheduler: Any, start: int = 0, eta: float = 0.0) -> StepTable:
     return table
 
 
-def _begin(scheduler: Any, start: int) -> torch.Tensor:
+def _begin(scheduler: Any, window: Window) -> torch.Tensor:
     """Set the scheduler to its first step; the timesteps from there on.
 
     Always told where it is: left to search for the timestep, schedulers take the second of two
     equal ones and run off the end of their sigmas.
     """
-    first = start * scheduler.order
-    if not 0 <= first < len(scheduler.timesteps):
+    first, last = _bounds(scheduler, window)
+    if not 0 <= first < last:
         raise InvalidParameter(
-            f"strength leaves no step to do: it starts at step {start} "
-            f"of {len(scheduler.timesteps) // scheduler.order}",
+            f"strength leaves no step to do: it starts at step {first // scheduler.order} "
+            f"of {last // scheduler.order}",
             param="strength",
         )
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(first)
-    timesteps: torch.Tensor = scheduler.timesteps[first:]
+    timesteps: torch.Tensor = scheduler.timesteps[first:last]
     return timesteps
 
 
+def _bounds(scheduler: Any, window: Window) -> tuple[int, int]:
+    """The first timestep's index, and the one after the last."""
+    timesteps = scheduler.timesteps
+    first, last = window.start * scheduler.order, len(timesteps)
+    if window.denoising_start is not None:
+        left = int((timesteps < _cutoff(scheduler, window.denoising_start)).sum())
+        if scheduler.order == 2 and left % 2 == 0:
+            left += 1  # do not begin between the two halves of a second-order step
+        first = len(timesteps) - left
+    if window.denoising_end is not None:
+        until = _cutoff(scheduler, window.denoising_end)
+        last = first + int((timesteps[first:] >= until).sum())
+    return first, last
+
+
+def _cutoff(scheduler: Any, share: float) -> int:
+    num_train_timesteps = int(scheduler.config.num_train_timesteps)
+    return round(num_train_timesteps - share * num_train_timesteps)
+
+
 def _noising(scheduler: Any, timesteps: torch.Tensor) -> tuple[float, float]:
-    """What add_noise multiplies the image and the noise with at the first timestep."""
+    """What add_noise multiplies the image and the noise with at the first of `timesteps`."""
     nothing = torch.zeros(_SAMPLES, dtype=torch.float64)
     noisy = scheduler.add_noise(_unit(0, nothing), _unit(1, nothing), timesteps[:1]).flatten()
     return float(noisy[0]), float(noisy[1])
@@ -142,9 +184,12 @@ def _read_steps(
 ) -> list[_Step]:
     options = {"eta": eta} if "eta" in inspect.signature(scheduler.step).parameters else {}
     steps = []
-    for timestep in timesteps:
-        steps.append(_read_step(scheduler, timestep, samples, generator, options))
-        samples = steps[-1].samples
+    for i, timestep in enumerate(timesteps):
+        step = _read_step(scheduler, timestep, samples, generator, options)
+        if len(following := timesteps[i + 1 : i + 2]):
+            step.kept = _noising(scheduler, following)
+        steps.append(step)
+        samples = step.samples
     return steps
 
 

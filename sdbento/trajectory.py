@@ -2,20 +2,27 @@
 
 A *trajectory* is the path of one image from noise to picture. It joins and leaves the running
 batch between two denoising steps, so its whole life is one counter, `step`, and what the runner
-keeps for it (`state`). It costs `rows` rows of a UNet call: two with guidance, one without.
+keeps for it (`state`). A step costs `rows` rows of a UNet call: two with guidance, one without.
+A picture that takes two models or two sizes is a chain: the successor goes on where the
+predecessor has finished.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from PIL import Image
+    from torch import Tensor
 
+    from sdbento.adapters import WeightedAdapter
     from sdbento.errors import SDBentoError
+    from sdbento.prompts import PreparedPrompt
     from sdbento.samplers import StepTable
+    from sdbento.weights import ControlNet
 
 
 @dataclass(frozen=True)
@@ -34,29 +41,71 @@ class BatchKey:
 
 @dataclass(frozen=True)
 class SizeConditioning:
-    """SDXL's micro-conditioning (section 2.2 of Podell et al. 2023); all sizes (height, width)."""
+    """SDXL's micro-conditioning (section 2.2 of Podell et al. 2023); all sizes (height, width).
+
+    The refiner reads an aesthetic score in place of the target size.
+    """
 
     original_size: tuple[int, int]
     crops_coords_top_left: tuple[int, int]
     target_size: tuple[int, int]
+    aesthetic_score: float | None = None
 
     @property
-    def time_ids(self) -> tuple[int, ...]:
-        return (*self.original_size, *self.crops_coords_top_left, *self.target_size)
+    def time_ids(self) -> tuple[float, ...]:
+        last = self.target_size if self.aesthetic_score is None else (self.aesthetic_score,)
+        return (*self.original_size, *self.crops_coords_top_left, *last)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class Control:
+    """A ControlNet on one image: its residuals are added to that image's rows, scaled."""
+
+    network: ControlNet
+    image: Tensor  # [1, 3, H, W] on [0, 1]
+    scale: float
+    start: float  # shares of the steps; see `within`
+    end: float
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """What denoising starts from, where that is not noise alone.
+
+    `pixels` None: from what the predecessor made. `mask` 1: repaint.
+    """
+
+    pixels: Tensor | None = None  # [1, 3, H, W] on [-1, 1]
+    mask: Tensor | None = None  # [1, 1, H, W], 0 or 1
+    pure_noise: bool = False  # full strength under a mask: the picture is only kept outside of it
+    add_noise: bool = True  # False: the predecessor's latents still carry their noise
+    upscaler: str | None = None  # how the predecessor's picture or ("latent") latents grow
+
+
+@dataclass(frozen=True, eq=False)
 class ImageInputs:
-    """What one image is made from; set by intake, read by the runner, opaque to the planner."""
+    """What one image is made from; set by intake, read by the runner, opaque to the planner.
 
-    prompt: str
-    negative_prompt: str | None
+    Prompts are (first step, prompt) pairs, the first at step 0: prompt editing changes them on the
+    way.
+    """
+
+    prompts: tuple[tuple[int, PreparedPrompt], ...]
+    negative_prompts: tuple[tuple[int, PreparedPrompt], ...]
     seed: int
     guidance_scale: float
     guidance_rescale: float
     table: StepTable
     size: SizeConditioning
     negative_size: SizeConditioning
+    start: Start | None = None
+    controls: tuple[Control, ...] = ()
+    adapters: tuple[WeightedAdapter, ...] = ()
+
+
+def within(step: int, num_steps: int, start: float, end: float) -> bool:
+    """Whether `step` lies between two shares of a run, as diffusers' ControlNet pipelines count."""
+    return not (step / num_steps < start or (step + 1) / num_steps > end)
 
 
 class Stage(StrEnum):
@@ -71,17 +120,20 @@ class Trajectory:
 
     key: BatchKey
     num_steps: int
-    rows: int
+    guided_steps: range  # the steps that take a second row, for guidance
     inputs: ImageInputs
     submitted: float = 0.0  # monotonic seconds; set by the engine
     deadline: float | None = None  # monotonic seconds
     preview_every: int = 0
     step: int = 0  # UNet evaluations done; set by the planner
     pipeline: Any = None  # the resident model; whoever submits holds its lease
+    successor: Trajectory | None = None  # goes on from what this one makes: refiner, hires
+    predecessor: Trajectory | None = None  # set with its successor; forgotten when it has begun
+    decodes: bool = True  # False: the successor starts from the latents
     state: Any = None  # latents, conditioning, noise generator; owned by the runner
     preview: Image.Image | None = None  # of the last previewed step; set by the runner
     image: Image.Image | None = None  # set by the runner when decoded
-    warnings: tuple[str, ...] = ()  # what the user should know of the prompt; set by the runner
+    warnings: tuple[str, ...] = ()  # what the user should know; set by intake
     error: SDBentoError | None = None  # set by the planner
 
     @property
@@ -92,11 +144,41 @@ class Trajectory:
 
     @property
     def finished(self) -> bool:
-        return self.image is not None or self.error is not None
+        """Whether nobody has anything to do for it any more; its successor is another matter."""
+        if self.error is not None or self.image is not None:
+            return True
+        return not self.decodes and self.step == self.num_steps
+
+    @property
+    def rows(self) -> int:
+        """UNet rows of the next step."""
+        return 2 if self.step in self.guided_steps else 1
 
     @property
     def remaining_steps(self) -> int:
         return self.num_steps - self.step
+
+    @property
+    def remaining_guided_steps(self) -> int:
+        return len(range(max(self.step, self.guided_steps.start), self.guided_steps.stop))
+
+    @property
+    def remaining_rows(self) -> int:
+        """UNet rows of all steps that are left."""
+        return self.remaining_steps + self.remaining_guided_steps
+
+    @property
+    def num_rows(self) -> int:
+        """UNet rows of all its steps."""
+        return self.num_steps + len(self.guided_steps)
+
+    @property
+    def chain(self) -> Iterator[Trajectory]:
+        """This trajectory and its successors."""
+        trajectory: Trajectory | None = self
+        while trajectory is not None:
+            yield trajectory
+            trajectory = trajectory.successor
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""From a model's files to modules on the device: the only `from_pretrained` of the project.
+"""From files to modules on the device: the only `from_pretrained` of the project.
 
 Only safetensors are read. Where the hardware cannot do what the settings ask, the nearest right
 thing is done and the log says so. Knows nothing of who uses a model or for how long: `pipelines`.
@@ -9,9 +9,8 @@ from __future__ import annotations
 import importlib.util
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,15 +23,38 @@ import transformers
 # diffusers makes transformers tell of components that are not used here, while it is imported.
 transformers.logging.set_verbosity_error()
 
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import (
+    ControlNetModel,
+    StableDiffusionPipeline,
+    StableDiffusionXLImg2ImgPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from diffusers.loaders.single_file_utils import SingleFileComponentError
 from diffusers.models.attention_processor import AttnProcessor2_0, XFormersAttnProcessor
 
 from sdbento import hub
-from sdbento.catalog import ModelSpec, family_configs
+from sdbento.catalog import ControlNetSpec, ModelSpec, family_configs
 from sdbento.errors import ModelLoadFailed
-from sdbento.families import VAE_FACTOR, Family, refusal
+from sdbento.families import INPAINT_CHANNELS, LATENT_CHANNELS, VAE_FACTOR, Family, refusal
+from sdbento.resident import ControlNet, Pipeline, Resident, modules, num_bytes
 from sdbento.settings import Settings, SettingsError
+
+__all__ = [
+    "GB",
+    "ControlNet",
+    "Pipeline",
+    "Resident",
+    "choose_device",
+    "choose_dtype",
+    "choose_vae_dtype",
+    "free_unused",
+    "host_memory",
+    "load",
+    "memory_budget_gb",
+    "memory_need",
+    "pull",
+]
 
 log = logging.getLogger(__name__)
 
@@ -42,44 +64,6 @@ CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 # diffusers and transformers patch torch.nn.Module for the whole process while they construct.
 _constructing = threading.Lock()
-
-
-@dataclass(eq=False)
-class Pipeline:
-    """A resident model: the stock pipeline's components, ready on `device`."""
-
-    spec: ModelSpec
-    pipe: Any = field(repr=False)  # StableDiffusionPipeline or StableDiffusionXLPipeline
-    device: torch.device
-    dtype: torch.dtype
-    vae_dtype: torch.dtype
-    nbytes: int
-
-    @property
-    def unet(self) -> Any:
-        return self.pipe.unet
-
-    @property
-    def vae(self) -> Any:
-        return self.pipe.vae
-
-    @property
-    def scheduler_config(self) -> dict[str, Any]:
-        """With the name of its class, which schedulers that were not loaded do not state."""
-        scheduler = self.pipe.scheduler
-        return {**scheduler.config, "_class_name": type(scheduler).__name__}
-
-    @property
-    def is_sdxl(self) -> bool:
-        return self.spec.family is Family.SDXL
-
-    @property
-    def latent_channels(self) -> int:
-        return int(self.unet.config.in_channels)
-
-    @property
-    def vae_scale_factor(self) -> int:
-        return int(self.pipe.vae_scale_factor)
 
 
 def choose_device(settings: Settings) -> torch.device:
@@ -136,18 +120,26 @@ def host_memory() -> tuple[int, int]:
     )
 
 
-def memory_need(spec: ModelSpec, dtype: torch.dtype) -> int:
-    """Bytes to reserve before a model is loaded and can be measured."""
+def memory_need(spec: ModelSpec | ControlNetSpec, dtype: torch.dtype) -> int:
+    """Bytes to reserve before something is loaded and can be measured."""
     return int(spec.memory_gb * GB * dtype.itemsize / torch.float16.itemsize)
 
 
-def load(spec: ModelSpec, settings: Settings) -> Pipeline:
+def load(spec: ModelSpec | ControlNetSpec, settings: Settings) -> Resident:
     """Files to modules on the device. Blocking, for minutes where files must be downloaded.
 
     Raises errors of the `errors` tree and whatever the libraries raise.
     """
     device = choose_device(settings)
     dtype = choose_dtype(settings, device)
+    if isinstance(spec, ControlNetSpec):
+        return _load_controlnet(spec, settings, device, dtype)
+    return _load_pipeline(spec, settings, device, dtype)
+
+
+def _load_pipeline(
+    spec: ModelSpec, settings: Settings, device: torch.device, dtype: torch.dtype
+) -> Pipeline:
     path = hub.fetch(spec.name, spec.sources, dtype is not torch.float32, settings.offline)
     configs = _single_file_configs(spec, settings) if path.is_file() else None
     pipe = _construct(spec, path, configs, dtype)
@@ -157,10 +149,10 @@ def load(spec: ModelSpec, settings: Settings) -> Pipeline:
     pipe.to(device)
     if vae_dtype is not dtype:
         pipe.vae.to(vae_dtype)
+    attention = _set_attention(pipe.unet, settings, device)
+    pipeline = Pipeline(spec, pipe, device, dtype, vae_dtype, num_bytes(modules(pipe)))
     for module in modules(pipe):
         module.eval().requires_grad_(False)
-    attention = _set_attention(pipe, settings, device)
-    pipeline = Pipeline(spec, pipe, device, dtype, vae_dtype, num_bytes(pipe))
     log.info(
         "model %s is on %s: %.2f GB, UNet %s, VAE %s, attention by %s",
         *(spec.name, device, pipeline.nbytes / GB, dtype, vae_dtype, attention),
@@ -168,8 +160,29 @@ def load(spec: ModelSpec, settings: Settings) -> Pipeline:
     return pipeline
 
 
+def _load_controlnet(
+    spec: ControlNetSpec, settings: Settings, device: torch.device, dtype: torch.dtype
+) -> ControlNet:
+    half = dtype is not torch.float32
+    folder = hub.fetch_controlnet(spec.name, spec.sources, half, settings.offline)
+    files = hub.controlnet_weights(spec.name, hub.local_files(folder), half)
+    options = {"dtype": dtype, "local_files_only": True, "variant": _variant_of(files)}
+    with _constructing, _without_progress_bars():
+        module = ControlNetModel.from_pretrained(folder, use_safetensors=True, **options)
+    _check_complete(spec, "network", module)
+    module.to(device).eval().requires_grad_(False)
+    attention = _set_attention(module, settings, device)
+    nbytes = num_bytes([module])
+    log.info(
+        "%s is on %s: %.2f GB, %s, attention by %s", spec, device, nbytes / GB, dtype, attention
+    )
+    return ControlNet(spec, module, device, dtype, nbytes)
+
+
 def pull(
-    spec: ModelSpec, settings: Settings, progress: Callable[[str], None] = log.info
+    spec: ModelSpec | ControlNetSpec,
+    settings: Settings,
+    progress: Callable[[str], None] = log.info,
 ) -> list[Path]:
     """Download everything that `load` will need, without loading it; returns where it lies.
 
@@ -178,22 +191,13 @@ def pull(
     on_gpu = settings.device != "cpu" and (settings.device == "cuda" or torch.cuda.is_available())
     half = on_gpu and settings.precision != "fp32"
     progress(f"{spec.name}: {'fp16' if half else 'fp32'} weights from {', '.join(spec.sources)}")
-    path = hub.fetch(spec.name, spec.sources, half, settings.offline)
-    configs = _single_file_configs(spec, settings) if path.is_file() else None
-    paths = [path] if configs is None else [path, configs]
+    if isinstance(spec, ControlNetSpec):
+        paths = [hub.fetch_controlnet(spec.name, spec.sources, half, settings.offline)]
+    else:
+        paths = [hub.fetch(spec.name, spec.sources, half, settings.offline)]
+        paths += [_single_file_configs(spec, settings)] if paths[0].is_file() else []
     progress(f"{spec.name}: complete in {', '.join(map(str, paths))}")
     return paths
-
-
-def modules(pipe: Any) -> Iterator[torch.nn.Module]:
-    """The pipeline's networks."""
-    return (part for part in pipe.components.values() if isinstance(part, torch.nn.Module))
-
-
-def num_bytes(pipe: Any) -> int:
-    """Of all parameters and buffers."""
-    tensors = [t for module in modules(pipe) for t in (*module.parameters(), *module.buffers())]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def _single_file_configs(spec: ModelSpec, settings: Settings) -> Path:
@@ -219,17 +223,30 @@ def _options(spec: ModelSpec, dtype: torch.dtype) -> dict[str, Any]:
 
 def _variant(spec: ModelSpec, folder: Path, half: bool) -> str | None:
     index = hub.read_json(str(folder), hub.INDEX, offline=True)
-    weights = hub.needed_weights(spec.name, hub.local_files(folder), index, half)
+    return _variant_of(hub.needed_weights(spec.name, hub.local_files(folder), index, half))
+
+
+def _variant_of(weights: Iterable[str]) -> str | None:
     return "fp16" if any(".fp16" in file for file in weights) else None
 
 
 def _construct(spec: ModelSpec, path: Path, configs: Path | None, dtype: torch.dtype) -> Any:
     """The stock pipeline on the CPU, from a diffusers folder or from a single file."""
     kind = StableDiffusionXLPipeline if spec.family is Family.SDXL else StableDiffusionPipeline
+    kind = StableDiffusionXLImg2ImgPipeline if spec.refines else kind
     options = _options(spec, dtype)
     with _constructing, _without_progress_bars():
         if configs is not None:
             try:
+                if spec.inpaints:  # its family's configuration has a UNet of fewer inputs
+                    options["unet"] = UNet2DConditionModel.from_single_file(
+                        str(path),
+                        config=str(configs),
+                        subfolder="unet",
+                        in_channels=INPAINT_CHANNELS,
+                        dtype=dtype,
+                        local_files_only=True,
+                    )
                 return kind.from_single_file(str(path), config=str(configs), **options)
             except (NotImplementedError, SingleFileComponentError) as exc:  # left without data
                 raise ModelLoadFailed(
@@ -253,16 +270,22 @@ def _without_progress_bars() -> Iterator[None]:
 
 
 def _check(spec: ModelSpec, pipe: Any) -> None:
-    """That every weight was found and that latents are as large as the rest of us believes."""
+    """That every weight was found and that latents are what the rest of us believes."""
     for name, module in pipe.components.items():
-        tensors = module.named_parameters() if isinstance(module, torch.nn.Module) else ()
-        if missing := [key for key, tensor in tensors if tensor.is_meta]:
-            raise ModelLoadFailed(
-                f"model {spec.name}: {len(missing)} weights of its {name} are not in the file, "
-                f"{missing[0]} the first"
-            )
+        if isinstance(module, torch.nn.Module):
+            _check_complete(spec, name, module)
     if pipe.vae_scale_factor != VAE_FACTOR:
         raise refusal(spec.name, f"its VAE shrinks by {pipe.vae_scale_factor}, not {VAE_FACTOR}")
+    if (channels := pipe.vae.config.latent_channels) != LATENT_CHANNELS:
+        raise refusal(spec.name, f"its VAE has {channels} latent channels, not {LATENT_CHANNELS}")
+
+
+def _check_complete(spec: ModelSpec | ControlNetSpec, name: str, module: torch.nn.Module) -> None:
+    if missing := [key for key, tensor in module.named_parameters() if tensor.is_meta]:
+        raise ModelLoadFailed(
+            f"{spec}: {len(missing)} weights of its {name} are not in the file, {missing[0]} the "
+            "first"
+        )
 
 
 def _set_prediction(spec: ModelSpec, pipe: Any) -> None:
@@ -276,12 +299,12 @@ def _set_prediction(spec: ModelSpec, pipe: Any) -> None:
         pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **changes)
 
 
-def _set_attention(pipe: Any, settings: Settings, device: torch.device) -> str:
-    """xformers in the UNet where it is wanted and works, else SDPA; returns which."""
+def _set_attention(network: Any, settings: Settings, device: torch.device) -> str:
+    """xformers in a UNet or ControlNet where it is wanted and works, else SDPA; returns which."""
     if settings.enable_xformers and _xformers_works(device):
-        pipe.unet.set_attn_processor(XFormersAttnProcessor())
+        network.set_attn_processor(XFormersAttnProcessor())
         return "xformers"
-    pipe.unet.set_attn_processor(AttnProcessor2_0())
+    network.set_attn_processor(AttnProcessor2_0())
     return "SDPA"
 
 

@@ -67,9 +67,10 @@ OPEN_CLIP = {
 }
 
 
-def save_tiny_checkpoint(family: str, path: Path, seed: int = 0) -> Path:
+def save_tiny_checkpoint(kind: str, path: Path, seed: int = 0) -> Path:
     """The tiny pipeline's weights as one .safetensors file; returns `path`."""
-    pipe = tiny_pipeline(family, seed)
+    pipe = tiny_pipeline(kind, seed)
+    family = kind.partition("-")[0]
     tensors = {
         **_prefixed("model.diffusion_model.", _unet(pipe.unet)),
         **_prefixed("first_stage_model.", _vae(pipe.vae)),

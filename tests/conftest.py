@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import hypothesis
 import pytest
 
 from sdbento.settings import Settings
+from tests.server import Server, serving
 
 # Read when the libraries are imported, here and in the processes that tests start.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -37,3 +39,12 @@ def _default_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests start from the defaults, whatever the developer has set."""
     for variable in SETTINGS:
         monkeypatch.delenv(variable, raising=False)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The product on `shapes`, for all tests that only send it requests."""
+    folder = tmp_path_factory.mktemp("server")
+    with serving(folder, SDBENTO_ALLOW_PRIVATE_URLS="true") as server:
+        server.wait_until_ready()
+        yield server

@@ -33,10 +33,22 @@ def make_trajectory(
     deadline: float | None = None,
 ) -> Trajectory:
     no_table: Any = None  # only the real runner reads it
-    inputs = ImageInputs("p", None, seed, 7.5, 0.0, no_table, SQUARE, SQUARE)
+    inputs = ImageInputs((), (), seed, 7.5, 0.0, no_table, SQUARE, SQUARE)
+    guided_steps = range(num_steps if rows == 2 else 0)
     return Trajectory(
-        BatchKey(model, side, side), num_steps, rows, inputs, submitted=submitted, deadline=deadline
+        BatchKey(model, side, side),
+        num_steps,
+        guided_steps,
+        inputs,
+        submitted=submitted,
+        deadline=deadline,
     )
+
+
+def chained(first: Trajectory, second: Trajectory, *, decodes: bool) -> Trajectory:
+    """`first` with `second` to follow it; `decodes`: through a picture, else through latents."""
+    first.successor, second.predecessor, first.decodes = second, first, decodes
+    return first
 
 
 def expected_pixel(seed: int, num_steps: int) -> tuple[int, int, int]:

@@ -1,27 +1,31 @@
-"""The oracle, a stock diffusers pipeline run alone, and the engine's parts on its components."""
+"""The engine's parts on tiny components, beside the stock pipelines on the same ones."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
-from sdbento.catalog import ModelSpec
+from sdbento.assembly import Assembler, Job, Resources
+from sdbento.catalog import ControlNetSpec, ModelSpec
 from sdbento.families import Family
-from sdbento.intake import make_trajectories, settle
+from sdbento.intake import Pictures, fix_size, gather, settle
 from sdbento.pipelines import Pipeline
 from sdbento.planner import Planner
 from sdbento.runner import TorchRunner, decode_pixels
-from sdbento.samplers import SamplerSpec, build_scheduler
 from sdbento.schemas import GenerateRequest
+from sdbento.settings import Settings
 from sdbento.trajectory import Stage, StepPlan, StepResult, Trajectory
-from tests.tiny import tiny_pipeline
+from sdbento.weights import ControlNet
+from tests.stock import stock_run
+from tests.tiny import tiny_controlnet, tiny_pipeline
 
 Pixels = NDArray[np.float32]
+SETTINGS = Settings.load()
 
 
 class KeepingPixels(TorchRunner):
@@ -38,12 +42,12 @@ class KeepingPixels(TorchRunner):
         return super().execute(plan)
 
 
-def tiny_model(family: str, name: str | None = None, seed: int = 0) -> Pipeline:
-    """A tiny random model as the engine would lease it."""
-    pipe = tiny_pipeline(family, seed)
+def tiny_model(kind: str, name: str | None = None, seed: int = 0) -> Pipeline:
+    """A tiny random model as the engine would lease it; `kind` as tiny_pipeline has it."""
+    pipe = tiny_pipeline(kind, seed)
     spec = ModelSpec(
-        name=name or f"tiny-{family}",
-        family=Family(family),
+        name=name or f"tiny-{kind}",
+        family=Family(kind.partition("-")[0]),
         sources=(),
         width=64,
         height=64,
@@ -62,12 +66,35 @@ def tiny_model(family: str, name: str | None = None, seed: int = 0) -> Pipeline:
     )
 
 
-def settled(model: Pipeline, **fields: Any) -> GenerateRequest:
-    return settle(GenerateRequest(**fields), model.spec, max_pixels=2048**2)
+def tiny_control(family: str, seed: int = 0) -> ControlNet:
+    spec = ControlNetSpec(f"tiny-control-{family}-{seed}", Family(family), (), 0.1, "canny")
+    module = tiny_controlnet(family, seed)
+    return ControlNet(spec, module, torch.device("cpu"), torch.float32, nbytes=0)
 
 
-def trajectories_of(model: Pipeline, **fields: Any) -> list[Trajectory]:
-    return make_trajectories(settled(model, **fields), model)
+def settled(
+    model: Pipeline, settings: Settings = SETTINGS, **fields: Any
+) -> tuple[GenerateRequest, Pictures]:
+    request = settle(GenerateRequest(**fields), model.spec)
+    pictures = gather(request, settings)
+    return fix_size(request, model.spec, pictures, max_pixels=2048**2)[0], pictures
+
+
+def job_of(
+    model: Pipeline,
+    *,
+    controlnets: Sequence[ControlNet] = (),
+    refined_by: Pipeline | None = None,
+    settings: Settings = SETTINGS,
+    **fields: Any,
+) -> Job:
+    request, pictures = settled(model, settings, **fields)
+    resources = Resources(model, tuple(controlnets), refined_by)
+    return Assembler(settings).assemble(request, pictures, resources)
+
+
+def trajectories_of(model: Pipeline, **options: Any) -> list[Trajectory]:
+    return job_of(model, **options).trajectories
 
 
 def run_together(
@@ -85,52 +112,34 @@ def run_together(
         plan = planner.plan(float(num_plans))
         num_plans += 1
         if plan is not None:
-            planner.update(plan, runner.execute(plan), float(num_plans))
+            for done in planner.update(plan, runner.execute(plan), float(num_plans)):
+                planner.add([done.successor] if done.successor is not None else [])
         elif not waiting:
-            return [[runner.pixels[t] for t in group] for group in groups]
+            return [[runner.pixels[last(t)] for t in group] for group in groups]
 
 
-def engine_pixels(model: Pipeline, **fields: Any) -> Pixels:
+def last(trajectory: Trajectory) -> Trajectory:
+    *_, leg = trajectory.chain
+    return leg
+
+
+def engine_pixels(model: Pipeline, **options: Any) -> Pixels:
     """The one image of one request that has the engine for itself."""
-    return run_together([trajectories_of(model, **fields)])[0][0]
+    job = job_of(model, **options)
+    pixels = run_together([job.trajectories])[0][0]
+    if job.overlay is None:
+        return pixels
+    image = Image.fromarray((pixels * 255).round().astype("uint8"))
+    overlaid: Pixels = np.asarray(job.overlay.apply(image), np.float32) / np.float32(255)
+    return overlaid
 
 
-def stock_pixels(model: Pipeline, **fields: Any) -> Pixels:
-    """The same image by the stock pipeline, called as its users call it."""
-    request = settled(model, **fields)
-    pipe = model.pipe
-    spec = SamplerSpec(
-        request.scheduler or pipe.scheduler.config["_class_name"],
-        request.sigmas,
-        request.timestep_spacing,
-        request.eta,
-    )
-    own = pipe.scheduler
-    extra: dict[str, Any] = {}
-    if model.is_sdxl:
-        for name in ("original_size", "target_size", "negative_original_size"):
-            extra[name] = getattr(request, name)
-        extra["negative_target_size"] = request.negative_target_size
-        extra["crops_coords_top_left"] = request.crops_coords_top_left
-        extra["negative_crops_coords_top_left"] = request.negative_crops_coords_top_left
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what stock pipelines deprecate is not ours to mend
-        try:
-            pipe.scheduler = build_scheduler(spec, model.scheduler_config)
-            pipe.set_progress_bar_config(disable=True)
-            images: Sequence[Pixels] = pipe(
-                prompt=request.prompt,
-                negative_prompt=request.negative_prompt,
-                width=request.width,
-                height=request.height,
-                num_inference_steps=request.num_inference_steps,
-                guidance_scale=request.guidance_scale,
-                guidance_rescale=request.guidance_rescale,
-                eta=request.eta,
-                generator=torch.Generator().manual_seed(request.seed or 0),
-                output_type="np",
-                **extra,
-            ).images
-        finally:
-            pipe.scheduler = own
-    return images[0]
+def stock_pixels(model: Pipeline, *, controlnets: Sequence[ControlNet] = (), **fields: Any) -> Any:
+    """The same image by the stock pipeline."""
+    request, pictures = settled(model, **fields)
+    controls = [
+        (network.module, picture)
+        for network, picture in zip(controlnets, pictures.controls, strict=True)
+        if picture is not None
+    ]
+    return stock_run(model, request, image=pictures.image, mask=pictures.mask, controls=controls)

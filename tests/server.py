@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import signal
 import socket
@@ -10,9 +11,15 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import httpx
+import numpy as np
+from httpx import Response
+from numpy.typing import NDArray
+from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 START_LIMIT = 120.0  # seconds until ready; importing torch on a busy machine takes a while
@@ -80,3 +87,34 @@ def serving(
         yield server
     finally:
         server.stop()
+
+
+QUICK: dict[str, Any] = {
+    "prompt": "a red circle on a blue background",
+    "num_inference_steps": 4,
+    "seed": 7,
+}
+
+
+def post(server: Server, path: str = "/generate", **fields: Any) -> Response:
+    return server.client.post(path, json=fields)
+
+
+def pixels(data: bytes) -> NDArray[np.int16]:
+    return np.asarray(Image.open(BytesIO(data)).convert("RGB"), dtype=np.int16)
+
+
+def generated(server: Server, **fields: Any) -> list[NDArray[np.int16]]:
+    response = post(server, **fields)
+    assert response.status_code == 200, response.text
+    return [pixels(base64.b64decode(image)) for image in response.json()["images"]]
+
+
+def assert_error(response: Response, status: int, *words: str, param: str | None = None) -> None:
+    assert response.status_code == status, response.text
+    error = response.json()["error"]
+    assert set(error) == {"type", "message", "param"}
+    for word in words:
+        assert word in error["message"]
+    if param is not None:
+        assert error["param"] == param

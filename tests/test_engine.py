@@ -20,7 +20,7 @@ from sdbento.errors import (
 )
 from sdbento.planner import Planner
 from sdbento.trajectory import Stage, StepPlan, StepResult, Trajectory
-from tests.fakes import FakeRunner, expected_pixel, make_trajectory
+from tests.fakes import FakeRunner, chained, expected_pixel, make_trajectory
 
 FAR = 60.0
 
@@ -71,6 +71,50 @@ def test_requests_share_calls_and_newcomers_join_at_the_next_step() -> None:
         assert_right(first)
     shared = [plan for plan in runner.plans if len(plan.trajectories) == 2]
     assert len(shared) >= 5
+
+
+@pytest.mark.parametrize("decodes", [True, False])
+def test_a_chain_goes_on_where_its_first_leg_ends(decodes: bool) -> None:
+    runner = FakeRunner()
+    with running(runner) as engine:
+        chains = [
+            chained(
+                make_trajectory(3, seed=seed),
+                make_trajectory(2, seed=seed, side=16),
+                decodes=decodes,
+            )
+            for seed in range(3)
+        ]
+        handle = submit(engine, *chains, make_trajectory(9, seed=8))
+        assert_right(handle)
+    assert [t.num_steps for t in handle.trajectories] == [2, 2, 2, 9]
+    assert all(leg.state is None and leg.pipeline is None for leg in handle.legs)
+    decoded = [t for plan in runner.plans if plan.stage is Stage.DECODE for t in plan.trajectories]
+    assert len(decoded) == (7 if decodes else 4)
+
+
+async def test_the_events_of_a_chain_count_its_steps_through() -> None:
+    with running(FakeRunner(seconds=0.002)) as engine:
+        chain = chained(make_trajectory(3), make_trajectory(2, side=16), decodes=True)
+        handle = submit(engine, chain)
+        steps = [event async for event in handle.events() if isinstance(event, Stepped)]
+    assert [event.step for event in steps][-3:] == [3, 4, 5]
+    assert {event.num_steps for event in steps} == {5}
+
+
+def test_a_failing_second_leg_fails_its_request_only() -> None:
+    def fails(t: Trajectory) -> Exception | None:
+        return GenerationFailed("second") if t.inputs.seed == 77 else None
+
+    with running(FakeRunner(fails)) as engine:
+        bad = submit(
+            engine,
+            chained(make_trajectory(2, seed=1), make_trajectory(2, seed=77, side=16), decodes=True),
+        )
+        good = submit(engine, make_trajectory(6, seed=2))
+        with pytest.raises(GenerationFailed, match="second"):
+            bad.done.result(timeout=5)
+        assert_right(good)
 
 
 def test_one_failing_image_fails_its_request_and_no_other() -> None:

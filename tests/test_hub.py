@@ -11,7 +11,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundEr
 
 from sdbento import hub
 from sdbento.errors import ModelLoadFailed, UnsupportedModel
-from tests.tiny import save_tiny
+from tests.tiny import save_tiny, save_tiny_controlnet
 
 INDEX = {"unet": ["diffusers", "UNet2DConditionModel"], "tokenizer": ["transformers", "CLIP"]}
 FULL, HALF = (
@@ -155,3 +155,44 @@ def test_the_mirrors_failure_is_told_rather_than_that_the_original_is_gone(
     FakeHub(monkeypatch, first=gone(), second=ConnectionError("the cable"))
     with pytest.raises(ConnectionError, match="the cable"):
         hub.fetch("m", ["first", "second"], half=False, offline=False)
+
+
+# ControlNets, whose weights lie beside their configuration
+
+CONTROL_FULL, CONTROL_HALF = (file.removeprefix("unet/") for file in (FULL, HALF))
+
+
+@pytest.mark.parametrize(
+    ("files", "half", "chosen"),
+    [
+        ([CONTROL_FULL, CONTROL_HALF], True, [CONTROL_HALF]),
+        ([CONTROL_FULL, CONTROL_HALF], False, [CONTROL_FULL]),
+        ([CONTROL_FULL, "diffusion_pytorch_model.bin", "model.safetensors"], True, [CONTROL_FULL]),
+        ([CONTROL_FULL, "diffusion_pytorch_model_V2.safetensors", FULL], False, [CONTROL_FULL]),
+    ],
+)
+def test_one_variant_of_a_controlnets_weights_is_needed(
+    files: list[str], half: bool, chosen: list[str]
+) -> None:
+    assert hub.controlnet_weights("c", files, half) == chosen
+
+
+def test_a_controlnet_comes_without_the_rest_of_its_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save_tiny_controlnet("sd15", tmp_path / "remote")
+    fake = FakeHub(monkeypatch, first=gone(), second=folder)
+    assert hub.fetch_controlnet("c", ["first", "second"], half=True, offline=False) == folder
+    assert sorted(fake.patterns) == ["config.json", "diffusion_pytorch_model.safetensors"]
+
+
+def test_a_controlnet_without_weights_is_told_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save_tiny_controlnet("sd15", tmp_path / "remote")
+    (folder / CONTROL_FULL).unlink()
+    FakeHub(monkeypatch, main=folder).cached.add("main")
+    with pytest.raises(ModelLoadFailed, match="ControlNet c: its weights are not there"):
+        hub.fetch_controlnet("c", ["main"], half=False, offline=True)
+    with pytest.raises(UnsupportedModel, match="ControlNet c is not supported: it has pickled"):
+        hub.controlnet_weights("c", ["diffusion_pytorch_model.bin"], half=False)

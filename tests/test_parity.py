@@ -48,7 +48,6 @@ VARIANTS: list[dict[str, Any]] = [
     {"scheduler": "DDIM", "eta": 0.8},
     {"scheduler": "Euler", "sigmas": "karras", "timestep_spacing": "trailing"},
     {"scheduler": "DPM++ 2M SDE Karras", "num_inference_steps": 11},
-    {"prompt": "word " * 120},
     {"num_inference_steps": 1, "scheduler": "Euler a"},
 ]
 
@@ -78,7 +77,7 @@ def test_sdxl_conditions_on_sizes_and_crops_as_the_stock_pipeline() -> None:
 
 
 def test_images_of_one_request_have_the_seeds_that_follow() -> None:
-    fields = {"prompt": "a cat", "num_inference_steps": 4}
+    fields: dict[str, Any] = {"prompt": "a cat", "num_inference_steps": 4}
     [several] = run_together([trajectories_of(model("sd15"), seed=5, num_images=3, **fields)])
     for i, pixels in enumerate(several):
         assert np.abs(pixels - stock_pixels(model("sd15"), seed=5 + i, **fields)).max() <= PARITY

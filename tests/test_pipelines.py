@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from sdbento import parking, pipelines
-from sdbento.catalog import Catalog, ModelSpec
+from sdbento.catalog import Catalog, ControlNetSpec, ModelSpec
 from sdbento.errors import (
     ModelLoadFailed,
     OutOfMemory,
@@ -28,7 +28,9 @@ from sdbento.errors import (
 from sdbento.families import Family
 from sdbento.parking import Parking
 from sdbento.pipelines import Lease, Pipeline, PipelineCache
+from sdbento.resident import networks
 from sdbento.settings import Settings
+from sdbento.weights import ControlNet, Resident
 
 GB = 10**9
 SOON = 10.0  # seconds that a busy machine may take for what should be instant
@@ -40,6 +42,10 @@ def spec(name: str, gigabytes: float = 1.0) -> ModelSpec:
     return ModelSpec(name, Family.SD15, (), 64, 64, 4, 5.0, None, gigabytes / 2)
 
 
+def control(name: str, gigabytes: float = 1.0) -> ControlNetSpec:
+    return ControlNetSpec(name, Family.SD15, (), gigabytes / 2)
+
+
 class FakeLoader:
     """Loads nothing, instantly unless told to wait; remembers what it was asked for."""
 
@@ -48,15 +54,20 @@ class FakeLoader:
         self.gate = threading.Event()
         self.gate.set()
         self.errors: list[BaseException] = []
+        self.failing: dict[str, BaseException] = {}
         self.sizes: dict[str, float] = {}
 
-    def __call__(self, wanted: ModelSpec) -> Pipeline:
+    def __call__(self, wanted: ModelSpec | ControlNetSpec) -> Resident:
         self.loaded.append(wanted.name)
         assert self.gate.wait(SOON)
         if self.errors:
             raise self.errors.pop(0)
+        if wanted.name in self.failing:
+            raise self.failing[wanted.name]
         nbytes = int(self.sizes.get(wanted.name, 2 * wanted.memory_gb) * GB)
         cpu, fp32 = torch.device("cpu"), torch.float32
+        if isinstance(wanted, ControlNetSpec):
+            return ControlNet(wanted, torch.nn.Linear(2, 2), cpu, fp32, nbytes)
         return Pipeline(wanted, FakePipe(), cpu, fp32, fp32, nbytes)
 
 
@@ -237,6 +248,203 @@ def test_what_turns_out_larger_than_announced_makes_others_leave(
     loader.sizes["b"] = 1.5
     with cache.lease(spec("b")):
         until(lambda: [name for name, *_ in cache.loaded()] == ["b"])
+
+
+# Sets
+
+
+def test_a_set_is_leased_when_all_of_it_is_resident(
+    cache: PipelineCache, loader: FakeLoader
+) -> None:
+    loader.gate.clear()
+    waiter = cache.acquire(spec("a"), control("c"))
+    assert cache.is_loading("a")
+    assert cache.is_loading("controlnet:c")
+    loader.gate.set()
+    lease = get(waiter)
+    assert [resource.spec.name for resource in lease.resources] == ["a", "c"]
+    model, network = lease.resources
+    assert model is lease.pipeline
+    assert isinstance(network, ControlNet)
+    assert cache.loaded() == [("a", GB, True), ("controlnet:c", GB, True)]
+    lease.release()
+    lease.release()
+    assert cache.loaded() == [("a", GB, False), ("controlnet:c", GB, False)]
+    with cache.lease(spec("a"), control("c")) as pipeline:
+        assert pipeline is model
+    assert loader.loaded == ["a", "c"]
+
+
+def test_everyone_gets_resources_in_the_order_asked_for(
+    cache: PipelineCache, loader: FakeLoader
+) -> None:
+    loader.gate.clear()
+    both = [cache.acquire(spec("a"), spec("b")), cache.acquire(spec("b"), spec("a"))]
+    loader.gate.set()
+    assert [get(waiter).pipeline.spec.name for waiter in both] == ["a", "b"]
+    assert loader.loaded == ["a", "b"], "each once"
+
+
+def test_what_is_asked_for_twice_is_one_and_the_same(cache: PipelineCache) -> None:
+    lease = cache.lease(spec("a"), control("c"), control("c"))
+    assert lease.resources[1] is lease.resources[2]
+    lease.release()
+    assert not any(leased for *_, leased in cache.loaded())
+
+
+def test_a_model_and_a_controlnet_may_have_the_same_name(
+    cache: PipelineCache, loader: FakeLoader
+) -> None:
+    lease = cache.lease(spec("a"), control("a"))
+    assert [key for key, *_ in cache.loaded()] == ["a", "controlnet:a"]
+    lease.release()
+    assert loader.loaded == ["a", "a"]
+
+
+def test_what_two_sets_share_is_loaded_once(cache: PipelineCache, loader: FakeLoader) -> None:
+    loader.gate.clear()
+    waiters = [cache.acquire(spec("a"), control("c")), cache.acquire(spec("a"))]
+    loader.gate.set()
+    for waiter in waiters:
+        get(waiter)
+    assert sorted(loader.loaded) == ["a", "c"]
+
+
+def test_a_load_serves_the_other_wishes_it_completes(
+    cache: PipelineCache, loader: FakeLoader
+) -> None:
+    loader.gate.clear()
+    whole, part = cache.acquire(spec("a"), control("c")), cache.acquire(spec("a"))
+    until(lambda: loader.loaded == ["a"])
+    real, loader.gate = loader.gate, threading.Event()  # the next load waits for another gate
+    real.set()
+    get(part).release()
+    assert not whole.done()
+    loader.gate.set()
+    get(whole).release()
+
+
+def test_the_members_of_a_set_never_make_room_for_each_other(
+    make: Callable[..., PipelineCache], loader: FakeLoader
+) -> None:
+    cache = make(3.0)
+    for name in ("a", "b", "c"):
+        cache.lease(spec(name)).release()
+    with cache.lease(spec("d"), spec("a")):  # a is the least recently used
+        assert [key for key, *_ in cache.loaded()] == ["c", "d", "a"]
+    assert loader.loaded == ["a", "b", "c", "d"]
+
+
+def test_nor_does_one_leave_where_the_device_is_fuller_than_counted(
+    cache: PipelineCache, loader: FakeLoader
+) -> None:
+    cache.lease(spec("a")).release()
+    loader.errors = [torch.OutOfMemoryError()]
+    error = error_of(cache.acquire(spec("a"), control("c")))
+    assert isinstance(error, OutOfMemory)
+    assert error.message == "ControlNet c cannot be loaded: the device ran out of memory"
+    assert cache.loaded() == [("a", GB, False)]
+
+
+def test_a_member_larger_than_announced_does_not_drive_out_another(
+    cache: PipelineCache, loader: FakeLoader
+) -> None:
+    loader.sizes["a"] = 1.5
+    with get(cache.acquire(spec("a"), control("c"))):
+        assert [key for key, *_ in cache.loaded()] == ["a", "controlnet:c"]
+    assert loader.loaded == ["a", "c"]
+
+
+def test_room_for_all_that_is_missing_is_waited_for_before_any_of_it_is_loaded(
+    cache: PipelineCache, loader: FakeLoader
+) -> None:
+    lease = cache.lease(spec("a"))
+    waiter = cache.acquire(spec("b"), control("c"))
+    assert still_waiting(waiter)
+    assert loader.loaded == ["a"]
+    lease.release()
+    get(waiter).release()
+    assert loader.loaded == ["a", "b", "c"]
+
+
+def test_a_set_larger_than_the_budget_is_refused_with_all_sizes(
+    cache: PipelineCache, loader: FakeLoader
+) -> None:
+    cache.lease(spec("a")).release()
+    error = error_of(cache.acquire(spec("a"), control("c", 0.5), control("d", 0.7)))
+    assert isinstance(error, OutOfMemory)
+    assert error.message == (
+        "model a needs 1.0 GB and ControlNet c needs 0.5 GB and ControlNet d needs 0.7 GB in "
+        "float32, 2.2 GB together, but models may take 2.0 GB together (SDBENTO_MEMORY_GB)"
+    )
+    assert loader.loaded == ["a"]
+    get(cache.acquire(spec("a"), control("c", 0.5))).release()
+
+
+def test_three_overlapping_sets_in_a_tight_budget_all_get_their_turn(
+    cache: PipelineCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipelines, "PATIENCE", 0.01)
+    monkeypatch.setattr(gc, "collect", lambda: 0)
+    things: list[ModelSpec | ControlNetSpec] = [spec("a"), control("b"), spec("c")]
+    turns = [0, 0, 0]
+
+    def work(i: int) -> None:
+        for _ in range(20):
+            lease = get(cache.acquire(things[i], things[(i + 1) % 3]))
+            assert len(cache.loaded()) == 2
+            turns[i] += 1
+            lease.release()
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert turns == [20, 20, 20]
+
+
+def test_a_failure_fails_only_those_who_wait_for_what_failed(
+    make: Callable[..., PipelineCache], loader: FakeLoader
+) -> None:
+    cache = make(4.0)
+    loader.gate.clear()
+    first = cache.acquire(spec("z"))
+    until(lambda: loader.loaded == ["z"])
+    failing = [cache.acquire(control("c"), spec("a")), cache.acquire(spec("b"), control("c"))]
+    others = [cache.acquire(spec("a")), cache.acquire(spec("b"), control("d"))]
+    loader.failing = {"c": OSError("disk on fire")}
+    loader.gate.set()
+    for waiter in failing:
+        error = error_of(waiter)
+        assert isinstance(error, ModelLoadFailed)
+        assert error.message.startswith("ControlNet c cannot be loaded: unexpected error")
+        assert error.param == "controlnet.type"
+    for waiter in (first, *others):
+        get(waiter).release()
+    until(lambda: not any(leased for *_, leased in cache.loaded()))
+    assert cache._budget.used == 4 * GB, "nothing is reserved for what failed"
+
+
+def test_the_rest_of_a_set_that_everybody_gave_up_is_not_loaded(
+    cache: PipelineCache, loader: FakeLoader
+) -> None:
+    loader.gate.clear()
+    waiter = cache.acquire(spec("a"), control("c"))
+    until(lambda: loader.loaded == ["a"])
+    assert waiter.cancel()
+    loader.gate.set()
+    until(lambda: not cache._wishes)
+    assert cache.loaded() == [("a", GB, False)]
+    until(lambda: cache._budget.used == GB)
+    assert loader.loaded == ["a"]
+
+
+def test_a_lease_without_a_model_has_no_pipeline(cache: PipelineCache) -> None:
+    lease = cache.lease(control("c"))
+    with pytest.raises(TypeError, match="ControlNet c, not a model"):
+        _ = lease.pipeline
+    lease.release()
 
 
 # Patience
@@ -461,7 +669,8 @@ def test_many_threads_never_exceed_the_budget_and_leak_no_lease(
     def work(seed: int) -> None:
         nonlocal worst
         for i in range(25):
-            future = cache.acquire(spec("abcd"[(seed * 7 + i * i) % 4]))
+            model, network = spec("abcd"[(seed * 7 + i * i) % 4]), control("cd"[i % 2])
+            future = cache.acquire(model, network) if seed % 2 else cache.acquire(model)
             if (seed + i) % 5 == 0 and future.cancel():
                 continue
             with get(future):
@@ -508,6 +717,28 @@ def test_a_gpu_model_is_parked_and_comes_back_without_loading(
         cache.lease(spec(name, 2)).release()
     assert loader.loaded == ["a", "b"]
     assert moves == [("a", "host"), ("b", "host"), ("a", "device")]
+
+
+def test_so_is_a_controlnet(
+    cache: PipelineCache, loader: FakeLoader, moves: list[tuple[str, str]]
+) -> None:
+    cache._parking = Parking(torch.device("cuda"))
+    for specs in ([spec("a"), control("a")], [spec("b", 2)], [spec("a"), control("a")]):
+        cache.lease(*specs).release()
+    assert loader.loaded == ["a", "a", "b"]
+    assert moves[:2] == [("a", "host")] * 2
+    assert moves[-2:] == [("a", "device")] * 2
+
+
+def test_what_moves_is_every_tensor(loader: FakeLoader, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor + 1)
+    for wanted in (spec("a"), control("c")):
+        loaded = loader(wanted)
+        before = [tensor.clone() for part in networks(loaded) for tensor in part.parameters()]
+        parked = parking.to_host(loaded)
+        after = [tensor for part in networks(parked) for tensor in part.parameters()]
+        assert parked is not loaded
+        assert all(torch.equal(a, b + 1) for a, b in zip(after, before, strict=True))
 
 
 def test_parked_models_leave_when_the_host_has_no_room(

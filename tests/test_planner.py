@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from sdbento.errors import DeadlineExceeded, GenerationFailed
 from sdbento.planner import Planner
 from sdbento.trajectory import BatchKey, Stage, StepPlan, StepResult, Trajectory
-from tests.fakes import FakeRunner, make_trajectory
+from tests.fakes import FakeRunner, chained, make_trajectory
 
 
 def planner_with(*trajectories: Trajectory, max_images: int = 4) -> Planner:
@@ -44,7 +44,7 @@ def test_an_idle_planner_plans_nothing() -> None:
     assert Planner(4).plan(0.0) is None
 
 
-def test_prompts_of_newcomers_come_before_steps_and_finished_latents_before_everything() -> None:
+def test_finished_latents_come_before_everything_and_newcomers_are_prepared_first() -> None:
     fresh, running = make_trajectory(), prepared(make_trajectory())
     done = prepared(make_trajectory(num_steps=1))
     done.step = 1
@@ -54,6 +54,32 @@ def test_prompts_of_newcomers_come_before_steps_and_finished_latents_before_ever
     assert plan_at(planner).trajectories == (fresh,)
     planner.remove([fresh])
     assert plan_at(planner).stage is Stage.STEP
+
+
+def test_nobody_is_prepared_who_would_have_to_wait_anyway() -> None:
+    running = prepared(make_trajectory(4))
+    long = make_trajectory(50)
+    planner = planner_with(long, running, max_images=1)
+    assert plan_at(planner) == StepPlan(Stage.STEP, running.key, (running,))
+
+
+def test_a_step_costs_two_rows_only_while_it_is_guided() -> None:
+    trajectory = prepared(make_trajectory(10))
+    trajectory.guided_steps = range(2, 5)
+    rows = []
+    for trajectory.step in range(10):
+        rows.append(trajectory.rows)
+        assert trajectory.remaining_rows == 13 - sum(rows[:-1])
+    assert rows == [1, 1, 2, 2, 2, 1, 1, 1, 1, 1]
+
+
+def test_the_work_of_a_chain_includes_what_is_to_follow() -> None:
+    alone, first, second = (prepared(make_trajectory(6)) for _ in range(3))
+    planner = planner_with(alone, first)
+    work, fastest = planner.work(alone), planner.fastest(alone)
+    chained(first, second, decodes=True)
+    assert planner.work(first) == 2 * work
+    assert planner.fastest(first) == 2 * fastest
 
 
 def test_only_equal_keys_share_a_plan() -> None:

@@ -26,7 +26,7 @@ from sdbento.samplers import (
     compile_table,
     list_samplers,
 )
-from sdbento.step_table import read_table
+from sdbento.step_table import Window, read_table
 
 pytestmark = [  # of schedulers stepped here, outside compile_table, which is quiet
     pytest.mark.filterwarnings("ignore:.*deprecated:FutureWarning"),
@@ -143,7 +143,7 @@ def check(
     tolerance: float = 1e-5,
 ) -> None:
     """The table ends where the scheduler ends, and leaves the generator as the scheduler does."""
-    table = compile_table(spec, config, num_steps, start or 0)
+    table = compile_table(spec, config, num_steps, Window(start or 0))
     expected, stock_generator = run_stock(spec, config, num_steps, start, dtype)
     multistep = "DPMSolverMultistep" in SAMPLERS[spec.name].scheduler
     noise_dtype = torch.float32 if multistep else dtype  # of whatever dtype the latents are
@@ -274,7 +274,7 @@ def test_any_configuration_is_replayed_or_refused(data: st.DataObject) -> None:
     start = data.draw(st.none() | st.integers(0, num_steps - 1))
     spec = SamplerSpec(name, eta=data.draw(st.sampled_from([0.0, 0.5])))
     try:
-        compile_table(spec, config, num_steps, start or 0)
+        compile_table(spec, config, num_steps, Window(start or 0))
     except (UnsupportedSampler, InvalidParameter):
         return
     check(spec, config, num_steps, start=start)
@@ -500,7 +500,7 @@ def test_a_schedulers_own_refusal_is_passed_on_and_its_crash_is_not() -> None:
 @pytest.mark.parametrize("start", [-1, 5, 100])
 def test_a_start_beyond_the_steps_is_refused(start: int) -> None:
     with pytest.raises(InvalidParameter, match="no step to do"):
-        compile_table(SamplerSpec("Heun"), SD, 5, start)
+        compile_table(SamplerSpec("Heun"), SD, 5, Window(start))
 
 
 def test_edm_samplers_go_with_edm_models_only() -> None:
@@ -516,7 +516,7 @@ def test_a_table_is_compiled_once_for_all_spellings_of_its_name() -> None:
         compile_table(SamplerSpec("EulerDiscreteScheduler"), dict(reversed(SD.items())), 6) is table
     )
     assert compile_table(SamplerSpec("Euler"), SD, 7) is not table
-    assert compile_table(SamplerSpec("Euler"), SD, 6, start=1) is not table
+    assert compile_table(SamplerSpec("Euler"), SD, 6, Window(1)) is not table
     assert compile_table(SamplerSpec("Euler"), config_of("Euler", steps_offset=0), 6) is not table
 
 

@@ -11,13 +11,18 @@ from hypothesis import strategies as st
 
 from sdbento.errors import InvalidParameter, MalformedRequest, SDBentoError
 from sdbento.schemas import (
+    MAX_CLIP_SKIP,
     MAX_IMAGES,
     MAX_PROMPT_CHARS,
     MAX_SEED,
     MAX_SIDE,
     MAX_STEPS,
     MAX_TIMEOUT,
+    MAX_WEIGHT,
     GenerateRequest,
+    ImageRequest,
+    MaskedRequest,
+    describe,
     parse,
 )
 
@@ -96,6 +101,43 @@ BOUNDS: list[tuple[str, Any, Any, str]] = [
     ("sigmas", "karras", "cubic", "'normal', 'karras', 'exponential' or 'beta'"),
     ("timestep_spacing", "trailing", "random", "'leading', 'trailing' or 'linspace'"),
     ("output_format", "webp", "gif", "'png', 'jpeg' or 'webp'"),
+    ("prompt_2", "", "p" * (MAX_PROMPT_CHARS + 1), f"at most {MAX_PROMPT_CHARS}"),
+    ("negative_prompt_2", "", "p" * (MAX_PROMPT_CHARS + 1), f"at most {MAX_PROMPT_CHARS}"),
+    ("clip_skip", 1, 0, "greater than or equal to 1"),
+    ("clip_skip", MAX_CLIP_SKIP, MAX_CLIP_SKIP + 1, f"less than or equal to {MAX_CLIP_SKIP}"),
+    ("image", "https://pictures.example/a.png", "", "at least 1 character"),
+    ("mask_image", "https://pictures.example/a.png", "", "at least 1 character"),
+    ("strength", 0.01, 0, "greater than 0"),
+    ("strength", 1, 1.01, "less than or equal to 1"),
+    ("mask_blur", 0, -1, "greater than or equal to 0"),
+    ("mask_blur", 128, 129, "less than or equal to 128"),
+    ("padding_mask_crop", 0, -1, "greater than or equal to 0"),
+    ("padding_mask_crop", MAX_SIDE, MAX_SIDE + 1, f"less than or equal to {MAX_SIDE}"),
+    ("resize_mode", "fit", "zoom", "'stretch', 'crop' or 'fit'"),
+    ("guidance_start", 1, 1.1, "less than or equal to 1"),
+    ("guidance_end", 0, -0.1, "greater than or equal to 0"),
+]
+
+# (field, a part of it, a value just inside, the value just outside, what the message says)
+PARTS: list[tuple[str, str, Any, Any, str]] = [
+    ("controlnet", "type", "canny", "", "at least 1 character"),
+    ("controlnet", "conditioning_scale", 10, 10.1, "less than or equal to 10"),
+    ("controlnet", "guidance_start", 0, -0.1, "greater than or equal to 0"),
+    ("controlnet", "guidance_end", 1, 1.1, "less than or equal to 1"),
+    ("controlnet", "preprocess", True, "yes", "a valid boolean"),
+    ("lora", "model_id", "outline", "", "at least 1 character"),
+    ("lora", "weight", -MAX_WEIGHT, -MAX_WEIGHT - 1, "greater than or equal to -10"),
+    ("lora", "text_encoder_weight", MAX_WEIGHT, 1e9, "less than or equal to 10"),
+    ("outpaint", "left", 0, -1, "greater than or equal to 0"),
+    ("outpaint", "bottom", MAX_SIDE, MAX_SIDE + 1, f"less than or equal to {MAX_SIDE}"),
+    ("refiner", "switch_at", 0.5, 1.0, "less than 1"),
+    ("refiner", "aesthetic_score", 10, 11, "less than or equal to 10"),
+    ("hires", "scale", 2, 1, "greater than 1"),
+    ("hires", "strength", 1, 1.1, "less than or equal to 1"),
+    ("hires", "steps", MAX_STEPS, 0, "greater than or equal to 1"),
+    ("hires", "upscaler", "latent", "esrgan", "'latent'"),
+    ("upscale", "scale", 8, 8.5, "less than or equal to 8"),
+    ("upscale", "upscaler", "nearest", "latent", "'nearest'"),
 ]
 
 
@@ -110,6 +152,56 @@ def test_a_field_out_of_bounds_is_named_with_limit_and_value(
     assert limit in error.message
     assert repr(outside)[:40] in error.message
     assert len(error.message) < 250
+
+
+@pytest.mark.parametrize(("field", "part", "inside", "outside", "limit"), PARTS)
+def test_a_part_out_of_bounds_is_named_with_its_place(
+    field: str, part: str, inside: Any, outside: Any, limit: str
+) -> None:
+    needed = {"controlnet": {"type": "canny"}, "lora": {"model_id": "outline"}}.get(field, {})
+    made = getattr(request(**{field: {**needed, part: inside}}), field)
+    [made] = made if isinstance(made, list) else [made]
+    assert getattr(made, part) == inside
+    error = refusal(**{field: {**needed, part: outside}})
+    place = f"{field}.0.{part}" if field in ("controlnet", "lora") else f"{field}.{part}"
+    assert error.message.startswith(f"{place} ")
+    assert error.param == place
+    assert limit in error.message
+
+
+@pytest.mark.parametrize("field", ["controlnet", "lora"])
+def test_one_of_them_means_a_list_of_one(field: str) -> None:
+    one = {"type": "canny"} if field == "controlnet" else {"model_id": "outline"}
+    assert getattr(request(**{field: one}), field) == getattr(request(**{field: [one]}), field)
+    assert getattr(request(**{field: []}), field) == []
+    assert refusal(**{field: [one] * 40}).param == field
+    assert "should be an object" in refusal(**{field: "canny"}).message
+
+
+def test_an_unknown_part_names_those_that_there_are() -> None:
+    error = refusal(controlnet={"type": "canny", "scale": 1.0})
+    assert "controlnet.0.scale is not a known field; known: type, image," in error.message
+
+
+def test_the_description_of_a_request_holds_no_pictures() -> None:
+    url, data = "https://pictures.example/a.png", "data:image/png;base64," + "A" * 1000
+    described = describe(
+        request(image=data, mask_image=url, controlnet={"type": "canny", "image": data})
+    )
+    assert described["mask_image"] == url
+    assert described["image"] == described["controlnet"][0]["image"]
+    assert described["image"].startswith("sha256:") and len(described["image"]) == 71
+
+
+@pytest.mark.parametrize(
+    ("model", "missing"), [(ImageRequest, "image"), (MaskedRequest, "mask_image")]
+)
+def test_routes_for_pictures_require_them(model: type[GenerateRequest], missing: str) -> None:
+    given = {"prompt": "p", "image": "A", "mask_image": "A"}
+    assert parse(json.dumps(given), model).prompt == "p"
+    del given[missing]
+    with pytest.raises(InvalidParameter, match=f"{missing} is required"):
+        parse(json.dumps(given), model)
 
 
 SIZES = [
@@ -133,7 +225,7 @@ def test_sizes_are_two_bounded_numbers(field: str) -> None:
 
 
 def test_every_field_with_a_limit_is_tried_above() -> None:
-    tried = {field for field, *_ in BOUNDS} | set(SIZES)
+    tried = {field for field, *_ in BOUNDS} | {field for field, *_ in PARTS} | set(SIZES)
     assert tried == GenerateRequest.model_fields.keys()
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from sdbento.settings import Settings, SettingsError, unknown_variables
 
@@ -61,6 +62,31 @@ GIVEN = {
     "SDBENTO_REQUEST_TIMEOUT": ("1.5", 1.5),
     "SDBENTO_NUM_THREADS": ("2", 2),
     "SDBENTO_LOG_LEVEL": ("DEBUG", "DEBUG"),
+    "SDBENTO_LORA_DIR": ("/loras", Path("/loras")),
+    "SDBENTO_MAX_LORAS": ("5", 5),
+    "SDBENTO_ALLOW_LORA_HUB": ("false", False),
+    "SDBENTO_ALLOW_LORA_URLS": ("true", True),
+    "SDBENTO_EMBEDDINGS_DIR": ("/words", Path("/words")),
+    "SDBENTO_ALLOW_PRIVATE_URLS": ("true", True),
+    "SDBENTO_FETCH_TIMEOUT": ("2.5", 2.5),
+    "SDBENTO_MAX_IMAGE_BYTES": ("4096", 4096),
+    "BUCKET_ENDPOINT_URL": ("https://s3.example", "https://s3.example"),
+    "BUCKET_ACCESS_KEY_ID": ("key", SecretStr("key")),
+    "BUCKET_SECRET_ACCESS_KEY": ("secret", SecretStr("secret")),
+    "BUCKET_NAME": ("pictures", "pictures"),
+    "SDBENTO_BUCKET_URL_SECONDS": ("60", 60),
+    "SDBENTO_RUNPOD_MAX_RUN_BYTES": ("2048", 2048),
+    "SDBENTO_RUNPOD_MAX_RUNSYNC_BYTES": ("2048", 2048),
+    "SDBENTO_RUNPOD_PREFETCH": ("0", 0),
+    "SDBENTO_RUNPOD_DRAIN_SECONDS": ("1.5", 1.5),
+    "SDBENTO_RUNPOD_VOLUME": ("/volume", Path("/volume")),
+    "PORT": ("8080", 8080),
+    "PORT_HEALTH": ("8081", 8081),
+    "SDBENTO_STATE_DIR": ("/state", Path("/state")),
+    "JOB_STORE_URL": ("sqlite:////jobs.db", SecretStr("sqlite:////jobs.db")),
+    "SDBENTO_JOB_RESULT_SECONDS": ("60", 60),
+    "SDBENTO_MAX_JOBS": ("5", 5),
+    "SDBENTO_JOBS_GB": ("2.5", 2.5),
 }
 
 
@@ -211,10 +237,9 @@ def test_the_environment_of_a_child_gives_the_same_settings_in_another_folder(
     child = Settings.load()
     assert child.sd_model == str(tmp_path / "mine/model")
     assert child.models_dir == tmp_path / "mine"
-    assert (
-        child.model_copy(update={"sd_model": settings.sd_model, "models_dir": settings.models_dir})
-        == settings
-    )
+    here: dict[str, object] = {"sd_model": str(tmp_path / "mine/model")}
+    here |= {name: tmp_path / value for name, value in settings if isinstance(value, Path)}
+    assert child == settings.model_copy(update=here)
 
 
 def test_names_of_hub_models_are_passed_to_a_child_as_they_are() -> None:

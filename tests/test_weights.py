@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +13,24 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 from safetensors.torch import load_file, save_file
 
 from sdbento import hub, weights
-from sdbento.catalog import Catalog, ModelSpec
+from sdbento.catalog import Catalog, ControlNetSpec, ModelSpec
 from sdbento.errors import ModelLoadFailed, UnsupportedModel
 from sdbento.families import Family
+from sdbento.resident import modules, networks, num_bytes
 from sdbento.settings import Settings, SettingsError
 from sdbento.weights import (
+    ControlNet,
+    Pipeline,
     choose_device,
     choose_dtype,
     choose_vae_dtype,
     host_memory,
-    load,
     memory_budget_gb,
     memory_need,
     pull,
 )
 from tests.checkpoints import save_tiny_checkpoint
-from tests.tiny import save_tiny, tiny_pipeline
+from tests.tiny import save_tiny, save_tiny_controlnet, tiny_controlnet, tiny_pipeline
 
 GPU = torch.device("cuda")
 
@@ -44,8 +47,24 @@ def spec(family: Family, source: Path, **fields: Any) -> ModelSpec:
     return ModelSpec("mine", family, (str(source),), 64, 64, 4, 5.0, None, 0.1, **fields)
 
 
-def assert_same_networks(pipe: Any, family: Family) -> None:
-    for name, part in tiny_pipeline(family).components.items():
+def load(spec: ModelSpec, settings: Settings) -> Pipeline:
+    loaded = weights.load(spec, settings)
+    assert isinstance(loaded, Pipeline)
+    return loaded
+
+
+def load_controlnet(spec: ControlNetSpec) -> ControlNet:
+    loaded = weights.load(spec, settings())
+    assert isinstance(loaded, ControlNet)
+    return loaded
+
+
+def resolve_controlnet(folder: Path, model: ModelSpec) -> ControlNetSpec:
+    return Catalog(settings()).resolve_controlnet(str(folder), model)
+
+
+def assert_same_networks(pipe: Any, kind: str) -> None:
+    for name, part in tiny_pipeline(kind).components.items():
         if isinstance(part, torch.nn.Module):
             loaded, original = getattr(pipe, name).state_dict(), part.state_dict()
             assert loaded.keys() == original.keys()
@@ -61,8 +80,10 @@ def test_a_folder_is_loaded_ready_to_use(family: Family, tmp_path: Path) -> None
     told = {key: value for key, value in original.items() if key[0] != "_"}
     assert pipeline.scheduler_config.items() >= told.items()
     assert pipeline.scheduler_config["_class_name"] == original["_class_name"]
-    assert pipeline.nbytes == weights.num_bytes(tiny_pipeline(family))
-    for module in weights.modules(pipeline.pipe):
+    assert pipeline.nbytes == num_bytes(modules(tiny_pipeline(family)))
+    assert (pipeline.latent_channels, pipeline.vae_scale_factor) == (4, 8)
+    assert not (pipeline.inpaints or pipeline.requires_aesthetics_score)
+    for module in networks(pipeline):
         assert not module.training
         assert not any(parameter.requires_grad for parameter in module.parameters())
         assert {parameter.dtype for parameter in module.parameters()} == {torch.float32}
@@ -89,6 +110,96 @@ def test_a_single_file_gives_the_networks_of_its_folder(
         pipeline.pipe.tokenizer("a cat").input_ids
         == tiny_pipeline(family).tokenizer("a cat").input_ids
     )
+
+
+# Models for one task
+
+
+@pytest.mark.parametrize("family", Family)
+def test_an_inpainting_model_is_loaded_as_the_stock_pipeline(
+    family: Family, tmp_path: Path
+) -> None:
+    pipeline = load(resolve(save_tiny(f"{family}-inpaint", tmp_path / "mine")), settings())
+    assert type(pipeline.pipe) is type(tiny_pipeline(family))
+    assert_same_networks(pipeline.pipe, f"{family}-inpaint")
+    assert pipeline.inpaints
+    assert pipeline.latent_channels == 4, "of the VAE, though the UNet has 9 inputs"
+    assert not pipeline.requires_aesthetics_score
+
+
+@pytest.mark.parametrize("family", Family)
+def test_an_inpainting_single_file_is_read_with_its_familys_configurations(
+    family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs = save_tiny(family, tmp_path / "configs")
+    monkeypatch.setattr(hub, "fetch_configs", lambda *_: configs)
+    file = save_tiny_checkpoint(f"{family}-inpaint", tmp_path / "mine.safetensors")
+    pipeline = load(spec(family, file, inpaints=True), settings())
+    assert_same_networks(pipeline.pipe, f"{family}-inpaint")
+    assert pipeline.inpaints
+
+
+def test_the_refiner_is_loaded_with_what_it_has(tmp_path: Path) -> None:
+    pipeline = load(resolve(save_tiny("sdxl-refiner", tmp_path / "mine")), settings())
+    assert_same_networks(pipeline.pipe, "sdxl-refiner")
+    assert pipeline.pipe.text_encoder is pipeline.pipe.tokenizer is pipeline.pipe.watermark is None
+    assert pipeline.requires_aesthetics_score
+    assert pipeline.is_sdxl
+    assert not pipeline.inpaints
+
+
+@pytest.mark.parametrize("family", Family)
+def test_what_was_saved_for_image_to_image_is_loaded_all_the_same(
+    family: Family, tmp_path: Path
+) -> None:
+    folder = save_tiny(family, tmp_path / "mine")
+    index = folder / hub.INDEX
+    index.write_text(
+        re.sub(r"(StableDiffusion(XL)?)Pipeline", r"\1Img2ImgPipeline", index.read_text())
+    )
+    pipeline = load(resolve(folder), settings())
+    assert type(pipeline.pipe) is type(tiny_pipeline(family))
+    assert_same_networks(pipeline.pipe, family)
+
+
+# ControlNets
+
+
+@pytest.mark.parametrize("family", Family)
+def test_a_controlnet_is_loaded_ready_to_use(family: Family, tmp_path: Path) -> None:
+    folder = save_tiny_controlnet(family, tmp_path / "control")
+    wanted = resolve_controlnet(folder, resolve(save_tiny(family, tmp_path / "mine")))
+    network = load_controlnet(wanted)
+    original = tiny_controlnet(family)
+    loaded = network.module.state_dict()
+    assert all(torch.equal(loaded[key], t) for key, t in original.state_dict().items())
+    assert (network.spec, network.dtype) == (wanted, torch.float32)
+    assert network.nbytes == num_bytes([original]) > 0
+    assert [*networks(network)] == [network.module]
+    assert not network.module.training
+    assert not any(parameter.requires_grad for parameter in network.module.parameters())
+    kinds = {type(processor) for processor in network.module.attn_processors.values()}
+    assert kinds == {AttnProcessor2_0}
+
+
+def test_a_controlnet_in_half_precision_is_taken_where_it_is_all_there_is(tmp_path: Path) -> None:
+    folder = save_tiny_controlnet("sd15", tmp_path / "control", variant="fp16")
+    wanted = ControlNetSpec("mine", Family.SD15, (str(folder),), 0.1)
+    assert load_controlnet(wanted).dtype is torch.float32
+
+
+def test_a_controlnet_that_lacks_weights_is_told_so(tmp_path: Path) -> None:
+    folder = save_tiny_controlnet("sd15", tmp_path / "control")
+    wanted = ControlNetSpec("mine", Family.SD15, (str(folder),), 0.1)
+    file = folder / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    del tensors["conv_in.bias"]
+    save_file(tensors, file, {"format": "pt"})
+    with pytest.raises(ModelLoadFailed, match=r"ControlNet mine: 1 weights .* conv_in\.bias"):
+        load_controlnet(wanted)
+    file.unlink()
+    with pytest.raises(ModelLoadFailed, match="ControlNet mine: its weights are not there"):
+        load_controlnet(wanted)
 
 
 def test_a_single_files_prediction_type_outdoes_its_familys(
@@ -236,9 +347,11 @@ def test_a_containers_limit_is_the_machines_memory(tmp_path: Path, monkeypatch: 
 
 
 def test_fp32_needs_twice_the_memory() -> None:
-    sdxl = Catalog(settings()).resolve("sdxl")
-    assert memory_need(sdxl, torch.float16) == sdxl.memory_gb * 10**9
-    assert memory_need(sdxl, torch.float32) == 2 * sdxl.memory_gb * 10**9
+    catalog = Catalog(settings())
+    sdxl = catalog.resolve("sdxl")
+    for wanted in (sdxl, catalog.resolve_controlnet("canny", sdxl)):
+        assert memory_need(wanted, torch.float16) == wanted.memory_gb * 10**9
+        assert memory_need(wanted, torch.float32) == 2 * wanted.memory_gb * 10**9
 
 
 @pytest.mark.parametrize(
@@ -272,3 +385,21 @@ def test_pulling_a_single_file_fetches_its_familys_configurations(
     file = save_tiny_checkpoint("sdxl", tmp_path / "mine.safetensors")
     monkeypatch.setattr(hub, "fetch_configs", lambda *_: tmp_path)
     assert pull(spec(Family.SDXL, file), settings()) == [file, tmp_path]
+
+
+def test_pulling_a_controlnet_fetches_what_loading_will_need(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def fetch(*given: Any) -> Path:
+        asked.append(given)
+        return tmp_path
+
+    monkeypatch.setattr(hub, "fetch_controlnet", fetch)
+    catalog = Catalog(settings())
+    wanted = catalog.resolve_controlnet("canny", catalog.resolve("sd15"))
+    said: list[str] = []
+    assert pull(wanted, settings(device="cuda", offline=False), said.append) == [tmp_path]
+    assert asked == [(wanted.name, wanted.sources, True, False)]
+    assert "fp16 weights from lllyasviel/control_v11p_sd15_canny" in said[0]

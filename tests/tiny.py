@@ -1,5 +1,7 @@
 """Tiny random pipelines of the three families: the real architectures, a few hundred kB each.
 
+Also their inpainting models (`sd15-inpaint` and so on), `sdxl-refiner`, and ControlNets.
+
 Nothing is downloaded: networks are made from configurations, the tokenizer by code. The VAE shrinks
 by 8 as the real ones do, so sizes behave as in reality; widths are as small as the architectures
 allow. Every tensor follows from `seed`, and text reaches the picture strongly enough to be tested.
@@ -14,10 +16,14 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    ControlNetModel,
     DDIMScheduler,
     EulerDiscreteScheduler,
     PNDMScheduler,
+    StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
+    StableDiffusionXLImg2ImgPipeline,
+    StableDiffusionXLInpaintPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
@@ -59,6 +65,12 @@ UNETS: dict[str, dict[str, Any]] = {
         "projection_class_embeddings_input_dim": 6 * TIME_ID_WIDTH + HIDDEN_2,
     },
 }
+UNETS |= {f"{family}-inpaint": {**UNETS[family], "in_channels": 9} for family in [*UNETS]}
+UNETS["sdxl-refiner"] = {
+    **UNETS["sdxl"],
+    "cross_attention_dim": HIDDEN_2,
+    "projection_class_embeddings_input_dim": 5 * TIME_ID_WIDTH + HIDDEN_2,
+}
 NOISE: dict[str, Any] = {
     "beta_start": 0.00085,
     "beta_end": 0.012,
@@ -76,17 +88,19 @@ SCHEDULERS: dict[str, tuple[Any, dict[str, Any]]] = {
 
 
 @cache
-def tiny_pipeline(family: str, seed: int = 0) -> Any:
-    """A stock diffusers pipeline, fp32, in evaluation mode; made once a process and shared."""
+def tiny_pipeline(kind: str, seed: int = 0) -> Any:
+    """A stock diffusers pipeline, fp32, in evaluation mode; made once a process and shared.
+
+    `kind`: a family, or one with `-inpaint`, or `sdxl-refiner`. All but the refiner are of the
+    text-to-image class.
+    """
+    family = kind.partition("-")[0]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        components = {
-            "unet": _unet(family),
-            "vae": _vae(),
-            "scheduler": _scheduler(family),
-            "tokenizer": _tokenizer("!" if family == "sd21" else END),
-            "text_encoder": _text_encoder("quick_gelu" if family != "sd21" else "gelu"),
-        }
+        components = {"unet": _unet(kind), "vae": _vae(), "scheduler": _scheduler(family)}
+        if kind != "sdxl-refiner":
+            components["tokenizer"] = _tokenizer("!" if family == "sd21" else END)
+            components["text_encoder"] = _text_encoder("quick_gelu" if family != "sd21" else "gelu")
         if family == "sdxl":
             components["tokenizer_2"] = _tokenizer("!")
             components["text_encoder_2"] = _text_encoder(
@@ -96,6 +110,11 @@ def tiny_pipeline(family: str, seed: int = 0) -> Any:
             if isinstance(component, torch.nn.Module):
                 _strengthen(component)
                 component.eval().requires_grad_(False)
+    if kind == "sdxl-refiner":
+        components |= {"tokenizer": None, "text_encoder": None}
+        return StableDiffusionXLImg2ImgPipeline(
+            **components, requires_aesthetics_score=True, add_watermarker=False
+        )
     if family == "sdxl":
         return StableDiffusionXLPipeline(**components, add_watermarker=False)
     return StableDiffusionPipeline(
@@ -103,19 +122,48 @@ def tiny_pipeline(family: str, seed: int = 0) -> Any:
     )
 
 
-def save_tiny(family: str, folder: Path, seed: int = 0, variant: str | None = None) -> Path:
-    """Write the pipeline as a diffusers folder with safetensors; returns `folder`."""
-    tiny_pipeline(family, seed).save_pretrained(folder, safe_serialization=True, variant=variant)
+@cache
+def tiny_controlnet(family: str, seed: int = 0) -> Any:
+    """A ControlNet for the tiny pipeline of that family and seed, with an effect of its own."""
+    unet = tiny_pipeline(family, seed).unet
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(4, 4, 8, 8))
+        zeros = [*network.controlnet_down_blocks, network.controlnet_mid_block]
+        for convolution in (*zeros, network.controlnet_cond_embedding.conv_out):
+            torch.nn.init.normal_(convolution.weight, std=0.1)
+            torch.nn.init.normal_(convolution.bias, std=0.1)
+    return network.eval().requires_grad_(False)
+
+
+def save_tiny(kind: str, folder: Path, seed: int = 0, variant: str | None = None) -> Path:
+    """Write the pipeline as a diffusers folder with safetensors; returns `folder`.
+
+    Inpainting models are saved as of the class that their repositories name.
+    """
+    pipe = tiny_pipeline(kind, seed)
+    if kind == "sdxl-inpaint":
+        pipe = StableDiffusionXLInpaintPipeline(**pipe.components, add_watermarker=False)
+    elif kind.endswith("-inpaint"):
+        pipe = StableDiffusionInpaintPipeline(**pipe.components, requires_safety_checker=False)
+    pipe.save_pretrained(folder, safe_serialization=True, variant=variant)
     return folder
 
 
-def _unet(family: str) -> Any:
+def save_tiny_controlnet(
+    family: str, folder: Path, seed: int = 0, variant: str | None = None
+) -> Path:
+    tiny_controlnet(family, seed).save_pretrained(folder, safe_serialization=True, variant=variant)
+    return folder
+
+
+def _unet(kind: str) -> Any:
     return UNet2DConditionModel(
         sample_size=8,
         block_out_channels=(8, 16, 16),
         layers_per_block=1,
         norm_num_groups=4,
-        **UNETS[family],
+        **UNETS[kind],
     )
 
 

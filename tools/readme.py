@@ -1,4 +1,4 @@
-"""Write the README's tables of settings and request fields from the classes that define them."""
+"""Write the tables of settings and request fields from the classes that define them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sdbento.schemas import GenerateRequest
+from sdbento.schemas import PARTS, GenerateRequest
 from sdbento.settings import Settings
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
 
 
 def settings_table() -> str:
@@ -21,16 +21,33 @@ def settings_table() -> str:
 
 def fields_table() -> str:
     schema = GenerateRequest.model_json_schema()["properties"]
+    return _table("field", [(name, spec) for name, spec in schema.items()])
+
+
+def parts_table() -> str:
+    return _table(
+        "part",
+        [
+            (f"{name}.{part}", spec)
+            for name, model in PARTS.items()
+            for part, spec in model.model_json_schema()["properties"].items()
+        ],
+    )
+
+
+def _table(kind: str, entries: list[tuple[str, dict[str, Any]]]) -> str:
     rows = [
-        f"| `{name}` | {_bounds(spec)} | {spec.get('description', '')} |"
-        for name, spec in schema.items()
+        f"| `{name}` | {_bounds(spec)} | {spec.get('description', '')} |" for name, spec in entries
     ]
-    return "\n".join(["| field | values | meaning |", "| --- | --- | --- |", *rows])
+    return "\n".join([f"| {kind} | values | meaning |", "| --- | --- | --- |", *rows])
 
 
 def _bounds(spec: dict[str, Any]) -> str:
     """What a field may be, out of its JSON schema."""
-    spec = next((s for s in spec.get("anyOf", [spec]) if s.get("type") != "null"), spec)
+    options = [s for s in spec.get("anyOf", [spec]) if s.get("type") != "null"]
+    if any("$ref" in option for option in options):
+        return "an object or a list" if len(options) > 1 else "an object"
+    spec = options[0]
     if "enum" in spec:
         return ", ".join(spec["enum"])
     if spec.get("type") == "array":
@@ -39,26 +56,34 @@ def _bounds(spec: dict[str, Any]) -> str:
 
 
 def _limits(spec: dict[str, Any]) -> Iterator[str]:
-    low, high = spec.get("minimum"), spec.get("maximum")
+    low, high = spec.get("minimum"), spec.get("maximum", spec.get("exclusiveMaximum"))
     if high is not None:
         low = f"above {spec['exclusiveMinimum']}" if low is None else low
-        yield f"{low} to {high}"
+        yield f"{low} to {'below ' if 'maximum' not in spec else ''}{high}"
     if "multipleOf" in spec:
         yield f"multiple of {spec['multipleOf']}"
     if "maxLength" in spec:
         yield f"text, at most {spec['maxLength']} characters"
 
 
-def written(text: str) -> str:
-    """`text` with the tables between their markers made anew."""
-    for name, table in (("settings", settings_table()), ("fields", fields_table())):
+TABLES = {
+    ROOT / "README.md": {"settings": settings_table},
+    ROOT / "docs" / "requests.md": {"fields": fields_table, "parts": parts_table},
+}
+
+
+def written(path: Path) -> str:
+    """The text of `path` with the tables between their markers made anew."""
+    text = path.read_text(encoding="utf-8")
+    for name, table in TABLES[path].items():
         start = re.search(rf"<!-- {name}:begin[^\n]*-->\n", text)
-        assert start is not None, f"the README has lost its {name} marker"
+        assert start is not None, f"{path.name} has lost its {name} marker"
         end = text.index(f"<!-- {name}:end -->")
-        text = f"{text[: start.end()]}{table}\n{text[end:]}"
+        text = f"{text[: start.end()]}{table()}\n{text[end:]}"
     return text
 
 
 if __name__ == "__main__":
-    README.write_text(written(README.read_text()))
+    for path in TABLES:
+        path.write_text(written(path), encoding="utf-8")
     sys.exit(0)

@@ -11,7 +11,7 @@ import logging
 import os
 import socket
 import sys
-from base64 import b64decode
+from base64 import b64decode, b64encode
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,9 @@ def serve(host: str | None, port: int | None, model: str | None) -> None:
     os.execve(sys.executable, command, environment)  # signals reach BentoML's supervisor itself
 
 
+picture_file = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
 @commands.command()
 @click.argument("prompt")
 @click.option(
@@ -96,6 +99,9 @@ def serve(host: str | None, port: int | None, model: str | None) -> None:
 @click.option("--width", type=int, help="Pixels, a multiple of 8.")
 @click.option("--height", type=int, help="Pixels, a multiple of 8.")
 @click.option("--scheduler", help="Sampler; `sdbento samplers` lists them.")
+@click.option("--image", type=picture_file, help="Picture to start from.")
+@click.option("--mask-image", type=picture_file, help="What to repaint of it: white.")
+@click.option("--strength", type=float, help="How far from --image, up to 1.")
 @click.option("--num-images", type=int, default=1, show_default=True, help="Images to make.")
 def generate(output: Path, model: str | None, **fields: Any) -> None:
     """Make a picture of PROMPT, without a server."""
@@ -130,7 +136,10 @@ def samplers() -> None:
 
 @commands.command()
 @click.argument("model")
-def pull(model: str) -> None:
+@click.option(
+    "--controlnet", multiple=True, help="A ControlNet for it: type or Hub id; repeatable."
+)
+def pull(model: str, controlnet: tuple[str, ...]) -> None:
     """Download MODEL from the Hub, so that it need not be fetched when it is first used."""
     settings = Settings.load()
     keep_quiet(settings)
@@ -138,7 +147,11 @@ def pull(model: str) -> None:
     from sdbento.pipelines import pull as download
 
     try:
-        download(Catalog(settings).resolve(model), settings, progress=say)
+        catalog = Catalog(settings)
+        spec = catalog.resolve(model)
+        download(spec, settings, progress=say)
+        for name in controlnet:
+            download(catalog.resolve_controlnet(name, spec), settings, progress=say)
     except Exception as exc:
         raise classify(exc) from exc
 
@@ -202,6 +215,8 @@ def build_request(output: Path, fields: dict[str, Any]) -> GenerateRequest:
         )
     if not output.absolute().parent.is_dir():
         raise click.BadParameter(f"there is no folder {output.parent}", param_hint="--output")
+    pictures = {name: value for name, value in fields.items() if isinstance(value, Path)}
+    fields |= {name: b64encode(path.read_bytes()).decode() for name, path in pictures.items()}
     try:
         return GenerateRequest(output_format=FORMATS[output.suffix.lower()], **fields)
     except ValidationError as error:

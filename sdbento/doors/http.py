@@ -12,7 +12,7 @@ import functools
 import json
 import logging
 import math
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing, suppress
 from contextvars import ContextVar
 from http import HTTPStatus
@@ -24,6 +24,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sdbento import schemas
+from sdbento.doors.forms import as_json, is_form
 from sdbento.errors import (
     Cancelled,
     InvalidParameter,
@@ -34,6 +35,7 @@ from sdbento.errors import (
     Unavailable,
     classify,
 )
+from sdbento.schemas import GenerateRequest
 from sdbento.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -141,17 +143,21 @@ def _server_sent(event: dict[str, Any]) -> str:
 class Guard:
     """ASGI middleware around everything that is served.
 
-    A POST body over the limit is a 413. On `request_paths` the body is a GenerateRequest in JSON
-    whatever its Content-Type says, and is refused here when it is not one, so that BentoML only
-    ever sees valid requests. When the client goes away the handler is cancelled.
+    A POST body over the limit is a 413. On the paths of `request_models` the body is such a
+    request:
+    a form, or else JSON whatever its Content-Type says. It is refused here when it is not one, so
+    that BentoML only ever sees valid requests. When the client goes away the handler is cancelled.
     """
 
     def __init__(
-        self, app: ASGIApp, load_settings: Callable[[], Settings], request_paths: Iterable[str]
+        self,
+        app: ASGIApp,
+        load_settings: Callable[[], Settings],
+        request_models: Mapping[str, type[GenerateRequest]],
     ) -> None:
         self.app = app
         self._max_body_bytes = load_settings().max_body_bytes
-        self._request_paths = frozenset(request_paths)
+        self._request_models = request_models
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -159,14 +165,17 @@ class Guard:
             return
         failure = Failure()
         _failure.set(failure)
-        answer = _OneErrorShape(send, failure, ours=scope["path"] in self._request_paths)
+        answer = _OneErrorShape(send, failure, ours=scope["path"] in self._request_models)
         if scope["method"] != "POST":
             await self.app(scope, receive, answer)
             return
         try:
             body = await self._read_body(scope, receive)
-            if scope["path"] in self._request_paths:
-                schemas.parse(body)
+            if (model := self._request_models.get(scope["path"])) is not None:
+                headers = Headers(scope=scope)
+                if is_form(headers):
+                    body = await as_json(headers, body)
+                schemas.parse(body, model)
                 scope = _as_json(scope)
         except SDBentoError as error:
             await error_response(error)(scope, receive, send)
@@ -209,7 +218,9 @@ def _too_large(size: int, limit: int) -> TooLarge:
 def _as_json(scope: Scope) -> Scope:
     """The scope with a JSON content type, so that `curl -d` needs no header."""
     copy = dict(scope, headers=list(scope["headers"]))
-    MutableHeaders(scope=copy)["content-type"] = "application/json"
+    headers = MutableHeaders(scope=copy)
+    headers["content-type"] = "application/json"
+    del headers["content-length"]  # a form has become another body
     return copy
 
 

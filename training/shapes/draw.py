@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
+from scipy import ndimage
 
 SIDE = 128
 OVERSAMPLING = 4
@@ -26,6 +27,12 @@ COLOURS = {
 SHAPES = ("circle", "square", "triangle", "star", "ring", "cross")
 RADII = {"small": 0.19, "large": 0.36}
 """Radius of each size as a fraction of the picture's side; a drawing varies it by 8 percent."""
+
+STYLES = ("solid", "outline", "checker")
+STROKE = 0.05
+"""Width of an outline as a fraction of the picture's side."""
+CELL = 12 / 128
+"""Side of a checker's cell likewise; the cells lie on a grid fixed to the picture."""
 
 SIZE_WORDS = {"small": ("small", "small", "little", "tiny"), "large": ("large", "large", "big")}
 OPENINGS = ("", "", "", "", "", "a picture of ", "a drawing of ", "an image of ")
@@ -115,17 +122,54 @@ def _draw_shape(pen: ImageDraw.ImageDraw, shape: str, cx: float, cy: float, r: f
         raise ValueError(f"no such shape: {shape}")
 
 
-def mask_of(shape: str, cx: float, cy: float, radius: float, side: int = SIDE) -> Mask:
-    """Coverage of each pixel by the shape, (side, side) in [0, 1], with smooth edges."""
+def _fine_mask(shape: str, cx: float, cy: float, radius: float, side: int) -> Image.Image:
+    """The shape in white on black, oversampled."""
     fine = side * OVERSAMPLING
     canvas = Image.new("L", (fine, fine))
     _draw_shape(ImageDraw.Draw(canvas), shape, cx * fine, cy * fine, radius * fine)
+    return canvas
+
+
+def _reduced(canvas: Image.Image) -> Mask:
     return np.asarray(canvas.reduce(OVERSAMPLING), dtype=np.float32) / np.float32(255)
 
 
-def paint(scene: Scene, side: int = SIDE) -> NDArray[np.float32]:
+def mask_of(shape: str, cx: float, cy: float, radius: float, side: int = SIDE) -> Mask:
+    """Coverage of each pixel by the shape, (side, side) in [0, 1], with smooth edges."""
+    return _reduced(_fine_mask(shape, cx, cy, radius, side))
+
+
+def interior_of(
+    shape: str, cx: float, cy: float, radius: float, depth: float, side: int = SIDE
+) -> Mask:
+    """Coverage by the part of the shape that lies at least `depth` from its edge."""
+    canvas = _fine_mask(shape, cx, cy, radius, side)
+    distance = ndimage.distance_transform_edt(np.asarray(canvas))
+    deep = np.where(distance > depth * canvas.width, 255, 0).astype(np.uint8)
+    return _reduced(Image.fromarray(deep))
+
+
+def checkerboard(side: int = SIDE) -> Mask:
+    """Ones and zeros in cells of `CELL`, (side, side)."""
+    places = np.arange(side) // round(CELL * side)
+    return ((places[:, None] + places) % 2).astype(np.float32)
+
+
+def coverage_of(scene: Scene, side: int = SIDE, style: str = "solid") -> Mask:
+    """How much of each pixel the shape's colour covers; the rest is background."""
+    placed = (scene.shape, scene.cx, scene.cy, scene.radius)
+    if style == "solid":
+        return mask_of(*placed, side)
+    if style == "outline":
+        return mask_of(*placed, side) - interior_of(*placed, STROKE, side)
+    if style == "checker":
+        return mask_of(*placed, side) * checkerboard(side)
+    raise ValueError(f"no such style: {style}")
+
+
+def paint(scene: Scene, side: int = SIDE, style: str = "solid") -> NDArray[np.float32]:
     """The drawing of a scene, (side, side, 3) in [0, 255]."""
-    mask = mask_of(scene.shape, scene.cx, scene.cy, scene.radius, side)[..., None]
+    mask = coverage_of(scene, side, style)[..., None]
     ink, ground = (np.array(COLOURS[name]) for name in (scene.colour, scene.background))
     return np.asarray(ground + mask * (ink - ground), dtype=np.float32)
 

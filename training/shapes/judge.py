@@ -80,7 +80,7 @@ def _template(shape: str, mask: Mask) -> tuple[Mask, float]:
     return mask_of(shape, x, y - offset * radius, radius), radius
 
 
-def _overlap(mask: Mask, template: Mask) -> float:
+def overlap_of(mask: Mask, template: Mask) -> float:
     """Intersection over union of two soft masks."""
     return float(np.minimum(mask, template).sum() / np.maximum(mask, template).sum())
 
@@ -90,7 +90,7 @@ def fit_shape(mask: Mask) -> tuple[str, float, float]:
     fits = []
     for shape in SHAPES:
         template, radius = _template(shape, mask)
-        fits.append((_overlap(mask, template), shape, radius))
+        fits.append((overlap_of(mask, template), shape, radius))
     overlap, shape, radius = max(fits)
     return shape, radius, overlap
 

@@ -11,7 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline
+from diffusers import (
+    DDIMScheduler,
+    DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    StableDiffusionPipeline,
+)
 from PIL import Image
 
 from draw import Scene, caption_of, paint, sample_scene
@@ -42,13 +47,21 @@ def names_size(caption: str) -> bool:
 
 
 def paint_prompts(
-    pipeline: StableDiffusionPipeline, captions: Sequence[str], steps: int, guidance: float
+    pipeline: DiffusionPipeline,
+    captions: Sequence[str],
+    steps: int,
+    guidance: float,
+    controls: Sequence[Image.Image] = (),
 ) -> list[Image.Image]:
-    """One picture a caption; the seed is the caption's place in the list."""
+    """One picture a caption; the seed is the caption's place in the list.
+
+    `controls` has one picture a caption where the pipeline has a ControlNet, else none.
+    """
     pictures: list[Image.Image] = []
     for start in range(0, len(captions), 20):
         batch = list(captions[start : start + 20])
         seeds = [torch.Generator().manual_seed(start + i) for i in range(len(batch))]
+        control = {"image": list(controls[start : start + 20])} if controls else {}
         pictures += pipeline(
             batch,
             num_inference_steps=steps,
@@ -56,6 +69,7 @@ def paint_prompts(
             height=128,
             width=128,
             generator=seeds,
+            **control,
         ).images
     return pictures
 

@@ -88,14 +88,14 @@ def _caption(scene: Scene, rng: Rng, named: bool) -> str:
     return caption_of(scene, rng, named)
 
 
-def sample_captions(rng: Rng, count: int) -> tuple[list[Drawing], list[str]]:
+def sample_captions(rng: Rng, count: int, style: str = "solid") -> tuple[list[Drawing], list[str]]:
     """Drawings, each with its captions; three of ten stand on the unnamed default background."""
     images: list[Drawing] = []
     captions: list[str] = []
     for _ in range(count):
         named = rng.random() < 0.7
         scene = sample_scene(rng, named)
-        images.append(paint(scene))
+        images.append(paint(scene, style=style))
         captions += [_caption(scene, rng, named) for _ in range(CAPTIONS_PER_DRAWING)]
     return images, captions
 
@@ -108,6 +108,12 @@ def load_pool(tokenizer: CLIPTokenizer, count: int, device: str) -> Pool:
     return Pool(*torch.load(OUT / "pool.pt", map_location=device))
 
 
+def tokenize(tokenizer: CLIPTokenizer, captions: list[str], device: str) -> Tensor:
+    """Tokens of captions that come in groups, one group a drawing: (n, k, 77)."""
+    tokens = tokenizer(captions, padding="max_length", max_length=MAX_TOKENS).input_ids
+    return torch.tensor(tokens, device=device).view(-1, CAPTIONS_PER_DRAWING, MAX_TOKENS)
+
+
 def build_pool(tokenizer: CLIPTokenizer, count: int, device: str) -> Pool:
     """Draws, encodes and tokenises everything the training will see."""
     vae = AutoencoderKL.from_pretrained(OUT / "vae").to(device).eval()
@@ -118,15 +124,42 @@ def build_pool(tokenizer: CLIPTokenizer, count: int, device: str) -> Pool:
         images, texts = sample_captions(rng, 50)
         latents.append(encode(vae, images, device))
         captions += texts
-    tokens = tokenizer(captions, padding="max_length", max_length=MAX_TOKENS).input_ids
-    shape = (-1, CAPTIONS_PER_DRAWING, MAX_TOKENS)
-    return Pool(torch.cat(latents), torch.tensor(tokens, device=device).view(shape))
+    return Pool(torch.cat(latents), tokenize(tokenizer, captions, device))
 
 
-def learning_rate(step: int, num_steps: int) -> float:
-    """Linear warm-up, a flat part, then a linear descent to one percent of the peak."""
+def learning_rate(step: int, num_steps: int, warmup: int = WARMUP) -> float:
+    """Part of the peak rate: linear warm-up, a flat part, a linear descent to one percent."""
     descent = max(0.0, step / num_steps - FLAT_PART) / (1 - FLAT_PART)
-    return PEAK_RATE * min(1.0, (step + 1) / WARMUP) * max(0.01, 1 - descent)
+    return min(1.0, (step + 1) / warmup) * max(0.01, 1 - descent)
+
+
+def loss_weights(scheduler: DDIMScheduler) -> Tensor:
+    """Weight of each timestep's squared error, 1 / alpha_bar, bounded."""
+    weights: Tensor = scheduler.alphas_cumprod.reciprocal().clamp(max=MAX_WEIGHT)
+    return weights
+
+
+def add_noise(scheduler: DDIMScheduler, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Noisy latents, the noise in them, and the random timestep of each.
+
+    The offset hides the background's colour, which the mean of a noisy latent otherwise gives
+    away, so that it must come from the caption.
+    """
+    batch, device = len(latents), latents.device
+    offset = OFFSET_NOISE * torch.randn(batch, 4, 1, 1, device=device)
+    noise = torch.randn_like(latents) + offset
+    timesteps = torch.randint(1000, (batch,), device=device)
+    return scheduler.add_noise(latents, noise, timesteps), noise, timesteps
+
+
+def weighted_error(predicted: Tensor, noise: Tensor, weights: Tensor) -> Tensor:
+    """Squared error of v (Salimans and Ho 2022), from the predicted noise: error / alpha_bar.
+
+    Plain errors of the noise hardly count at the noise levels where the caption decides the
+    colours; unbounded, the last few levels would count for all others.
+    """
+    errors = F.mse_loss(predicted, noise, reduction="none").mean(dim=(1, 2, 3))
+    return (errors * weights).mean()
 
 
 class Trainer:
@@ -143,27 +176,16 @@ class Trainer:
         self.averages = [p.detach().clone() for p in self.parameters]
         self.optimizer = torch.optim.AdamW(self.parameters, weight_decay=1e-3)
         self.scheduler = build_scheduler()
-        self.weights = self.scheduler.alphas_cumprod.reciprocal().clamp(max=MAX_WEIGHT).to(device)
+        self.weights = loss_weights(self.scheduler).to(device)
         self.step = 0
 
     def loss(self, batch: int) -> Tensor:
-        """Squared error of v (Salimans and Ho 2022), from the predicted noise: error / alpha_bar.
-
-        Plain errors of the noise hardly count at the noise levels where the caption decides the
-        colours; unbounded, the last few levels would count for all others. The offset hides the
-        background's colour, which the mean of a noisy latent otherwise gives away, so that it
-        must come from the caption.
-        """
+        """The weighted error on random drawings and captions."""
         latents, tokens = self.pool.batch(batch)
-        offset = OFFSET_NOISE * torch.randn(batch, 4, 1, 1, device=latents.device)
-        noise = torch.randn_like(latents) + offset
-        timesteps = torch.randint(1000, (batch,), device=latents.device)
-        noisy = self.scheduler.add_noise(latents, noise, timesteps)
+        noisy, noise, timesteps = add_noise(self.scheduler, latents)
         context = self.networks["text_encoder"](tokens).last_hidden_state
         predicted = self.networks["unet"](noisy, timesteps, context).sample
-        errors = F.mse_loss(predicted, noise, reduction="none").mean(dim=(1, 2, 3))
-        weighted: Tensor = errors * self.weights[timesteps]
-        return weighted.mean()
+        return weighted_error(predicted, noise, self.weights[timesteps])
 
     def advance(self, batch: int, rate: float) -> float:
         """One optimizer step and one step of the moving averages; returns the loss."""
@@ -222,7 +244,7 @@ def train(trainer: Trainer, num_steps: int, batch: int) -> None:
     """Runs to `num_steps`; a checkpoint now and then and at the end."""
     started, mean_loss = time.monotonic(), 0.0
     while trainer.step < num_steps:
-        loss = trainer.advance(batch, learning_rate(trainer.step, num_steps))
+        loss = trainer.advance(batch, PEAK_RATE * learning_rate(trainer.step, num_steps))
         mean_loss += loss / CHECKPOINT_EVERY
         if trainer.step % CHECKPOINT_EVERY == 0:
             seconds = time.monotonic() - started

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import OneCycleLR
 
-from draw import COLOURS, mask_of, sample_scene
+from draw import COLOURS, coverage_of, sample_scene
 
 OUT = Path(__file__).parent / "out"
 KL_WEIGHT = 2e-3
@@ -35,11 +35,11 @@ def build_vae() -> AutoencoderKL:
     )
 
 
-def mask_pool(count: int, seed: int) -> Tensor:
-    """Masks of random scenes as bytes, (count, 128, 128)."""
+def mask_pool(count: int, seed: int, style: str = "solid") -> Tensor:
+    """Coverage of random scenes as bytes, (count, 128, 128)."""
     rng = np.random.default_rng(seed)
     scenes = [sample_scene(rng) for _ in range(count)]
-    masks = [mask_of(s.shape, s.cx, s.cy, s.radius) for s in scenes]
+    masks = [coverage_of(s, style=style) for s in scenes]
     return torch.from_numpy((np.stack(masks) * 255).astype(np.uint8))
 
 

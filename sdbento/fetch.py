@@ -1,0 +1,337 @@
+"""The only place that opens a socket for a URL that came with a request.
+
+Such a URL may point at what only this server can reach: its own ports, its neighbours, its cloud's
+metadata. So a host is resolved once, all its addresses are checked, and the connection goes to one
+of those that were checked; redirects pass the same gate. No proxy, cookie or credential is used.
+Knows nothing of pictures and jobs: what comes back, or is posted, is bytes.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from functools import cache
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from threading import Thread
+
+import httpcore
+import httpx
+
+from sdbento import __version__
+from sdbento.errors import InvalidParameter, SDBentoError, TooLarge
+from sdbento.settings import Settings
+
+MAX_REDIRECTS = 3
+MAX_PORT = 65535
+MAX_HOST_CHARS = 60  # of a host in a message
+REDIRECTS = (301, 302, 303, 307, 308)
+HEADERS = [
+    (b"accept", b"*/*"),
+    (b"accept-encoding", b"identity"),  # a few bytes must not unfold into many
+    (b"user-agent", f"sdbento/{__version__}".encode()),
+]
+
+NAT64 = ip_network("64:ff9b::/96")
+GLOBAL_UNICAST = ip_network("2000::/3")  # all that IANA has handed out of IPv6
+# What the `ipaddress` of some Python still calls global, and what a cloud has made its own.
+SPECIAL = [
+    ip_network(network)
+    for network in (
+        "100.64.0.0/10",  # shared by a carrier's customers; Alibaba's metadata
+        "168.63.129.16/32",  # Azure's host, at a public address
+        "192.0.0.0/24",  # protocol assignments; Oracle's metadata
+        "192.88.99.0/24",  # relays of 6to4
+        "2001::/23",  # protocol assignments, Teredo among them
+        "2001:db8::/32",  # documentation, as the next
+        "3fff::/20",
+    )
+]
+
+Address = IPv4Address | IPv6Address
+
+
+class _Failed(Exception):
+    """Why a URL gives nothing; `fetch` says it in an error of this kind."""
+
+    def __init__(self, reason: str, kind: type[SDBentoError] = InvalidParameter) -> None:
+        super().__init__(reason)
+        self.kind = kind
+
+
+FAILURES = (_Failed, httpcore.TimeoutException, httpcore.NetworkError, httpcore.ProtocolError)
+
+
+def fetch(url: str, settings: Settings, *, max_bytes: int, param: str) -> bytes:
+    """What `url`, given in the request's field `param`, answers with. Blocks.
+
+    All of it, redirects too, takes at most `settings.fetch_timeout` seconds. Raises TooLarge, and
+    InvalidParameter for everything else: a URL that does not work is no failure of the server.
+    """
+    backend = _CheckedBackend(time.monotonic() + settings.fetch_timeout, settings)
+    place: httpx.URL | None = None
+    try:
+        place = _parse(url)
+        for _ in range(MAX_REDIRECTS + 1):
+            _check(place, settings)
+            answer = _get(place, backend, max_bytes)
+            if isinstance(answer, bytes):
+                return answer
+            place = answer
+        raise _Failed(f"more than {MAX_REDIRECTS} redirects")
+    except FAILURES as error:
+        raise _explained(
+            error, f"{param} could not be fetched from", place, settings, param
+        ) from error
+
+
+def post(url: str, body: bytes, settings: Settings, *, param: str) -> None:
+    """Post JSON to `url`, given in the request's field `param`. Blocks, as long as `fetch` may.
+
+    Raises InvalidParameter unless the answer is a 2xx; redirects are not followed.
+    """
+    backend = _CheckedBackend(time.monotonic() + settings.fetch_timeout, settings)
+    place: httpx.URL | None = None
+    try:
+        place = _parse(url)
+        _check(place, settings)
+        with _requested("POST", place, backend, body) as response:
+            if not 200 <= response.status < 300:
+                raise _Failed(f"the host answered {response.status}")
+    except FAILURES as error:
+        raise _explained(
+            error, f"{param} could not be posted to", place, settings, param
+        ) from error
+
+
+def check(url: str, settings: Settings, *, param: str) -> None:
+    """Raise InvalidParameter for a URL that neither of the two would go to, without going there."""
+    place: httpx.URL | None = None
+    try:
+        place = _parse(url)
+        _check(place, settings)
+    except _Failed as error:
+        raise _explained(error, f"{param} cannot go to", place, settings, param) from error
+
+
+def is_global(address: Address) -> bool:
+    """Whether `address` is on the public internet, also behind the IPv4 address it may carry."""
+    if isinstance(address, IPv6Address):
+        if (carried := _carried(address)) is not None:
+            return is_global(carried)
+        if address not in GLOBAL_UNICAST:
+            return False
+    special = any(address in network for network in SPECIAL)
+    return address.is_global and not address.is_multicast and not special
+
+
+def look_up(host: str, port: int) -> list[str]:
+    """The addresses of `host`, best first. Raises OSError or UnicodeError."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(address[0]) for *_, address in found))
+
+
+class _CheckedBackend(httpcore.NetworkBackend):
+    """Connects to no address that it has not checked, and to none after the deadline.
+
+    To connect is to resolve: httpcore hands over the host's name, for which it checks the
+    certificate later, and here the name is looked up once and never again.
+    """
+
+    def __init__(self, deadline: float, settings: Settings) -> None:
+        self._deadline = deadline
+        self._allow_private = settings.allow_private_urls
+        self._sockets = httpcore.SyncBackend()
+
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
+    ) -> httpcore.NetworkStream:
+        addresses = _resolve(host, port, _remaining(self._deadline))
+        if not self._allow_private and not all(is_global(address) for address in addresses):
+            raise _Failed(
+                "its address is private or reserved; SDBENTO_ALLOW_PRIVATE_URLS=true permits it"
+            )
+        while True:
+            address = addresses.pop(0)
+            share = _remaining(self._deadline) / (len(addresses) + 1)
+            try:
+                stream = self._sockets.connect_tcp(str(address), port, share)
+                return _TimedStream(stream, self._deadline)
+            except (httpcore.ConnectError, httpcore.ConnectTimeout):
+                if not addresses:
+                    raise
+
+
+class _TimedStream(httpcore.NetworkStream):
+    """A connection that ends at the deadline, however steadily it trickles."""
+
+    def __init__(self, stream: httpcore.NetworkStream, deadline: float) -> None:
+        self._stream = stream
+        self._deadline = deadline
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        return self._stream.read(max_bytes, _remaining(self._deadline))
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self._stream.write(buffer, _remaining(self._deadline))
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,
+    ) -> httpcore.NetworkStream:
+        left = _remaining(self._deadline)
+        stream = self._stream.start_tls(ssl_context, server_hostname, left)
+        return _TimedStream(stream, self._deadline)
+
+    def get_extra_info(self, info: str) -> object:
+        return self._stream.get_extra_info(info)
+
+
+@cache
+def _tls() -> ssl.SSLContext:
+    return httpcore.default_ssl_context()  # the system's authorities and certifi's
+
+
+def _parse(url: str) -> httpx.URL:
+    try:
+        return httpx.URL(url)
+    except (httpx.InvalidURL, ValueError) as error:
+        raise _Failed("it is not valid") from error
+
+
+def _check(place: httpx.URL, settings: Settings) -> None:
+    if place.scheme not in ("https", "http") or not place.host:
+        raise _Failed("only https URLs are fetched")
+    if place.scheme == "http" and not settings.allow_private_urls:
+        raise _Failed("http is refused, use https; SDBENTO_ALLOW_PRIVATE_URLS=true permits it")
+    if (place.port or 0) > MAX_PORT:
+        raise _Failed(f"it names a port above {MAX_PORT}")
+    if place.userinfo:
+        raise _Failed("a URL must not carry a user name or password")
+
+
+def _get(place: httpx.URL, backend: _CheckedBackend, max_bytes: int) -> bytes | httpx.URL:
+    """The body, or where the host says that it is."""
+    with _requested("GET", place, backend) as response:
+        answered = httpx.Headers(response.headers)
+        if response.status in REDIRECTS and "location" in answered:
+            return _join(place, answered["location"])
+        if response.status != 200:
+            raise _Failed(f"the host answered {response.status}")
+        return _read(response, answered, max_bytes)
+
+
+@contextmanager
+def _requested(
+    method: str, place: httpx.URL, backend: _CheckedBackend, body: bytes | None = None
+) -> Iterator[httpcore.Response]:
+    """The answer to one request, its body not yet read."""
+    url = httpcore.URL(
+        scheme=place.raw_scheme, host=place.raw_host, port=place.port, target=place.raw_path
+    )
+    headers = [(b"host", place.netloc), *HEADERS]
+    if body is not None:
+        headers += [(b"content-type", b"application/json")]
+        headers += [(b"content-length", str(len(body)).encode())]
+    with (
+        httpcore.ConnectionPool(ssl_context=_tls(), network_backend=backend) as pool,
+        pool.stream(method, url, headers=headers, content=body) as response,
+    ):
+        yield response
+
+
+def _join(place: httpx.URL, location: str) -> httpx.URL:
+    try:
+        return place.join(location)
+    except (httpx.InvalidURL, ValueError) as error:
+        raise _Failed("it redirects to a URL that is not valid") from error
+
+
+def _read(response: httpcore.Response, headers: httpx.Headers, max_bytes: int) -> bytes:
+    if (encoding := headers.get("content-encoding", "identity")) != "identity":
+        raise _Failed(f"the host sent it compressed ({encoding[:20]}), which is not accepted")
+    too_large = _Failed(f"it is larger than the limit of {max_bytes} bytes", TooLarge)
+    length = headers.get("content-length", "0")
+    if length.isdecimal() and int(length) > max_bytes:
+        raise too_large
+    body = bytearray()
+    for chunk in response.iter_stream():
+        body += chunk
+        if len(body) > max_bytes:
+            raise too_large
+    return bytes(body)
+
+
+def _resolve(host: str, port: int, timeout: float) -> list[Address]:
+    """The addresses of `host`; a thread waits for the system's resolver, which has no deadline."""
+    found: Future[list[str]] = Future()
+
+    def work() -> None:
+        try:
+            found.set_result(look_up(host, port))
+        except Exception as error:
+            found.set_exception(error)
+
+    Thread(target=work, name="sdbento-dns", daemon=True).start()
+    try:
+        return [ip_address(address) for address in found.result(timeout)]
+    except TimeoutError as error:
+        raise httpcore.ConnectTimeout from error
+    except (OSError, ValueError) as error:  # UnicodeError is a ValueError
+        raise _Failed("its host name cannot be resolved") from error
+
+
+def _carried(address: IPv6Address) -> IPv4Address | None:
+    """The IPv4 address to which packets for `address` may go in the end."""
+    if address in NAT64:
+        return IPv4Address(int(address) & 0xFFFFFFFF)
+    return address.ipv4_mapped or address.sixtofour
+
+
+def _remaining(deadline: float) -> float:
+    if (left := deadline - time.monotonic()) <= 0:
+        raise httpcore.ReadTimeout
+    return left
+
+
+def _short(host: str) -> str:
+    return host if len(host) <= MAX_HOST_CHARS else f"{host[:MAX_HOST_CHARS]}…"
+
+
+def _explained(
+    error: Exception, what: str, place: httpx.URL | None, settings: Settings, param: str
+) -> SDBentoError:
+    kind = error.kind if isinstance(error, _Failed) else InvalidParameter
+    host = "its URL" if place is None else _short(place.host)
+    return kind(f"{what} {host}: {_reason(error, settings)}", param=param)
+
+
+def _reason(error: BaseException, settings: Settings) -> str:
+    if isinstance(error, _Failed):
+        return str(error)
+    if isinstance(error, httpcore.TimeoutException):
+        limit = f"{settings.fetch_timeout:g} seconds (SDBENTO_FETCH_TIMEOUT)"
+        return f"it took longer than the limit of {limit}"
+    match error.args:  # httpcore hides the cause, but keeps it there
+        case [ssl.SSLCertVerificationError() as cause]:
+            return f"its certificate was refused: {cause.verify_message.rstrip('.')}"
+        case [ssl.SSLError()]:
+            return "TLS failed"
+        case [ConnectionRefusedError()]:
+            return "the connection was refused"
+    if isinstance(error, httpcore.ConnectError):
+        return "the host cannot be reached"
+    return "the host broke off or does not speak HTTP"
