@@ -1,7 +1,6 @@
 """What the operator configures, read once: the only module that looks at the environment.
 
 Priority: explicit arguments (CLI) > environment > YAML file named by SDBENTO_CONFIG > default.
-The first five names and defaults are those of the RunPod worker's page; ours start with SDBENTO_.
 Knows nothing of what the hardware can do: `pipelines` turns a wish into the nearest right thing.
 """
 
@@ -10,225 +9,74 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import AliasChoices, Field, SecretStr, ValidationError
+from pydantic import AliasChoices, Field, PositiveInt, SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
-    SettingsConfigDict,
     YamlConfigSettingsSource,
 )
 
-Precision = Literal["fp16", "bf16", "fp32"]
-Device = Literal["auto", "cpu", "cuda"]
-LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
+from sdbento.serving_settings import ServingSettings, variable
 
 
 class SettingsError(ValueError):
     """A bad setting; its text is the one line that the operator reads."""
 
 
-def _variable(name: str) -> Any:
-    """The environment variable of a field, beside the field's own name for keyword and YAML use."""
-    return AliasChoices(name, name.removeprefix("SDBENTO_").lower())
+class Settings(ServingSettings):
+    """All settings: those of serving, and of the doors that need some.
 
+    `load` is the way to make one: it turns a bad value into one clear line.
+    """
 
-class Settings(BaseSettings):
-    """All settings. `load` is the way to make one: it turns a bad value into one clear line."""
-
-    # Case-sensitive, lest the field names, which YAML uses, match a stranger's DEVICE or LOG_LEVEL.
-    model_config = SettingsConfigDict(
-        extra="forbid", frozen=True, populate_by_name=True, case_sensitive=True
-    )
-
-    sd_model: str = Field(
-        "stabilityai/stable-diffusion-xl-base-1.0",
-        min_length=1,
-        validation_alias=_variable("SD_MODEL"),
-        description="Default model: a catalogue name, a Hub id, a diffusers folder "
-        "or a .safetensors file",
-    )
-    precision: Precision = Field(
-        "fp16",
-        validation_alias=_variable("PRECISION"),
-        description="fp16, bf16 or fp32; a CPU always computes in fp32",
-    )
-    enable_xformers: bool = Field(
-        True,
-        validation_alias=_variable("ENABLE_XFORMERS"),
-        description="Use xformers attention where it is installed and a GPU is there, else SDPA",
-    )
-    max_queue_size: int = Field(
-        100,
-        ge=1,
-        le=100_000,
-        validation_alias=_variable("MAX_QUEUE_SIZE"),
-        description="Requests that may wait; one more is answered 429 with Retry-After",
-    )
-    max_batch_size: int = Field(
-        4,
-        ge=1,
-        le=256,
-        validation_alias=_variable("MAX_BATCH_SIZE"),
-        description="Images that may share one UNet call (a guided image takes two rows of it)",
-    )
-    device: Device = Field(
-        "auto",
-        validation_alias=_variable("SDBENTO_DEVICE"),
-        description="auto (a GPU where there is one), cpu or cuda",
-    )
-    memory_gb: float | None = Field(
-        None,
-        gt=0,
-        allow_inf_nan=False,
-        validation_alias=_variable("SDBENTO_MEMORY_GB"),
-        description="Memory that resident models may take together; unset: 85% of the GPU's "
-        "memory, or 60% of the machine's on a CPU",
-    )
-    models_dir: Path = Field(
-        Path("models"),
-        validation_alias=_variable("SDBENTO_MODELS_DIR"),
-        description="Folder whose diffusers folders and .safetensors files are models by their "
-        "name",
-    )
-    allow_any_model: bool = Field(
-        True,
-        validation_alias=_variable("SDBENTO_ALLOW_ANY_MODEL"),
-        description="Let requests name Hub ids and paths that are neither the default model, nor "
-        "in the catalogue, nor in the models folder",
-    )
-    offline: bool = Field(
-        False,
-        validation_alias=_variable("SDBENTO_OFFLINE"),
-        description="Never contact the Hub: only models that are on this machine",
-    )
-    max_pixels: int = Field(
-        2048 * 2048,
-        ge=64 * 64,
-        validation_alias=_variable("SDBENTO_MAX_PIXELS"),
-        description="Largest width x height of a request",
-    )
-    lora_dir: Path = Field(
-        Path("loras"),
-        validation_alias=_variable("SDBENTO_LORA_DIR"),
-        description="Folder whose LoRA files (.safetensors, also in subfolders) are known by their "
-        "name",
-    )
-    max_loras: int = Field(
-        32,
-        ge=1,
-        le=10_000,
-        validation_alias=_variable("SDBENTO_MAX_LORAS"),
-        description="LoRAs a model keeps in memory; the least recently used make room",
-    )
-    allow_lora_hub: bool = Field(
-        True,
-        validation_alias=_variable("SDBENTO_ALLOW_LORA_HUB"),
-        description="Let requests name LoRAs on the Hub: `org/repo` or `org/repo/file`",
-    )
-    allow_lora_urls: bool = Field(
-        False,
-        validation_alias=_variable("SDBENTO_ALLOW_LORA_URLS"),
-        description="Let requests name LoRAs by https URL",
-    )
-    embeddings_dir: Path = Field(
-        Path("embeddings"),
-        validation_alias=_variable("SDBENTO_EMBEDDINGS_DIR"),
-        description="Folder of textual inversions (.safetensors), each a word in prompts by its "
-        "name",
-    )
-    allow_private_urls: bool = Field(
-        False,
-        validation_alias=_variable("SDBENTO_ALLOW_PRIVATE_URLS"),
-        description="Fetch images also from private and loopback addresses, and over http",
-    )
-    fetch_timeout: float = Field(
-        20.0,
-        gt=0,
-        le=600,
-        allow_inf_nan=False,
-        validation_alias=_variable("SDBENTO_FETCH_TIMEOUT"),
-        description="Seconds that fetching one image may take",
-    )
-    max_image_bytes: int = Field(
-        20 * 1024 * 1024,
-        ge=1024,
-        validation_alias=_variable("SDBENTO_MAX_IMAGE_BYTES"),
-        description="Largest image file that a request may bring or name",
-    )
-    max_body_bytes: int = Field(
-        32 * 1024 * 1024,
-        ge=1024,
-        validation_alias=_variable("SDBENTO_MAX_BODY_BYTES"),
-        description="Largest request body",
-    )
-    request_timeout: float = Field(
-        600.0,
-        gt=0,
-        le=3600,
-        allow_inf_nan=False,
-        validation_alias=_variable("SDBENTO_REQUEST_TIMEOUT"),
-        description="Seconds a request may take where it does not set its own `timeout`",
-    )
-    num_threads: int = Field(
-        0,
-        ge=0,
-        le=1024,
-        validation_alias=_variable("SDBENTO_NUM_THREADS"),
-        description="CPU threads that torch computes with; 0: one a core",
-    )
-    log_level: LogLevel = Field(
-        "INFO",
-        validation_alias=_variable("SDBENTO_LOG_LEVEL"),
-        description="DEBUG, INFO, WARNING or ERROR",
-    )
     bucket_endpoint_url: str | None = Field(
         None,
-        validation_alias=_variable("BUCKET_ENDPOINT_URL"),
+        validation_alias=variable("BUCKET_ENDPOINT_URL"),
         description="RunPod worker: S3 address that results above the payload limit are uploaded "
         "to; all four BUCKET_ variables or none",
     )
     bucket_access_key_id: SecretStr | None = Field(
         None,
-        validation_alias=_variable("BUCKET_ACCESS_KEY_ID"),
+        validation_alias=variable("BUCKET_ACCESS_KEY_ID"),
         description="RunPod worker: key id for that address",
     )
     bucket_secret_access_key: SecretStr | None = Field(
         None,
-        validation_alias=_variable("BUCKET_SECRET_ACCESS_KEY"),
+        validation_alias=variable("BUCKET_SECRET_ACCESS_KEY"),
         description="RunPod worker: secret key for that address",
     )
     bucket_name: str | None = Field(
         None,
-        validation_alias=_variable("BUCKET_NAME"),
+        validation_alias=variable("BUCKET_NAME"),
         description="RunPod worker: bucket that results go to",
     )
     bucket_url_seconds: int = Field(
         604_800,
         ge=60,
         le=604_800,  # what Signature Version 4 allows
-        validation_alias=_variable("SDBENTO_BUCKET_URL_SECONDS"),
+        validation_alias=variable("SDBENTO_BUCKET_URL_SECONDS"),
         description="RunPod worker: seconds for which the URLs of uploaded results work",
     )
     runpod_max_run_bytes: int = Field(
         10_000_000,
         ge=1024,
-        validation_alias=_variable("SDBENTO_RUNPOD_MAX_RUN_BYTES"),
+        validation_alias=variable("SDBENTO_RUNPOD_MAX_RUN_BYTES"),
         description="RunPod worker: largest result of a job that came through /run",
     )
     runpod_max_runsync_bytes: int = Field(
         20_000_000,
         ge=1024,
-        validation_alias=_variable("SDBENTO_RUNPOD_MAX_RUNSYNC_BYTES"),
+        validation_alias=variable("SDBENTO_RUNPOD_MAX_RUNSYNC_BYTES"),
         description="RunPod worker: largest result of a job that came through /runsync",
     )
     runpod_prefetch: int = Field(
         4,
         ge=0,
         le=1000,
-        validation_alias=_variable("SDBENTO_RUNPOD_PREFETCH"),
+        validation_alias=variable("SDBENTO_RUNPOD_PREFETCH"),
         description="RunPod worker: jobs taken beyond MAX_BATCH_SIZE, so that the batch stays full",
     )
     runpod_drain_seconds: float = Field(
@@ -236,13 +84,13 @@ class Settings(BaseSettings):
         ge=0,
         le=3600,
         allow_inf_nan=False,
-        validation_alias=_variable("SDBENTO_RUNPOD_DRAIN_SECONDS"),
+        validation_alias=variable("SDBENTO_RUNPOD_DRAIN_SECONDS"),
         description="RunPod worker: seconds after SIGTERM until its open request for jobs is given "
         "up; jobs under way are always finished",
     )
     runpod_volume: Path = Field(
         Path("/runpod-volume"),
-        validation_alias=_variable("SDBENTO_RUNPOD_VOLUME"),
+        validation_alias=variable("SDBENTO_RUNPOD_VOLUME"),
         description="RunPod worker: where the network volume and the platform's model cache are "
         "mounted",
     )
@@ -250,43 +98,35 @@ class Settings(BaseSettings):
         None,
         ge=1,
         le=65535,
-        validation_alias=_variable("PORT"),
+        validation_alias=variable("PORT"),
         description="Port that `sdbento serve` listens on; RunPod's load balancer sets it",
     )
     port_health: int | None = Field(
         None,
         ge=1,
         le=65535,
-        validation_alias=_variable("PORT_HEALTH"),
+        validation_alias=variable("PORT_HEALTH"),
         description="A port of its own for GET /ping, where it is not to be asked for on PORT",
     )
     state_dir: Path = Field(
         Path("state"),
-        validation_alias=_variable("SDBENTO_STATE_DIR"),
+        validation_alias=variable("SDBENTO_STATE_DIR"),
         description="Folder of the jobs of /run and their results; one server a folder",
     )
     job_store_url: SecretStr | None = Field(
         None,
-        validation_alias=_variable("JOB_STORE_URL"),
+        validation_alias=variable("JOB_STORE_URL"),
         description="SQLAlchemy URL of the jobs' database; unset: SQLite in SDBENTO_STATE_DIR",
     )
-    job_result_seconds: int = Field(
+    job_result_seconds: PositiveInt = Field(
         1800,
-        ge=1,
-        validation_alias=_variable("SDBENTO_JOB_RESULT_SECONDS"),
+        validation_alias=variable("SDBENTO_JOB_RESULT_SECONDS"),
         description="Seconds for which the result of a job of /run is kept; /runsync: at most 60",
     )
-    max_jobs: int = Field(
+    max_jobs: PositiveInt = Field(
         1000,
-        ge=1,
-        validation_alias=_variable("SDBENTO_MAX_JOBS"),
+        validation_alias=variable("SDBENTO_MAX_JOBS"),
         description="Unfinished jobs of /run and /runsync; one more is answered 429",
-    )
-    jobs_gb: float = Field(
-        10.0,
-        gt=0,
-        validation_alias=_variable("SDBENTO_JOBS_GB"),
-        description="Disk for jobs and their results; the oldest results make room",
     )
 
     @classmethod
@@ -399,8 +239,8 @@ def _explain(error: ValidationError) -> str:
         if item["type"] == "extra_forbidden":
             lines.append(f"{place} is not a setting; known: {', '.join(names)}")
             continue
-        variable = names.get(place, place)
+        name = names.get(place, place)
         problem = item["msg"][:1].lower() + item["msg"][1:]
-        given = "***" if variable in _SECRETS else repr(item["input"])
-        lines.append(f"{variable}={given}: {problem}")
+        given = "***" if name in _SECRETS else repr(item["input"])
+        lines.append(f"{name}={given}: {problem}")
     return "; ".join(lines)

@@ -19,7 +19,7 @@ PACKAGE = ROOT / "sdbento"
 
 # From the ground up. A module may import those of the floors below and those left of it on its own.
 FLOORS = (
-    ("errors", "settings", "schemas", "metrics"),
+    ("errors", "serving_settings", "settings", "schemas", "metrics"),
     ("trajectory",),
     (
         "cost",
@@ -34,6 +34,12 @@ FLOORS = (
         "images",
         "budget",
         "prompt_syntax",
+        "job_table",
+        "job_files",
+        "job_store",
+        "job_format",
+        "job_progress",
+        "webhooks",
     ),
     (
         "resident",
@@ -56,12 +62,13 @@ FLOORS = (
     ("vae", "states", "controlnets", "runner"),
     ("engine",),
     ("orders", "app"),
+    ("jobs",),
     ("doors", "__main__"),  # doors may share what is theirs
 )
 ORDER = [module for floor in FLOORS for module in floor]
 
 NO_TORCH = ["errors", "settings", "schemas", "trajectory", "cost", "planner", "catalog", "images"]
-NO_TORCH += ["families", "hub", "budget", "engine", "doors.cli"]
+NO_TORCH += ["families", "hub", "budget", "engine", "doors.cli", "job_store", "webhooks", "jobs"]
 READS_ENVIRONMENT = {"settings"}
 LOADS_WEIGHTS = {"weights"}
 MAX_FILE_LINES = 400

@@ -86,7 +86,6 @@ GIVEN = {
     "JOB_STORE_URL": ("sqlite:////jobs.db", SecretStr("sqlite:////jobs.db")),
     "SDBENTO_JOB_RESULT_SECONDS": ("60", 60),
     "SDBENTO_MAX_JOBS": ("5", 5),
-    "SDBENTO_JOBS_GB": ("2.5", 2.5),
 }
 
 
