@@ -167,6 +167,16 @@ def _crop_box(mask: Image.Image, width: int, height: int, padding: int) -> Box:
     return box
 
 
+def _check_ratio(image: Image.Image, width: int, height: int) -> None:
+    scale = min(width / image.width, height / image.height)
+    if scale * min(image.size) < 1:
+        raise InvalidParameter(
+            f"a picture of {image.width} x {image.height} cannot be fitted into {width} x {height}: "
+            "nothing would be left of its short side",
+            param="resize_mode",
+        )
+
+
 def _tensor(
     processor: VaeImageProcessor,
     image: Image.Image,
@@ -175,6 +185,8 @@ def _tensor(
     resize: str,
     box: Box | None = None,
 ) -> torch.Tensor:
+    if resize == "fill" and box is None:
+        _check_ratio(image, width, height)
     pixels: torch.Tensor = processor.preprocess(
         image, height=height, width=width, resize_mode=resize, crops_coords=box
     )

@@ -35,6 +35,12 @@ def test_crop_keeps_the_middle_and_fit_keeps_everything() -> None:
     assert (float(fitted[0, 0, 32, 32]), float(fitted[0, 0, 32, 2])) == (1, -1)
 
 
+def test_a_thread_of_a_picture_cannot_be_fitted() -> None:
+    with pytest.raises(InvalidParameter, match="3000 x 40 cannot be fitted into 64 x 64"):
+        prepare_canvas(gradient(3000, 40), 64, 64, "fit")
+    assert prepare_canvas(gradient(3000, 40), 64, 64, "crop").pixels.shape[-1] == 64
+
+
 def test_a_mask_is_black_and_white_whatever_was_sent() -> None:
     grey = Image.linear_gradient("L").resize((64, 64))
     mask = prepare_canvas(gradient(), 64, 64, mask=grey).mask

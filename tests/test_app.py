@@ -1,0 +1,141 @@
+"""The App with several models in a folder: everything between a request and its pictures."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import pytest_asyncio
+from numpy.typing import NDArray
+
+from sdbento.app import App
+from sdbento.errors import InvalidParameter, SDBentoError
+from sdbento.schemas import GenerateRequest
+from sdbento.settings import Settings
+from tests.oracle import engine_pixels, tiny_control, tiny_model
+from tests.pictures import data_uri, gradient, half_mask
+from tests.tiny import save_tiny, save_tiny_controlnet
+
+BASE: dict[str, Any] = {
+    "prompt": "a cat",
+    "num_inference_steps": 5,
+    "seed": 4,
+    "width": 64,
+    "height": 64,
+    "guidance_scale": 5.0,
+}
+EDGES = data_uri(gradient(seed=5))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    for kind in ("sd15", "sd15-inpaint", "sdxl", "sdxl-refiner"):
+        save_tiny(kind, folder / f"tiny-{kind}")
+    for family in ("sd15", "sdxl"):
+        save_tiny_controlnet(family, folder / f"control-{family}")
+    return folder
+
+
+@pytest_asyncio.fixture(loop_scope="function")
+async def app(folder: Path) -> AsyncIterator[App]:
+    app = App(Settings.load(sd_model="tiny-sdxl", models_dir=folder))
+    app.start()
+    yield app
+    await asyncio.to_thread(app.close)
+
+
+async def made(app: App, **fields: Any) -> NDArray[np.int16]:
+    result = await app.run(GenerateRequest(**{**BASE, **fields}))
+    return np.asarray(result.images[0], np.int16)
+
+
+def expected(kind: str, **options: Any) -> NDArray[np.int16]:
+    pixels = engine_pixels(tiny_model(kind), **{**BASE, **options})
+    return (pixels * 255).round().astype(np.int16)
+
+
+def assert_same(one: NDArray[np.int16], other: NDArray[np.int16]) -> None:
+    assert np.abs(one - other).max() <= 1
+
+
+async def test_the_refiner_is_leased_beside_its_base(app: App) -> None:
+    refiner = {"model": "tiny-sdxl-refiner", "switch_at": 0.6}
+    picture = await made(app, refiner=refiner)
+    refined_by = tiny_model("sdxl-refiner")
+    assert_same(picture, expected("sdxl", refined_by=refined_by, refiner=refiner))
+
+
+async def test_a_controlnet_is_named_by_its_folder(app: App, folder: Path) -> None:
+    control = {"type": str(folder / "control-sd15"), "image": EDGES}
+    picture = await made(app, model="tiny-sd15", controlnet=control)
+    networks = [tiny_control("sd15")]
+    assert_same(picture, expected("sd15", controlnets=networks, controlnet=control))
+
+
+async def test_an_inpainting_model_repaints_and_draws(app: App) -> None:
+    pictures = {"image": data_uri(gradient()), "mask_image": data_uri(half_mask())}
+    repainted = await made(app, model="tiny-sd15-inpaint", **pictures)
+    assert_same(repainted, expected("sd15-inpaint", **pictures))
+    drawn = await made(app, model="tiny-sd15-inpaint")
+    assert drawn.std() > 3
+
+
+async def test_requests_for_all_of_them_at_once_get_their_own(app: App, folder: Path) -> None:
+    requests: list[dict[str, Any]] = [
+        {"model": "tiny-sd15"},
+        {"model": "tiny-sdxl"},
+        {"model": "tiny-sdxl", "refiner": {"model": "tiny-sdxl-refiner"}},
+        {
+            "model": "tiny-sd15",
+            "controlnet": {"type": str(folder / "control-sd15"), "image": EDGES},
+        },
+        {
+            "model": "tiny-sdxl",
+            "controlnet": {"type": str(folder / "control-sdxl"), "image": EDGES},
+        },
+        {"model": "tiny-sd15-inpaint", "image": EDGES, "mask_image": data_uri(half_mask())},
+    ]
+    alone = [await made(app, **fields) for fields in requests]
+    together = await asyncio.gather(*(made(app, **fields) for fields in requests * 3))
+    for i, picture in enumerate(together):
+        assert_same(picture, alone[i % len(requests)])
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "words"),
+    [
+        ({"refiner": {"model": "tiny-sd15"}}, "refiner.model", "SDXL"),
+        (
+            {"model": "tiny-sd15", "controlnet": {"type": "CONTROL", "image": EDGES}},
+            "controlnet",
+            "sdxl",
+        ),
+        ({"controlnet": {"type": "canny", "image": EDGES}}, "controlnet", "canny"),
+        ({"model": "tiny-sd15", "prompt_2": "a dog"}, "prompt_2", "SDXL"),
+        ({"model": "nobody"}, "model", "nearest"),
+    ],
+)
+async def test_what_does_not_fit_is_refused_by_name(
+    app: App, folder: Path, fields: dict[str, Any], param: str, words: str
+) -> None:
+    if "controlnet" in fields and fields["controlnet"]["type"] == "CONTROL":
+        fields = {
+            **fields,
+            "controlnet": {**fields["controlnet"], "type": str(folder / "control-sdxl")},
+        }
+    with pytest.raises(SDBentoError, match=words) as caught:
+        await made(app, **fields)
+    assert caught.value.status in (404, 422)
+    assert (caught.value.param or "").startswith(param)
+
+
+async def test_a_request_that_is_refused_frees_its_place(app: App) -> None:
+    for _ in range(app.settings.max_queue_size + 10):
+        with pytest.raises(InvalidParameter):
+            await made(app, strength=0.5)
+    assert (await made(app)).shape == (64, 64, 3)
