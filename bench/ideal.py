@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from sdbento.assembly import compile_sampler
 from sdbento.intake import settle
+from sdbento.legs import compile_sampler
 from sdbento.pipelines import Pipeline
 from sdbento.schemas import GenerateRequest
 

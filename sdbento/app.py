@@ -34,7 +34,7 @@ from sdbento.errors import (
     classify,
 )
 from sdbento.families import VAE_FACTOR
-from sdbento.intake import Pictures, fix_size, gather, has_urls, settle
+from sdbento.intake import Pictures, draw_controls, fix_size, gather, has_urls, settle
 from sdbento.orders import Order
 from sdbento.pipelines import Lease, Pipeline, PipelineCache
 from sdbento.planner import Planner
@@ -156,10 +156,9 @@ class App:
         """As `generate`, but the pictures come as they are. Cancelling this stops the work."""
         with self._admitted():
             arrived = time.monotonic()
-            order = await self._settle(request, arrived)
-            handle, job = await self._submit(order)
+            handle, job = await self._submit(await self._settle(request, arrived))
             await handle.wait()
-            return await asyncio.to_thread(_result, order, job, handle, arrived)
+            return await asyncio.to_thread(_result, job, handle, arrived)
 
     async def stream(self, request: GenerateRequest) -> AsyncGenerator[dict[str, Any], None]:
         """Events as plain dicts: queued, step and preview, and at last done with the `response`.
@@ -171,11 +170,12 @@ class App:
             order = await self._settle(request, arrived)
             yield {"event": "queued", "position": self._num_requests - 1, "eta": None}
             handle, job = await self._submit(order)
+            del order  # and its pictures, while it runs
             async with aclosing(handle.events()) as events:
                 async for event in events:
                     for message in _messages(event):
                         yield message
-            result = await asyncio.to_thread(_result, order, job, handle, arrived)
+            result = await asyncio.to_thread(_result, job, handle, arrived)
             response = await _respond(result)
             yield {"event": "done", "response": response}
 
@@ -216,6 +216,8 @@ class App:
         deadline = self._deadline(request, arrived)
         pictures = await self._gather(settled, deadline)
         settled, warnings = fix_size(settled, spec, pictures, self.settings.max_pixels)
+        if any(control.preprocess for control in settled.controlnet or ()):
+            pictures = await asyncio.to_thread(draw_controls, settled, pictures)
         return Order(settled, spec, controlnets, refiner, pictures, warnings, deadline)
 
     async def _gather(self, settled: GenerateRequest, deadline: float) -> Pictures:
@@ -254,7 +256,11 @@ class App:
         lease = await self._lease(order.specs, order.deadline)
         try:
             job = await asyncio.to_thread(
-                self._assembler.assemble, order.settled, order.pictures, order.resources(lease)
+                self._assembler.assemble,
+                order.settled,
+                order.pictures,
+                order.resources(lease),
+                order.warnings,
             )
             handle = self.engine.submit(job.trajectories, order.deadline)
         except BaseException:
@@ -325,13 +331,13 @@ def _give_back(future: Future[Lease]) -> None:
         future.add_done_callback(release)
 
 
-def _result(order: Order, job: Job, handle: Handle, arrived: float) -> Result:
+def _result(job: Job, handle: Handle, arrived: float) -> Result:
     """Blocking: pictures may have to be put back into their originals."""
     now = time.monotonic()
     started = handle.started or now
     made = [t.image for t in handle.trajectories if t.image is not None]
     return Result(
-        request=order.settled,
+        request=job.request,
         images=[job.overlay.apply(image) for image in made] if job.overlay else made,
         timings=Timings(
             queued=round(started - arrived, 4),
@@ -339,7 +345,7 @@ def _result(order: Order, job: Job, handle: Handle, arrived: float) -> Result:
             decoding=round(handle.decoding, 4),
             total=round(now - arrived, 4),
         ),
-        warnings=[*order.warnings, *job.warnings],
+        warnings=list(job.warnings),
     )
 
 

@@ -145,6 +145,13 @@ def flatten(image: Image.Image) -> Image.Image:
     return background.convert("RGB")
 
 
+def resized(image: Image.Image, width: int, height: int, mode: ResizeMode) -> Image.Image:
+    if mode == "fit":
+        _check_ratio(image, width, height)
+    result: Image.Image = _controls.resize(flatten(image), height, width, _MODES[mode])
+    return result
+
+
 def enlarge(image: Image.Image, width: int, height: int, upscaler: str) -> torch.Tensor:
     """`image` at a larger size, [1, 3, H, W] on [-1, 1]."""
     larger = flatten(image).resize((width, height), RESAMPLING[upscaler])
@@ -171,8 +178,8 @@ def _check_ratio(image: Image.Image, width: int, height: int) -> None:
     scale = min(width / image.width, height / image.height)
     if scale * min(image.size) < 1:
         raise InvalidParameter(
-            f"a picture of {image.width} x {image.height} cannot be fitted into {width} x {height}: "
-            "nothing would be left of its short side",
+            f"a picture of {image.width} x {image.height} cannot be fitted into {width} x "
+            f"{height}: nothing would be left of its short side",
             param="resize_mode",
         )
 

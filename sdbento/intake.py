@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from PIL import Image
 
 from sdbento import images
-from sdbento.canvas import extend
+from sdbento.canvas import extend, resized
 from sdbento.catalog import ModelSpec
 from sdbento.errors import InvalidParameter
 from sdbento.families import VAE_FACTOR, Family
@@ -115,7 +115,7 @@ def has_urls(request: GenerateRequest) -> bool:
 
 
 def gather(request: GenerateRequest, settings: Settings) -> Pictures:
-    """Fetch and decode the pictures, and make control images of those to be preprocessed.
+    """Fetch and decode the pictures.
 
     Blocking, for as long as hosts take. Raises InvalidParameter or TooLarge naming the field.
     """
@@ -147,7 +147,24 @@ def _control_image(
         return None
     if picture is None:
         raise InvalidParameter(f"{param} is required where there is no image", param=param)
-    return preprocess(control.type, picture) if control.preprocess else picture
+    return picture
+
+
+def draw_controls(settled: GenerateRequest, pictures: Pictures) -> Pictures:
+    """The pictures with control images in place of those that are to be preprocessed.
+
+    At the size of the image to come: the edges of a large photo would vanish when it is reduced.
+    Blocking. Raises InvalidParameter where a preprocessor is not installed.
+    """
+    assert settled.width is not None and settled.height is not None
+    drawn = list(pictures.controls)
+    for i, control in enumerate(settled.controlnet or ()):
+        picture = drawn[i]
+        if control.preprocess and picture is not None:
+            if settled.padding_mask_crop is None:
+                picture = resized(picture, settled.width, settled.height, settled.resize_mode)
+            drawn[i] = preprocess(control.type, picture)
+    return replace(pictures, controls=tuple(drawn))
 
 
 def fix_size(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sdbento.assembly import Resources
 from sdbento.catalog import ControlNetSpec, ModelSpec
 from sdbento.intake import Pictures
+from sdbento.legs import Resources
 from sdbento.pipelines import Lease, Pipeline
 from sdbento.schemas import GenerateRequest
 from sdbento.weights import ControlNet

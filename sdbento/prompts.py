@@ -56,7 +56,6 @@ class PreparedPrompt:
     chunks: tuple[tuple[Chunk, ...], ...]  # by text encoder
     clip_skip: int | None = None
     is_absent: bool = False  # a negative prompt that was not given
-    warnings: tuple[str, ...] = ()
 
     @property
     def num_chunks(self) -> int:

@@ -133,7 +133,6 @@ class Trajectory:
     state: Any = None  # latents, conditioning, noise generator; owned by the runner
     preview: Image.Image | None = None  # of the last previewed step; set by the runner
     image: Image.Image | None = None  # set by the runner when decoded
-    warnings: tuple[str, ...] = ()  # what the user should know; set by intake
     error: SDBentoError | None = None  # set by the planner
 
     @property

@@ -10,10 +10,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from sdbento.assembly import Assembler, Job, Resources
+from sdbento.assembly import Assembler, Job
 from sdbento.catalog import ControlNetSpec, ModelSpec
 from sdbento.families import Family
-from sdbento.intake import Pictures, fix_size, gather, settle
+from sdbento.intake import Pictures, draw_controls, fix_size, gather, settle
+from sdbento.legs import Resources
 from sdbento.pipelines import Pipeline
 from sdbento.planner import Planner
 from sdbento.runner import TorchRunner, decode_pixels
@@ -77,7 +78,8 @@ def settled(
 ) -> tuple[GenerateRequest, Pictures]:
     request = settle(GenerateRequest(**fields), model.spec)
     pictures = gather(request, settings)
-    return fix_size(request, model.spec, pictures, max_pixels=2048**2)[0], pictures
+    sized, _ = fix_size(request, model.spec, pictures, max_pixels=2048**2)
+    return sized, draw_controls(sized, pictures)
 
 
 def job_of(

@@ -57,6 +57,7 @@ FLOORS = (
         "canvas",
         "previews",
         "intake",
+        "legs",
         "assembly",
     ),
     ("vae", "states", "controlnets", "runner"),

@@ -7,7 +7,7 @@ import pytest
 from sdbento.catalog import ModelSpec
 from sdbento.errors import InvalidParameter, UnknownSampler
 from sdbento.families import Family
-from sdbento.intake import Pictures, fix_size, gather, settle
+from sdbento.intake import Pictures, draw_controls, fix_size, gather, settle
 from sdbento.schemas import GenerateRequest
 from sdbento.settings import Settings
 from tests.pictures import base64, data_uri, gradient, half_mask
@@ -131,8 +131,16 @@ def test_pictures_are_gathered_from_whatever_they_came_in() -> None:
     )
     pictures = gather(settled, SETTINGS)
     assert pictures.image is not None and pictures.mask is not None
+    assert all(picture is not None for picture in pictures.controls)
+
+
+def test_control_images_are_drawn_at_the_size_of_the_image() -> None:
+    controls = [{"type": "canny", "preprocess": True}, {"type": "x"}]
+    settled = settle(request(image=IMAGE, controlnet=controls, width=128, height=72), spec())
+    pictures = draw_controls(settled, gather(settled, SETTINGS))
     edges, other = pictures.controls
     assert edges is not None and other is not None
+    assert edges.size == (128, 72)
     assert len(edges.getcolors() or ()) == 2  # black and white
     assert other.tobytes() == gradient().tobytes()
 

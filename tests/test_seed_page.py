@@ -77,8 +77,8 @@ def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     (loras / "path" / "to").mkdir(parents=True)
     own = ROOT / "sdbento" / "models" / "shapes-outline" / "pytorch_lora_weights.safetensors"
     copyfile(own, loras / "path" / "to" / "lora.safetensors")
-    variables = {"SDBENTO_ALLOW_PRIVATE_URLS": "true", "SDBENTO_LORA_DIR": str(loras)}
-    with serving(tmp_path_factory.mktemp("server"), **variables) as server:
+    folder = tmp_path_factory.mktemp("server")
+    with serving(folder, SDBENTO_ALLOW_PRIVATE_URLS="true", SDBENTO_LORA_DIR=str(loras)) as server:
         server.wait_until_ready()
         yield server
 
