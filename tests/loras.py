@@ -17,9 +17,6 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from sdbento.catalog import ModelSpec
-from sdbento.families import Family
-from sdbento.weights import Pipeline
 from tests.checkpoints import _unet as original_layout
 from tests.tiny import tiny_pipeline
 
@@ -36,23 +33,6 @@ class Matrices:
     down: torch.Tensor
     up: torch.Tensor
     alpha: float | None
-
-
-def tiny_model(family: str) -> Pipeline:
-    """The tiny pipeline as a resident model; a new one each time, on the same networks."""
-    spec = ModelSpec(
-        name=f"tiny-{family}",
-        family=Family(family),
-        sources=(),
-        width=64,
-        height=64,
-        num_inference_steps=4,
-        guidance_scale=5.0,
-        sampler=None,
-        memory_gb=0.1,
-    )
-    pipe, fp32 = tiny_pipeline(family), torch.float32
-    return Pipeline(spec, pipe, torch.device("cpu"), dtype=fp32, vae_dtype=fp32, nbytes=0)
 
 
 def make_lora(

@@ -39,8 +39,8 @@ from tests.loras import (
     save_diffusers_old,
     save_kohya,
     save_peft,
-    tiny_model,
 )
+from tests.oracle import tiny_model
 from tests.tiny import tiny_pipeline
 
 FAMILIES = ["sd15", "sd21", "sdxl"]
