@@ -57,7 +57,9 @@ def read_json(source: str, path: str, offline: bool, kind: Kind = "model") -> di
     return content
 
 
-def fetch(name: str, sources: Sequence[str], half: bool, offline: bool) -> Path:
+def fetch(
+    name: str, sources: Sequence[str], half: bool, offline: bool, prefer_cache: bool = False
+) -> Path:
     """The folder or file that `name` is loaded from, downloaded where it must be.
 
     `half` prefers fp16 variants of the weights. What cannot be reached is taken from the cache if
@@ -65,21 +67,32 @@ def fetch(name: str, sources: Sequence[str], half: bool, offline: bool) -> Path:
     """
     if Path(sources[0]).is_absolute():
         return Path(sources[0])
-    return _first(sources, offline, lambda source, local: _fetch(name, source, half, local))
+    return _first(
+        sources, offline, prefer_cache, lambda source, local: _fetch(name, source, half, local)
+    )
 
 
-def fetch_controlnet(name: str, sources: Sequence[str], half: bool, offline: bool) -> Path:
+def fetch_controlnet(
+    name: str, sources: Sequence[str], half: bool, offline: bool, prefer_cache: bool = False
+) -> Path:
     """As `fetch`, of a ControlNet."""
     if Path(sources[0]).is_absolute():
         return Path(sources[0])
     return _first(
-        sources, offline, lambda source, local: _fetch_controlnet(name, source, half, local)
+        sources,
+        offline,
+        prefer_cache,
+        lambda source, local: _fetch_controlnet(name, source, half, local),
     )
 
 
-def fetch_configs(name: str, sources: Sequence[str], offline: bool) -> Path:
+def fetch_configs(
+    name: str, sources: Sequence[str], offline: bool, prefer_cache: bool = False
+) -> Path:
     """As `fetch`, but the configurations and tokenizers only: 2 MB."""
-    return _first(sources, offline, lambda source, local: _fetch_configs(name, source, local))
+    return _first(
+        sources, offline, prefer_cache, lambda source, local: _fetch_configs(name, source, local)
+    )
 
 
 def is_offline(offline: bool) -> bool:
@@ -183,11 +196,17 @@ def _fetch_configs(name: str, source: str, offline: bool) -> Path:
     return folder
 
 
-def _first(sources: Sequence[str], offline: bool, attempt: Callable[[str, bool], T]) -> T:
-    """What the first source gives that can be reached; else what the cache has of any."""
+def _first(
+    sources: Sequence[str], offline: bool, prefer_cache: bool, attempt: Callable[[str, bool], T]
+) -> T:
+    """What the first source gives that can be reached; else what the cache has of any.
+
+    `prefer_cache`: the other way round.
+    """
     errors: list[Exception] = []
     reachable = not is_offline(offline)
-    attempts = [(source, local) for local in (False, True) for source in sources]
+    places = (True, False) if prefer_cache else (False, True)
+    attempts = [(source, local) for local in places for source in sources]
     for source, local in attempts:
         if not (reachable or local):
             continue
@@ -199,7 +218,7 @@ def _first(sources: Sequence[str], offline: bool, attempt: Callable[[str, bool],
             raise
         except Exception as error:
             errors.append(error)
-            reachable = False
+            reachable = reachable and local
         log.info("%s (%s): %s", source, "cache" if local else "Hub", errors[-1])
     # A mirror that failed says more than a repository that left the Hub.
     telling = [error for error in errors if not isinstance(error, RepositoryNotFoundError)]

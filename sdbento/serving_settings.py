@@ -91,6 +91,12 @@ class ServingSettings(BaseSettings):
         validation_alias=variable("SDBENTO_OFFLINE"),
         description="Never contact the Hub: only models that are on this machine",
     )
+    prefer_cache: bool = Field(
+        False,
+        validation_alias=variable("SDBENTO_PREFER_CACHE"),
+        description="Use what the Hub cache has without asking the Hub for something newer; the "
+        "RunPod worker always does",
+    )
     max_pixels: int = Field(
         2048 * 2048,
         ge=64 * 64,

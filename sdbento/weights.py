@@ -140,7 +140,13 @@ def load(spec: ModelSpec | ControlNetSpec, settings: Settings) -> Resident:
 def _load_pipeline(
     spec: ModelSpec, settings: Settings, device: torch.device, dtype: torch.dtype
 ) -> Pipeline:
-    path = hub.fetch(spec.name, spec.sources, dtype is not torch.float32, settings.offline)
+    path = hub.fetch(
+        spec.name,
+        spec.sources,
+        dtype is not torch.float32,
+        settings.offline,
+        settings.prefer_cache,
+    )
     configs = _single_file_configs(spec, settings) if path.is_file() else None
     pipe = _construct(spec, path, configs, dtype)
     _check(spec, pipe)
@@ -164,7 +170,9 @@ def _load_controlnet(
     spec: ControlNetSpec, settings: Settings, device: torch.device, dtype: torch.dtype
 ) -> ControlNet:
     half = dtype is not torch.float32
-    folder = hub.fetch_controlnet(spec.name, spec.sources, half, settings.offline)
+    folder = hub.fetch_controlnet(
+        spec.name, spec.sources, half, settings.offline, settings.prefer_cache
+    )
     files = hub.controlnet_weights(spec.name, hub.local_files(folder), half)
     options = {"dtype": dtype, "local_files_only": True, "variant": _variant_of(files)}
     with _constructing, _without_progress_bars():
@@ -204,7 +212,9 @@ def _single_file_configs(spec: ModelSpec, settings: Settings) -> Path:
     """A single file holds weights only: configurations and tokenizers are those of its family."""
     configs = family_configs(spec.family)
     try:
-        return hub.fetch_configs(configs.name, configs.sources, settings.offline)
+        return hub.fetch_configs(
+            configs.name, configs.sources, settings.offline, settings.prefer_cache
+        )
     except Exception as exc:
         raise ModelLoadFailed(
             f"model {spec.name} is a single file: it needs the configurations and tokenizers of "

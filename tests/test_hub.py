@@ -130,6 +130,19 @@ def test_without_a_network_the_cache_serves_and_no_mirror_is_waited_for(
     assert ("second", False) not in fake.asked
 
 
+def test_where_the_cache_is_preferred_the_hub_is_asked_for_what_is_not_in_it_only(
+    remote: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = FakeHub(monkeypatch, first=remote)
+    fake.cached = {"first"}
+    options: dict[str, Any] = {"half": False, "offline": False, "prefer_cache": True}
+    assert hub.fetch("m", ["first"], **options) == remote
+    assert all(local for _, local in fake.asked)
+    fake.cached.clear()
+    assert hub.fetch("m", ["first"], **options) == remote
+    assert ("first", False) in fake.asked
+
+
 def test_offline_nothing_is_asked_of_the_network(
     remote: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -57,6 +57,7 @@ GIVEN = {
     "SDBENTO_MODELS_DIR": ("/models", Path("/models")),
     "SDBENTO_ALLOW_ANY_MODEL": ("0", False),
     "SDBENTO_OFFLINE": ("true", True),
+    "SDBENTO_PREFER_CACHE": ("true", True),
     "SDBENTO_MAX_PIXELS": ("65536", 65536),
     "SDBENTO_MAX_BODY_BYTES": ("2048", 2048),
     "SDBENTO_REQUEST_TIMEOUT": ("1.5", 1.5),

@@ -156,6 +156,15 @@ def pull(model: str, controlnet: tuple[str, ...]) -> None:
         raise classify(exc) from exc
 
 
+@commands.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+def worker() -> None:
+    """Take jobs from RunPod's queue, as a serverless worker; its SDK reads further options."""
+    settings = Settings.load()
+    from sdbento.doors.runpod_worker import run
+
+    raise click.exceptions.Exit(run(settings))
+
+
 @commands.command()
 def doctor() -> None:
     """Say what this machine can run, and why."""

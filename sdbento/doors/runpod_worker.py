@@ -1,0 +1,217 @@
+"""The RunPod queue worker: a job's input is a request of every other door, its output the images.
+
+    SDK's loop -> Worker.handle -> App.generate or App.stream -> Delivery -> the SDK posts it
+
+The handler is a coroutine: it returns what the client reads, and posts the events of a job that
+asked for a stream itself. (The SDK's generator handlers serve streams only: they would wrap every
+output in one more list and cannot return anything but a list.) Knows nothing of what is below App.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import sys
+from contextlib import aclosing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import runpod.serverless
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from runpod.serverless.modules.rp_logger import LOG_LEVELS, RunPodLogger
+
+from sdbento.doors.job_stream import JobStream
+from sdbento.doors.results import Delivery, Output, Wish
+from sdbento.doors.runpod_loop import DrainingScaler
+from sdbento.errors import MalformedRequest, classify
+from sdbento.schemas import GenerateRequest, GenerateResponse, explain, parse
+from sdbento.settings import Settings, SettingsError, use_hub_cache
+
+if TYPE_CHECKING:
+    from sdbento.app import App
+
+log = logging.getLogger(__name__)
+
+HUB_CACHE = "huggingface-cache/hub"  # of the volume: where the platform keeps cached models
+FOLDERS = {"models_dir": "models", "lora_dir": "loras", "embeddings_dir": "embeddings"}
+TINY = {"prompt": "a red circle", "width": 128, "height": 128, "num_inference_steps": 2}
+
+Job = dict[str, Any]
+
+
+def main() -> int:
+    """As `run`, for those without the command line; a bad setting is one line."""
+    try:
+        return run(Settings.load())
+    except SettingsError as error:
+        print(f"sdbento: {error}", file=sys.stderr)
+        return 1
+
+
+def run(settings: Settings) -> int:
+    """Take jobs until SIGTERM, then finish those under way; returns the exit status.
+
+    Must be called before huggingface_hub is imported. Raises SettingsError.
+    """
+    settings = on_volume(settings)
+    configure_logging(settings)
+    delivery = Delivery(settings)
+    if (cache := hub_cache(settings.runpod_volume)) is not None:
+        use_hub_cache(cache)
+    from sdbento.app import App  # not before: it imports huggingface_hub
+
+    app = App(settings)
+    worker = Worker(app, delivery)
+    app.start()
+    runpod.serverless.register_fitness_check(worker.makes_a_picture)
+    DrainingScaler.install(settings.runpod_drain_seconds)
+    num_jobs = concurrency(settings)
+    config = {"handler": worker.handle, "concurrency_modifier": lambda _: num_jobs}
+    try:
+        runpod.serverless.start(config)
+    finally:
+        app.close()
+    return 0
+
+
+def on_volume(settings: Settings) -> Settings:
+    """The settings with the volume's folders of models, where the operator names no others."""
+    found = {
+        field: settings.runpod_volume / folder
+        for field, folder in FOLDERS.items()
+        if field not in settings.model_fields_set and (settings.runpod_volume / folder).is_dir()
+    }
+    return settings.model_copy(update={**found, "prefer_cache": True})
+
+
+def hub_cache(volume: Path) -> Path | None:
+    """The Hub cache on the volume, where there is one or one can be made.
+
+    The platform keeps cached models there; where it mounts them read-only they can still be used.
+    """
+    cache = volume / HUB_CACHE
+    writable = os.access(cache if cache.is_dir() else volume, os.W_OK)
+    return cache if writable or any(cache.glob("models--*")) else None
+
+
+def concurrency(settings: Settings) -> int:
+    """Jobs to have at once: constant, for the SDK waits for an empty worker to change it."""
+    return settings.max_batch_size + min(settings.runpod_prefetch, settings.max_queue_size)
+
+
+def configure_logging(settings: Settings) -> None:
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", force=True)
+    logging.getLogger("sdbento").setLevel(settings.log_level)
+    sdk = RunPodLogger()
+    if LOG_LEVELS.index(sdk.level) in range(1, LOG_LEVELS.index("INFO")):
+        sdk.level = "INFO"  # below that it prints whole outputs, base64 and all
+
+
+class Flags(BaseModel):
+    """What a job's input may say to the worker, beside the request itself."""
+
+    model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
+
+    stream: bool = Field(False, description="Post progress and previews for /stream")
+    shape: Literal["images", "full"] = Field(
+        "images", alias="return", description="A list of base64 images, or all that is known"
+    )
+    allow_jpeg: bool = Field(
+        False, description="Send JPEG rather than fail when the result is over the limit"
+    )
+
+
+FLAGS = {field.alias or name for name, field in Flags.model_fields.items()}
+
+
+def read(job: Job) -> tuple[Flags, GenerateRequest]:
+    """The job's input, checked. Blocking: it may carry pictures. Raises errors of the tree."""
+    given = job.get("input")
+    if not isinstance(given, dict):
+        raise MalformedRequest("input must be a JSON object")
+    try:
+        flags = Flags.model_validate({name: given[name] for name in FLAGS & given.keys()})
+    except ValidationError as error:
+        raise explain(error) from None
+    fields = {name: value for name, value in given.items() if name not in FLAGS}
+    return flags, parse(json.dumps(fields))
+
+
+class Worker:
+    """Answers jobs. One object for the life of the process."""
+
+    def __init__(self, app: App, delivery: Delivery) -> None:
+        self._app = app
+        self._delivery = delivery
+
+    async def makes_a_picture(self) -> None:
+        """Fitness check: the model loads and draws, or the worker says why it is unfit."""
+        await self._app.generate(GenerateRequest.model_validate(TINY))
+
+    async def handle(self, job: Job) -> Output:
+        """The job's output, or {"error": one line}; when cancelled the work stops."""
+        try:
+            flags, request = await asyncio.to_thread(read, job)
+            if flags.stream:
+                return await self._answer_with_stream(job, flags, request)
+            return await self._deliver(job, flags, await self._app.generate(request), request)
+        except Exception as exc:
+            return self._failure(job, exc)
+
+    async def _answer_with_stream(self, job: Job, flags: Flags, request: GenerateRequest) -> Output:
+        async with JobStream(job) as stream, aclosing(self._app.stream(request)) as events:
+            async for event in events:
+                if event["event"] == "done":
+                    response: GenerateResponse = event["response"]
+                else:
+                    stream.push(event)
+            output = await self._deliver(job, flags, response, request)
+            await stream.finish(output)
+            return output
+
+    async def _deliver(
+        self, job: Job, flags: Flags, response: GenerateResponse, request: GenerateRequest
+    ) -> Output:
+        wish = Wish(flags.shape, flags.allow_jpeg, request.output_format)
+        return await asyncio.to_thread(self._delivery.deliver, job["id"], response, wish)
+
+    def _failure(self, job: Job, exc: Exception) -> dict[str, Any]:
+        error = classify(exc)
+        if error.status >= 500:
+            log.error("job %s failed: %s", job.get("id"), error.message, exc_info=exc)
+        output: dict[str, Any] = {"error": " ".join(error.message.split())}
+        if is_sick(error):
+            output["refresh_worker"] = True  # the SDK asks the platform to stop this worker
+            if DrainingScaler.current is not None:
+                DrainingScaler.current.drain()  # no more jobs for a device that fails them all
+        return output
+
+
+def is_sick(error: BaseException) -> bool:
+    """Whether the GPU failed for good: any of its errors but a lack of memory.
+
+    After one, CUDA answers every later call of the process with the same error.
+    """
+    return any(_is_device_failure(cause) for cause in _causes(error))
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """`error` and what caused it, each once: `raise e from e` makes an error its own cause."""
+    causes: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in causes:
+        causes.append(cause)
+        cause = cause.__cause__
+    return causes
+
+
+def _is_device_failure(error: BaseException) -> bool:
+    names, text = {cls.__name__ for cls in type(error).__mro__}, str(error)
+    if "OutOfMemoryError" in names or "out of memory" in text or "_ALLOC_FAILED" in text:
+        return False
+    # torch raises AcceleratorError for CUDA itself, RuntimeError for its libraries
+    return "AcceleratorError" in names or (
+        "RuntimeError" in names and text.startswith(("CUDA error", "cuDNN error"))
+    )
