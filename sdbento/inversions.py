@@ -8,8 +8,10 @@ word. Knows nothing of tokens.
 from __future__ import annotations
 
 import logging
+import os
 import re
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,8 @@ from sdbento.settings import Settings
 log = logging.getLogger(__name__)
 
 MAX_VECTORS = 75  # a chunk
+SUFFIX = ".safetensors"
+SETTLED = 1_000_000_000  # ns after which a folder's time of change tells it from a later one
 _KEYS = {"clip_l": 0, "clip_g": 1}  # SDXL's two text encoders
 
 
@@ -48,47 +52,92 @@ class Inversion:
         return fitting
 
 
+@dataclass(frozen=True)
+class _Listing:
+    """What lies in the folder, as of `made_at`."""
+
+    made_at: int  # ns
+    changes: Mapping[Path, int | None]  # by folder
+    files: Mapping[str, Path]  # by name in lower case; a pickle only where nothing else has it
+    names: re.Pattern[str] | None
+
+    @property
+    def is_current(self) -> bool:
+        """A folder that changed just before it was listed may have changed again since, within the
+        resolution of its file system's clock."""
+        return all(
+            _changed(folder) == change and (change is None or change + SETTLED < self.made_at)
+            for folder, change in self.changes.items()
+        )
+
+
+def _changed(folder: Path) -> int | None:
+    try:
+        return folder.stat().st_mtime_ns
+    except OSError:
+        return None
+
+
+def _listing(root: Path) -> _Listing:
+    made_at, changes, found = time.time_ns(), {root: _changed(root)}, []
+    for name, _, files in os.walk(root):
+        folder = Path(name)
+        changes[folder] = _changed(folder)
+        found += [folder / file for file in files]
+    readable = sorted(path for path in found if path.suffix == SUFFIX)
+    pickled = [path for path in found if path.suffix in PICKLED]
+    by_name = {path.stem.lower(): path for path in (*pickled, *readable)}
+    words = "|".join(sorted(map(re.escape, by_name), key=len, reverse=True))
+    names = re.compile(rf"(?<!\w)({words})(?!\w)", re.IGNORECASE) if words else None
+    return _Listing(made_at, changes, by_name, names)
+
+
 class Inversions:
     """The inversions of the settings' folder. Thread-safe."""
 
     def __init__(self, settings: Settings) -> None:
         self._folder = settings.embeddings_dir
-        self._read: dict[Path, tuple[int, Inversion]] = {}  # by file, with its time of change
+        self._listing = _listing(self._folder)
+        self._read: dict[Path, tuple[tuple[int, int], Inversion]] = {}  # with the file's version
         self._lock = threading.Lock()
-        self._told: set[str] = set()
+        self._told: set[Path] = set()
 
     def split(self, text: str) -> list[str | Inversion]:
         """The text with the inversions that it names in their places."""
-        files = self._files()
-        if not files:
+        listing = self._listing
+        if not listing.is_current:
+            listing = self._listing = _listing(self._folder)
+        if listing.names is None:
             return [text]
-        names = "|".join(sorted(map(re.escape, files), key=len, reverse=True))
-        pieces = re.split(rf"(?<!\w)({names})(?!\w)", text, flags=re.IGNORECASE)
-        return [
-            self._get(files[piece.lower()]) if i % 2 else piece
-            for i, piece in enumerate(pieces)
-            if piece
-        ]
+        pieces: list[str | Inversion] = []
+        for i, part in enumerate(listing.names.split(text)):
+            piece = self._find(part, listing) if i % 2 else part
+            if isinstance(piece, str) and pieces and isinstance(pieces[-1], str):
+                pieces[-1] += piece  # in one piece, as the tokenizer is to read it
+            elif piece:
+                pieces.append(piece)
+        return pieces
 
-    def _files(self) -> dict[str, Path]:
-        if not self._folder.is_dir():
-            return {}
-        found = {}
-        for path in sorted(self._folder.rglob("*")):
-            if path.suffix == ".safetensors":
-                found[path.stem.lower()] = path
-            elif path.suffix in PICKLED and path.name not in self._told:
-                self._told.add(path.name)
-                log.warning("%s is not read: only safetensors are", path)
-        return found
+    def _find(self, word: str, listing: _Listing) -> str | Inversion:
+        path = listing.files.get(word.lower())
+        if path is None:  # a letter such as the long s, which only `re` takes for another's case
+            return word
+        if path.suffix == SUFFIX:
+            return self._get(path)
+        with self._lock:
+            if path not in self._told:
+                self._told.add(path)
+                log.warning("a prompt names %s, which is not read: only safetensors are", path)
+        return word
 
     def _get(self, path: Path) -> Inversion:
         with self._lock:
             try:
-                changed = path.stat().st_mtime_ns
+                status = path.stat()
+                version = (status.st_mtime_ns, status.st_size)
                 known = self._read.get(path)
-                if known is None or known[0] != changed:
-                    known = self._read[path] = (changed, _read(path))
+                if known is None or known[0] != version:
+                    known = self._read[path] = (version, _read(path))
             except InvalidParameter:
                 raise
             except Exception as exc:

@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate, compress
 
 import numpy as np
 
@@ -87,11 +88,12 @@ def _unreadable(tag: str) -> InvalidParameter:
 
 
 _TOKEN = re.compile(
-    r"""\\[()\[\]\\] | (?P<weight>:\s*(?P<number>[+-]?(?:\d+\.?\d*|\.\d+))\s*\)) | [()\[\]]
+    r"""\\[()\[\]\\] | (?P<weight>:\s*(?P<number>[+-]?(?:\d+(?:\.\d*)?|\.\d+))\s*\)) | [()\[\]]
     | [^\\()\[\]:]+ | [\\:]""",
     re.VERBOSE,
 )
-_BREAK = re.compile(r"\s*\bBREAK\b\s*")
+_BREAK = re.compile(r"\bBREAK\b")
+HUGE = 1e100  # far above MAX_WEIGHT; infinity times 0 would be no number
 
 
 def parse_attention(text: str) -> list[Span]:
@@ -120,17 +122,19 @@ def parse_attention(text: str) -> list[Span]:
 
 
 def _broken(text: str) -> list[str | None]:
-    """The text around each BREAK, with None for the BREAK itself."""
-    pieces: list[str | None] = []
-    for part in _BREAK.split(text):
-        pieces += [None, part] if pieces else [part]
+    """The text around each BREAK, without the space there, with None for the BREAK itself."""
+    first, *others = _BREAK.split(text)
+    pieces: list[str | None] = [first]
+    for part in others:
+        pieces[-1] = (pieces[-1] or "").rstrip()
+        pieces += [None, part.lstrip()]
     return pieces
 
 
 def _weights(count: int, ranges: list[tuple[int, int, float]]) -> list[float]:
     weights = np.ones(count)
     for start, stop, factor in ranges:
-        weights[start:stop] *= factor
+        weights[start:stop] = np.clip(weights[start:stop] * factor, -HUGE, HUGE)
     bounded: list[float] = np.clip(weights, -MAX_WEIGHT, MAX_WEIGHT).tolist()
     return bounded
 
@@ -147,42 +151,84 @@ def _merged(pieces: list[str | None], weights: list[float]) -> list[Span]:
     return spans
 
 
-# Innermost first: no bracket inside, two colons or one, a number at the end.
-_EDIT = re.compile(r"(?<!\\)\[([^\[\]]*?):(?:([^\[\]:]*):)?\s*(\d+\.?\d*|\.\d+)\s*\]")
-MAX_EDITS = 100
+_MARK = re.compile(r"\\.|[()\[\]:]", re.DOTALL)
+_WHEN = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*")
+
+
+@dataclass(frozen=True)
+class _Edit:
+    """[from:to:when] at `start` to `stop` of a text, of which one of two ranges is kept."""
+
+    step: int
+    start: int
+    stop: int
+    before: tuple[int, int]
+    after: tuple[int, int]
 
 
 def schedule(text: str, num_steps: int) -> list[tuple[int, str]]:
     """(first step, text) pairs of a prompt with [from:to:when], [to:when] and [from::when].
 
-    `when` is a share of the steps, or a number of steps where it is 1 or more without a point.
+    `when` is a share of the steps, rounded down, or a number of steps where it is 1 or more without
+    a point.
     """
-    switches = sorted({0, *(s for s in _switches(text, num_steps) if 0 < s < num_steps)})
-    texts = [(step, _at(text, step, num_steps)) for step in switches]
+    edits = list(_edits(text, num_steps))
+    switches = sorted({0, *(edit.step for edit in edits if edit.step < num_steps)})
+    texts = [(step, _at(text, edits, step)) for step in switches]
     return [pair for i, pair in enumerate(texts) if i == 0 or pair[1] != texts[i - 1][1]]
 
 
-def _switches(text: str, num_steps: int) -> Iterator[int]:
-    for _ in range(MAX_EDITS):
-        match = _EDIT.search(text)
-        if match is None:
-            return
-        yield _step(match[3], num_steps)
-        kept = f"{match[1]} {match[2] or ''}"
-        text = text[: match.start()] + kept + text[match.end() :]
+def _edits(text: str, num_steps: int) -> Iterator[_Edit]:
+    """Innermost first. Colons in round brackets are those of a weight."""
+    opened: list[tuple[str, list[int]]] = []  # a bracket, with its place and those of its colons
+    num_square = 0
+    for match in _MARK.finditer(text):
+        mark, place = match[0], match.start()
+        if mark in ("(", "["):
+            opened.append((mark, [place]))
+            num_square += mark == "["
+        elif mark == ":" and opened:
+            opened[-1][1].append(place)
+        elif mark == ")" and opened and opened[-1][0] == "(":
+            opened.pop()
+        elif mark == "]" and num_square:
+            num_square -= 1
+            if edit := _edit(text, _close_square(opened), place, num_steps):
+                yield edit
 
 
-def _at(text: str, step: int, num_steps: int) -> str:
-    for _ in range(MAX_EDITS):
-        match = _EDIT.search(text)
-        if match is None:
-            return text
-        before, after = (match[1], match[2]) if match[2] is not None else ("", match[1])
-        chosen = before if step < _step(match[3], num_steps) else after
-        text = text[: match.start()] + chosen + text[match.end() :]
-    return text
+def _close_square(opened: list[tuple[str, list[int]]]) -> list[int]:
+    """The places of the last square bracket and of its colons. Round ones that were opened since
+    and not closed are text, such as a smiley."""
+    colons: list[int] = []
+    while opened[-1][0] == "(":
+        colons += opened.pop()[1][1:]
+    start, *others = opened.pop()[1]
+    return [start, *sorted(colons + others)]
+
+
+def _edit(text: str, places: list[int], end: int, num_steps: int) -> _Edit | None:
+    start, *colons = places
+    when = _WHEN.fullmatch(text, colons[-1] + 1, end) if colons else None
+    if when is None:
+        return None
+    between = colons[-2] if len(colons) > 1 else start
+    before, after = (start + 1, max(between, start + 1)), (between + 1, colons[-1])
+    return _Edit(_step(when[1], num_steps), start, end + 1, before, after)
+
+
+def _at(text: str, edits: list[_Edit], step: int) -> str:
+    """The text of one step, without what the edits leave out there."""
+    changes = [0] * (len(text) + 1)  # in the number of edits that leave a character out
+    for edit in edits:
+        first, last = edit.before if step < edit.step else edit.after
+        for start, stop in ((edit.start, first), (last, edit.stop)):
+            changes[start] += 1
+            changes[stop] -= 1
+    return "".join(compress(text, (not left_out for left_out in accumulate(changes))))
 
 
 def _step(when: str, num_steps: int) -> int:
     value = float(when)
-    return round(value * num_steps) if value < 1 or "." in when else int(value)
+    is_share = value < 1 or "." in when
+    return int(min(value * num_steps if is_share else value, num_steps))

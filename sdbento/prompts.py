@@ -160,7 +160,8 @@ def _chunks(
                 if len(tokens) + count > CHUNK:
                     close()
                 vectors += [Vector(len(tokens) + row, piece, row) for row in range(count)]
-                ids = [encoder.tokenizer.eos_token_id] * count
+                # Never looked up. Not the end token: the pooled output is read at the first one.
+                ids = [0] * count
             else:
                 with _tokenizing:
                     ids = encoder.tokenizer(
@@ -308,8 +309,8 @@ def _weigh(hidden: torch.Tensor, chunks: Sequence[Chunk]) -> torch.Tensor:
         if all(weight == 1.0 for weight in chunk.weights):
             continue
         rest = [1.0] * (hidden.shape[1] - 1 - len(chunk.weights))
-        weights = torch.tensor([1.0, *chunk.weights, *rest]).to(hidden)
-        weighed = hidden[row].float() * weights[:, None].float()
+        weights = torch.tensor([1.0, *chunk.weights, *rest], device=hidden.device)
+        weighed = hidden[row].float() * weights[:, None]
         restored = weighed * (hidden[row].float().mean() / weighed.mean())
         hidden = torch.cat([hidden[:row], restored[None].to(hidden), hidden[row + 1 :]])
     return hidden

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import copy
 import gc
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -9,11 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from sdbento.adapters import AdapterCache, WeightedAdapter
 from sdbento.errors import InvalidParameter
-from sdbento.inversions import Inversions
 from sdbento.pipelines import Pipeline
 from sdbento.prompts import MAX_CHUNKS, Conditioning, PreparedPrompt, PromptEncoder, prepare
 from sdbento.settings import Settings
@@ -181,69 +178,3 @@ def test_prompts_are_prepared_on_many_threads() -> None:
     with ThreadPoolExecutor(8) as pool:
         together = list(pool.map(lambda text: prepare(model, text), texts))
     assert together == [prepare(model, text) for text in texts]
-
-
-# Textual inversion
-
-
-def settings_of(folder: Path) -> Settings:
-    return Settings.load(embeddings_dir=folder)
-
-
-@pytest.mark.parametrize("key", ["emb_params", "<style>"])
-def test_a_textual_inversion_is_the_stock_pipelines(tmp_path: Path, key: str) -> None:
-    model = tiny_model("sd15")
-    save_file({key: torch.randn(3, 32)}, tmp_path / "mystyle.safetensors")
-    pipe = copy.deepcopy(model.pipe)
-    pipe.load_textual_inversion(tmp_path / "mystyle.safetensors", token="mystyle")
-    embeds, *_ = pipe.encode_prompt("a mystyle cat", "cpu", 1, False)
-    ours = encoded(model, "a MyStyle cat", inversions=Inversions(settings_of(tmp_path)))
-    assert torch.allclose(ours.embeds, embeds, atol=1e-6)
-    assert difference(ours, encoded(model, "a MyStyle cat")) > 0.01
-
-
-def test_sdxl_takes_vectors_for_both_encoders(tmp_path: Path) -> None:
-    model = tiny_model("sdxl")
-    both = {"clip_l": torch.randn(2, 32), "clip_g": torch.randn(2, 48)}
-    save_file(both, tmp_path / "style.safetensors")
-    inversions = Inversions(settings_of(tmp_path))
-    with_style = encoded(model, "a (style:1.2) cat", inversions=inversions)
-    assert difference(with_style, encoded(model, "a (style:1.2) cat")) > 0.01
-    with pytest.raises(InvalidParameter, match="another family"):
-        prepare(tiny_model("sd15"), "a style cat", inversions=inversions)
-
-
-def test_names_are_words_and_found_when_the_folder_changes(tmp_path: Path) -> None:
-    model = tiny_model("sd15")
-    inversions = Inversions(settings_of(tmp_path))
-    assert not prepare(model, "ink", inversions=inversions).chunks[0][0].vectors
-    (tmp_path / "sub").mkdir()
-    save_file({"emb_params": torch.randn(2, 32)}, tmp_path / "sub" / "ink.safetensors")
-    assert len(prepare(model, "an ink drawing", inversions=inversions).chunks[0][0].vectors) == 2
-    assert not prepare(model, "pinks", inversions=inversions).chunks[0][0].vectors
-
-
-def test_a_damaged_or_unknown_file_is_refused_by_name(tmp_path: Path) -> None:
-    model = tiny_model("sd15")
-    (tmp_path / "broken.safetensors").write_bytes(b"no")
-    save_file({"a": torch.ones(1, 32), "b": torch.ones(1, 32)}, tmp_path / "odd.safetensors")
-    save_file({"emb_params": torch.randn(90, 32)}, tmp_path / "long.safetensors")
-    inversions = Inversions(settings_of(tmp_path))
-    for name in ("broken", "odd", "long"):
-        with pytest.raises(InvalidParameter, match=f"textual inversion {name}"):
-            prepare(model, f"a {name} cat", inversions=inversions)
-
-
-def test_pickles_are_not_read(tmp_path: Path) -> None:
-    (tmp_path / "style.pt").write_bytes(b"\x80")
-    inversions = Inversions(settings_of(tmp_path))
-    assert not prepare(tiny_model("sd15"), "style", inversions=inversions).chunks[0][0].vectors
-
-
-def test_no_hook_stays_behind(tmp_path: Path) -> None:
-    model = tiny_model("sd15")
-    save_file({"emb_params": torch.randn(1, 32)}, tmp_path / "ink.safetensors")
-    before = encoded(model, "a cat")
-    encoded(model, "ink", inversions=Inversions(settings_of(tmp_path)))
-    assert torch.equal(encoded(model, "a cat").embeds, before.embeds)
-    assert not model.pipe.text_encoder.embeddings.token_embedding._forward_hooks
