@@ -13,10 +13,10 @@ STAMP := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test check bench lock
+.PHONY: help install serve test check bench lock image image-smoke
 
 help: ## show these words
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## make .venv with everything that the lock pins
 
@@ -36,6 +36,12 @@ bench: $(STAMP) ## measure throughput and latency over HTTP
 
 lock: $(STAMP) ## pin what pyproject.toml asks for; ARGS=--upgrade takes the newest
 	@$(BIN)/python tools/lock.py $(ARGS)
+
+image: $(STAMP) ## build the OCI image with docker, podman or buildah; takes IMAGE, BACKEND
+	@scripts/image $(ARGS)
+
+image-smoke: $(STAMP) ## build it without an engine, for the CPU, and try it: HTTP, RunPod, registry
+	@scripts/image-smoke
 
 $(STAMP): requirements.lock requirements-dev.lock pyproject.toml
 	$(if $(PYTHON),,$(error sdbento needs Python 3.11 or 3.12; name one: make install PYTHON=/path/to/python3.12))

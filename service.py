@@ -13,10 +13,11 @@ from contextlib import aclosing
 
 import bentoml
 from PIL.Image import Image as PILImage
+from starlette.applications import Starlette
 from starlette.responses import Response
 
 from sdbento.app import App
-from sdbento.doors import catalogue
+from sdbento.doors import catalogue, health, runpod_http
 from sdbento.doors.http import Guard, reported, reported_stream, server_sent_events
 from sdbento.errors import InvalidParameter
 from sdbento.images import MEDIA_TYPES
@@ -29,7 +30,11 @@ from sdbento.schemas import (
 )
 from sdbento.settings import Settings, SettingsError
 
-get_routes = catalogue.create()
+# BentoML's own routes are POST only and cannot have parameters in their paths.
+routes = Starlette(
+    routes=[*catalogue.create().routes, *health.ROUTES, *runpod_http.ROUTES],
+    lifespan=runpod_http.lifespan,
+)
 
 
 @bentoml.service(
@@ -38,22 +43,25 @@ get_routes = catalogue.create()
     # The engine has deadlines of its own; BentoML's would cut them short at 60 s.
     traffic={"timeout": MAX_TIMEOUT + 60},
 )
-@bentoml.asgi_app(get_routes, path="/")
+@bentoml.asgi_app(routes, path="/")
 class StableDiffusion:
     """Text to image with Stable Diffusion 1.5, 2.1 and XL."""
 
     def __init__(self) -> None:
         try:
             settings = Settings.load()
+            self.app = routes.state.app = App(settings)
+            self._health = health.listen(self.app, settings)
         except SettingsError as error:
             sys.exit(f"sdbento: {error}")
         logging.getLogger("sdbento").setLevel(settings.log_level)
-        self.app = get_routes.state.app = App(settings)
         self.app.start()
 
     @bentoml.on_shutdown
     def close(self) -> None:
         self.app.close()
+        if self._health is not None:
+            self._health.close()
 
     async def __is_ready__(self) -> bool:
         return self.app.ready

@@ -35,6 +35,7 @@ from sdbento.errors import (
 )
 from sdbento.families import VAE_FACTOR
 from sdbento.intake import Pictures, draw_controls, fix_size, gather, has_urls, settle
+from sdbento.metrics import queue_depth
 from sdbento.orders import Order
 from sdbento.pipelines import Lease, Pipeline, PipelineCache
 from sdbento.planner import Planner
@@ -190,11 +191,15 @@ class App:
                 f"MAX_BATCH_SIZE={self.settings.max_batch_size}); try again later",
                 retry_after=self.engine.seconds_per_request,
             )
-        self._num_requests += 1
+        self._count_requests(1)
         try:
             yield
         finally:
-            self._num_requests -= 1
+            self._count_requests(-1)
+
+    def _count_requests(self, change: int) -> None:
+        self._num_requests += change
+        queue_depth.set(max(0, self._num_requests - self.settings.max_batch_size))
 
     def _deadline(self, request: GenerateRequest, arrived: float) -> float:
         return arrived + (request.timeout or self.settings.request_timeout)

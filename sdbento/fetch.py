@@ -214,7 +214,7 @@ def _parse(url: str) -> httpx.URL:
 
 def _check(place: httpx.URL, settings: Settings) -> None:
     if place.scheme not in ("https", "http") or not place.host:
-        raise _Failed("only https URLs are fetched")
+        raise _Failed("only https URLs are accepted")
     if place.scheme == "http" and not settings.allow_private_urls:
         raise _Failed("http is refused, use https; SDBENTO_ALLOW_PRIVATE_URLS=true permits it")
     if (place.port or 0) > MAX_PORT:

@@ -65,12 +65,13 @@ class Server:
 def serving(
     folder: Path, *, target: str = "service:StableDiffusion", cwd: Path = ROOT, **variables: str
 ) -> Iterator[Server]:
-    """Start `target` with `variables` set; its log and BentoML's home lie in `folder`."""
+    """Start `target` with `variables` set; its log, jobs and BentoML's home lie in `folder`."""
     port, log = free_port(), folder / "server.log"
     environment = os.environ | {
         "BENTOML_HOME": str(folder / "bentoml"),
         "BENTOML_DO_NOT_TRACK": "1",
         "SD_MODEL": "shapes",
+        "SDBENTO_STATE_DIR": str(folder / "state"),
         **variables,
     }
     command = [sys.executable, "-m", "bentoml", "serve", target]

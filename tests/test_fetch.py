@@ -17,7 +17,7 @@ import pytest
 
 from sdbento import fetch as fetch_module
 from sdbento.errors import InvalidParameter, TooLarge
-from sdbento.fetch import MAX_REDIRECTS, fetch, is_global, look_up
+from sdbento.fetch import MAX_REDIRECTS, check, fetch, is_global, look_up, post
 from sdbento.settings import Settings
 
 BODY = bytes(range(256)) * 40
@@ -49,6 +49,7 @@ DgU4jeU+pRIgKUkzAiAIlA+OkORXJPGPNUbcn4GUEk2gArqV8gFH2t+VgADiiA==
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: Server
+    body = b""
 
     def do_GET(self) -> None:
         self.server.seen.append(self)
@@ -57,6 +58,10 @@ class Handler(BaseHTTPRequestHandler):
             getattr(self, f"_{name}")(argument)
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True  # it is what half of the tests want
+
+    def do_POST(self) -> None:
+        self.body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.do_GET()
 
     def _answer(self, status: int, headers: dict[str, str], body: bytes = b"") -> None:
         self.send_response(status)
@@ -457,3 +462,55 @@ def test_a_host_without_tls_is_told(server: Server) -> None:
 def test_the_real_resolver_knows_literals() -> None:
     assert look_up("127.0.0.1", 80) == ["127.0.0.1"]
     assert look_up("::1", 80) == ["::1"]
+
+
+# What is posted
+
+
+def unposted(url: str, settings: Settings = PRIVATE) -> str:
+    with pytest.raises(InvalidParameter) as caught:
+        post(url, b"{}", settings, param="webhook")
+    assert caught.value.param == "webhook"
+    return caught.value.message
+
+
+@pytest.mark.parametrize("path", ["picture", "status/204"])
+def test_json_is_posted(path: str, server: Server) -> None:
+    post(f"http://{server.at}/{path}", b'{"id": "a"}', PRIVATE, param="webhook")
+    (seen,) = server.seen
+    assert (seen.command, seen.body) == ("POST", b'{"id": "a"}')
+    assert {name.lower() for name in seen.headers} == {
+        "host", "accept", "accept-encoding", "user-agent", "content-type", "content-length"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("status", [400, 500])
+def test_a_post_that_is_not_taken_is_told(status: int, server: Server) -> None:
+    message = unposted(f"http://{server.at}/status/{status}")
+    assert message == f"webhook could not be posted to 127.0.0.1: the host answered {status}"
+
+
+def test_a_post_follows_no_redirect(server: Server) -> None:
+    assert "answered 302" in unposted(f"http://{server.at}/redirect/http://{server.at}/picture")
+    assert len(server.seen) == 1
+
+
+def test_a_post_passes_the_same_gate(resolve: Resolve, connected: list[str]) -> None:
+    resolve("10.0.0.1")
+    assert "private" in unposted("https://listener.example/", PUBLIC)
+    assert "use https" in unposted("http://listener.example/", PUBLIC)
+    assert connected == []
+
+
+def test_a_post_ends_in_time(server: Server) -> None:
+    settings = Settings(allow_private_urls=True, fetch_timeout=0.3)
+    assert "SDBENTO_FETCH_TIMEOUT" in unposted(f"http://{server.at}/header", settings)
+
+
+def test_a_url_can_be_checked_without_going_there(resolve: Resolve) -> None:
+    asked = resolve("93.184.215.14")
+    check("https://listener.example/", PUBLIC, param="webhook")
+    for url in ("nonsense", "ftp://a.example/", "http://a.example/", "https://b:c@a.example/"):
+        with pytest.raises(InvalidParameter, match="webhook cannot go to"):
+            check(url, PUBLIC, param="webhook")
+    assert asked == []

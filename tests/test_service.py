@@ -91,7 +91,9 @@ def test_models_and_samplers_are_listed(server: Server) -> None:
 def test_it_is_alive_and_ready(server: Server) -> None:
     assert server.client.get("/livez").status_code == 200
     assert server.client.get("/readyz").status_code == 200
-    assert server.client.get("/metrics").status_code == 200
+    assert server.client.get("/ping").status_code == 200
+    generated(server, **QUICK)
+    assert "sdbento_queue_depth" in server.client.get("/metrics").text
 
 
 def test_the_python_bentoml_client_works(server: Server) -> None:

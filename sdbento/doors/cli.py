@@ -69,7 +69,7 @@ def serve(host: str | None, port: int | None, model: str | None) -> None:
     settings = with_default_model(Settings.load(sd_model=model))
     environment = settings.environment(BENTOML_DO_NOT_TRACK="1")
     host = host or environment.get("BENTOML_HOST") or DEFAULT_HOST
-    port = port or int(environment.get("BENTOML_PORT") or DEFAULT_PORT)
+    port = port or settings.port or int(environment.get("BENTOML_PORT") or DEFAULT_PORT)
     if (problem := listening_problem(host, port)) is not None:
         raise click.ClickException(f"cannot listen on {host}:{port}: {problem}")
     folder = Path(sdbento.__file__).parent.parent  # service.py lies beside the package
@@ -172,7 +172,7 @@ def doctor() -> None:
     keep_quiet(settings)
     from sdbento.doors.doctor import examine
 
-    for finding in examine(settings, DEFAULT_HOST, DEFAULT_PORT):
+    for finding in examine(settings, DEFAULT_HOST, settings.port or DEFAULT_PORT):
         click.echo(finding)
 
 

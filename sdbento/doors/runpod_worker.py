@@ -10,23 +10,23 @@ output in one more list and cannot return anything but a list.) Knows nothing of
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import sys
 from contextlib import aclosing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import runpod.serverless
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from runpod.serverless.modules.rp_logger import LOG_LEVELS, RunPodLogger
 
+from sdbento import job_format
 from sdbento.doors.job_stream import JobStream
 from sdbento.doors.results import Delivery, Output, Wish
 from sdbento.doors.runpod_loop import DrainingScaler
 from sdbento.errors import MalformedRequest, classify
-from sdbento.schemas import GenerateRequest, GenerateResponse, explain, parse
+from sdbento.job_format import Flags
+from sdbento.schemas import GenerateRequest, GenerateResponse
 from sdbento.settings import Settings, SettingsError, use_hub_cache
 
 if TYPE_CHECKING:
@@ -109,34 +109,13 @@ def configure_logging(settings: Settings) -> None:
         sdk.level = "INFO"  # below that it prints whole outputs, base64 and all
 
 
-class Flags(BaseModel):
-    """What a job's input may say to the worker, beside the request itself."""
-
-    model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
-
-    stream: bool = Field(False, description="Post progress and previews for /stream")
-    shape: Literal["images", "full"] = Field(
-        "images", alias="return", description="A list of base64 images, or all that is known"
-    )
-    allow_jpeg: bool = Field(
-        False, description="Send JPEG rather than fail when the result is over the limit"
-    )
-
-
-FLAGS = {field.alias or name for name, field in Flags.model_fields.items()}
-
-
 def read(job: Job) -> tuple[Flags, GenerateRequest]:
     """The job's input, checked. Blocking: it may carry pictures. Raises errors of the tree."""
     given = job.get("input")
     if not isinstance(given, dict):
         raise MalformedRequest("input must be a JSON object")
-    try:
-        flags = Flags.model_validate({name: given[name] for name in FLAGS & given.keys()})
-    except ValidationError as error:
-        raise explain(error) from None
-    fields = {name: value for name, value in given.items() if name not in FLAGS}
-    return flags, parse(json.dumps(fields))
+    order = job_format.read(given)
+    return order.flags, order.request
 
 
 class Worker:

@@ -1,0 +1,74 @@
+"""GET /ping as RunPod's load balancer asks it: 204 while loading, 200 when ready, 503 when broken.
+
+It is a route of the server and, where PORT_HEALTH names a port of its own, the only thing that a
+tiny listener there answers. Knows nothing of requests.
+"""
+
+from __future__ import annotations
+
+import threading
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from sdbento.settings import Settings, SettingsError
+
+if TYPE_CHECKING:
+    from sdbento.app import App
+
+PATIENCE = 5.0  # seconds for a client of the listener to say what it wants
+
+
+def status_of(app: App) -> HTTPStatus:
+    """What the load balancer is told; it sends requests on 200, waits on 204, else gives up."""
+    if not app.engine.alive:
+        return HTTPStatus.SERVICE_UNAVAILABLE
+    return HTTPStatus.OK if app.ready else HTTPStatus.NO_CONTENT
+
+
+async def ping(request: Request) -> Response:
+    return Response(status_code=status_of(request.app.state.app))
+
+
+ROUTES = [Route("/ping", ping)]
+
+
+class HealthListener:
+    """Answers GET /ping on a port of its own, on threads of its own, until it is closed."""
+
+    def __init__(self, app: App, port: int) -> None:
+        class Handler(BaseHTTPRequestHandler):
+            timeout = PATIENCE
+
+            def do_GET(self) -> None:
+                known = self.path.partition("?")[0] == "/ping"
+                self.send_response(status_of(app) if known else HTTPStatus.NOT_FOUND)
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                """Nothing: somebody asks every few seconds."""
+
+        try:
+            self._server = ThreadingHTTPServer(("", port), Handler)
+        except OSError as error:
+            reason = str(error.strerror).lower()
+            raise SettingsError(f"PORT_HEALTH={port}: cannot listen there: {reason}") from None
+        self._server.daemon_threads = True
+        threading.Thread(
+            target=self._server.serve_forever, name="sdbento-health", daemon=True
+        ).start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def listen(app: App, settings: Settings) -> HealthListener | None:
+    """The listener that the settings ask for. Raises SettingsError where it cannot listen."""
+    if settings.port_health in (None, settings.port):
+        return None
+    return HealthListener(app, settings.port_health)

@@ -1,0 +1,196 @@
+"""The job routes of RunPod's serverless API: a client of it changes its host and nothing else.
+
+POST /run, /runsync, /cancel/{id}, /retry/{id}, /purge-queue; GET /status/{id}, /stream/{id},
+/health; each also under /v2/{endpoint_id}, whatever the endpoint is called. A key in the
+Authorization header is not looked at. Jobs go on when their client leaves: only /cancel stops them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from sdbento.app import App
+from sdbento.doors.http import reported
+from sdbento.errors import InvalidParameter, SDBentoError, Unavailable
+from sdbento.job_format import accept
+from sdbento.job_store import JobStore, Limits
+from sdbento.jobs import Jobs
+from sdbento.settings import Settings
+
+log = logging.getLogger(__name__)
+
+WAIT = 90_000  # ms that /runsync waits where the client does not say
+MIN_WAIT, MAX_WAIT = 1000, 300_000
+
+
+@asynccontextmanager
+async def lifespan(routes: Starlette) -> AsyncIterator[None]:
+    """Run the jobs of the App in `state.app`, as long as the routes are served.
+
+    Where they cannot be kept the job routes answer 503 and say why; the others are not concerned.
+    """
+    app: App = routes.state.app
+    try:
+        store = await asyncio.to_thread(open_store, app.settings)
+        jobs = Jobs(app, store, app.settings)
+        await jobs.start()
+    except Exception as exc:
+        reason = exc.message if isinstance(exc, SDBentoError) else str(exc).partition("\n")[0]
+        log.error("jobs cannot be kept, their routes answer 503: %s", reason)
+        routes.state.jobs = Unavailable("jobs cannot be kept; the server's log says why")
+        yield
+        return
+    routes.state.jobs = jobs
+    try:
+        yield
+    finally:
+        await jobs.stop()
+
+
+def open_store(settings: Settings) -> JobStore:
+    url = settings.job_store_url
+    return JobStore(
+        settings.state_dir,
+        url.get_secret_value() if url is not None else None,
+        limits=Limits(max_unfinished=settings.max_jobs),
+    )
+
+
+def jobs_of(request: Request) -> Jobs:
+    jobs = request.app.state.jobs
+    if isinstance(jobs, SDBentoError):
+        raise jobs
+    assert isinstance(jobs, Jobs)
+    return jobs
+
+
+@reported
+async def run(request: Request) -> Response:
+    job_id = await _submitted(request, sync=False)
+    return JSONResponse({"id": job_id, "status": "IN_QUEUE"})
+
+
+@reported
+async def runsync(request: Request) -> Response:
+    seconds = _wait(request) / 1000
+    job_id = await _submitted(request, sync=True)
+    jobs = jobs_of(request)
+    return _json(await jobs.describe(await jobs.wait(job_id, seconds)))
+
+
+@reported
+async def status(request: Request) -> Response:
+    jobs = jobs_of(request)
+    return _json(await jobs.describe(await jobs.get(_id(request))))
+
+
+@reported
+async def stream(request: Request) -> Response:
+    job, events = await jobs_of(request).stream(_id(request))
+    answer = {"status": job.status, "stream": [{"output": event} for event in events]}
+    return _json(await asyncio.to_thread(lambda: json.dumps(answer).encode()))
+
+
+@reported
+async def cancel(request: Request) -> Response:
+    job = await jobs_of(request).cancel(_id(request))
+    return JSONResponse({"id": job.id, "status": job.status})
+
+
+@reported
+async def retry(request: Request) -> Response:
+    await jobs_of(request).retry(_id(request))
+    return JSONResponse({"id": _id(request), "status": "IN_QUEUE"})
+
+
+@reported
+async def purge_queue(request: Request) -> Response:
+    return JSONResponse({"removed": await jobs_of(request).purge(), "status": "completed"})
+
+
+@reported
+async def health(request: Request) -> Response:
+    """The counts are of jobs that are still kept; the one worker is this server."""
+    jobs = jobs_of(request)
+    counts = await jobs.counts()
+    num = counts.by_status
+    answer: dict[str, Any] = {
+        "jobs": {
+            "completed": num["COMPLETED"],
+            "failed": num["FAILED"] + num["TIMED_OUT"],
+            "inProgress": num["IN_PROGRESS"],
+            "inQueue": num["IN_QUEUE"],
+            "retried": counts.retries,
+        },
+        "workers": _workers(request.app.state.app, jobs),
+    }
+    return JSONResponse(answer)
+
+
+def _workers(app: App, jobs: Jobs) -> dict[str, int]:
+    healthy, busy = app.engine.alive, jobs.num_running > 0
+    return {
+        "idle": int(app.ready and not busy),
+        "initializing": int(healthy and not app.ready),
+        "ready": int(app.ready),
+        "running": int(healthy and busy),
+        "throttled": 0,
+        "unhealthy": int(not healthy),
+    }
+
+
+async def _submitted(request: Request, *, sync: bool) -> str:
+    """The id of the job that a request asks for, once it is in the store.
+
+    That goes on when the client leaves: a job whose id nobody heard is a job all the same.
+    """
+    jobs = jobs_of(request)
+    settings: Settings = request.app.state.app.settings
+    new = await asyncio.to_thread(accept, await request.body(), settings, sync=sync)
+    await asyncio.shield(jobs.submit(new))
+    return new.id
+
+
+def _id(request: Request) -> str:
+    return str(request.path_params["id"])
+
+
+def _wait(request: Request) -> int:
+    given = request.query_params.get("wait", str(WAIT))
+    if not given.isdecimal() or not MIN_WAIT <= int(given[:10]) <= MAX_WAIT:
+        raise InvalidParameter(
+            f"wait must be {MIN_WAIT} to {MAX_WAIT} milliseconds; given: {given[:80]!r}",
+            param="wait",
+        )
+    return int(given)
+
+
+def _json(body: bytes) -> Response:
+    return Response(body, media_type="application/json")
+
+
+HANDLERS: dict[str, tuple[Callable[[Request], Awaitable[Response]], list[str]]] = {
+    "/run": (run, ["POST"]),
+    "/runsync": (runsync, ["POST"]),
+    "/status/{id}": (status, ["GET", "POST"]),  # RunPod's older clients post
+    "/stream/{id}": (stream, ["GET", "POST"]),
+    "/cancel/{id}": (cancel, ["POST"]),
+    "/retry/{id}": (retry, ["POST"]),
+    "/purge-queue": (purge_queue, ["POST"]),
+    "/health": (health, ["GET"]),
+}
+ROUTES = [
+    Route(prefix + path, handler, methods=methods)
+    for prefix in ("", "/v2/{endpoint_id}")
+    for path, (handler, methods) in HANDLERS.items()
+]

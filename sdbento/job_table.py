@@ -1,0 +1,102 @@
+"""What is known of a job: one row of one table. Knows no database in particular.
+
+Times are milliseconds since the epoch, durations milliseconds: the clock goes on between processes.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from sqlalchemy import BigInteger, Column, Integer, MetaData, Row, String, Table, Text
+
+Status = Literal["IN_QUEUE", "IN_PROGRESS", "COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"]
+
+UNFINISHED: tuple[Status, ...] = ("IN_QUEUE", "IN_PROGRESS")
+RETRIABLE: tuple[Status, ...] = ("FAILED", "TIMED_OUT")
+
+metadata = MetaData()
+jobs = Table(
+    "jobs",
+    metadata,
+    # Its order is the queue's; only an INTEGER counts up by itself in SQLite.
+    Column("number", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
+    Column("id", String(80), nullable=False, unique=True),
+    Column("status", String(12), nullable=False, index=True),
+    Column("input", Text),  # None: not needed any more
+    Column("low_priority", Integer, nullable=False),  # 0 or 1
+    Column("run", Integer, nullable=False),  # how many times it was begun
+    Column("retries", Integer, nullable=False),  # how many of them a client has asked for again
+    Column("size", BigInteger, nullable=False),  # bytes of input and result
+    Column("created", BigInteger, nullable=False),  # this and the next: ms since the epoch
+    Column("started", BigInteger),
+    Column("finished", BigInteger),
+    Column("expires", BigInteger, nullable=False),  # when it has waited in the queue for too long
+    Column("delete_after", BigInteger),  # set when it is finished
+    Column("ttl", BigInteger, nullable=False),  # this and the next: ms
+    Column("execution_timeout", BigInteger, nullable=False),
+    Column("keep", BigInteger, nullable=False),
+    Column("error", Text),
+    Column("webhook", Text),
+    Column("webhook_failures", Integer, nullable=False),
+    Column("webhook_due", BigInteger, index=True),  # None: there is nothing to post
+)
+
+
+@dataclass(frozen=True)
+class NewJob:
+    """A job as it is accepted. Times in ms; with an `error` its input is bad and it has failed."""
+
+    id: str
+    input: str
+    keep: int  # how long it is remembered after its end
+    ttl: int  # in the queue
+    execution_timeout: int
+    low_priority: bool = False
+    webhook: str | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """A row, as it was when it was read."""
+
+    id: str
+    status: Status
+    input: str | None
+    run: int
+    created: int
+    started: int | None
+    finished: int | None
+    execution_timeout: int
+    error: str | None
+    webhook: str | None
+    webhook_failures: int
+
+    @classmethod
+    def of(cls, row: Row[Any], **changed: Any) -> Job:
+        values = dict(row._mapping) | changed
+        return cls(**{name: values[name] for name in cls.__dataclass_fields__})
+
+    @property
+    def unfinished(self) -> bool:
+        return self.status in UNFINISHED
+
+    @property
+    def delay(self) -> int | None:
+        """Milliseconds from its acceptance to its start, or to its end where it had none."""
+        until = self.started if self.started is not None else self.finished
+        return None if until is None else max(0, until - self.created)
+
+    @property
+    def execution(self) -> int | None:
+        """Milliseconds from its start to its end."""
+        if self.finished is None:
+            return None
+        return 0 if self.started is None else max(0, self.finished - self.started)
+
+
+def milliseconds() -> int:
+    """The time now."""
+    return time.time_ns() // 1_000_000
