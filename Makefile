@@ -13,7 +13,7 @@ STAMP := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test check bench lock image image-smoke
+.PHONY: help install serve test check bench bench-cold lock image image-smoke
 
 help: ## show these words
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ check: $(STAMP) ## lint, formatting and types
 
 bench: $(STAMP) ## measure throughput and latency over HTTP
 	@$(BIN)/python -m bench.http $(ARGS)
+
+bench-cold: $(STAMP) ## measure the time from a start to the first image, stage by stage
+	@$(BIN)/python -m bench.cold $(ARGS)
 
 lock: $(STAMP) ## pin what pyproject.toml asks for; ARGS=--upgrade takes the newest
 	@$(BIN)/python tools/lock.py $(ARGS)

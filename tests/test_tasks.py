@@ -269,11 +269,20 @@ def with_adapters(family: str, folder: Path, weights: dict[str, float]) -> Pipel
     return replace(model(family), pipe=pipe)
 
 
-LORA_TASKS = [BASE, IMG2IMG, {**INPAINT, "strength": 0.9}, {**BASE, **CONTROL}]
+FEW: dict[str, Any] = {**BASE, "num_inference_steps": 4, "guidance_scale": 1.0}
+LORA_TASKS = {
+    "txt2img": BASE,
+    "img2img": IMG2IMG,
+    "inpaint": {**INPAINT, "strength": 0.9},
+    "controlnet": {**BASE, **CONTROL},
+    "lcm": {**FEW, "scheduler": "LCM"},
+    "lightning": {**FEW, "scheduler": "Euler", "timestep_spacing": "trailing"},
+    "tcd": {**FEW, "scheduler": "TCD", "eta": 0.3},
+}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("task", LORA_TASKS, ids=["txt2img", "img2img", "inpaint", "controlnet"])
+@pytest.mark.parametrize("task", LORA_TASKS.values(), ids=LORA_TASKS)
 def test_loras_do_to_every_task_what_set_adapters_does(
     family: str, task: dict[str, Any], lora_folder: Path
 ) -> None:
