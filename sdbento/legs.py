@@ -122,7 +122,7 @@ class Draft:
     ) -> ImageInputs:
         settled = self.settled
         assert settled.seed is not None and settled.guidance_scale is not None
-        refines = pipeline is self.resources.refiner
+        refines = start is not None and not start.add_noise
         prompts, negative_prompts = self._texts(pipeline, table.num_steps)
         negative_size = _negative_size_conditioning(settled, size, is_image_task=start is not None)
         if pipeline.requires_aesthetics_score:
@@ -171,8 +171,8 @@ class Draft:
         options: dict[str, Any] = {"clip_skip": clip_skip, "inversions": self.inversions}
         if text is None:
             return ((0, prepare(pipeline, None, **options)),)
-        if pipeline is self.resources.refiner:  # has the second tokenizer only
-            text, text_2 = text_2 or text, None
+        if text_2 is not None and pipeline.pipe.text_encoder is None:  # the refiner has the second
+            text, text_2 = text_2, None
         one = dict(schedule(text, num_steps))
         two = dict(schedule(text_2, num_steps)) if text_2 is not None else {}
         texts: list[tuple[int, PreparedPrompt]] = []

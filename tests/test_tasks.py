@@ -183,6 +183,14 @@ def test_the_refiner_goes_on_from_the_bases_latents_as_in_the_stock_pipelines(sa
     assert np.abs(ours - theirs).max() <= PARITY
 
 
+def test_an_ordinary_model_can_refine_even_itself() -> None:
+    """With a deterministic sampler of no memory, cut and whole run are the same."""
+    fields: dict[str, Any] = {**BASE, "scheduler": "Euler", "prompt_2": "a dog"}
+    refiner = {"model": "itself", "switch_at": 0.5}
+    cut = engine_pixels(model("sdxl"), refined_by=model("sdxl"), refiner=refiner, **fields)
+    assert np.abs(cut - engine_pixels(model("sdxl"), **fields)).max() <= PARITY
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("upscaler", ["lanczos", "latent"])
 def test_the_second_pass_is_img2img_of_the_first(family: str, upscaler: str) -> None:
