@@ -16,7 +16,6 @@ from PIL.Image import Image as PILImage
 from starlette.applications import Starlette
 from starlette.responses import Response
 
-from sdbento.app import App
 from sdbento.doors import catalogue, health, runpod_http
 from sdbento.doors.http import Guard, reported, reported_stream, server_sent_events
 from sdbento.errors import InvalidParameter
@@ -48,6 +47,8 @@ class StableDiffusion:
     """Text to image with Stable Diffusion 1.5, 2.1 and XL."""
 
     def __init__(self) -> None:
+        from sdbento.app import App  # not before: the supervisor reads this file too, without torch
+
         try:
             settings = Settings.load()
             self.app = routes.state.app = App(settings)

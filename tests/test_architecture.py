@@ -221,5 +221,10 @@ def test_what_needs_no_torch_imports_none() -> None:
     assert torch_after_importing(*(f"sdbento.{module}" for module in NO_TORCH)) == ""
 
 
+def test_the_service_file_is_read_without_torch() -> None:
+    """BentoML's supervisor reads it before the process that serves: torch would be loaded twice."""
+    assert torch_after_importing("service") == ""
+
+
 def test_torch_would_be_noticed() -> None:
     assert torch_after_importing("torch") == "torch"

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from sdbento.app import App
+if TYPE_CHECKING:
+    from sdbento.app import App
 
 
 async def list_models(request: Request) -> JSONResponse:

@@ -12,20 +12,22 @@ import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from sdbento.app import App
 from sdbento.doors.http import reported
 from sdbento.errors import InvalidParameter, SDBentoError, Unavailable
 from sdbento.job_format import accept
 from sdbento.job_store import JobStore, Limits
 from sdbento.jobs import Jobs
 from sdbento.settings import Settings
+
+if TYPE_CHECKING:
+    from sdbento.app import App
 
 log = logging.getLogger(__name__)
 
