@@ -6,6 +6,7 @@ python examples/client.py [http://localhost:3000]
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import bentoml
 
@@ -17,6 +18,10 @@ def main() -> None:
     with bentoml.SyncHTTPClient(URL) as client:
         picture = client.txt2img(request)
         print(f"one picture, a PIL image: {picture.size}")
+        picture.save("triangle.png")
+        source = Path("triangle.png")  # the client sends files by their paths
+        again = client.img2img({"prompt": "a red square", "image": source, "strength": 0.9})
+        print(f"another one out of it: {again.size}")
         answer = client.generate({**request, "num_images": 2})
         print(f"two pictures: seeds {answer['seeds']}, {answer['timings']['total']:.2f} s")
         stream = "".join(client.generate_stream({**request, "num_inference_steps": 5}))

@@ -263,7 +263,7 @@ _FILE = WithJsonSchema({"type": "file", "format": "image", "pil": True})  # for 
 
 
 class ImageRequest(GenerateRequest):
-    """A request with an `image`, which BentoML's client may give as a path or a PIL image."""
+    """A request with an `image`, whose path BentoML's client may be given."""
 
     image: Annotated[ImageSource, _FILE] = Field(description="What to start from")
 

@@ -10,6 +10,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -96,10 +97,11 @@ def test_it_is_alive_and_ready(server: Server) -> None:
     assert "sdbento_queue_depth" in server.client.get("/metrics").text
 
 
-def test_the_python_bentoml_client_works(server: Server) -> None:
+def test_the_python_bentoml_client_works(server: Server, tmp_path: Path) -> None:
     example = [sys.executable, str(ROOT / "examples" / "client.py"), server.url]
-    ran = subprocess.run(example, capture_output=True, text=True, timeout=100)
+    ran = subprocess.run(example, capture_output=True, text=True, timeout=100, cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
+    assert "another one out of it: (128, 128)" in ran.stdout
     assert "seeds [3, 4]" in ran.stdout
     assert "a stream of 5 steps, done: True" in ran.stdout
 
