@@ -44,7 +44,8 @@ from sdbento.app import App
 from sdbento.schemas import GenerateRequest
 from sdbento.settings import Settings; mark("sdbento")
 app = App(Settings.load()); app.start()
-app._default_loaded.wait(); mark("model loaded and measured")
+while not app.ready: time.sleep(0.005)
+mark("model loaded and measured")
 asyncio.run(app.run(GenerateRequest(**REQUEST))); mark("first image")
 app.close(0)
 print(json.dumps(marks))

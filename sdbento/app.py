@@ -30,8 +30,8 @@ from sdbento.errors import (
     DeadlineExceeded,
     InvalidParameter,
     Overloaded,
-    SDBentoError,
     classify,
+    reraise,
 )
 from sdbento.families import VAE_FACTOR
 from sdbento.intake import Pictures, draw_controls, fix_size, gather, has_urls, settle
@@ -252,10 +252,8 @@ class App:
         loop = asyncio.get_running_loop()
         try:
             return await loop.run_in_executor(self._lookups, partial(function, *args, **kwargs))
-        except SDBentoError:
-            raise
         except Exception as exc:
-            raise classify(exc) from exc
+            reraise(exc)
 
     async def _submit(self, order: Order) -> tuple[Handle, Job]:
         lease = await self._lease(order.specs, order.deadline)
@@ -290,10 +288,8 @@ class App:
         except asyncio.CancelledError:
             _give_back(future)
             raise
-        except SDBentoError:
-            raise
         except Exception as exc:
-            raise classify(exc) from exc
+            reraise(exc)
 
     def _load_default(self) -> None:
         """Load and calibrate the default model; where that may help, try again until it works."""

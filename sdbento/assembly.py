@@ -11,12 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from sdbento.adapters import AdapterCache, WeightedAdapter
-from sdbento.canvas import (
-    Canvas,
-    Overlay,
-    enlarge,
-    prepare_canvas,
-)
+from sdbento.canvas import Canvas, Overlay, enlarge, prepare_canvas
 from sdbento.errors import InvalidParameter
 from sdbento.intake import Pictures
 from sdbento.inversions import Inversions
@@ -26,9 +21,7 @@ from sdbento.pipelines import Pipeline
 from sdbento.prompt_syntax import extract_loras
 from sdbento.schemas import GenerateRequest
 from sdbento.settings import Settings
-from sdbento.trajectory import (
-    Trajectory,
-)
+from sdbento.trajectory import Trajectory
 
 
 @dataclass(frozen=True, eq=False)

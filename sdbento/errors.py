@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import errno
 import uuid
-from typing import Any
+from typing import Any, NoReturn
 
 
 class SDBentoError(Exception):
@@ -183,6 +183,14 @@ def classify(exc: BaseException) -> SDBentoError:
         error = SDBentoError(f"unexpected error, id {uuid.uuid4().hex[:12]}; see the server's log")
     error.__cause__ = exc
     return error
+
+
+def reraise(exc: Exception) -> NoReturn:
+    """Raise what `classify` makes of `exc`; an error of the tree as it is, not as its own cause."""
+    error = classify(exc)
+    if error is exc:
+        raise error
+    raise error from exc
 
 
 def _recognise(exc: BaseException) -> tuple[type[SDBentoError], str] | None:

@@ -67,7 +67,7 @@ FLAGS = {field.alias or name for name, field in Flags.model_fields.items()}
 
 
 @dataclass(frozen=True)
-class Order:
+class JobInput:
     """A job's input, checked."""
 
     flags: Flags
@@ -80,14 +80,14 @@ class Order:
         return json.dumps(response.images).encode()
 
 
-def read(given: dict[str, Any]) -> Order:
+def read(given: dict[str, Any]) -> JobInput:
     """Raises errors of the tree."""
     try:
         flags = Flags.model_validate({name: given[name] for name in FLAGS & given.keys()})
     except ValidationError as error:
         raise explain(error) from None
     fields = {name: value for name, value in given.items() if name not in FLAGS}
-    return Order(flags, parse(json.dumps(fields)))
+    return JobInput(flags, parse(json.dumps(fields)))
 
 
 def accept(body: bytes, settings: Settings, *, sync: bool) -> NewJob:
@@ -102,8 +102,8 @@ def accept(body: bytes, settings: Settings, *, sync: bool) -> NewJob:
         check(submission.webhook, settings, param="webhook")
     given, error = dict(submission.input), None
     try:
-        order = read(given)
-        if order.request.seed in (None, -1):
+        asked = read(given)
+        if asked.request.seed in (None, -1):
             given["seed"] = random.SystemRandom().randrange(2**32)
     except SDBentoError as exc:
         error = one_line(exc)

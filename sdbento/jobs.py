@@ -31,7 +31,7 @@ from sdbento.errors import (
     Unavailable,
     classify,
 )
-from sdbento.job_format import Order, one_line, read, status_body
+from sdbento.job_format import JobInput, one_line, read, status_body
 from sdbento.job_progress import Progress, ProgressOfAll
 from sdbento.job_store import Counts, JobStore
 from sdbento.job_table import Job, NewJob
@@ -251,13 +251,13 @@ class Jobs:
         current = await self._call(self._store.get, job.id)
         if current is None or (current.status, current.run) != ("IN_PROGRESS", job.run):
             return None
-        order = await self._call(lambda: read(json.loads(job.input or "")))
-        response = await self._generate(job, order)
-        return await self._call(order.output, response)
+        asked = await self._call(lambda: read(json.loads(job.input or "")))
+        response = await self._generate(job, asked)
+        return await self._call(asked.output, response)
 
-    async def _generate(self, job: Job, order: Order) -> GenerateResponse:
+    async def _generate(self, job: Job, asked: JobInput) -> GenerateResponse:
         seconds = job.execution_timeout / 1000
-        request = _within(order.request, seconds)
+        request = _within(asked.request, seconds)
         progress = self._progress.of(job.id)
         try:
             async with asyncio.timeout(seconds) as limit:

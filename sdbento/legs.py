@@ -106,24 +106,23 @@ class Draft:
             mask = self.canvas.mask
             pure_noise = mask is not None and settled.strength == 1.0
             start = Start(self.canvas.pixels, mask, pure_noise)
-        size = _size_conditioning(settled, settled.height, settled.width)
-        inputs = self._inputs(pipeline, table, start, size, settled.width, settled.height)
         guided = self._guided_steps(table.num_steps, after=steps_after)
-        return Leg(pipeline, settled.width, settled.height, inputs, guided)
+        return self._leg(pipeline, table, start, settled.width, settled.height, guided)
 
-    def _inputs(
+    def _leg(
         self,
         pipeline: Pipeline,
         table: StepTable,
         start: Start | None,
-        size: SizeConditioning,
         width: int,
         height: int,
-    ) -> ImageInputs:
+        guided_steps: range,
+    ) -> Leg:
         settled = self.settled
         assert settled.seed is not None and settled.guidance_scale is not None
         refines = start is not None and not start.add_noise
         prompts, negative_prompts = self._texts(pipeline, table.num_steps)
+        size = _size_conditioning(settled, height, width)
         negative_size = _negative_size_conditioning(settled, size, is_image_task=start is not None)
         if pipeline.requires_aesthetics_score:
             scores = settled.refiner or Refiner()
@@ -133,7 +132,7 @@ class Draft:
                 crops_coords_top_left=settled.negative_crops_coords_top_left,
                 aesthetic_score=scores.negative_aesthetic_score,
             )
-        return ImageInputs(
+        inputs = ImageInputs(
             prompts=prompts,
             negative_prompts=negative_prompts,
             seed=settled.seed,
@@ -146,6 +145,7 @@ class Draft:
             controls=() if refines else self._controls(width, height),
             adapters=() if refines else self.adapters,
         )
+        return Leg(pipeline, width, height, inputs, guided_steps)
 
     def _texts(self, pipeline: Pipeline, num_steps: int) -> tuple[Texts, Texts]:
         settled = self.settled
@@ -222,12 +222,9 @@ class Draft:
         )
         window = replace(self._window(), denoising_end=refiner.switch_at)
         first = self._first_leg(window, steps_after=table.num_steps)
-        size = _size_conditioning(settled, settled.height, settled.width)
-        inputs = self._inputs(
-            pipeline, table, Start(add_noise=False), size, settled.width, settled.height
-        )
         guided = self._guided_steps(table.num_steps, before=first.inputs.table.num_steps)
-        second = Leg(pipeline, settled.width, settled.height, inputs, guided)
+        start = Start(add_noise=False)
+        second = self._leg(pipeline, table, start, settled.width, settled.height, guided)
         return [replace(first, decodes=False), second]
 
     def _with_second_pass(self, first: Leg, hires: Hires) -> list[Leg]:
@@ -238,11 +235,9 @@ class Draft:
         again = self.settled.model_copy(update={"num_inference_steps": steps})
         window = Window(_steps_left_out(steps, hires.strength))
         table = compile_sampler(again, first.pipeline.scheduler_config, window)
-        size = _size_conditioning(self.settled, height, width)
-        start = Start(upscaler=hires.upscaler)
-        inputs = self._inputs(first.pipeline, table, start, size, width, height)
         guided = self._guided_steps(table.num_steps)
-        second = Leg(first.pipeline, width, height, inputs, guided)
+        start = Start(upscaler=hires.upscaler)
+        second = self._leg(first.pipeline, table, start, width, height, guided)
         return [replace(first, decodes=hires.upscaler != "latent"), second]
 
 

@@ -52,7 +52,7 @@ ANNOTATORS = {
     "normal": Annotator("normal_bae", ("scannet.pt",)),
 }
 # One at a time through each network: that of depth keeps its activations in a global. One lock a
-# kind, so that a download holds up no other kind. Taken before `weights._constructing`.
+# kind, so that a download holds up no other kind. Taken before `weights.constructing`.
 _locks = {kind: Lock() for kind in ANNOTATORS}
 
 
@@ -123,11 +123,11 @@ def _detector(kind: str) -> Detector:
 
 def _load(annotator: Annotator, processors: Any) -> Detector:
     # Imported late: what is built in needs no torch.
-    from sdbento.weights import _constructing
+    from sdbento.weights import constructing
 
     for file in annotator.files:  # minutes, perhaps; under no lock that models wait for
         hf_hub_download(REPOSITORY, file)
-    with _constructing:
+    with constructing:
         processor = processors.Processor(annotator.processor)
     options = dict(processor.params)
     return lambda image: processor.processor(image, output_type="pil", **options)

@@ -39,12 +39,8 @@ class Inpainting:
     mask: torch.Tensor  # [1, 1, h, w], 1: repaint
     latents: torch.Tensor | None = None  # [1, C, h, w] of the picture, for 4-channel models
     noise: torch.Tensor | None = None  # [1, C, h, w], the first noise
-    masked: torch.Tensor | None = None  # [1, C, h, w] of the masked picture, for 9 channels
-
-    @property
-    def extra_channels(self) -> torch.Tensor | None:
-        """[1, 1 + C, h, w], what a 9-channel UNet reads after the latents."""
-        return None if self.masked is None else torch.cat([self.mask, self.masked], dim=1)
+    # [1, 1 + C, h, w], what a 9-channel UNet reads after the latents: mask and masked picture
+    extra_channels: torch.Tensor | None = None
 
 
 @dataclass
@@ -198,7 +194,7 @@ def _inpainting(
     if pipeline.inpaints:
         known = start.pixels * (start.mask < 0.5)
         masked = _posterior(start, known, pipeline, "masked").sample(generator, pipeline)
-        return Inpainting(mask, masked=masked)
+        return Inpainting(mask, extra_channels=torch.cat([mask, masked], dim=1))
     draw(noise.shape, generator, pipeline)  # stock encodes the masked picture here as well
     return Inpainting(mask, latents=picture, noise=noise)
 
@@ -210,4 +206,5 @@ def _all_repainted(
     batch, _, height, width = shape
     nothing = torch.zeros(batch, 3, height * VAE_FACTOR, width * VAE_FACTOR)
     mask = torch.ones(batch, 1, height, width, device=pipeline.device)
-    return Inpainting(mask, masked=encode(nothing, pipeline).sample(generator, pipeline))
+    masked = encode(nothing, pipeline).sample(generator, pipeline)
+    return Inpainting(mask, extra_channels=torch.cat([mask, masked], dim=1))

@@ -63,7 +63,7 @@ GPU_SHARE, CPU_SHARE = 0.85, 0.6  # of the memory; the rest is for activations a
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 # diffusers and transformers patch torch.nn.Module for the whole process while they construct.
-_constructing = threading.Lock()
+constructing = threading.Lock()
 
 
 def choose_device(settings: Settings) -> torch.device:
@@ -175,7 +175,7 @@ def _load_controlnet(
     )
     files = hub.controlnet_weights(spec.name, hub.local_files(folder), half)
     options = {"dtype": dtype, "local_files_only": True, "variant": _variant_of(files)}
-    with _constructing, _without_progress_bars():
+    with constructing, _without_progress_bars():
         module = ControlNetModel.from_pretrained(folder, use_safetensors=True, **options)
     _check_complete(spec, "network", module)
     module.to(device).eval().requires_grad_(False)
@@ -245,7 +245,7 @@ def _construct(spec: ModelSpec, path: Path, configs: Path | None, dtype: torch.d
     kind = StableDiffusionXLPipeline if spec.family is Family.SDXL else StableDiffusionPipeline
     kind = StableDiffusionXLImg2ImgPipeline if spec.refines else kind
     options = _options(spec, dtype)
-    with _constructing, _without_progress_bars():
+    with constructing, _without_progress_bars():
         if configs is not None:
             try:
                 if spec.inpaints:  # its family's configuration has a UNet of fewer inputs

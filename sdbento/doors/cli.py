@@ -20,7 +20,7 @@ import click
 from pydantic import ValidationError
 
 import sdbento
-from sdbento.errors import SDBentoError, classify
+from sdbento.errors import SDBentoError, reraise
 from sdbento.schemas import GenerateRequest, GenerateResponse, OutputFormat, explain
 from sdbento.settings import Settings, SettingsError
 
@@ -153,7 +153,7 @@ def pull(model: str, controlnet: tuple[str, ...]) -> None:
         for name in controlnet:
             download(catalog.resolve_controlnet(name, spec), settings, progress=say)
     except Exception as exc:
-        raise classify(exc) from exc
+        reraise(exc)
 
 
 @commands.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})

@@ -114,8 +114,8 @@ def read(job: Job) -> tuple[Flags, GenerateRequest]:
     given = job.get("input")
     if not isinstance(given, dict):
         raise MalformedRequest("input must be a JSON object")
-    order = job_format.read(given)
-    return order.flags, order.request
+    asked = job_format.read(given)
+    return asked.flags, asked.request
 
 
 class Worker:
@@ -160,7 +160,7 @@ class Worker:
         error = classify(exc)
         if error.status >= 500:
             log.error("job %s failed: %s", job.get("id"), error.message, exc_info=exc)
-        output: dict[str, Any] = {"error": " ".join(error.message.split())}
+        output: dict[str, Any] = {"error": job_format.one_line(error)}
         if is_sick(error):
             output["refresh_worker"] = True  # the SDK asks the platform to stop this worker
             if DrainingScaler.current is not None:
