@@ -28,6 +28,7 @@ from sdbento.schemas import (
     MaskedRequest,
 )
 from sdbento.settings import Settings, SettingsError
+from sdbento.startup import without_collector
 
 # BentoML's own routes are POST only and cannot have parameters in their paths.
 routes = Starlette(
@@ -47,7 +48,8 @@ class StableDiffusion:
     """Text to image with Stable Diffusion 1.5, 2.1 and XL."""
 
     def __init__(self) -> None:
-        from sdbento.app import App  # not before: the supervisor reads this file too, without torch
+        with without_collector():  # not before: the supervisor reads this file too, without torch
+            from sdbento.app import App
 
         try:
             settings = Settings.load()

@@ -35,14 +35,16 @@ from transformers import CLIPTextModel, CLIPTokenizer
 ENGINE = """
 import time; began = time.perf_counter(); marks = {}
 def mark(name): marks[name] = time.perf_counter() - began
-import torch; mark("torch")
-import diffusers, transformers
-from diffusers import StableDiffusionPipeline
-from transformers import CLIPTextModel; mark("diffusers and transformers")
-import asyncio, json
-from sdbento.app import App
-from sdbento.schemas import GenerateRequest
-from sdbento.settings import Settings; mark("sdbento")
+from sdbento.startup import without_collector
+with without_collector():
+    import torch; mark("torch")
+    import diffusers, transformers
+    from diffusers import StableDiffusionPipeline
+    from transformers import CLIPTextModel; mark("diffusers and transformers")
+    import asyncio, json
+    from sdbento.app import App
+    from sdbento.schemas import GenerateRequest
+    from sdbento.settings import Settings; mark("sdbento")
 app = App(Settings.load()); app.start()
 while not app.ready: time.sleep(0.005)
 mark("model loaded and measured")

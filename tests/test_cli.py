@@ -17,6 +17,7 @@ import httpx
 import pytest
 from PIL import Image
 
+from sdbento.doors import cli
 from sdbento.doors.cli import numbered, with_default_model
 from sdbento.settings import Settings
 
@@ -215,8 +216,15 @@ def test_without_a_gpu_the_embedded_model_is_the_default(
 def test_with_a_gpu_the_default_is_that_of_the_runpod_worker(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(cli, "GPU_DRIVERS", ("/dev/nul?",))
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     assert with_default_model(Settings.load()).sd_model == Settings().sd_model
+
+
+def test_without_a_driver_torch_is_not_asked_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "GPU_DRIVERS", ("/dev/no-such-gpu*",))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: pytest.fail("asked"))
+    assert not cli.has_gpu(Settings.load())
 
 
 def test_one_picture_keeps_the_name() -> None:

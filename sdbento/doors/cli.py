@@ -13,6 +13,7 @@ import socket
 import sys
 from base64 import b64decode, b64encode
 from contextlib import aclosing
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,13 @@ import sdbento
 from sdbento.errors import SDBentoError, reraise
 from sdbento.schemas import GenerateRequest, GenerateResponse, OutputFormat, explain
 from sdbento.settings import Settings, SettingsError
+from sdbento.startup import without_collector
 
 INTERRUPTED = 130  # what shells call a command that SIGINT ended
 FORMATS: dict[str, OutputFormat] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 3000
+# Of NVIDIA, of its Jetsons, of WSL, of AMD.
+GPU_DRIVERS = ("/dev/nvidia*", "/dev/nvhost*", "/dev/dxg", "/dev/kfd")
 
 
 def main(args: list[str] | None = None) -> int:
@@ -189,8 +193,8 @@ def with_default_model(settings: Settings) -> Settings:
 
 
 def has_gpu(settings: Settings) -> bool:
-    if settings.device == "cpu":
-        return False
+    if settings.device == "cpu" or not any(glob(driver) for driver in GPU_DRIVERS):
+        return False  # known without torch, which takes a second to import
     import torch
 
     return torch.cuda.is_available()
@@ -237,7 +241,8 @@ async def generate_with_progress(settings: Settings, request: GenerateRequest) -
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from sdbento.app import App
+    with without_collector():
+        from sdbento.app import App
 
     console = Console(stderr=True)
     columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()

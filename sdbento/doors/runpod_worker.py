@@ -28,6 +28,7 @@ from sdbento.errors import MalformedRequest, classify
 from sdbento.job_format import Flags
 from sdbento.schemas import GenerateRequest, GenerateResponse
 from sdbento.settings import Settings, SettingsError, use_hub_cache
+from sdbento.startup import without_collector
 
 if TYPE_CHECKING:
     from sdbento.app import App
@@ -60,7 +61,8 @@ def run(settings: Settings) -> int:
     delivery = Delivery(settings)
     if (cache := hub_cache(settings.runpod_volume)) is not None:
         use_hub_cache(cache)
-    from sdbento.app import App  # not before: it imports huggingface_hub
+    with without_collector():  # not before: it imports huggingface_hub
+        from sdbento.app import App
 
     app = App(settings)
     worker = Worker(app, delivery)
