@@ -13,7 +13,7 @@ STAMP := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test check bench bench-cold lock image image-smoke
+.PHONY: help install serve test check bench bench-cold soak lock image image-smoke
 
 help: ## show these words
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ bench: $(STAMP) ## measure throughput and latency over HTTP
 
 bench-cold: $(STAMP) ## measure the time from a start to the first image, stage by stage
 	@$(BIN)/python -m bench.cold $(ARGS)
+
+soak: $(STAMP) ## kill -9 a server at random while it runs 100 jobs, and see that nothing is lost
+	@$(BIN)/python -m tests.soak $(ARGS)
 
 lock: $(STAMP) ## pin what pyproject.toml asks for; ARGS=--upgrade takes the newest
 	@$(BIN)/python tools/lock.py $(ARGS)

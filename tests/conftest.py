@@ -9,6 +9,7 @@ import hypothesis
 import pytest
 
 from sdbento.settings import Settings
+from tests.listener import Listener, listening
 from tests.server import Server, serving
 
 # Read when the libraries are imported, here and in the processes that tests start.
@@ -48,3 +49,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with serving(folder, SDBENTO_ALLOW_PRIVATE_URLS="true") as server:
         server.wait_until_ready()
         yield server
+
+
+@pytest.fixture
+def listener() -> Iterator[Listener]:
+    with listening() as listener:
+        yield listener

@@ -10,13 +10,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
+import psutil
 from httpx import Response
 from numpy.typing import NDArray
 from PIL import Image
@@ -60,13 +61,30 @@ class Server:
             self.process.send_signal(signal.SIGTERM)
         return self.process.wait(timeout=15)
 
+    def kill(self) -> None:
+        """SIGKILL to every process of the server, as when the machine fails."""
+        self.client.close()
+        if self.process.poll() is not None:
+            return
+        supervisor = psutil.Process(self.process.pid)
+        family = [supervisor, *supervisor.children(recursive=True)]
+        for process in family:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(family)
+
 
 @contextmanager
 def serving(
-    folder: Path, *, target: str = "service:StableDiffusion", cwd: Path = ROOT, **variables: str
+    folder: Path,
+    *,
+    target: str = "service:StableDiffusion",
+    cwd: Path = ROOT,
+    port: int | None = None,
+    **variables: str,
 ) -> Iterator[Server]:
     """Start `target` with `variables` set; its log, jobs and BentoML's home lie in `folder`."""
-    port, log = free_port(), folder / "server.log"
+    port, log = port or free_port(), folder / "server.log"
     environment = os.environ | {
         "BENTOML_HOME": str(folder / "bentoml"),
         "BENTOML_DO_NOT_TRACK": "1",

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
 from base64 import b64encode
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -34,6 +32,7 @@ from sdbento.jobs import Jobs, Pace
 from sdbento.schemas import GenerateRequest, GenerateResponse, Timings
 from sdbento.settings import Settings
 from sdbento.webhooks import Webhooks
+from tests.listener import Listener
 
 SETTINGS = Settings(max_batch_size=2, allow_private_urls=True)
 QUICKLY = Pace(tick=0.05, tidying=0.05, grace=0.2, overloaded=0.02)
@@ -429,45 +428,6 @@ async def test_a_full_disk_fails_the_job_and_nothing_else(
 
 
 # Webhooks
-
-
-class Listener(ThreadingHTTPServer):
-    """Answers with `statuses` in turn, then 200; `heard` is every body."""
-
-    daemon_threads = True
-
-    def __init__(self, *statuses: int) -> None:
-        super().__init__(("127.0.0.1", 0), Answering)
-        self.statuses = list(statuses)
-        self.heard: list[dict[str, Any]] = []
-        self.url = f"http://127.0.0.1:{self.server_port}/hook?token=1"
-
-
-class Answering(BaseHTTPRequestHandler):
-    server: Listener
-
-    def do_POST(self) -> None:
-        assert self.path == "/hook?token=1"
-        assert self.headers["Content-Type"] == "application/json"
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.server.heard.append(json.loads(body))
-        self.send_response(self.server.statuses.pop(0) if self.server.statuses else 200)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
-@pytest.fixture
-def listener() -> Iterator[Listener]:
-    listener = Listener()
-    thread = threading.Thread(target=listener.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    yield listener
-    listener.shutdown()
-    thread.join()
-    listener.server_close()
 
 
 async def told(server: Server) -> None:

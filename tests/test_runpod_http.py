@@ -18,7 +18,6 @@ from typing import Any
 
 import httpx
 import numpy as np
-import psutil
 import pytest
 import runpod
 import uvicorn
@@ -34,8 +33,8 @@ from sdbento.job_store import JobStore
 from sdbento.settings import Settings
 from tests import seed_example
 from tests.fakes import FakeRunner
+from tests.listener import Listener
 from tests.server import QUICK, Server, assert_error, free_port, generated, pixels, serving
-from tests.test_jobs import Listener, listener  # noqa: F401  # a fixture
 
 LONG = {**QUICK, "num_inference_steps": 150, "num_images": 16}
 SOON = 60.0
@@ -179,8 +178,7 @@ def test_a_stream_tells_of_steps_and_ends_with_the_output(server: Server) -> Non
 
 
 def test_a_job_goes_on_when_its_client_leaves_and_tells_its_webhook(
-    server: Server,
-    listener: Listener,  # noqa: F811
+    server: Server, listener: Listener
 ) -> None:
     body = {"input": {**QUICK, "num_inference_steps": 100}, "webhook": listener.url}
     with pytest.raises(httpx.ReadTimeout):
@@ -301,16 +299,6 @@ def test_where_jobs_cannot_be_kept_their_routes_say_so(
 # Killed
 
 
-def kill(server: Server) -> None:
-    """SIGKILL to every process of the server, as when the machine fails."""
-    supervisor = psutil.Process(server.process.pid)
-    family = [supervisor, *supervisor.children(recursive=True)]
-    for process in family:
-        process.kill()
-    psutil.wait_procs(family)
-    server.client.close()
-
-
 def mixed_input(i: int) -> dict[str, Any]:
     prompt = f"a {['red', 'green', 'blue', 'yellow'][i % 4]} square"
     return {"prompt": prompt, "num_inference_steps": 3 + 3 * (i % 5), "return": "full"}
@@ -332,7 +320,7 @@ def test_jobs_survive_kill_9_and_each_completes_once(tmp_path: Path) -> None:
                 before[job_id] = answer
             if time.monotonic() > give_up:
                 break
-        kill(first)
+        first.kill()
     with serving(tmp_path) as second:
         second.wait_until_ready()
         after = {job_id: ended(second, job_id) for job_id in ids}

@@ -1,0 +1,49 @@
+"""The host of a webhook, on loopback."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+
+class Listener(ThreadingHTTPServer):
+    """Answers with `statuses` in turn, then 200; `heard` is every body."""
+
+    daemon_threads = True
+
+    def __init__(self, *statuses: int) -> None:
+        super().__init__(("127.0.0.1", 0), Answering)
+        self.statuses = list(statuses)
+        self.heard: list[dict[str, Any]] = []
+        self.url = f"http://127.0.0.1:{self.server_port}/hook?token=1"
+
+
+class Answering(BaseHTTPRequestHandler):
+    server: Listener
+
+    def do_POST(self) -> None:
+        assert self.path == "/hook?token=1"
+        assert self.headers["Content-Type"] == "application/json"
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.heard.append(json.loads(body))
+        self.send_response(self.server.statuses.pop(0) if self.server.statuses else 200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@contextmanager
+def listening() -> Iterator[Listener]:
+    listener = Listener()
+    thread = threading.Thread(target=listener.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    yield listener
+    listener.shutdown()
+    thread.join()
+    listener.server_close()

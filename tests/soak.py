@@ -1,0 +1,188 @@
+"""`make soak`: kill -9 at random moments while jobs come in and are run, and nothing is lost.
+
+Four clients submit jobs of every kind to POST /run. Meanwhile the server is killed with all its
+processes and started again on the same folder, over and over, also while it starts. In the end
+
+    every job that was accepted is COMPLETED,
+    what was once read as COMPLETED reads the same for ever,
+    every picture is the one that an undisturbed server makes,
+    every webhook was told.
+
+`--seed` repeats the same kills and jobs, as far as a machine's timing repeats.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import tempfile
+import threading
+import time
+from base64 import b64decode
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+
+from tests.listener import Listener, listening
+from tests.pictures import base64, gradient, half_mask
+from tests.server import Server, free_port, generated, pixels, serving
+
+CLIENTS = 4
+KILL_AFTER = (0.0, 15.0)  # seconds from a start; ready after about 6
+BETWEEN_JOBS = (0.0, 6.0)  # seconds a client waits before its next
+PATIENCE = 900.0  # seconds for everything to be completed after the last kill
+DONE = "COMPLETED"
+VARIABLES: Any = {"SDBENTO_ALLOW_PRIVATE_URLS": "true"}  # webhooks on loopback
+
+Answer = dict[str, Any]
+
+
+def job_input(i: int) -> dict[str, Any]:
+    """The i-th job: each of another seed, of the kinds in turn."""
+    picture = {"image": base64(gradient(128, 128, seed=i)), "strength": 0.7}
+    kinds: list[dict[str, Any]] = [
+        {"num_inference_steps": 25},
+        {"num_images": 3, "scheduler": "DPM++ 2M"},
+        picture,
+        {**picture, "mask_image": base64(half_mask(128, 128)), "scheduler": "Euler a"},
+        {"controlnet": {"type": "canny", "image": base64(gradient(128, 128))}},
+        {"lora": [{"model_id": "shapes-outline"}], "num_inference_steps": 40},
+    ]
+    prompt = f"a {['red', 'green', 'blue', 'yellow'][i % 4]} square"
+    basics = {"prompt": prompt, "seed": i, "width": 128, "height": 128, "num_inference_steps": 12}
+    return basics | kinds[i % len(kinds)]
+
+
+class Jobs:
+    """The jobs as their clients know them: what was promised, and what was read."""
+
+    def __init__(self, port: int, webhook: str) -> None:
+        self.port = port
+        self.client = httpx.Client(
+            base_url=f"http://127.0.0.1:{port}", timeout=30.0, trust_env=False
+        )
+        self.webhook = webhook
+        self.accepted: dict[str, int] = {}  # id: which input
+        self.completed: dict[str, Answer] = {}
+        self.changed: set[str] = set()  # ids whose answer was COMPLETED and then another
+        self.ended_otherwise: dict[str, Answer] = {}
+
+    def submit(self, i: int) -> None:
+        """Until it is accepted: a job whose id was not heard is not promised."""
+        body = {"input": job_input(i) | {"return": "full"}, "webhook": self.webhook}
+        while True:
+            with suppress(httpx.TransportError):
+                response = self.client.post("/run", json=body)
+                response.raise_for_status()
+                self.accepted[response.json()["id"]] = i
+                return
+            time.sleep(0.1)
+
+    def look(self, job_id: str) -> None:
+        response = self.client.get(f"/status/{job_id}")
+        answer = response.json()
+        if job_id in self.completed:
+            if answer != self.completed[job_id]:
+                self.changed.add(job_id)
+        elif answer.get("status") == DONE:
+            self.completed[job_id] = answer
+        elif answer.get("status") not in ("IN_QUEUE", "IN_PROGRESS"):
+            self.ended_otherwise[job_id] = answer
+
+    def watch(self, stop: threading.Event) -> None:
+        while not stop.wait(0.05):
+            with suppress(httpx.TransportError):
+                for job_id in list(self.accepted):
+                    self.look(job_id)
+
+
+def kill_again_and_again(folder: Path, kills: int, jobs: Jobs, chance: random.Random) -> None:
+    for number in range(1, kills + 1):
+        with serving(folder, port=jobs.port, **VARIABLES) as server:
+            seconds = chance.uniform(*KILL_AFTER)
+            time.sleep(seconds)
+            server.kill()
+        print(
+            f"kill {number:2}: {seconds:4.1f} s after the start, "
+            f"{len(jobs.accepted)} jobs accepted, {len(jobs.completed)} completed",
+            flush=True,
+        )
+
+
+def finish(server: Server, jobs: Jobs, listener: Listener) -> None:
+    give_up = time.monotonic() + PATIENCE
+    while time.monotonic() < give_up and not jobs.ended_otherwise:
+        told = {body["id"] for body in list(listener.heard)}
+        if jobs.completed.keys() >= jobs.accepted.keys() <= told:
+            break
+        time.sleep(0.2)
+    print(f"server log: {server.log.read_text().count('ERROR')} errors after the last start")
+
+
+def verdicts(server: Server, jobs: Jobs, listener: Listener) -> list[str]:
+    """What went wrong; solo runs of the same inputs are the oracle."""
+    told = {body["id"]: body for body in listener.heard}
+    problems = [f"{job_id} is not completed" for job_id in jobs.accepted.keys() - jobs.completed]
+    problems += [f"{job_id} ended as {a}" for job_id, a in jobs.ended_otherwise.items()]
+    problems += [f"{job_id} changed after it was COMPLETED" for job_id in jobs.changed]
+    problems += [f"the webhook of {job_id} was not told" for job_id in jobs.accepted.keys() - told]
+    problems += [
+        f"the webhook of {job_id} was told something else"
+        for job_id, answer in jobs.completed.items()
+        if job_id in told and told[job_id] != answer
+    ]
+    for job_id, answer in jobs.completed.items():
+        alone = generated(server, **job_input(jobs.accepted[job_id]))
+        made = [pixels(b64decode(image)) for image in answer["output"]["images"]]
+        if len(made) != len(alone) or any(
+            np.abs(a - b).max() > 1 for a, b in zip(made, alone, strict=True)
+        ):
+            problems.append(f"{job_id} (input {jobs.accepted[job_id]}) is not its solo run")
+    return problems
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="kill -9 at random while jobs run; nothing lost")
+    parser.add_argument("--jobs", type=int, default=100)
+    parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=time.time_ns() % 1_000_000)
+    options = parser.parse_args()
+    print(f"--jobs {options.jobs} --kills {options.kills} --seed {options.seed}", flush=True)
+    chance, stop = random.Random(options.seed), threading.Event()
+    pauses = [chance.uniform(*BETWEEN_JOBS) for _ in range(options.jobs)]
+    with tempfile.TemporaryDirectory() as folder, listening() as listener:
+        jobs = Jobs(free_port(), listener.url)
+        with ThreadPoolExecutor(CLIENTS + 1) as pool:
+            watching = pool.submit(jobs.watch, stop)
+
+            def submit(i: int) -> None:
+                time.sleep(pauses[i])
+                jobs.submit(i)
+
+            submitting = [pool.submit(submit, i) for i in range(options.jobs)]
+            kill_again_and_again(Path(folder), options.kills, jobs, chance)
+            with serving(Path(folder), port=jobs.port, **VARIABLES) as server:
+                server.wait_until_ready()
+                for future in submitting:
+                    future.result()
+                finish(server, jobs, listener)
+                stop.set()
+                watching.result()
+                problems = verdicts(server, jobs, listener)
+    for problem in problems:
+        print(problem)
+    print(f"{len(jobs.accepted)} jobs accepted, {len(jobs.completed)} completed")
+    repeats = Counter(body["id"] for body in listener.heard)
+    print(f"webhooks told more than once: {sum(n > 1 for n in repeats.values())}")
+    print("FAILED" if problems else "nothing lost, nothing changed")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
