@@ -22,7 +22,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from PIL import Image
 
-from sdbento import images
+from sdbento import compiling, images
 from sdbento.assembly import Assembler, Job
 from sdbento.catalog import Catalog, ControlNetSpec, ModelSpec
 from sdbento.engine import Engine, Event, Handle, Queued
@@ -310,15 +310,24 @@ class App:
             pause = min(2 * pause, LAST_RETRY)
 
     def _calibrate(self, pipeline: Pipeline) -> None:
-        """Measure the first cost curve of a model at its own size. On the engine's thread."""
+        """Measure the first cost curves of a model at its own size. On the engine's thread."""
         spec = pipeline.spec
         key = BatchKey(spec.name, spec.height // VAE_FACTOR, spec.width // VAE_FACTOR)
-        rows, enough = 1, time.monotonic() + CALIBRATION_SECONDS
-        while rows <= 2 * self.settings.max_batch_size and time.monotonic() < enough:
+        counts = [2**i for i in range((2 * self.settings.max_batch_size).bit_length())]
+        if self.settings.compile:
+            with compiling.allowed():
+                for rows in counts:
+                    self.runner.measure(pipeline, key, rows)
+        enough = time.monotonic() + CALIBRATION_SECONDS
+        for rows in counts:
+            if time.monotonic() > enough:
+                return
             for _ in range(CALIBRATION_ROUNDS):
                 seconds = self.runner.measure(pipeline, key, rows)
             self.planner.cost.observe(key, Stage.STEP, rows, seconds)
-            rows *= 2
+        for _ in range(CALIBRATION_ROUNDS):
+            seconds = self.runner.measure_decode(pipeline, key)
+        self.planner.cost.observe(key, Stage.DECODE, 1, seconds)
 
 
 def _give_back(future: Future[Lease]) -> None:

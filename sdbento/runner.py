@@ -62,6 +62,14 @@ class TorchRunner:
         _synchronize(pipeline)
         return time.perf_counter() - started
 
+    @torch.inference_mode()
+    def measure_decode(self, pipeline: Pipeline, key: BatchKey) -> float:
+        """Seconds of decoding one image."""
+        shape = 1, pipeline.latent_channels, key.latent_height, key.latent_width
+        started = time.perf_counter()
+        decode(torch.zeros(shape, device=pipeline.device), pipeline)
+        return time.perf_counter() - started
+
     def _prepare(self, trajectories: Sequence[Trajectory]) -> None:
         states = [first_state(trajectory, self._prompts) for trajectory in trajectories]
         for trajectory, state in zip(trajectories, states, strict=True):
@@ -132,8 +140,10 @@ def _unet(
     """One call for all rows; `owners` says whose adapters, ControlNets and masks each row has."""
     residuals = compute_residuals(owners, rows, latents, timesteps)
     model_input = _with_mask_channels(latents, owners) if pipeline.inpaints else latents
-    with applied(pipeline.unet, "unet", [owner.inputs.adapters for owner in owners]):
-        output: torch.Tensor = pipeline.unet(
+    adapters = [owner.inputs.adapters for owner in owners]
+    unet = pipeline.unet.forward if any(adapters) else pipeline.unet  # compiled, it sees no hooks
+    with applied(pipeline.unet, "unet", adapters):
+        output: torch.Tensor = unet(
             model_input.to(pipeline.dtype),
             timesteps,
             torch.cat([row.embeds for row in rows]),

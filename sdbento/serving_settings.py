@@ -47,6 +47,17 @@ class ServingSettings(BaseSettings):
         validation_alias=variable("ENABLE_XFORMERS"),
         description="Use xformers attention where it is installed and a GPU is there, else SDPA",
     )
+    compile: bool = Field(
+        False,
+        validation_alias=variable("SDBENTO_COMPILE"),
+        description="Compile UNets with torch.compile: faster steps, for minutes of a first start; "
+        "later ones take what SDBENTO_COMPILE_DIR has",
+    )
+    compile_dir: Path = Field(
+        Path("compiled"),
+        validation_alias=variable("SDBENTO_COMPILE_DIR"),
+        description="Folder of what SDBENTO_COMPILE compiled; keep it between starts",
+    )
     max_queue_size: int = Field(
         100,
         ge=1,

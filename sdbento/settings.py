@@ -192,6 +192,11 @@ def use_hub_cache(folder: Path) -> None:
         os.environ["HF_HUB_CACHE"] = str(folder)
 
 
+def use_compile_dir(folder: Path) -> None:
+    """Let torch.compile keep its work in `folder`; it reads the variable each time."""
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder.absolute())
+
+
 def _yaml_source(settings_cls: type[BaseSettings], path: str) -> YamlConfigSettingsSource:
     if not Path(path).is_file():
         raise SettingsError(f"SDBENTO_CONFIG={path!r}: no such file")

@@ -33,7 +33,7 @@ from diffusers import (
 from diffusers.loaders.single_file_utils import SingleFileComponentError
 from diffusers.models.attention_processor import AttnProcessor2_0, XFormersAttnProcessor
 
-from sdbento import hub
+from sdbento import compiling, hub
 from sdbento.catalog import ControlNetSpec, ModelSpec, family_configs
 from sdbento.errors import ModelLoadFailed
 from sdbento.families import INPAINT_CHANNELS, LATENT_CHANNELS, VAE_FACTOR, Family, refusal
@@ -156,6 +156,8 @@ def _load_pipeline(
     if vae_dtype is not dtype:
         pipe.vae.to(vae_dtype)
     attention = _set_attention(pipe.unet, settings, device)
+    if settings.compile:
+        compiling.enable(pipe.unet, settings.compile_dir)
     pipeline = Pipeline(spec, pipe, device, dtype, vae_dtype, num_bytes(modules(pipe)))
     for module in modules(pipe):
         module.eval().requires_grad_(False)

@@ -43,6 +43,7 @@ FLOORS = (
     ),
     (
         "resident",
+        "compiling",
         "weights",
         "parking",
         "wishes",

@@ -236,6 +236,9 @@ class QuickRunner(FakeRunner):
     def measure(self, *_: object) -> float:
         return 0.001
 
+    def measure_decode(self, *_: object) -> float:
+        return 0.001
+
 
 @contextmanager
 def served_without_bentoml(

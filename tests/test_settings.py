@@ -50,6 +50,8 @@ GIVEN = {
     "SD_MODEL": ("shapes", "shapes"),
     "PRECISION": ("bf16", "bf16"),
     "ENABLE_XFORMERS": ("false", False),
+    "SDBENTO_COMPILE": ("true", True),
+    "SDBENTO_COMPILE_DIR": ("/compiled", Path("/compiled")),
     "MAX_QUEUE_SIZE": ("7", 7),
     "MAX_BATCH_SIZE": ("16", 16),
     "SDBENTO_DEVICE": ("cpu", "cpu"),

@@ -36,7 +36,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 HUB_CACHE = "huggingface-cache/hub"  # of the volume: where the platform keeps cached models
-FOLDERS = {"models_dir": "models", "lora_dir": "loras", "embeddings_dir": "embeddings"}
+FOLDERS = {
+    "models_dir": "models",
+    "lora_dir": "loras",
+    "embeddings_dir": "embeddings",
+    "compile_dir": "compiled",
+}
 TINY = {"prompt": "a red circle", "width": 128, "height": 128, "num_inference_steps": 2}
 
 Job = dict[str, Any]
