@@ -115,6 +115,7 @@ class DeadlineExceeded(SDBentoError):
 # The first name of an exception's class hierarchy that is listed decides.
 _SMALLER = "ask for a smaller width and height or fewer images"
 _CACHE = "the model's files in the Hub cache are damaged or incomplete; delete them and try again"
+_DATABASE = "the jobs' database does not answer; try again later"
 _FOREIGN: dict[str, tuple[type[SDBentoError], str]] = {
     # Python and torch
     "CancelledError": (Cancelled, "the request was cancelled"),
@@ -155,6 +156,9 @@ _FOREIGN: dict[str, tuple[type[SDBentoError], str]] = {
     "SafetensorError": (ModelLoadFailed, "a weights file is damaged or incomplete"),
     "SafetensorsParsingError": (ModelLoadFailed, "a weights file is damaged or incomplete"),
     "NotASafetensorsRepoError": (UnsupportedModel, "the model has no safetensors weights"),
+    # the jobs' database, by SQLAlchemy
+    "OperationalError": (Unavailable, _DATABASE),
+    "InterfaceError": (Unavailable, _DATABASE),
     # pictures
     "UnidentifiedImageError": (InvalidParameter, "the image cannot be decoded"),
     "DecompressionBombError": (TooLarge, "the image has too many pixels"),
@@ -191,6 +195,11 @@ def reraise(exc: Exception) -> NoReturn:
     if error is exc:
         raise error
     raise error from exc
+
+
+def unexplained(exc: BaseException) -> BaseException | None:
+    """`exc` where `classify` knows nothing of it, for a log: what is known needs no traceback."""
+    return exc if type(classify(exc)) is SDBentoError else None
 
 
 def _recognise(exc: BaseException) -> tuple[type[SDBentoError], str] | None:

@@ -34,7 +34,7 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 
 from sdbento.errors import Overloaded
 from sdbento.job_files import Results, lock_folder
@@ -97,9 +97,7 @@ class JobStore:
         self._writing = Lock()
         self._results = Results(folder / "results")
         self._lock = lock_folder(folder)
-        self._engine = create_engine(
-            make_url(url or f"sqlite:///{folder.absolute() / 'jobs.db'}"), pool_pre_ping=True
-        )
+        self._engine = create_engine(_address(url, folder), pool_pre_ping=True)
         self._is_sqlite = self._engine.dialect.name == "sqlite"
         if self._is_sqlite:
             event.listen(self._engine, "connect", _set_pragmas)
@@ -335,6 +333,14 @@ class JobStore:
                 if connection.execute(update(jobs).where(*this).values(values)).rowcount:
                     ended.append(job_id)
         return ended
+
+
+def _address(url: str | None, folder: Path) -> URL:
+    """What SQLAlchemy connects to: PostgreSQL by psycopg 3, the driver that is installed."""
+    address = make_url(url or f"sqlite:///{folder.absolute() / 'jobs.db'}")
+    if address.drivername in ("postgresql", "postgres"):
+        return address.set(drivername="postgresql+psycopg")
+    return address
 
 
 def _set_pragmas(connection: Any, _record: object) -> None:

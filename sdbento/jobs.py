@@ -30,6 +30,7 @@ from sdbento.errors import (
     SDBentoError,
     Unavailable,
     classify,
+    unexplained,
 )
 from sdbento.job_format import JobInput, one_line, read, status_body
 from sdbento.job_progress import Progress, ProgressOfAll
@@ -211,7 +212,8 @@ class Jobs:
             try:
                 await self._take_up()
             except Exception as exc:
-                log.error("no jobs can be taken up now", exc_info=exc)
+                reason = classify(exc).message
+                log.error("no jobs can be taken up now: %s", reason, exc_info=unexplained(exc))
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._pace.tick):
                     await self._news.wait()
@@ -248,7 +250,7 @@ class Jobs:
 
     async def _make(self, job: Job) -> bytes | None:
         """The output of a job; None for one that was cancelled just as it was taken up."""
-        current = await self._call(self._store.get, job.id)
+        current = await self._keep(self._store.get, job.id)
         if current is None or (current.status, current.run) != ("IN_PROGRESS", job.run):
             return None
         asked = await self._call(lambda: read(json.loads(job.input or "")))
@@ -297,7 +299,8 @@ class Jobs:
             try:
                 self._progress.forget(await self._call(self._store.tidy))
             except Exception as exc:
-                log.error("expired jobs cannot be deleted now", exc_info=exc)
+                reason = classify(exc).message
+                log.error("expired jobs cannot be deleted: %s", reason, exc_info=unexplained(exc))
             await asyncio.sleep(self._pace.tidying)
 
     def _tell(self, job_id: str) -> None:
@@ -311,13 +314,14 @@ class Jobs:
         return await loop.run_in_executor(self._threads, lambda: function(*args, **kwargs))
 
     async def _keep(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """As `_call`, for what must get into the store: until the database takes it."""
+        """As `_call`, for what must not fail with the database: until it answers."""
         pause = FIRST_PAUSE
         while True:
             try:
                 return await self._call(function, *args, **kwargs)
             except DBAPIError as exc:
-                log.error("the database does not take a job's end now", exc_info=exc)
+                reason = classify(exc).message
+                log.error("a job's end cannot be kept yet: %s", reason, exc_info=unexplained(exc))
             await asyncio.sleep(pause)
             pause = min(2 * pause, LAST_PAUSE)
 

@@ -38,7 +38,7 @@ from functools import partial
 import torch
 
 from sdbento.budget import Budget
-from sdbento.errors import OutOfMemory, SDBentoError, classify
+from sdbento.errors import OutOfMemory, classify, unexplained
 from sdbento.parking import Parking
 from sdbento.settings import Settings
 from sdbento.weights import (
@@ -356,5 +356,5 @@ class PipelineCache:
         known = classify(exc)
         for wish in wishes:
             error = explain(failed or next(iter(wish.specs.values())), known)
-            log.error("%s", error.message, exc_info=exc if type(known) is SDBentoError else None)
+            log.error("%s", error.message, exc_info=unexplained(exc))
             fail(wish.waiters, error)

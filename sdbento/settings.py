@@ -116,7 +116,8 @@ class Settings(ServingSettings):
     job_store_url: SecretStr | None = Field(
         None,
         validation_alias=variable("JOB_STORE_URL"),
-        description="SQLAlchemy URL of the jobs' database; unset: SQLite in SDBENTO_STATE_DIR",
+        description="Address of the jobs' database, postgresql://user:password@host/name or "
+        "another that SQLAlchemy knows; unset: SQLite in SDBENTO_STATE_DIR",
     )
     job_result_seconds: PositiveInt = Field(
         1800,

@@ -14,7 +14,7 @@ from contextlib import suppress
 from functools import partial
 from typing import ParamSpec, TypeVar
 
-from sdbento.errors import classify
+from sdbento.errors import classify, unexplained
 from sdbento.fetch import post
 from sdbento.job_format import status_body
 from sdbento.job_store import JobStore
@@ -71,7 +71,8 @@ class Webhooks:
             # Those under way are due as well, and come first.
             due = await self._ask(self._store.due_webhooks, POSTERS)
         except Exception as exc:
-            log.error("the webhooks that are due cannot be read", exc_info=exc)
+            reason = classify(exc).message
+            log.error("due webhooks cannot be read: %s", reason, exc_info=unexplained(exc))
             return
         for job in [job for job in due if job.id not in self._posting][:free]:
             task = asyncio.create_task(self._tell(job))
@@ -90,7 +91,8 @@ class Webhooks:
             again_in = None if final else round(self._pause * 1000)
             await self._ask(self._store.note_webhook, job, again_in)
         except Exception as exc:
-            log.error("the webhook of job %s is not done with", job.id, exc_info=exc)
+            reason = classify(exc).message
+            log.error("the webhook of job %s: %s", job.id, reason, exc_info=unexplained(exc))
             await asyncio.sleep(TICK)
 
     async def _ask(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

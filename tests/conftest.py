@@ -9,6 +9,7 @@ import hypothesis
 import pytest
 
 from sdbento.settings import Settings
+from tests import postgres
 from tests.listener import Listener, listening
 from tests.server import Server, serving
 
@@ -49,6 +50,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with serving(folder, SDBENTO_ALLOW_PRIVATE_URLS="true") as server:
         server.wait_until_ready()
         yield server
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    if not postgres.is_installed():
+        pytest.skip("the machine has no PostgreSQL (initdb, pg_ctl, postgres)")
+    with postgres.postgres() as address:
+        yield address
 
 
 @pytest.fixture

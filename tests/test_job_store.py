@@ -18,6 +18,7 @@ from sdbento import job_files
 from sdbento.errors import Overloaded, Unavailable
 from sdbento.job_store import JobStore, Limits
 from sdbento.job_table import Job, NewJob
+from tests.postgres import new_database
 from tests.server import ROOT
 
 HOUR = 3_600_000
@@ -36,9 +37,16 @@ def clock() -> Clock:
     return Clock()
 
 
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest) -> str | None:
+    if request.param == "sqlite":
+        return None
+    return new_database(request.getfixturevalue("postgres_server"))
+
+
 @pytest.fixture
-def store(tmp_path: Path, clock: Clock) -> Iterator[JobStore]:
-    store = JobStore(tmp_path, clock=clock)
+def store(tmp_path: Path, clock: Clock, url: str | None) -> Iterator[JobStore]:
+    store = JobStore(tmp_path, url, clock=clock)
     yield store
     store.close()
 
@@ -377,6 +385,7 @@ def test_a_result_that_cannot_be_written_leaves_the_job_running(
     assert list((tmp_path / "results").iterdir()) == []
 
 
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
 def test_commits_survive_a_power_failure(store: JobStore, tmp_path: Path) -> None:
     with store._engine.connect() as connection:
         answers = [

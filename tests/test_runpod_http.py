@@ -34,6 +34,7 @@ from sdbento.settings import Settings
 from tests import seed_example
 from tests.fakes import FakeRunner
 from tests.listener import Listener
+from tests.postgres import new_database
 from tests.server import QUICK, Server, assert_error, free_port, generated, pixels, serving
 
 LONG = {**QUICK, "num_inference_steps": 150, "num_images": 16}
@@ -241,11 +242,9 @@ class QuickRunner(FakeRunner):
 
 
 @contextmanager
-def served_without_bentoml(
-    folder: Path, *, seconds: float = 0.0, max_jobs: int = 1000
-) -> Iterator[str]:
+def served_without_bentoml(folder: Path, *, seconds: float = 0.0, **options: Any) -> Iterator[str]:
     """The routes on an App whose runner takes so many `seconds` a step; their address."""
-    settings = Settings(sd_model="shapes", state_dir=folder, max_jobs=max_jobs)
+    settings = Settings(sd_model="shapes", state_dir=folder, **options)
     routes = Starlette(routes=runpod_http.ROUTES, lifespan=runpod_http.lifespan)
     app = routes.state.app = App(settings, QuickRunner(seconds=seconds))  # type: ignore[arg-type]
     app.start()
@@ -288,15 +287,31 @@ def test_one_job_too_many_is_told_when_to_come_again(tmp_path: Path) -> None:
             assert client.post("/runsync", json={"input": QUICK}).json()["status"] == "COMPLETED"
 
 
-def test_where_jobs_cannot_be_kept_their_routes_say_so(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_jobs_may_lie_in_postgresql(tmp_path: Path, postgres_server: str) -> None:
+    address = new_database(postgres_server).replace("postgresql:", "postgres:")
+    with served_without_bentoml(tmp_path / "state", job_store_url=address) as url:
+        with httpx.Client(base_url=url, trust_env=False) as client:
+            job = client.post("/runsync", json={"input": QUICK}).json()
+            assert job["status"] == "COMPLETED"
+            assert client.get("/health").json()["jobs"]["completed"] == 1
+    with served_without_bentoml(tmp_path / "state", job_store_url=address) as url:
+        assert httpx.get(f"{url}/status/{job['id']}", trust_env=False).json() == job
+
+
+def test_where_jobs_cannot_be_kept_their_routes_say_so_until_they_can(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "state").write_text("a file where a folder should be")
-    with served_without_bentoml(tmp_path / "state") as url:
+    monkeypatch.setattr(runpod_http, "FIRST_PAUSE", 0.2)
+    state = tmp_path / "state"
+    state.write_text("a file where a folder should be")
+    with served_without_bentoml(state) as url:
         with httpx.Client(base_url=url, trust_env=False) as client:
             assert_error(client.post("/run", json={"input": QUICK}), 503, "jobs cannot be kept")
             assert_error(client.get("/health"), 503)
-    assert "answer 503" in caplog.text
+            assert "jobs cannot be kept" in caplog.text
+            state.unlink()
+            until(lambda: client.get("/health").status_code == 200)
+            assert client.post("/runsync", json={"input": QUICK}).json()["status"] == "COMPLETED"
 
 
 # Killed

@@ -33,30 +33,58 @@ log = logging.getLogger(__name__)
 
 WAIT = 90_000  # ms that /runsync waits where the client does not say
 MIN_WAIT, MAX_WAIT = 1000, 300_000
+FIRST_PAUSE, LAST_PAUSE = 2.0, 60.0  # seconds until jobs that cannot be kept are tried again
 
 
 @asynccontextmanager
 async def lifespan(routes: Starlette) -> AsyncIterator[None]:
     """Run the jobs of the App in `state.app`, as long as the routes are served.
 
-    Where they cannot be kept the job routes answer 503 and say why; the others are not concerned.
+    While they cannot be kept (a database that is away, a folder that another server still has) the
+    job routes answer 503, and it is tried again; the other routes are not concerned.
     """
-    app: App = routes.state.app
-    try:
-        store = await asyncio.to_thread(open_store, app.settings)
-        jobs = Jobs(app, store, app.settings)
-        await jobs.start()
-    except Exception as exc:
-        reason = exc.message if isinstance(exc, SDBentoError) else str(exc).partition("\n")[0]
-        log.error("jobs cannot be kept, their routes answer 503: %s", reason)
-        routes.state.jobs = Unavailable("jobs cannot be kept; the server's log says why")
-        yield
-        return
-    routes.state.jobs = jobs
+    trying = None if await _open(routes) else asyncio.create_task(_open_later(routes))
     try:
         yield
     finally:
-        await jobs.stop()
+        if trying is not None:
+            trying.cancel()
+            await asyncio.wait([trying])
+        if isinstance(routes.state.jobs, Jobs):
+            await routes.state.jobs.stop()
+
+
+async def _open_later(routes: Starlette) -> None:
+    pause = FIRST_PAUSE
+    while True:
+        await asyncio.sleep(pause)
+        if await _open(routes):
+            log.info("jobs can be kept again")
+            return
+        pause = min(2 * pause, LAST_PAUSE)
+
+
+async def _open(routes: Starlette) -> bool:
+    """Whether `state.jobs` has the running jobs now; else it has the error for who asks."""
+    try:
+        routes.state.jobs = await _started(routes.state.app)
+    except Exception as exc:
+        reason = exc.message if isinstance(exc, SDBentoError) else str(exc).partition("\n")[0]
+        log.error("jobs cannot be kept (JOB_STORE_URL, SDBENTO_STATE_DIR), so 503: %s", reason)
+        routes.state.jobs = Unavailable("jobs cannot be kept; the server's log says why")
+        return False
+    return True
+
+
+async def _started(app: App) -> Jobs:
+    store = await asyncio.to_thread(open_store, app.settings)
+    try:
+        jobs = Jobs(app, store, app.settings)
+        await jobs.start()
+    except BaseException:
+        await asyncio.to_thread(store.close)  # and its folder's lock
+        raise
+    return jobs
 
 
 def open_store(settings: Settings) -> JobStore:
