@@ -7,6 +7,7 @@ decides (size, steps, guidance, sampler) is None here and filled in by `intake`.
 from __future__ import annotations
 
 import hashlib
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -342,8 +343,11 @@ def explain(error: ValidationError) -> SDBentoError:
         case "missing":
             return InvalidParameter(f"{field} is required", param=field)
         case "extra_forbidden":
-            known = ", ".join(PARTS.get(str(first["loc"][0]), GenerateRequest).model_fields)
-            return InvalidParameter(f"{field} is not a known field; known: {known}", param=field)
+            known = list(PARTS.get(str(first["loc"][0]), GenerateRequest).model_fields)
+            close = get_close_matches(_shorten(str(first["loc"][-1])), known, n=1)
+            meant = f"did you mean {close[0]}? Known" if close else "known"
+            message = f"{field} is not a known field; {meant}: {', '.join(known)}"
+            return InvalidParameter(message, param=field)
     problem = first["msg"].removeprefix("Input ")
     problem = problem[:1].lower() + problem[1:]
     return InvalidParameter(

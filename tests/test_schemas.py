@@ -259,10 +259,14 @@ def test_whole_numbers_are_numbers() -> None:
     assert request(guidance_scale=7).guidance_scale == 7.0
 
 
-def test_an_unknown_field_is_named_beside_the_known_ones() -> None:
-    error = refusal(num_inferense_steps=5)
-    assert error.param == "num_inferense_steps"
-    assert "is not a known field; known: prompt, negative_prompt, " in error.message
+@pytest.mark.parametrize(
+    ("field", "meant"),
+    [("num_inferense_steps", "did you mean num_inference_steps? Known"), ("zzz", "known")],
+)
+def test_an_unknown_field_is_named_beside_the_known_ones(field: str, meant: str) -> None:
+    error = refusal(**{field: 5})
+    assert error.param == field
+    assert f"is not a known field; {meant}: prompt, negative_prompt, " in error.message
 
 
 def test_a_huge_unknown_field_is_not_echoed() -> None:
