@@ -49,6 +49,8 @@ from sdbento.job_table import (
     milliseconds,
 )
 
+SUSPECT = 3  # times that a server died while it ran a job, after which the job is run alone
+MAX_INTERRUPTIONS = 20  # after which it is not run again: it may be what kills the server
 VACUUM_PAGES = 10_000  # free pages given back to the file system at a time
 PRAGMAS = (
     "auto_vacuum = INCREMENTAL",  # first: it must come before the tables
@@ -112,11 +114,20 @@ class JobStore:
         os.close(self._lock)
 
     def recover(self) -> int:
-        """Put what was running when the last process died back into the queue; how many."""
+        """Put what was running when the last process died back into the queue; how many.
+
+        What was running too often has failed.
+        """
+        running = update(jobs).where(jobs.c.status == "IN_PROGRESS")
+        values = {"status": "IN_QUEUE", "started": None, "interruptions": jobs.c.interruptions + 1}
+        failed = self._final("FAILED") | {
+            "error": f"the server died {MAX_INTERRUPTIONS} times while it ran this job; it is not "
+            "run again"
+        }
         with self._writing, self._engine.begin() as connection:
-            values = {"status": "IN_QUEUE", "started": None}
-            running = jobs.c.status == "IN_PROGRESS"
-            count = connection.execute(update(jobs).where(running).values(values)).rowcount
+            worn = jobs.c.interruptions >= MAX_INTERRUPTIONS - 1
+            connection.execute(running.where(worn).values(failed))
+            count = connection.execute(running.values(values)).rowcount
             completed = select(jobs.c.id, jobs.c.run).where(jobs.c.status == "COMPLETED")
             known = {(row.id, row.run) for row in connection.execute(completed)}
         self._results.keep_only(known)
@@ -130,6 +141,7 @@ class JobStore:
             "low_priority": int(new.low_priority),
             "run": 0,
             "retries": 0,
+            "interruptions": 0,
             "size": size,
             "created": now,
             "expires": now + new.ttl,
@@ -166,7 +178,11 @@ class JobStore:
         return None if row is None else Job.of(row)
 
     def claim(self, limit: int) -> list[Job]:
-        """Begin up to `limit` jobs: the oldest first, those of low priority last."""
+        """Begin up to `limit` jobs: the oldest first, those of low priority last.
+
+        A job that a server died with again and again is run alone: it either succeeds so, or it is
+        the one that is to blame.
+        """
         now = self._now()
         waiting = jobs.c.status == "IN_QUEUE"
         oldest = (
@@ -175,9 +191,16 @@ class JobStore:
             .order_by(jobs.c.low_priority, jobs.c.number)
             .limit(limit)
         )
-        claimed = []
+        running = select(func.count(), func.coalesce(func.max(jobs.c.interruptions), 0)).where(
+            jobs.c.status == "IN_PROGRESS"
+        )
+        claimed: list[Job] = []
         with self._writing, self._engine.begin() as connection:
+            num_running, interruptions = connection.execute(running).one()
             for row in connection.execute(oldest).all():
+                interruptions = max(interruptions, row.interruptions)
+                if interruptions >= SUSPECT and num_running + len(claimed):
+                    break
                 values = {"status": "IN_PROGRESS", "started": now, "run": row.run + 1}
                 this = jobs.c.number == row.number
                 if connection.execute(update(jobs).where(this, waiting).values(values)).rowcount:
@@ -235,6 +258,7 @@ class JobStore:
             "created": now,
             "expires": now + jobs.c.ttl,
             "webhook_failures": 0,
+            "interruptions": 0,
         }
         values |= dict.fromkeys(("started", "finished", "delete_after", "error", "webhook_due"))
         with self._writing, self._engine.begin() as connection:

@@ -28,6 +28,7 @@ jobs = Table(
     Column("low_priority", Integer, nullable=False),  # 0 or 1
     Column("run", Integer, nullable=False),  # how many times it was begun
     Column("retries", Integer, nullable=False),  # how many of them a client has asked for again
+    Column("interruptions", Integer, nullable=False),  # how many of them died with the server
     Column("size", BigInteger, nullable=False),  # bytes of input and result
     Column("created", BigInteger, nullable=False),  # this and the next: ms since the epoch
     Column("started", BigInteger),

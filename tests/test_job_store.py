@@ -16,7 +16,7 @@ import pytest
 
 from sdbento import job_files
 from sdbento.errors import Overloaded, Unavailable
-from sdbento.job_store import JobStore, Limits
+from sdbento.job_store import MAX_INTERRUPTIONS, SUSPECT, JobStore, Limits
 from sdbento.job_table import Job, NewJob
 from tests.postgres import new_database
 from tests.server import ROOT
@@ -332,6 +332,56 @@ def test_everything_is_still_there_after_a_new_start(tmp_path: Path, clock: Cloc
     assert running.delay == 1000
     assert queued.id == "queued"
     store.close()
+
+
+def died(store: JobStore, times: int) -> None:
+    """The server dies again and again, each time soon after it has begun what it can."""
+    for _ in range(times):
+        store.claim(5)
+        store.recover()
+
+
+def test_who_was_there_at_three_deaths_is_run_alone(store: JobStore) -> None:
+    store.add(new("a"))
+    store.add(new("b"))
+    died(store, SUSPECT)
+    store.add(new("c"))
+    store.add(new("d"))
+    (alone,) = store.claim(5)
+    assert alone.id == "a"
+    assert store.claim(5) == []
+    store.complete(alone, b"[]")
+    (alone,) = store.claim(5)
+    assert (alone.id, store.claim(5)) == ("b", [])
+    store.fail(alone, "no")
+    others = store.claim(5)
+    assert [job.id for job in others] == ["c", "d"]
+
+
+def test_a_suspect_waits_until_it_can_be_alone(store: JobStore) -> None:
+    store.add(new("suspect", low_priority=True))
+    died(store, SUSPECT)
+    store.add(new("other"))
+    (other,) = store.claim(5)
+    assert (other.id, store.claim(5)) == ("other", [])
+    store.complete(other, b"[]")
+    (alone,) = store.claim(5)
+    assert alone.id == "suspect"
+
+
+def test_a_job_that_every_server_dies_of_fails(store: JobStore) -> None:
+    store.add(new("killer", webhook="https://a.example"))
+    died(store, MAX_INTERRUPTIONS - 1)
+    assert current(store, "killer").status == "IN_QUEUE"
+    store.claim(5)
+    assert store.recover() == 0
+    killer = current(store, "killer")
+    assert (killer.status, killer.run) == ("FAILED", MAX_INTERRUPTIONS)
+    assert "died 20 times while it ran this job" in str(killer.error)
+    assert [job.id for job in store.due_webhooks(5)] == ["killer"]
+    assert store.retry("killer")
+    died(store, 2)
+    assert current(store, "killer").status == "IN_QUEUE"
 
 
 DIE_WHILE_WRITING = """
