@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -139,7 +140,14 @@ def test_a_file_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
 
 def test_an_interrupt_ends_with_130_and_one_line(tmp_path: Path) -> None:
     command = [*SDBENTO, "generate", "x", *SHAPES, "--steps", "150", "--num-images", "16"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        # A shell has what it runs in the background ignore SIGINT, and children inherit that.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    )
     time.sleep(4)  # in the middle of its work, or on the way there
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
