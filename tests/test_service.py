@@ -191,9 +191,12 @@ def test_a_body_needs_no_content_type(server: Server) -> None:
 def test_routes_that_do_not_exist_and_wrong_methods_have_the_one_error_shape(
     server: Server,
 ) -> None:
-    assert_error(server.client.get("/nothing"), 404)
-    assert_error(server.client.post("/nothing"), 404)
-    assert_error(server.client.get("/generate"), 405)
+    assert_error(server.client.get("/nothing"), 404, "there is no /nothing")
+    assert_error(server.client.post("/nothing"), 404, "there is no /nothing")
+    response = server.client.get("/generate")
+    assert_error(response, 405, "/generate takes POST, not GET")
+    assert response.headers["Allow"] == "POST"
+    assert_error(server.client.delete("/models"), 405, "/models takes ", "GET", "not DELETE")
     assert_error(post(server, "/txt2img", num_images=2, **QUICK), 422, "/generate", "2")
 
 

@@ -165,7 +165,7 @@ class Guard:
             return
         failure = Failure()
         _failure.set(failure)
-        answer = _OneErrorShape(send, failure, ours=scope["path"] in self._request_models)
+        answer = _OneErrorShape(scope, send, failure, ours=scope["path"] in self._request_models)
         if scope["method"] != "POST":
             await self.app(scope, receive, answer)
             return
@@ -254,11 +254,13 @@ async def _disconnect(receive: Receive) -> Message:
 class _OneErrorShape:
     """A `send` that replaces answers which are errors but do not look like ours."""
 
-    def __init__(self, send: Send, failure: Failure, *, ours: bool) -> None:
+    def __init__(self, scope: Scope, send: Send, failure: Failure, *, ours: bool) -> None:
+        self._scope = scope
         self._send = send
         self._failure = failure
         self._ours = ours
         self._replaced_status: int | None = None
+        self._allow: str | None = None
         self._body = b""
         self._passing = False
 
@@ -279,11 +281,14 @@ class _OneErrorShape:
             await self._send(message)
         else:
             self._replaced_status = message["status"]
+            self._allow = Headers(raw=message["headers"]).get("allow")
 
     async def _replace(self) -> None:
         assert self._replaced_status is not None
-        error = self._failure.error or _translate(self._replaced_status, self._body)
-        response = error_response(error)
+        error = self._failure.error or self._unrouted(self._replaced_status)
+        response = error_response(error or _translate(self._replaced_status, self._body))
+        if self._allow is not None:
+            response.headers["Allow"] = self._allow
         await self._send(
             {
                 "type": "http.response.start",
@@ -292,6 +297,19 @@ class _OneErrorShape:
             }
         )
         await self._send({"type": "http.response.body", "body": response.body})
+
+    def _unrouted(self, status: int) -> SDBentoError | None:
+        """What to say of a request that no route took."""
+        path = self._scope["path"][:80]
+        if status == 404:
+            return NotFound(f"there is no {path}; the routes are listed at /")
+        if status == 405:
+            error = MalformedRequest(
+                f"{path} takes {self._allow or 'others'}, not {self._scope['method']}"
+            )
+            error.status = status
+            return error
+        return None
 
 
 def _is_json(message: Message) -> bool:
