@@ -203,6 +203,8 @@ def unexplained(exc: BaseException) -> BaseException | None:
 
 
 def _recognise(exc: BaseException) -> tuple[type[SDBentoError], str] | None:
+    if getattr(getattr(exc, "orig", None), "sqlite_errorname", None) == "SQLITE_FULL":
+        return Unavailable, "the disk is full"
     for cls in type(exc).__mro__:
         if cls.__name__ in _FOREIGN:
             return _FOREIGN[cls.__name__]

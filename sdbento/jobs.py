@@ -314,12 +314,12 @@ class Jobs:
         return await loop.run_in_executor(self._threads, lambda: function(*args, **kwargs))
 
     async def _keep(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """As `_call`, for what must not fail with the database: until it answers."""
+        """As `_call`, for what must not fail with the database or the disk: until they do it."""
         pause = FIRST_PAUSE
         while True:
             try:
                 return await self._call(function, *args, **kwargs)
-            except DBAPIError as exc:
+            except (DBAPIError, OSError) as exc:
                 reason = classify(exc).message
                 log.error("a job's end cannot be kept yet: %s", reason, exc_info=unexplained(exc))
             await asyncio.sleep(pause)

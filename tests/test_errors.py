@@ -9,8 +9,11 @@ import importlib
 import inspect
 import json
 import re
+from pathlib import Path
 
 import pytest
+from sqlalchemy import create_engine, text
+from sqlalchemy.exc import OperationalError
 
 from sdbento import errors
 from sdbento.errors import (
@@ -146,6 +149,16 @@ def test_running_out_of_memory_on_a_cpu_is_recognised() -> None:
 
 def test_a_full_disk_is_recognised() -> None:
     assert classify(OSError(errno.ENOSPC, "No space left on device")).message == "the disk is full"
+
+
+def test_a_disk_that_is_full_for_the_database_is_recognised(tmp_path: Path) -> None:
+    engine = create_engine(f"sqlite:///{tmp_path / 'small.db'}")
+    with engine.connect() as connection:
+        connection.execute(text("PRAGMA max_page_count = 2"))
+        with pytest.raises(OperationalError) as caught:
+            connection.execute(text("CREATE TABLE t AS SELECT randomblob(100000) AS a"))
+    engine.dispose()
+    assert classify(caught.value).message == "the disk is full"
 
 
 def test_the_unknown_is_a_500_with_an_id_and_no_internals() -> None:

@@ -421,17 +421,18 @@ async def test_a_database_that_is_away_for_a_while_loses_no_result(
     assert (await server.ended(job_id)).status == "COMPLETED"
 
 
-async def test_a_full_disk_fails_the_job_and_nothing_else(
-    server: Server, monkeypatch: pytest.MonkeyPatch
+async def test_results_wait_while_the_disk_is_full(
+    server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def full(*_: object) -> bool:
+    def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(server.store, "complete", full)
-        job = await server.ended(await server.submit())
-        assert (job.status, job.error) == ("FAILED", "the disk is full")
-    assert (await server.ended(await server.submit())).status == "COMPLETED"
+        patched.setattr(server.store._results, "write", full)
+        job_id = await server.submit()
+        await until(lambda: "cannot be kept yet: the disk is full" in caplog.text)
+        assert (await server.jobs.get(job_id)).status == "IN_PROGRESS"
+    assert (await server.ended(job_id)).status == "COMPLETED"
 
 
 # Webhooks
