@@ -345,6 +345,24 @@ async def test_an_open_request_for_jobs_does_not_hold_up_the_end_for_ever(
     assert asked == [5]
 
 
+async def test_a_job_without_an_id_or_under_way_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def some_jobs(*_: object) -> list[Any]:
+        return [{"id": "a"}, {"input": {}}, None, {"id": 5}, {"id": "b"}, {"id": "a"}, {"id": "c"}]
+
+    monkeypatch.setattr("sdbento.doors.runpod_loop.get_job", some_jobs)
+    scaler = DrainingScaler({})
+    scaler.job_progress.add("b")
+    try:
+        assert await scaler._take(None, 9) == [{"id": "a"}, {"id": "c"}]
+    finally:
+        scaler.job_progress.remove("b")
+    assert caplog.text.count("without an id") == 3
+    assert "job a came again" in caplog.text
+    assert "job b came again" in caplog.text
+
+
 def test_an_error_that_is_its_own_cause_is_judged_once() -> None:
     error = InvalidParameter("width is bad")
     error.__cause__ = error

@@ -3,8 +3,9 @@
 As it is (1.12.0, serverless/modules/rp_scale.py), SIGTERM ends the loop that runs jobs while a
 request for jobs is still open; what that request brings is queued and never run, nor reported.
 Here the order is: the open request for jobs ends, what it brought is run, all jobs finish, and only
-then does the loop shut down. And the SDK (modules/rp_http.py) posts a result again after an HTTP
-500 but not after a broken connection: here after both. Knows nothing of what a job is.
+then does the loop shut down. The SDK (modules/rp_http.py) posts a result again after an HTTP 500
+but not after a broken connection: here after both. And it ends with all its jobs when one of a
+batch has no id, and runs one twice that comes twice. Knows nothing of what a job is.
 """
 
 from __future__ import annotations
@@ -77,14 +78,28 @@ class DrainingScaler(rp_scale.JobScaler):  # type: ignore[misc]  # the SDK is un
             return None
         try:
             async with asyncio.timeout(None) as self._poll:
-                jobs: list[Job] | None = await get_job(session, num_jobs)
-                return jobs
+                return self._usable(await get_job(session, num_jobs) or [])
         except TimeoutError:
             if self._poll is not None and self._poll.expired():  # set by `drain`
                 return None
             raise
         finally:
             self._poll = None
+
+    def _usable(self, jobs: list[Any]) -> list[Job]:
+        """The jobs but those that the SDK's loop would die of or run twice."""
+        known = set((self.job_progress.get_job_list() or "").split(","))
+        usable = []
+        for job in jobs:
+            job_id = job.get("id") if isinstance(job, dict) else None
+            if not isinstance(job_id, str) or not job_id:
+                log.error("a job without an id came: it cannot be run, nor its end be told")
+            elif job_id in known:
+                log.warning("job %s came again while it is under way; it is run once", job_id)
+            else:
+                known.add(job_id)
+                usable.append(job)
+        return usable
 
     async def run_jobs(self, session: Session) -> None:
         try:
