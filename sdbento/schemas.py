@@ -321,6 +321,21 @@ PARTS: dict[str, type[BaseModel]] = {
     "hires": Hires,
     "upscale": Upscale,
 }
+# What other servers and libraries call our fields, for the error that says so.
+ELSEWHERE = {
+    "steps": "num_inference_steps",
+    "cfg_scale": "guidance_scale",
+    "sampler": "scheduler",
+    "sampler_name": "scheduler",
+    "n": "num_images",
+    "batch_size": "num_images",
+    "num_outputs": "num_images",
+    "init_image": "image",
+    "init_images": "image",
+    "mask": "mask_image",
+    "denoising_strength": "strength",
+    "checkpoint": "model",
+}
 
 
 def parse(body: bytes | str, model: type[GenerateRequest] = GenerateRequest) -> GenerateRequest:
@@ -344,15 +359,22 @@ def explain(error: ValidationError) -> SDBentoError:
             return InvalidParameter(f"{field} is required", param=field)
         case "extra_forbidden":
             known = list(PARTS.get(str(first["loc"][0]), GenerateRequest).model_fields)
-            close = get_close_matches(_shorten(str(first["loc"][-1])), known, n=1)
-            meant = f"did you mean {close[0]}? Known" if close else "known"
-            message = f"{field} is not a known field; {meant}: {', '.join(known)}"
+            message = f"{field} is not a known field; {_meant(first['loc'][-1], known)}"
             return InvalidParameter(message, param=field)
     problem = first["msg"].removeprefix("Input ")
     problem = problem[:1].lower() + problem[1:]
     return InvalidParameter(
         f"{field} {problem}; given: {_shorten(repr(first['input']))}", param=field
     )
+
+
+def _meant(name: int | str, known: list[str]) -> str:
+    """The field that was meant, where that can be guessed, and all that there are."""
+    name, listed = _shorten(str(name)), ", ".join(known)
+    if (elsewhere := ELSEWHERE.get(name)) in known:
+        return f"it is called {elsewhere} here. Known: {listed}"
+    close = get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]}? Known: {listed}" if close else f"known: {listed}"
 
 
 def _shorten(text: str, limit: int = 80) -> str:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from sdbento.errors import InvalidParameter, MalformedRequest, SDBentoError
 from sdbento.schemas import (
+    ELSEWHERE,
     MAX_CLIP_SKIP,
     MAX_IMAGES,
     MAX_PROMPT_CHARS,
@@ -261,12 +262,21 @@ def test_whole_numbers_are_numbers() -> None:
 
 @pytest.mark.parametrize(
     ("field", "meant"),
-    [("num_inferense_steps", "did you mean num_inference_steps? Known"), ("zzz", "known")],
+    [
+        ("num_inferense_steps", "did you mean num_inference_steps? Known"),
+        ("steps", "it is called num_inference_steps here. Known"),
+        ("zzz", "known"),
+    ],
 )
 def test_an_unknown_field_is_named_beside_the_known_ones(field: str, meant: str) -> None:
     error = refusal(**{field: 5})
     assert error.param == field
     assert f"is not a known field; {meant}: prompt, negative_prompt, " in error.message
+
+
+def test_all_fields_that_are_said_to_be_called_otherwise_are_there() -> None:
+    assert set(ELSEWHERE.values()) <= set(GenerateRequest.model_fields)
+    assert not ELSEWHERE.keys() & GenerateRequest.model_fields.keys()
 
 
 def test_a_huge_unknown_field_is_not_echoed() -> None:
