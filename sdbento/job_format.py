@@ -31,7 +31,7 @@ class Policy(BaseModel):
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
-    execution_timeout: int = Field(600_000, alias="executionTimeout", gt=5000, le=WEEK)
+    execution_timeout: int = Field(600_000, alias="executionTimeout", ge=5000, le=WEEK)
     ttl: int = Field(86_400_000, ge=10_000, le=WEEK)
     low_priority: bool = Field(False, alias="lowPriority")
 

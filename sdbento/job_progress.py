@@ -5,6 +5,7 @@ Bounded, and lost with the process: progress is not a result.
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import Iterable
 from typing import Any
@@ -23,6 +24,7 @@ class Progress:
 
     def __init__(self) -> None:
         self.told = False  # whether its output was among them
+        self.changed = asyncio.Event()  # there are some, or the job has ended
         self._events: dict[object, Event] = {}
         self._numbers = itertools.count()
 
@@ -33,10 +35,12 @@ class Progress:
         self._events[key] = event
         if len(self._events) > MAX_EVENTS:
             del self._events[next(iter(self._events))]
+        self.changed.set()
 
     def take(self) -> list[Event]:
         taken = list(self._events.values())
         self._events.clear()
+        self.changed.clear()
         return taken
 
 
@@ -52,6 +56,11 @@ class ProgressOfAll:
         if len(self._jobs) > MAX_JOBS:
             del self._jobs[next(iter(self._jobs))]
         return progress
+
+    def wake(self, job_id: str) -> None:
+        """Let those look who wait for a job's events."""
+        if job_id in self._jobs:
+            self._jobs[job_id].changed.set()
 
     def forget(self, job_ids: Iterable[str]) -> None:
         for job_id in job_ids:

@@ -160,10 +160,18 @@ class Jobs:
         """What /status answers: JSON, with the output of a completed job."""
         return await self._call(lambda: status_body(job, self._store.output(job)))
 
-    async def stream(self, job_id: str) -> tuple[Job, list[dict[str, Any]]]:
-        """The job, and what happened to it since the last call; the last event has the output."""
+    async def stream(self, job_id: str, seconds: float) -> tuple[Job, list[dict[str, Any]]]:
+        """The job, and what happened to it since the last call; the last event has the output.
+
+        seconds: for which to wait while nothing has happened.
+        """
         job = await self.get(job_id)
         progress = self._progress.of(job_id)
+        if job.unfinished:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await progress.changed.wait()
+            job = await self.get(job_id)
         events = progress.take()
         if job.status == "COMPLETED" and not progress.told:
             progress.told = True
@@ -307,6 +315,7 @@ class Jobs:
         """Something happened to a job: let those look who wait for its end."""
         for changed in self._waiters.get(job_id, ()):
             changed.set()
+        self._progress.wake(job_id)
         self._webhooks.wake()
 
     async def _call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -293,7 +293,7 @@ async def test_a_failed_job_can_be_retried_and_no_other(server: Server) -> None:
 
 
 async def test_a_job_that_is_not_there_is_not_found(server: Server) -> None:
-    for ask in (server.jobs.get, server.jobs.cancel, server.jobs.retry, server.jobs.stream):
+    for ask in (server.jobs.get, server.jobs.cancel, server.jobs.retry):
         with pytest.raises(NotFound, match="'abc'"):
             await ask("abc")
     with pytest.raises(NotFound):
@@ -317,16 +317,30 @@ async def test_a_stream_tells_each_event_once_and_ends_with_the_output(server: S
     await server.runs("slow")
     await until(lambda: server.jobs._progress.of(job_id)._events)
     await asyncio.sleep(0.05)
-    job, events = await server.jobs.stream(job_id)
+    job, events = await server.jobs.stream(job_id, SOON)
     assert job.status == "IN_PROGRESS"
     assert [event["event"] for event in events] == ["queued", "step", "step"]
-    assert (await server.jobs.stream(job_id))[1] == []
+    assert (await server.jobs.stream(job_id, 0.01))[1] == []
     server.app.gate.set()
     await server.ended(job_id)
-    job, events = await server.jobs.stream(job_id)
+    job, events = await server.jobs.stream(job_id, SOON)
     assert job.status == "COMPLETED"
     assert events == [{"event": "done", "output": (await server.answer(job_id))["output"]}]
-    assert (await server.jobs.stream(job_id))[1] == []
+    assert (await server.jobs.stream(job_id, SOON))[1] == []
+
+
+async def test_a_stream_waits_for_what_happens_next(server: Server) -> None:
+    job_id = await server.submit("slow")
+    await server.runs("slow")
+    told: list[dict[str, Any]] = []
+    while len(told) < 3:
+        told += (await server.jobs.stream(job_id, SOON))[1]
+    waiting = asyncio.create_task(server.jobs.stream(job_id, SOON))
+    await asyncio.sleep(0.05)
+    assert not waiting.done()
+    await server.jobs.cancel(job_id)
+    job, events = await waiting
+    assert (job.status, events) == ("CANCELLED", [])
 
 
 def test_of_previews_only_the_newest_waits() -> None:
@@ -517,7 +531,7 @@ def test_a_body_without_an_input_object_is_refused(body: str) -> None:
 @pytest.mark.parametrize(
     ("around", "param"),
     [
-        ('"policy": {"executionTimeout": 5000}', "policy.executionTimeout"),
+        ('"policy": {"executionTimeout": 4999}', "policy.executionTimeout"),
         (f'"policy": {{"executionTimeout": {WEEK + 1}}}', "policy.executionTimeout"),
         ('"policy": {"ttl": 9999}', "policy.ttl"),
         ('"policy": {"ttl": "soon"}', "policy.ttl"),
@@ -546,9 +560,9 @@ def test_runpods_defaults_and_limits_hold() -> None:
     plain = accepted('{"input": {"prompt": "x"}, "s3Config": {}, "webhook": null, "policy": null}')
     assert (plain.ttl, plain.execution_timeout, plain.keep) == (86_400_000, 600_000, 1_800_000)
     assert (plain.low_priority, plain.webhook) == (False, None)
-    policy = '"policy": {"executionTimeout": 5001, "ttl": 10000, "lowPriority": true}'
+    policy = '"policy": {"executionTimeout": 5000, "ttl": 10000, "lowPriority": true}'
     job = accepted(f'{{"input": {{"prompt": "x"}}, {policy}}}', sync=True)
-    assert (job.execution_timeout, job.ttl, job.low_priority) == (5001, 10_000, True)
+    assert (job.execution_timeout, job.ttl, job.low_priority) == (5000, 10_000, True)
     assert (job.id[:5], job.keep) == ("sync-", 60_000)
 
 

@@ -109,6 +109,14 @@ def test_runsync_waits_as_long_as_it_is_told_to_and_can_be_cancelled(server: Ser
     assert ended(server, answer["id"])["status"] == "CANCELLED"
 
 
+def test_status_sync_waits_for_the_end(server: Server) -> None:
+    job_id = submitted(server)
+    answer = server.client.get(f"/v2/abc/status-sync/{job_id}?wait=60000").json()
+    assert answer["status"] == "COMPLETED"
+    assert server.client.post(f"/status-sync/{job_id}").json() == answer
+    assert_error(server.client.get("/status-sync/none"), 404, "'none'")
+
+
 @pytest.mark.parametrize("wait", ["999", "300001", "soon", "", "-1", "9" * 5000])
 def test_a_wait_out_of_bounds_is_refused(server: Server, wait: str) -> None:
     response = server.client.post("/runsync", params={"wait": wait}, json={"input": QUICK})

@@ -1,8 +1,9 @@
 """The job routes of RunPod's serverless API: a client of it changes its host and nothing else.
 
-POST /run, /runsync, /cancel/{id}, /retry/{id}, /purge-queue; GET /status/{id}, /stream/{id},
-/health; each also under /v2/{endpoint_id}, whatever the endpoint is called. A key in the
-Authorization header is not looked at. Jobs go on when their client leaves: only /cancel stops them.
+POST /run, /runsync, /cancel/{id}, /retry/{id}, /purge-queue; GET /status/{id}, /status-sync/{id},
+/stream/{id}, /health; each also under /v2/{endpoint_id}, whatever the endpoint is called. A key in
+the Authorization header is not looked at. Jobs go on when their client leaves: only /cancel stops
+them.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-WAIT = 90_000  # ms that /runsync waits where the client does not say
+WAIT = 90_000  # ms that /runsync and /status-sync wait where the client does not say
+STREAM_WAIT = 5000  # likewise /stream; of RunPod's SDKs one gives up after 10 s, two never pause
 MIN_WAIT, MAX_WAIT = 1000, 300_000
 FIRST_PAUSE, LAST_PAUSE = 2.0, 60.0  # seconds until jobs that cannot be kept are tried again
 
@@ -112,7 +114,7 @@ async def run(request: Request) -> Response:
 
 @reported
 async def runsync(request: Request) -> Response:
-    seconds = _wait(request) / 1000
+    seconds = _seconds(request, WAIT)
     job_id = await _submitted(request, sync=True)
     jobs = jobs_of(request)
     return _json(await jobs.describe(await jobs.wait(job_id, seconds)))
@@ -125,8 +127,16 @@ async def status(request: Request) -> Response:
 
 
 @reported
+async def status_sync(request: Request) -> Response:
+    """Not in RunPod's reference, but what its SDKs for JavaScript and Go ask after /runsync."""
+    jobs, seconds = jobs_of(request), _seconds(request, WAIT)
+    return _json(await jobs.describe(await jobs.wait(_id(request), seconds)))
+
+
+@reported
 async def stream(request: Request) -> Response:
-    job, events = await jobs_of(request).stream(_id(request))
+    seconds = _seconds(request, STREAM_WAIT)
+    job, events = await jobs_of(request).stream(_id(request), seconds)
     answer = {"status": job.status, "stream": [{"output": event} for event in events]}
     return _json(await asyncio.to_thread(lambda: json.dumps(answer).encode()))
 
@@ -195,14 +205,15 @@ def _id(request: Request) -> str:
     return str(request.path_params["id"])
 
 
-def _wait(request: Request) -> int:
-    given = request.query_params.get("wait", str(WAIT))
+def _seconds(request: Request, default: int) -> float:
+    """How long the client lets a request wait; `default` in ms, as the query has it."""
+    given = request.query_params.get("wait", str(default))
     if not given.isdecimal() or not MIN_WAIT <= int(given[:10]) <= MAX_WAIT:
         raise InvalidParameter(
             f"wait must be {MIN_WAIT} to {MAX_WAIT} milliseconds; given: {given[:80]!r}",
             param="wait",
         )
-    return int(given)
+    return int(given) / 1000
 
 
 def _json(body: bytes) -> Response:
@@ -213,6 +224,7 @@ HANDLERS: dict[str, tuple[Callable[[Request], Awaitable[Response]], list[str]]] 
     "/run": (run, ["POST"]),
     "/runsync": (runsync, ["POST"]),
     "/status/{id}": (status, ["GET", "POST"]),  # RunPod's older clients post
+    "/status-sync/{id}": (status_sync, ["GET", "POST"]),
     "/stream/{id}": (stream, ["GET", "POST"]),
     "/cancel/{id}": (cancel, ["POST"]),
     "/retry/{id}": (retry, ["POST"]),
