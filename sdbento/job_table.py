@@ -33,7 +33,7 @@ jobs = Table(
     Column("created", BigInteger, nullable=False),  # this and the next: ms since the epoch
     Column("started", BigInteger),
     Column("finished", BigInteger),
-    Column("expires", BigInteger, nullable=False),  # when it has waited in the queue for too long
+    Column("expires", BigInteger, nullable=False),  # when it must have ended
     Column("delete_after", BigInteger),  # set when it is finished
     Column("ttl", BigInteger, nullable=False),  # this and the next: ms
     Column("execution_timeout", BigInteger, nullable=False),
@@ -52,7 +52,7 @@ class NewJob:
     id: str
     input: str
     keep: int  # how long it is remembered after its end
-    ttl: int  # in the queue
+    ttl: int  # in the queue and running
     execution_timeout: int
     low_priority: bool = False
     webhook: str | None = None
@@ -70,6 +70,8 @@ class Job:
     created: int
     started: int | None
     finished: int | None
+    expires: int
+    ttl: int
     execution_timeout: int
     error: str | None
     webhook: str | None

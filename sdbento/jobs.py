@@ -35,7 +35,7 @@ from sdbento.errors import (
 from sdbento.job_format import JobInput, one_line, read, status_body
 from sdbento.job_progress import Progress, ProgressOfAll
 from sdbento.job_store import Counts, JobStore
-from sdbento.job_table import Job, NewJob
+from sdbento.job_table import Job, NewJob, milliseconds
 from sdbento.schemas import GenerateRequest, GenerateResponse
 from sdbento.settings import Settings
 from sdbento.webhooks import Webhooks
@@ -266,7 +266,7 @@ class Jobs:
         return await self._call(asked.output, response)
 
     async def _generate(self, job: Job, asked: JobInput) -> GenerateResponse:
-        seconds = job.execution_timeout / 1000
+        seconds, reason = _limit(job)
         request = _within(asked.request, seconds)
         progress = self._progress.of(job.id)
         try:
@@ -275,9 +275,7 @@ class Jobs:
         except TimeoutError:
             if not limit.expired():
                 raise
-            raise DeadlineExceeded(
-                f"the job ran for longer than its executionTimeout of {job.execution_timeout} ms"
-            ) from None
+            raise DeadlineExceeded(reason) from None
 
     async def _follow(self, request: GenerateRequest, progress: Progress) -> GenerateResponse:
         async with aclosing(self._app.stream(request)) as events:
@@ -333,6 +331,14 @@ class Jobs:
                 log.error("a job's end cannot be kept yet: %s", reason, exc_info=unexplained(exc))
             await asyncio.sleep(pause)
             pause = min(2 * pause, LAST_PAUSE)
+
+
+def _limit(job: Job) -> tuple[float, str]:
+    """The seconds that a job which begins now may run for, and what is wrong after them."""
+    allowed, left = job.execution_timeout, max(1, job.expires - milliseconds())
+    if left < allowed:
+        return left / 1000, f"the job has waited and run for longer than its ttl of {job.ttl} ms"
+    return allowed / 1000, f"the job ran for longer than its executionTimeout of {allowed} ms"
 
 
 def _within(request: GenerateRequest, seconds: float) -> GenerateRequest:

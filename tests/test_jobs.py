@@ -263,6 +263,15 @@ async def test_a_job_that_runs_for_too_long_times_out_and_stops(server: Server) 
     assert server.app.cut_short == ["slow"]
 
 
+async def test_a_job_that_outlives_its_ttl_times_out_and_stops(server: Server) -> None:
+    new = accept(b'{"input": {"prompt": "slow"}}', SETTINGS, sync=False)
+    await server.jobs.submit(type(new)(**(vars(new) | {"ttl": 300})))
+    job = await server.ended(new.id)
+    assert (job.status, job.run) == ("TIMED_OUT", 1)
+    assert job.error is not None and "its ttl of 300 ms" in job.error
+    assert server.app.cut_short == ["slow"]
+
+
 async def test_a_deadline_of_the_engine_is_a_timeout_too(server: Server) -> None:
     server.app.failures["x"] = [DeadlineExceeded("cannot be done within its timeout")]
     job = await server.ended(await server.submit("x", policy={"executionTimeout": 90_000}))
