@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 import bentoml
+from bentoml._internal.server.http import traffic
 from PIL.Image import Image as PILImage
 from starlette.applications import Starlette
 from starlette.responses import Response
@@ -30,6 +31,10 @@ from sdbento.schemas import (
 from sdbento.settings import Settings, SettingsError
 from sdbento.startup import without_collector
 
+# The engine has deadlines of its own. BentoML's (1.4.40) keeps 5 KB of every request, of a health
+# check too, until its time has passed, however soon it was answered; and it cannot be turned off.
+traffic.TimeoutMiddleware = lambda app, timeout: app
+
 # BentoML's own routes are POST only and cannot have parameters in their paths.
 routes = Starlette(
     routes=[*catalogue.create().routes, *health.ROUTES, *runpod_http.ROUTES],
@@ -40,8 +45,7 @@ routes = Starlette(
 @bentoml.service(
     name="sdbento",
     workers=1,
-    # The engine has deadlines of its own; BentoML's would cut them short at 60 s.
-    traffic={"timeout": MAX_TIMEOUT + 60},
+    traffic={"timeout": MAX_TIMEOUT + 60},  # for what is before the server, as BentoCloud
 )
 @bentoml.asgi_app(routes, path="/")
 class StableDiffusion:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import subprocess
@@ -186,6 +187,19 @@ def test_a_body_needs_no_content_type(server: Server) -> None:
         headers={"Content-Type": "application/x-www-form-urlencoded"},
     )
     assert response.status_code == 200
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of importing BentoML
+async def test_nothing_is_kept_of_a_request_that_was_answered() -> None:
+    """BentoML by itself starts a timer for each, which keeps it for an hour."""
+    from service import StableDiffusion
+
+    service: Any = StableDiffusion
+    transport = httpx.ASGITransport(app=service.to_asgi())
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        assert (await client.get("/nowhere")).status_code == 404
+    loop: Any = asyncio.get_running_loop()
+    assert [timer for timer in loop._scheduled if timer.when() > loop.time() + 60] == []
 
 
 def test_routes_that_do_not_exist_and_wrong_methods_have_the_one_error_shape(

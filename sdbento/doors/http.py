@@ -184,7 +184,7 @@ class Guard:
             return
         if not await _until_disconnected(self.app, scope, body, receive, answer):
             log.info("the client of %s went away", scope["path"])
-            # Nobody reads it, but BentoML's own middleware waits for an answer to pass by.
+            # Nobody reads it but BentoML's access log.
             with suppress(OSError):
                 await error_response(Cancelled("the client went away"))(scope, receive, send)
 
