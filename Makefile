@@ -51,7 +51,7 @@ image-smoke: $(STAMP) ## build it without an engine, for the CPU, and try it: HT
 
 $(STAMP): requirements.lock requirements-dev.lock pyproject.toml
 	$(if $(PYTHON),,$(error sdbento needs Python 3.11 or 3.12; name one: make install PYTHON=/path/to/python3.12))
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV) # also a half-made one
 	@echo "installing what requirements-dev.lock pins into $(VENV)"
 	@$(BIN)/python -m pip install --quiet --requirement requirements-dev.lock
 	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .

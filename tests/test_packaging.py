@@ -25,6 +25,7 @@ KUBERNETES, RUNPOD = ROOT / "configs/kubernetes", ROOT / ".runpod"
 KUBERNETES_VERSIONS = ["1.30.0", "1.37.0"]
 USER = 1034  # BentoML's, in every image that it makes
 DEFAULTS = {variable: default for variable, default, _ in Settings.variables()}
+RUNPODS_OWN = {"RUNPOD_INIT_TIMEOUT"}
 SHARE = 0.85  # of a GPU's memory is for models, where SDBENTO_MEMORY_GB does not say otherwise
 
 
@@ -227,8 +228,10 @@ def test_every_gpu_of_the_hub_holds_every_model_that_it_offers() -> None:
     catalog = Catalog(Settings.load())
     for preset in config["presets"]:
         assert preset["defaults"].keys() <= keys
-        spec = catalog.known(preset["defaults"]["SD_MODEL"])
-        assert spec is not None and spec.memory_gb <= SHARE * smallest
+        model = preset["defaults"]["SD_MODEL"]
+        spec = catalog.known(model)
+        assert spec is not None and model == spec.sources[0]  # RunPod's page asks the Hub for it
+        assert spec.memory_gb <= SHARE * smallest
 
 
 @pytest.mark.parametrize("test", load(".runpod/tests.json")["tests"], ids=lambda test: test["name"])
@@ -248,7 +251,8 @@ def test_the_hubs_tests_need_no_download(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize("kind", ["queue", "load_balancer"])
 def test_the_templates_variables_are_good(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     template = load("configs/runpod/template.yaml")[kind]
-    settings = variables_of(template["env"], monkeypatch)
+    variables = {k: v for k, v in template["env"].items() if k not in RUNPODS_OWN}
+    settings = variables_of(variables, monkeypatch)
     for name in ("SD_MODEL", "PRECISION", "ENABLE_XFORMERS", "MAX_QUEUE_SIZE", "MAX_BATCH_SIZE"):
         assert template["env"][name] == DEFAULTS[name]
     if kind == "queue":
@@ -267,6 +271,11 @@ def test_the_choice_of_gpu_follows_the_catalogue() -> None:
         spec = catalog.known(name)
         assert spec is not None and spec.name == name
         assert choice["memory_gb"] == spec.memory_gb
+        mirror = "" if spec.sources[0] == name else f"`{spec.sources[0]}` "
+        assert (
+            f"| `{name}` | {mirror}| {spec.memory_gb:g} GB |"
+            in (ROOT / "docs/deploy.md").read_text()
+        )
         assert all(spec.memory_gb <= SHARE * template["pools"][pool] for pool in choice["pools"])
     drawing = {spec.name for spec in catalog.list() if not spec.inpaints and not spec.refines}
     assert drawing - {"shapes"} == set(template["gpus"])
