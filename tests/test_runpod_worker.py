@@ -228,14 +228,16 @@ def test_a_large_result_goes_to_the_bucket_and_sigterm_loses_no_job(
         assert "hush" not in worker.log + url
 
         long = {**QUICK, "num_inference_steps": 40}
-        before = [platform.submit("w2", long) for _ in range(4)]
-        platform.until(lambda: all(job.state == "IN_PROGRESS" for job in before))
+        *before, stopped = [platform.submit("w2", given) for given in [*[long] * 4, LONG]]
+        platform.until(lambda: all(job.state == "IN_PROGRESS" for job in [*before, stopped]))
         platform.until(lambda: "w2" in platform.polls)
         worker.terminate()
         platform.until(lambda: "draining" in worker.log)
         on_the_open_poll = platform.submit("w2", QUICK)
         for job in [*before, on_the_open_poll]:
             assert len(job.wait().output) == 1
+        platform.cancel(stopped)
+        platform.until(lambda: worker.log.count("Job stopped.") == 1, seconds=5)
             assert len(job.takers) == len(job.results) == 1
             assert not job.refused
         too_late = platform.submit("w2", QUICK)

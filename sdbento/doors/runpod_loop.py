@@ -72,8 +72,13 @@ class DrainingScaler(rp_scale.JobScaler):  # type: ignore[misc]  # the SDK is un
             self._poll.reschedule(asyncio.get_running_loop().time() + self.drain_seconds)
 
     async def _take(self, session: Session, num_jobs: int) -> list[Job] | None:
-        """Ask for jobs; while draining, end the loop instead: no request for jobs is open now."""
+        """Ask for jobs; while draining, end the loop instead: no request for jobs is open now.
+
+        It ends when all jobs have: while it is alive, the SDK also asks which are to be stopped.
+        """
         if self._draining:
+            while self.current_occupancy():
+                await asyncio.sleep(0.1)
             self.kill_worker()
             return None
         try:
