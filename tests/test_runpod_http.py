@@ -30,6 +30,7 @@ from sdbento.app import App
 from sdbento.doors import runpod_http
 from sdbento.doors.http import Guard
 from sdbento.job_store import JobStore
+from sdbento.job_table import Job
 from sdbento.settings import Settings
 from tests import seed_example
 from tests.fakes import FakeRunner
@@ -117,10 +118,20 @@ def test_status_sync_waits_for_the_end(server: Server) -> None:
     assert_error(server.client.get("/status-sync/none"), 404, "'none'")
 
 
-@pytest.mark.parametrize("wait", ["999", "300001", "soon", "", "-1", "9" * 5000])
+@pytest.mark.parametrize("wait", ["999", "300001", "soon", "", "-1", "9" * 5000, "0000001000999"])
 def test_a_wait_out_of_bounds_is_refused(server: Server, wait: str) -> None:
     response = server.client.post("/runsync", params={"wait": wait}, json={"input": QUICK})
     assert_error(response, 422, "1000 to 300000", param="wait")
+
+
+def test_who_waits_for_a_job_and_leaves_is_not_waited_for(server: Server) -> None:
+    job_id = submitted(server, input=LONG)
+    path = f"/status-sync/{job_id}"
+    with pytest.raises(httpx.ReadTimeout):
+        server.client.get(path, params={"wait": "300000"}, timeout=0.5)
+    until(lambda: f"the client of {path} went away" in server.log.read_text())
+    assert server.client.get(f"/status/{job_id}").json()["status"] == "IN_PROGRESS"
+    server.client.post(f"/cancel/{job_id}")
 
 
 def test_a_bad_input_ends_failed(server: Server) -> None:
@@ -295,6 +306,26 @@ def test_one_job_too_many_is_told_when_to_come_again(tmp_path: Path) -> None:
             assert client.post("/runsync", json={"input": QUICK}).json()["status"] == "COMPLETED"
 
 
+def test_a_job_is_cancelled_though_the_client_left_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cancel = JobStore.cancel
+
+    def slowly(store: JobStore, job_id: str) -> Job | None:
+        time.sleep(0.5)
+        return cancel(store, job_id)
+
+    monkeypatch.setattr(JobStore, "cancel", slowly)
+    with served_without_bentoml(tmp_path / "state", seconds=0.05) as url:
+        with httpx.Client(base_url=url, trust_env=False) as client:
+            job_id = client.post("/run", json={"input": LONG}).json()["id"]
+            until(lambda: client.get("/health").json()["workers"]["running"] == 1)
+            with pytest.raises(httpx.ReadTimeout):
+                client.post(f"/cancel/{job_id}", timeout=0.1)
+            until(lambda: client.get(f"/status/{job_id}").json()["status"] == "CANCELLED")
+            until(lambda: client.get("/health").json()["workers"]["running"] == 0)
+
+
 def test_jobs_may_lie_in_postgresql(tmp_path: Path, postgres_server: str) -> None:
     address = new_database(postgres_server).replace("postgresql:", "postgres:")
     with served_without_bentoml(tmp_path / "state", job_store_url=address) as url:
@@ -302,6 +333,9 @@ def test_jobs_may_lie_in_postgresql(tmp_path: Path, postgres_server: str) -> Non
             job = client.post("/runsync", json={"input": QUICK}).json()
             assert job["status"] == "COMPLETED"
             assert client.get("/health").json()["jobs"]["completed"] == 1
+            assert_error(client.get("/status/%00"), 404)  # no text for PostgreSQL
+            bad = {"prompt": "x", "scheduler": "\0"}
+            assert client.post("/runsync", json={"input": bad}).json()["status"] == "FAILED"
     with served_without_bentoml(tmp_path / "state", job_store_url=address) as url:
         assert httpx.get(f"{url}/status/{job['id']}", trust_env=False).json() == job
 

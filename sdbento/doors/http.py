@@ -143,10 +143,10 @@ def _server_sent(event: dict[str, Any]) -> str:
 class Guard:
     """ASGI middleware around everything that is served.
 
-    A POST body over the limit is a 413. On the paths of `request_models` the body is such a
-    request:
-    a form, or else JSON whatever its Content-Type says. It is refused here when it is not one, so
-    that BentoML only ever sees valid requests. When the client goes away the handler is cancelled.
+    A body over the limit is a 413. What is posted to the paths of `request_models` is such a
+    request: a form, or else JSON whatever its Content-Type says. It is refused here when it is not
+    one, so that BentoML only ever sees valid requests. When the client goes away the handler is
+    cancelled.
     """
 
     def __init__(
@@ -166,12 +166,10 @@ class Guard:
         failure = Failure()
         _failure.set(failure)
         answer = _OneErrorShape(scope, send, failure, ours=scope["path"] in self._request_models)
-        if scope["method"] != "POST":
-            await self.app(scope, receive, answer)
-            return
         try:
             body = await self._read_body(scope, receive)
-            if (model := self._request_models.get(scope["path"])) is not None:
+            model = self._request_models.get(scope["path"])
+            if model is not None and scope["method"] == "POST":
                 headers = Headers(scope=scope)
                 if is_form(headers):
                     body = await as_json(headers, body)

@@ -3,7 +3,7 @@
 POST /run, /runsync, /cancel/{id}, /retry/{id}, /purge-queue; GET /status/{id}, /status-sync/{id},
 /stream/{id}, /health; each also under /v2/{endpoint_id}, whatever the endpoint is called. A key in
 the Authorization header is not looked at. Jobs go on when their client leaves: only /cancel stops
-them.
+them. What changes jobs is shielded: a client that leaves meanwhile leaves nothing half done.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from sdbento.doors.http import reported
-from sdbento.errors import InvalidParameter, SDBentoError, Unavailable
+from sdbento.errors import InvalidParameter, NotFound, SDBentoError, Unavailable
 from sdbento.job_format import accept
 from sdbento.job_store import JobStore, Limits
 from sdbento.jobs import Jobs
@@ -143,19 +143,20 @@ async def stream(request: Request) -> Response:
 
 @reported
 async def cancel(request: Request) -> Response:
-    job = await jobs_of(request).cancel(_id(request))
+    job = await asyncio.shield(jobs_of(request).cancel(_id(request)))
     return JSONResponse({"id": job.id, "status": job.status})
 
 
 @reported
 async def retry(request: Request) -> Response:
-    await jobs_of(request).retry(_id(request))
+    await asyncio.shield(jobs_of(request).retry(_id(request)))
     return JSONResponse({"id": _id(request), "status": "IN_QUEUE"})
 
 
 @reported
 async def purge_queue(request: Request) -> Response:
-    return JSONResponse({"removed": await jobs_of(request).purge(), "status": "completed"})
+    removed = await asyncio.shield(jobs_of(request).purge())
+    return JSONResponse({"removed": removed, "status": "completed"})
 
 
 @reported
@@ -190,10 +191,7 @@ def _workers(app: App, jobs: Jobs) -> dict[str, int]:
 
 
 async def _submitted(request: Request, *, sync: bool) -> str:
-    """The id of the job that a request asks for, once it is in the store.
-
-    That goes on when the client leaves: a job whose id nobody heard is a job all the same.
-    """
+    """The id of the job that a request asks for, once it is in the store."""
     jobs = jobs_of(request)
     settings: Settings = request.app.state.app.settings
     new = await asyncio.to_thread(accept, await request.body(), settings, sync=sync)
@@ -202,13 +200,16 @@ async def _submitted(request: Request, *, sync: bool) -> str:
 
 
 def _id(request: Request) -> str:
-    return str(request.path_params["id"])
+    job_id = str(request.path_params["id"])
+    if "\0" in job_id:  # PostgreSQL has no such text
+        raise NotFound("there is no job of that id", param="id")
+    return job_id
 
 
 def _seconds(request: Request, default: int) -> float:
     """How long the client lets a request wait; `default` in ms, as the query has it."""
     given = request.query_params.get("wait", str(default))
-    if not given.isdecimal() or not MIN_WAIT <= int(given[:10]) <= MAX_WAIT:
+    if not given.isdecimal() or len(given) > 6 or not MIN_WAIT <= int(given) <= MAX_WAIT:
         raise InvalidParameter(
             f"wait must be {MIN_WAIT} to {MAX_WAIT} milliseconds; given: {given[:80]!r}",
             param="wait",
