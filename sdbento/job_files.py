@@ -8,12 +8,13 @@ from __future__ import annotations
 import fcntl
 import os
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from sdbento.errors import Unavailable
 
-LOCK_SECONDS = 5.0  # that a server which is just ending may still hold its folder
+LOCK_SECONDS = 5.0  # that a server which is just ending may still hold its locks
 
 
 class Results:
@@ -65,16 +66,30 @@ class Results:
 def lock_folder(folder: Path) -> int:
     """Have the folder alone until the file is closed, which the end of the process does as well."""
     lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        take(
+            lambda: _locked(lock),
+            f"another server keeps its jobs in {folder.absolute()}; name another folder "
+            "(SDBENTO_STATE_DIR)",
+        )
+    except BaseException:
+        os.close(lock)
+        raise
+    return lock
+
+
+def _locked(file: int) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def take(taken: Callable[[], bool], refusal: str) -> None:
+    """Wait until a lock is `taken`. Raises Unavailable, with the `refusal`, when it never is."""
     give_up = time.monotonic() + LOCK_SECONDS
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return lock
-        except BlockingIOError:
-            if time.monotonic() > give_up:
-                os.close(lock)
-                raise Unavailable(
-                    f"another server keeps its jobs in {folder.absolute()}; name another folder "
-                    "(SDBENTO_STATE_DIR)"
-                ) from None
+    while not taken():
+        if time.monotonic() > give_up:
+            raise Unavailable(refusal)
         time.sleep(0.05)

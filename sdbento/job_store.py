@@ -9,14 +9,15 @@ would end a job one does, and the other is told so. A result is a whole file on 
 row says COMPLETED. Portable SQL; SQLite where no other database is named. One server a folder and
 a database: a new start takes every running job for one that died with the old process.
 
-Lock order: the folder's lock for the life of the store, then `_writing` for one transaction.
-Everything blocks and is thread-safe. Knows nothing of HTTP, of the App and of what a job computes.
+Lock order: the folder's and the database's for the life of the store, then `_writing` for one
+transaction. Everything blocks and is thread-safe. Knows nothing of HTTP, of the App and of what a
+job computes.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -26,17 +27,15 @@ from sqlalchemy import (
     Connection,
     Row,
     case,
-    create_engine,
     delete,
-    event,
     func,
     insert,
     select,
     update,
 )
-from sqlalchemy.engine import URL, make_url
 
 from sdbento.errors import Overloaded
+from sdbento.job_database import connect, lock_database
 from sdbento.job_files import Results, lock_folder
 from sdbento.job_table import (
     RETRIABLE,
@@ -52,13 +51,6 @@ from sdbento.job_table import (
 SUSPECT = 3  # times that a server died while it ran a job, after which the job is run alone
 MAX_INTERRUPTIONS = 20  # after which it is not run again: it may be what kills the server
 VACUUM_PAGES = 10_000  # free pages given back to the file system at a time
-PRAGMAS = (
-    "auto_vacuum = INCREMENTAL",  # first: it must come before the tables
-    "journal_mode = WAL",
-    "synchronous = FULL",  # a commit survives a power failure
-    "busy_timeout = 10000",
-    "journal_size_limit = 67108864",
-)
 
 
 @dataclass(frozen=True)
@@ -67,7 +59,7 @@ class Limits:
 
     max_unfinished: int = 1000
     max_finished: int = 10_000
-    max_bytes: int = 10 * 2**30  # of inputs and results
+    max_bytes: int = 10 * 2**30  # of inputs, and of results
 
 
 @dataclass(frozen=True)
@@ -83,7 +75,7 @@ class JobStore:
 
     folder: results and the lock lie here; made where it is missing.
     url: the database, as SQLAlchemy names it; None: SQLite in the folder.
-    Raises Unavailable when another server has the folder.
+    Raises Unavailable when another server has the folder or the database.
     """
 
     def __init__(
@@ -98,27 +90,38 @@ class JobStore:
         self._now = clock
         self._writing = Lock()
         self._results = Results(folder / "results")
+        self._engine = connect(url, folder)
         self._lock = lock_folder(folder)
-        self._engine = create_engine(_address(url, folder), pool_pre_ping=True)
         self._is_sqlite = self._engine.dialect.name == "sqlite"
-        if self._is_sqlite:
-            event.listen(self._engine, "connect", _set_pragmas)
+        self._alone: Connection | None = None
         try:
+            self._alone = lock_database(self._engine)
             metadata.create_all(self._engine)
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
+        if self._alone is not None:
+            self._alone.close()
         self._engine.dispose()
         os.close(self._lock)
 
     def recover(self) -> int:
-        """Put what was running when the last process died back into the queue; how many.
+        """At a start: put what was running when the last process died back into the queue.
 
-        What was running too often has failed.
+        How many; what was running too often has failed. No job may run yet.
         """
-        running = update(jobs).where(jobs.c.status == "IN_PROGRESS")
+        count = self.requeue(running=())
+        completed = select(jobs.c.id, jobs.c.run).where(jobs.c.status == "COMPLETED")
+        with self._engine.connect() as connection:
+            known = {(row.id, row.run) for row in connection.execute(completed)}
+        self._results.keep_only(known)
+        return count
+
+    def requeue(self, running: Collection[str]) -> int:
+        """Put the jobs that are running, but for those named, back into the queue; how many."""
+        lost = jobs.c.status == "IN_PROGRESS", jobs.c.id.not_in(running)
         values = {"status": "IN_QUEUE", "started": None, "interruptions": jobs.c.interruptions + 1}
         failed = self._final("FAILED") | {
             "error": f"the server died {MAX_INTERRUPTIONS} times while it ran this job; it is not "
@@ -126,12 +129,8 @@ class JobStore:
         }
         with self._writing, self._engine.begin() as connection:
             worn = jobs.c.interruptions >= MAX_INTERRUPTIONS - 1
-            connection.execute(running.where(worn).values(failed))
-            count = connection.execute(running.values(values)).rowcount
-            completed = select(jobs.c.id, jobs.c.run).where(jobs.c.status == "COMPLETED")
-            known = {(row.id, row.run) for row in connection.execute(completed)}
-        self._results.keep_only(known)
-        return count
+            connection.execute(update(jobs).where(*lost, worn).values(failed))
+            return connection.execute(update(jobs).where(*lost).values(values)).rowcount
 
     def add(self, new: NewJob) -> None:
         """Accept a job. Raises Overloaded when there are too many, or too much of them."""
@@ -232,7 +231,10 @@ class JobStore:
     def cancel(self, job_id: str) -> Job | None:
         """Cancel a job unless it is finished; the job after that, None where there is none."""
         self._end_where(jobs.c.id == job_id, UNFINISHED, self._final("CANCELLED"))
-        return self.get(job_id)
+        job = self.get(job_id)
+        if job is not None and job.status == "CANCELLED":  # its result may wait for the database
+            self._results.delete(job.id, job.run)
+        return job
 
     def purge(self) -> list[str]:
         """Cancel all that waits; the ids of those."""
@@ -248,7 +250,7 @@ class JobStore:
     def retry(self, job_id: str) -> bool:
         """Queue a failed or timed-out job again, with the input it had.
 
-        False if it is neither, or never had a good one.
+        False if it is neither, or never had a good one. Raises Overloaded as `add`.
         """
         now = self._now()
         this = jobs.c.id == job_id, jobs.c.status.in_(RETRIABLE), jobs.c.input.is_not(None)
@@ -262,6 +264,8 @@ class JobStore:
         }
         values |= dict.fromkeys(("started", "finished", "delete_after", "error", "webhook_due"))
         with self._writing, self._engine.begin() as connection:
+            if not connection.execute(select(jobs.c.id).where(*this)).all():
+                return False
             self._check_room(connection, 0)
             return connection.execute(update(jobs).where(*this).values(values)).rowcount == 1
 
@@ -284,7 +288,7 @@ class JobStore:
         due = None if again_in is None else self._now() + again_in
         values = {"webhook_due": due, "webhook_failures": job.webhook_failures + 1}
         # A job that was retried meanwhile has a webhook of its own to come.
-        this = jobs.c.id == job.id, jobs.c.run == job.run, jobs.c.status == job.status
+        this = jobs.c.id == job.id, jobs.c.run == job.run, jobs.c.finished == job.finished
         with self._writing, self._engine.begin() as connection:
             connection.execute(update(jobs).where(*this).values(values))
 
@@ -305,18 +309,19 @@ class JobStore:
 
     def _excess(self, connection: Connection) -> list[Row[Any]]:
         """The oldest finished jobs, as many as are beyond the limits."""
-        total = connection.execute(select(func.coalesce(func.sum(jobs.c.size), 0))).scalar_one()
         finished = connection.execute(
-            select(jobs.c.id, jobs.c.run, jobs.c.size)
+            select(jobs.c.id, jobs.c.run, jobs.c.size, jobs.c.webhook_due)
             .where(jobs.c.status.not_in(UNFINISHED))
             .order_by(jobs.c.finished)
         ).all()
+        count, total = len(finished), sum(row.size for row in finished)
         excess = []
-        for i, row in enumerate(finished):
-            if len(finished) - i <= self._limits.max_finished and total <= self._limits.max_bytes:
+        for row in finished:
+            if count <= self._limits.max_finished and total <= self._limits.max_bytes:
                 break
-            total -= row.size
-            excess.append(row)
+            if row.webhook_due is None:
+                count, total = count - 1, total - row.size
+                excess.append(row)
         return excess
 
     def _forget(self, connection: Connection, rows: Iterable[Row[Any]]) -> None:
@@ -341,9 +346,12 @@ class JobStore:
         return values
 
     def _end_run(self, job: Job, values: dict[str, Any]) -> bool:
-        this = jobs.c.id == job.id, jobs.c.run == job.run, jobs.c.status == "IN_PROGRESS"
+        """Whether this run has ended so: now, or before when the commit's answer was lost."""
+        this = jobs.c.id == job.id, jobs.c.run == job.run
+        end = update(jobs).where(*this, jobs.c.status == "IN_PROGRESS").values(values)
+        same = select(jobs.c.id).where(*this, jobs.c.status == values["status"])
         with self._writing, self._engine.begin() as connection:
-            return connection.execute(update(jobs).where(*this).values(values)).rowcount == 1
+            return connection.execute(end).rowcount == 1 or bool(connection.execute(same).all())
 
     def _end_where(
         self, condition: Any, statuses: tuple[Status, ...], values: dict[str, Any]
@@ -357,16 +365,3 @@ class JobStore:
                 if connection.execute(update(jobs).where(*this).values(values)).rowcount:
                     ended.append(job_id)
         return ended
-
-
-def _address(url: str | None, folder: Path) -> URL:
-    """What SQLAlchemy connects to: PostgreSQL by psycopg 3, the driver that is installed."""
-    address = make_url(url or f"sqlite:///{folder.absolute() / 'jobs.db'}")
-    if address.drivername in ("postgresql", "postgres"):
-        return address.set(drivername="postgresql+psycopg")
-    return address
-
-
-def _set_pragmas(connection: Any, _record: object) -> None:
-    for pragma in PRAGMAS:
-        connection.execute(f"PRAGMA {pragma}").close()

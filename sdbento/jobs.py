@@ -20,8 +20,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from sqlalchemy.exc import DBAPIError
-
 from sdbento.errors import (
     DeadlineExceeded,
     MalformedRequest,
@@ -32,8 +30,9 @@ from sdbento.errors import (
     classify,
     unexplained,
 )
+from sdbento.insist import insist
 from sdbento.job_format import JobInput, one_line, read, status_body
-from sdbento.job_progress import Progress, ProgressOfAll
+from sdbento.job_progress import ProgressOfAll
 from sdbento.job_store import Counts, JobStore
 from sdbento.job_table import Job, NewJob, milliseconds
 from sdbento.schemas import GenerateRequest, GenerateResponse
@@ -50,7 +49,6 @@ T = TypeVar("T")
 
 THREADS = 4  # that wait for the store
 MAX_CHUNK_BYTES = 1_000_000  # RunPod's limit for one event of /stream
-FIRST_PAUSE, LAST_PAUSE = 0.1, 10.0  # seconds before the store is tried again
 
 
 @dataclass(frozen=True)
@@ -88,8 +86,9 @@ class Jobs:
         self._waiters: dict[str, set[asyncio.Event]] = {}
         self._news = asyncio.Event()
         self._hold_until = 0.0  # the App is full; no job is begun before
+        self._unsure = False  # whether the store may have begun jobs that are not in `_running`
         self._stopping = False
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: list[asyncio.Task[None]] = []  # the first is the dispatcher
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="sdbento-jobs")
 
     async def start(self) -> None:
@@ -105,6 +104,8 @@ class Jobs:
         Call it before the App is closed.
         """
         self._stopping = True
+        self._news.set()
+        await asyncio.wait(self._tasks[:1])  # not cancelled: it may just be taking jobs up
         if self._running:
             await asyncio.wait(self._running.values(), timeout=self._pace.grace)
         unfinished = list(self._running.values())
@@ -122,11 +123,7 @@ class Jobs:
 
     async def submit(self, new: NewJob) -> None:
         """Accept a job. Raises Overloaded."""
-        try:
-            await self._call(self._store.add, new)
-        except Overloaded as error:
-            error.retry_after = max(1.0, self._app.engine.seconds_per_request)
-            raise
+        await self._queue(self._store.add, new)
         if new.error is None:
             self._news.set()
         else:
@@ -191,8 +188,11 @@ class Jobs:
         return job
 
     async def retry(self, job_id: str) -> None:
-        """Queue a failed or timed-out job again. Raises MalformedRequest for any other."""
-        if not await self._call(self._store.retry, job_id):
+        """Queue a failed or timed-out job again.
+
+        Raises MalformedRequest for any other, Overloaded.
+        """
+        if not await self._queue(self._store.retry, job_id):
             job = await self.get(job_id)
             raise MalformedRequest(
                 "only a job that is FAILED or TIMED_OUT, and not for a bad input, can be retried; "
@@ -215,11 +215,12 @@ class Jobs:
     # What goes on by itself
 
     async def _dispatch(self) -> None:
-        while True:
+        while not self._stopping:
             self._news.clear()
             try:
                 await self._take_up()
             except Exception as exc:
+                self._unsure = True  # a commit's answer may be what was lost
                 reason = classify(exc).message
                 log.error("no jobs can be taken up now: %s", reason, exc_info=unexplained(exc))
             with suppress(TimeoutError):
@@ -232,6 +233,9 @@ class Jobs:
         free = self._max_running - len(self._running)
         if self._stopping or free <= 0 or time.monotonic() < self._hold_until:
             return
+        if self._unsure:
+            await self._call(self._store.requeue, list(self._running))
+            self._unsure = False
         for job in await self._call(self._store.claim, free):
             task = asyncio.create_task(self._run(job))
             self._running[job.id] = task
@@ -268,22 +272,21 @@ class Jobs:
     async def _generate(self, job: Job, asked: JobInput) -> GenerateResponse:
         seconds, reason = _limit(job)
         request = _within(asked.request, seconds)
-        progress = self._progress.of(job.id)
         try:
             async with asyncio.timeout(seconds) as limit:
-                return await self._follow(request, progress)
+                return await self._follow(job.id, request)
         except TimeoutError:
             if not limit.expired():
                 raise
             raise DeadlineExceeded(reason) from None
 
-    async def _follow(self, request: GenerateRequest, progress: Progress) -> GenerateResponse:
+    async def _follow(self, job_id: str, request: GenerateRequest) -> GenerateResponse:
         async with aclosing(self._app.stream(request)) as events:
             async for event in events:
                 if event["event"] == "done":
                     response: GenerateResponse = event["response"]
                 else:
-                    progress.push(event)
+                    self._progress.of(job_id).push(event)
         return response
 
     async def _give_up(self, job: Job, error: SDBentoError) -> None:
@@ -316,21 +319,21 @@ class Jobs:
         self._progress.wake(job_id)
         self._webhooks.wake()
 
+    async def _queue(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """As `_call`, for what makes the queue longer: who must not is told when to come again."""
+        try:
+            return await self._call(function, *args, **kwargs)
+        except Overloaded as error:
+            error.retry_after = max(1.0, self._app.engine.seconds_per_request)
+            raise
+
     async def _call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, lambda: function(*args, **kwargs))
 
     async def _keep(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """As `_call`, for what must not fail with the database or the disk: until they do it."""
-        pause = FIRST_PAUSE
-        while True:
-            try:
-                return await self._call(function, *args, **kwargs)
-            except (DBAPIError, OSError) as exc:
-                reason = classify(exc).message
-                log.error("a job's end cannot be kept yet: %s", reason, exc_info=unexplained(exc))
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, LAST_PAUSE)
+        return await insist(lambda: self._call(function, *args, **kwargs), "a job's end")
 
 
 def _limit(job: Job) -> tuple[float, str]:

@@ -117,7 +117,7 @@ class Settings(ServingSettings):
         None,
         validation_alias=variable("JOB_STORE_URL"),
         description="Address of the jobs' database, postgresql://user:password@host/name or "
-        "another that SQLAlchemy knows; unset: SQLite in SDBENTO_STATE_DIR",
+        "another that SQLAlchemy knows; one server a database; unset: SQLite in SDBENTO_STATE_DIR",
     )
     job_result_seconds: PositiveInt = Field(
         1800,

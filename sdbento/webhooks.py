@@ -16,6 +16,7 @@ from typing import ParamSpec, TypeVar
 
 from sdbento.errors import classify, unexplained
 from sdbento.fetch import post
+from sdbento.insist import insist
 from sdbento.job_format import status_body
 from sdbento.job_store import JobStore
 from sdbento.job_table import Job
@@ -89,7 +90,11 @@ class Webhooks:
             heard = await loop.run_in_executor(self._threads, self._post, job)
             final = heard or job.webhook_failures >= RETRIES
             again_in = None if final else round(self._pause * 1000)
-            await self._ask(self._store.note_webhook, job, again_in)
+            # Until it is noted this task is the one that posts the job, and it has.
+            await insist(
+                lambda: self._ask(self._store.note_webhook, job, again_in),
+                f"that the webhook of job {job.id} was posted",
+            )
         except Exception as exc:
             reason = classify(exc).message
             log.error("the webhook of job %s: %s", job.id, reason, exc_info=unexplained(exc))

@@ -37,9 +37,11 @@ FLOORS = (
         "job_table",
         "job_files",
         "job_store",
+        "job_database",
         "job_format",
         "job_progress",
         "webhooks",
+        "insist",
     ),
     (
         "resident",

@@ -149,6 +149,27 @@ def test_a_job_ends_once(store: JobStore) -> None:
     assert store.output(current(store)) is None
 
 
+def test_an_end_whose_answer_was_lost_can_be_told_again(store: JobStore) -> None:
+    job = begun(store)
+    for _ in range(2):  # a commit may be done though the connection broke before its answer
+        assert store.complete(job, b'["picture"]')
+    assert store.output(current(store)) == b'["picture"]'
+    job = begun(store, "b")
+    assert store.release(job) and store.release(job)
+
+
+def test_the_result_of_a_cancelled_job_is_not_kept(
+    store: JobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = begun(store)
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "_end_run", lambda *_: 1 / 0)  # its database is away just now
+        with pytest.raises(ZeroDivisionError):
+            store.complete(job, b"[]")
+    store.cancel("a")
+    assert list((tmp_path / "results").iterdir()) == []
+
+
 def test_cancelling_a_finished_job_changes_nothing(store: JobStore) -> None:
     store.complete(begun(store), b"[]")
     before = current(store)
@@ -231,6 +252,7 @@ def test_one_unfinished_job_too_many_is_refused(tmp_path: Path) -> None:
     store.add(new("c"))
     with pytest.raises(Overloaded):
         store.retry("a")
+    assert not store.retry("bad") and not store.retry("unknown")
     store.close()
 
 
@@ -250,6 +272,18 @@ def test_the_oldest_results_make_room(tmp_path: Path, clock: Clock) -> None:
         store.complete(begun(store, job_id), b"x" * 100)
     assert store.tidy() == ["a", "b", "c"]  # three by number, one more by bytes
     assert {path.name for path in (tmp_path / "results").iterdir()} == {"d.1.json", "e.1.json"}
+    store.close()
+
+
+def test_neither_inputs_nor_webhooks_cost_a_result_its_place(tmp_path: Path) -> None:
+    store = JobStore(tmp_path, limits=Limits(max_finished=1, max_bytes=100))
+    store.complete(begun(store, "untold", webhook="https://listener.example/"), b"x" * 60)
+    store.complete(begun(store, "told"), b"x" * 60)
+    store.complete(begun(store, "newest"), b"x" * 30)
+    store.add(new("waiting", input="x" * 90))
+    assert store.tidy() == ["told", "newest"]
+    store.note_webhook(current(store, "untold"), again_in=None)
+    assert store.tidy() == []
     store.close()
 
 
@@ -297,6 +331,18 @@ def test_a_finished_job_has_a_webhook_to_tell_until_that_is_done(
     store.note_webhook(due, again_in=None)
     assert store.due_webhooks(5) == []
     assert store.tidy() == ["a"]
+
+
+def test_a_late_answer_to_a_post_is_not_the_next_ones(store: JobStore, clock: Clock) -> None:
+    store.add(new(webhook="https://listener.example/"))
+    clock.now += 10 * HOUR
+    store.expire()
+    (first,) = store.due_webhooks(5)
+    store.retry("a")
+    clock.now += 10 * HOUR
+    store.expire()  # never begun, so of the same run as before
+    store.note_webhook(first, again_in=None)
+    assert [job.id for job in store.due_webhooks(5)] == ["a"]
 
 
 @pytest.mark.parametrize("end", ["fail", "cancel", "purge", "expire", "bad"])
@@ -418,6 +464,23 @@ def test_a_folder_has_one_server_only(
     monkeypatch.setattr(job_files, "LOCK_SECONDS", 0.0)
     with pytest.raises(Unavailable, match="SDBENTO_STATE_DIR"):
         JobStore(tmp_path)
+
+
+def test_a_postgresql_database_has_one_server_only(
+    tmp_path: Path, postgres_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = new_database(postgres_server)
+    store = JobStore(tmp_path / "a", url)
+    with monkeypatch.context() as patched:
+        patched.setattr(job_files, "LOCK_SECONDS", 0.0)
+        for _ in range(2):
+            with pytest.raises(Unavailable, match="JOB_STORE_URL"):
+                JobStore(tmp_path / "b", url)
+    begun(store)
+    store.close()
+    store = JobStore(tmp_path / "b", url)
+    assert store.recover() == 1
+    store.close()
 
 
 def test_a_result_that_cannot_be_written_leaves_the_job_running(

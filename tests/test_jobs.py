@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
+import time
 from base64 import b64encode
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
@@ -361,6 +363,26 @@ def test_of_previews_only_the_newest_waits() -> None:
     assert kinds == [("step", 0), ("step", 1), ("step", 2), ("preview", 2)]
 
 
+async def test_a_running_job_is_not_forgotten_for_others_that_are_looked_at(
+    server: Server,
+) -> None:
+    async def steps(request: GenerateRequest) -> AsyncGenerator[dict[str, Any], None]:
+        yield {"event": "step", "step": 1}
+        await server.app.gate.wait()
+        yield {"event": "step", "step": 2}
+        yield {"event": "done", "response": drawn(request)}
+
+    server.app.stream = steps  # type: ignore[method-assign]
+    job_id = await server.submit()
+    assert (await server.jobs.stream(job_id, SOON))[1] == [{"event": "step", "step": 1}]
+    for i in range(MAX_JOBS):
+        server.jobs._progress.of(str(i))
+    server.app.gate.set()
+    await server.ended(job_id)
+    events = (await server.jobs.stream(job_id, SOON))[1]
+    assert [event["event"] for event in events] == ["step", "done"]
+
+
 def test_progress_is_bounded() -> None:
     every = ProgressOfAll()
     for i in range(MAX_JOBS + 5):
@@ -444,6 +466,51 @@ async def test_a_database_that_is_away_for_a_while_loses_no_result(
     assert (await server.ended(job_id)).status == "COMPLETED"
 
 
+async def test_jobs_that_were_begun_without_an_answer_are_begun_again(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim = server.store.claim
+    lost: list[Job] = []
+
+    def answer_lost(limit: int) -> list[Job]:
+        claimed = claim(limit)
+        if claimed and not lost:
+            lost.extend(claimed)
+            raise OperationalError("COMMIT", None, Exception("the connection is closed"))
+        return claimed
+
+    running = await server.submit("slow")
+    await server.runs("slow")
+    monkeypatch.setattr(server.store, "claim", answer_lost)
+    job_id = await server.submit()
+    assert (await server.ended(job_id)).status == "COMPLETED"
+    assert [job.id for job in lost] == [job_id]
+    assert (await server.jobs.get(running)).status == "IN_PROGRESS"
+    assert [request.prompt for request in server.app.begun] == ["slow", "quick"]
+
+
+async def test_a_server_that_stops_while_it_begins_jobs_queues_them_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(tmp_path) as server:
+        claim, begun = server.store.claim, threading.Event()
+
+        def slowly(limit: int) -> list[Job]:
+            claimed = claim(limit)
+            if claimed:
+                begun.set()
+                time.sleep(0.2)
+            return claimed
+
+        monkeypatch.setattr(server.store, "claim", slowly)
+        job_id = await server.submit("slow")
+        await until(begun.is_set)
+    store = JobStore(tmp_path)
+    job = store.get(job_id)
+    assert job is not None and job.status == "IN_QUEUE"
+    store.close()
+
+
 async def test_results_wait_while_the_disk_is_full(
     server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -484,6 +551,24 @@ async def test_a_webhook_is_tried_three_times(server: Server, listener: Listener
     await asyncio.sleep(0.2)
     assert len(listener.heard) == 6
     assert listener.heard[0] == listener.heard[2] == await server.answer(job_id)
+
+
+async def test_a_webhook_is_not_told_again_because_that_cannot_be_kept(
+    server: Server, listener: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    note, refusals = server.store.note_webhook, [1, 2, 3]
+
+    def sometimes(*args: Any) -> None:
+        if refusals:
+            refusals.pop()
+            raise OperationalError("UPDATE jobs", None, Exception("the disk is full"))
+        note(*args)
+
+    monkeypatch.setattr(server.store, "note_webhook", sometimes)
+    await server.submit(webhook=listener.url)
+    await until(lambda: not refusals)
+    await told(server)
+    assert len(listener.heard) == 1
 
 
 async def test_a_webhook_that_was_not_told_is_told_after_a_new_start(
