@@ -106,7 +106,7 @@ class ServingSettings(BaseSettings):
         False,
         validation_alias=variable("SDBENTO_PREFER_CACHE"),
         description="Use what the Hub cache has without asking the Hub for something newer; the "
-        "RunPod worker always does",
+        "RunPod worker always does, and a server that has SDBENTO_RUNPOD_VOLUME",
     )
     max_pixels: int = Field(
         2048 * 2048,

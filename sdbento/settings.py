@@ -91,8 +91,8 @@ class Settings(ServingSettings):
     runpod_volume: Path = Field(
         Path("/runpod-volume"),
         validation_alias=variable("SDBENTO_RUNPOD_VOLUME"),
-        description="RunPod worker: where the network volume and the platform's model cache are "
-        "mounted",
+        description="Where RunPod mounts the network volume and the models that it cached; its "
+        "models, loras, embeddings and Hub cache are used",
     )
     port: int | None = Field(
         None,

@@ -21,6 +21,7 @@ from PIL import Image
 from sdbento.doors import cli
 from sdbento.doors.cli import numbered, with_default_model
 from sdbento.settings import Settings
+from tests.server import ROOT, free_port
 
 SHAPES = ["--model", "shapes"]
 QUICK = [*SHAPES, "--steps", "2", "--seed", "1"]
@@ -185,17 +186,20 @@ def test_a_port_in_use_is_one_line() -> None:
         assert text == f"cannot listen on 127.0.0.1:{port}: address already in use"
 
 
-def test_a_served_model_answers_and_sigterm_ends_it(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [*SDBENTO, "serve", *SHAPES, "--port", str(port)]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL)
+def test_a_model_on_a_volume_is_served_and_sigterm_ends_it(tmp_path: Path) -> None:
+    volume, folder, port = tmp_path / "volume", tmp_path / "folder", free_port()
+    folder.mkdir()
+    (volume / "models").mkdir(parents=True)
+    (volume / "models" / "mine").symlink_to(ROOT / "sdbento/models/shapes")
+    command = [*SDBENTO, "serve", "--model", "mine", "--port", str(port)]
+    environment = os.environ | {"SDBENTO_RUNPOD_VOLUME": str(volume)}
+    process = subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.DEVNULL)
     try:
         wait_until_ready(f"http://127.0.0.1:{port}/readyz", process)
     finally:
         process.terminate()
         assert process.wait(timeout=60) == 0
-    assert [path.name for path in tmp_path.iterdir()] == ["state"]  # of the jobs
+    assert [path.name for path in folder.iterdir()] == ["state"]  # of the jobs
 
 
 def wait_until_ready(url: str, process: subprocess.Popen[bytes]) -> None:

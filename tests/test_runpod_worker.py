@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
-import sys
 from collections.abc import AsyncGenerator, Iterator
 from io import BytesIO
 from pathlib import Path
@@ -17,7 +15,7 @@ from PIL import Image
 
 from sdbento.doors.results import Delivery
 from sdbento.doors.runpod_loop import DrainingScaler
-from sdbento.doors.runpod_worker import Worker, concurrency, hub_cache, is_sick, on_volume, read
+from sdbento.doors.runpod_worker import Worker, concurrency, is_sick, read
 from sdbento.errors import (
     InvalidParameter,
     MalformedRequest,
@@ -27,7 +25,6 @@ from sdbento.errors import (
 from sdbento.schemas import GenerateRequest, GenerateResponse
 from sdbento.settings import Settings
 from tests.platform import Job, Platform, WorkerProcess, decoded, working
-from tests.server import ROOT
 
 PROMPT = "a large red circle on a blue background"
 QUICK: dict[str, Any] = {"prompt": PROMPT, "num_inference_steps": 4, "seed": 7}
@@ -236,11 +233,11 @@ def test_a_large_result_goes_to_the_bucket_and_sigterm_loses_no_job(
         on_the_open_poll = platform.submit("w2", QUICK)
         for job in [*before, on_the_open_poll]:
             assert len(job.wait().output) == 1
-        platform.cancel(stopped)
-        platform.until(lambda: worker.log.count("Job stopped.") == 1, seconds=5)
             assert len(job.takers) == len(job.results) == 1
             assert not job.refused
         too_late = platform.submit("w2", QUICK)
+        platform.cancel(stopped)
+        platform.until(lambda: worker.log.count("Job stopped.") == 1, seconds=5)
         assert worker.process.wait(timeout=30) == 0
         assert too_late.state == "IN_QUEUE"  # another worker can have it
 
@@ -396,48 +393,3 @@ def test_the_worker_takes_what_fills_its_batch_and_never_more_than_it_may_queue(
     assert concurrency(Settings.load()) == 8
     assert concurrency(Settings.load(max_batch_size=16, runpod_prefetch=0)) == 16
     assert concurrency(Settings.load(max_queue_size=1)) == 5
-
-
-def test_folders_on_the_volume_are_used_where_no_others_are_named(tmp_path: Path) -> None:
-    (tmp_path / "models").mkdir()
-    (tmp_path / "loras").mkdir()
-    named = tmp_path / "mine"
-    settings = on_volume(Settings.load(runpod_volume=tmp_path, lora_dir=named))
-    assert settings.models_dir == tmp_path / "models"
-    assert settings.lora_dir == named
-    assert settings.embeddings_dir == Path("embeddings")
-
-
-def test_the_hub_cache_lies_on_the_volume_where_there_is_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cache = tmp_path / "huggingface-cache" / "hub"
-    assert hub_cache(tmp_path / "no-volume") is None
-    assert hub_cache(tmp_path) == cache
-    monkeypatch.setattr("os.access", lambda *_: False)
-    assert hub_cache(tmp_path) is None
-    (cache / "models--org--name").mkdir(parents=True)
-    assert hub_cache(tmp_path) == cache
-
-
-@pytest.mark.parametrize(("variable", "value"), [("", ""), ("HF_HOME", "/elsewhere")])
-def test_the_hub_cache_is_the_platforms_unless_another_is_named(
-    variable: str, value: str, tmp_path: Path
-) -> None:
-    code = (
-        "import sys; from pathlib import Path; import sdbento.doors.runpod_worker as w; "
-        "assert 'huggingface_hub' not in sys.modules; "
-        f"w.use_hub_cache(Path({str(tmp_path)!r}) / w.HUB_CACHE); "
-        "from huggingface_hub import constants; print(constants.HF_HUB_CACHE)"
-    )
-    environment = {"PATH": "/usr/bin:/bin", **({variable: value} if variable else {})}
-    ran = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    home = value or str(tmp_path / "huggingface-cache")
-    assert ran.stdout.split()[-1] == f"{home}/hub"

@@ -25,6 +25,7 @@ from sdbento.errors import SDBentoError, reraise
 from sdbento.schemas import GenerateRequest, GenerateResponse, OutputFormat, explain
 from sdbento.settings import Settings, SettingsError
 from sdbento.startup import without_collector
+from sdbento.volume import use_volume
 
 INTERRUPTED = 130  # what shells call a command that SIGINT ended
 FORMATS: dict[str, OutputFormat] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
@@ -70,7 +71,7 @@ model_option = click.option(
 @model_option
 def serve(host: str | None, port: int | None, model: str | None) -> None:
     """Serve over HTTP; settings come from the environment."""
-    settings = with_default_model(Settings.load(sd_model=model))
+    settings = with_default_model(use_volume(Settings.load(sd_model=model)))
     environment = settings.environment(BENTOML_DO_NOT_TRACK="1")
     host = host or environment.get("BENTOML_HOST") or DEFAULT_HOST
     port = port or settings.port or int(environment.get("BENTOML_PORT") or DEFAULT_PORT)
@@ -110,7 +111,8 @@ picture_file = click.Path(exists=True, dir_okay=False, path_type=Path)
 def generate(output: Path, model: str | None, **fields: Any) -> None:
     """Make a picture of PROMPT, without a server."""
     request = build_request(output, fields)
-    settings = with_default_model(Settings.load(sd_model=model, max_batch_size=request.num_images))
+    settings = use_volume(Settings.load(sd_model=model, max_batch_size=request.num_images))
+    settings = with_default_model(settings)
     keep_quiet(settings)
     response = asyncio.run(generate_with_progress(settings, request))
     for path, image in zip(numbered(output, len(response.images)), response.images, strict=True):
@@ -121,9 +123,10 @@ def generate(output: Path, model: str | None, **fields: Any) -> None:
 @commands.command()
 def models() -> None:
     """List the models that can be asked for by name."""
+    settings = use_volume(Settings.load())
     from sdbento.catalog import Catalog
 
-    for spec in Catalog(Settings.load()).list():
+    for spec in Catalog(settings).list():
         traits = f"{spec.family:<5} {spec.width}x{spec.height}, {spec.memory_gb:g} GB"
         aliases = f"  (also {', '.join(spec.aliases)})" if spec.aliases else ""
         click.echo(f"{spec.name:<48} {traits}{aliases}")
@@ -145,7 +148,7 @@ def samplers() -> None:
 )
 def pull(model: str, controlnet: tuple[str, ...]) -> None:
     """Download MODEL from the Hub, so that it need not be fetched when it is first used."""
-    settings = Settings.load()
+    settings = use_volume(Settings.load())
     keep_quiet(settings)
     from sdbento.catalog import Catalog
     from sdbento.pipelines import pull as download
@@ -172,7 +175,7 @@ def worker() -> None:
 @commands.command()
 def doctor() -> None:
     """Say what this machine can run, and why."""
-    settings = Settings.load()  # first: a bad one should not have to wait for torch
+    settings = use_volume(Settings.load())  # first: a bad one should not have to wait for torch
     keep_quiet(settings)
     from sdbento.doors.doctor import examine
 

@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import sys
 from contextlib import aclosing
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import runpod.serverless
@@ -27,21 +25,15 @@ from sdbento.doors.runpod_loop import DrainingScaler
 from sdbento.errors import MalformedRequest, classify
 from sdbento.job_format import Flags
 from sdbento.schemas import GenerateRequest, GenerateResponse
-from sdbento.settings import Settings, SettingsError, use_hub_cache
+from sdbento.settings import Settings, SettingsError
 from sdbento.startup import without_collector
+from sdbento.volume import use_volume
 
 if TYPE_CHECKING:
     from sdbento.app import App
 
 log = logging.getLogger(__name__)
 
-HUB_CACHE = "huggingface-cache/hub"  # of the volume: where the platform keeps cached models
-FOLDERS = {
-    "models_dir": "models",
-    "lora_dir": "loras",
-    "embeddings_dir": "embeddings",
-    "compile_dir": "compiled",
-}
 TINY = {"prompt": "a red circle", "width": 128, "height": 128, "num_inference_steps": 2}
 
 Job = dict[str, Any]
@@ -61,11 +53,9 @@ def run(settings: Settings) -> int:
 
     Must be called before huggingface_hub is imported. Raises SettingsError.
     """
-    settings = on_volume(settings)
+    settings = use_volume(settings).model_copy(update={"prefer_cache": True})
     configure_logging(settings)
     delivery = Delivery(settings)
-    if (cache := hub_cache(settings.runpod_volume)) is not None:
-        use_hub_cache(cache)
     with without_collector():  # not before: it imports huggingface_hub
         from sdbento.app import App
 
@@ -81,26 +71,6 @@ def run(settings: Settings) -> int:
     finally:
         app.close()
     return 0
-
-
-def on_volume(settings: Settings) -> Settings:
-    """The settings with the volume's folders of models, where the operator names no others."""
-    found = {
-        field: settings.runpod_volume / folder
-        for field, folder in FOLDERS.items()
-        if field not in settings.model_fields_set and (settings.runpod_volume / folder).is_dir()
-    }
-    return settings.model_copy(update={**found, "prefer_cache": True})
-
-
-def hub_cache(volume: Path) -> Path | None:
-    """The Hub cache on the volume, where there is one or one can be made.
-
-    The platform keeps cached models there; where it mounts them read-only they can still be used.
-    """
-    cache = volume / HUB_CACHE
-    writable = os.access(cache if cache.is_dir() else volume, os.W_OK)
-    return cache if writable or any(cache.glob("models--*")) else None
 
 
 def concurrency(settings: Settings) -> int:

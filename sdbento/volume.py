@@ -1,0 +1,65 @@
+"""RunPod's volume: a network volume, or the disk on which the platform puts cached models.
+
+What lies on it is used where the operator names nothing else; elsewhere there is no such folder.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+from sdbento.settings import Settings, use_hub_cache
+
+log = logging.getLogger(__name__)
+
+HUB_CACHE = "huggingface-cache/hub"  # where the platform puts cached models
+FOLDERS = {
+    "models_dir": "models",
+    "lora_dir": "loras",
+    "embeddings_dir": "embeddings",
+    "compile_dir": "compiled",
+}
+
+
+def use_volume(settings: Settings) -> Settings:
+    """The settings with what the volume has; unchanged where there is none.
+
+    Must be called before huggingface_hub is imported.
+    """
+    volume = settings.runpod_volume
+    if not volume.is_dir():
+        return settings
+    found = {
+        field: volume / folder
+        for field, folder in FOLDERS.items()
+        if field not in settings.model_fields_set and (volume / folder).is_dir()
+    }
+    if (cache := hub_cache(volume, Path.home() / ".cache/huggingface/hub")) is not None:
+        use_hub_cache(cache)
+    return settings.model_copy(update={**found, "prefer_cache": True})
+
+
+def hub_cache(volume: Path, own: Path) -> Path | None:
+    """The Hub cache to use: the volume's, where it can be written or made; None: any.
+
+    Where the platform mounts cached models read-only it is `own`, with links to them, for there
+    may be other models, LoRAs and ControlNets to download.
+    """
+    cache = volume / HUB_CACHE
+    if os.access(cache if cache.is_dir() else volume, os.W_OK):
+        return cache
+    models = list(cache.glob("models--*"))
+    if not models:
+        return None
+    try:
+        own.mkdir(parents=True, exist_ok=True)
+        for model in models:
+            link = own / model.name
+            if not link.exists():
+                link.unlink(missing_ok=True)  # it may point to a volume that was there before
+                link.symlink_to(model)
+    except OSError as exc:
+        log.warning("nothing can be downloaded: neither %s nor %s is writable: %s", cache, own, exc)
+        return cache
+    return own
