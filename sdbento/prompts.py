@@ -311,6 +311,12 @@ def _weigh(hidden: torch.Tensor, chunks: Sequence[Chunk]) -> torch.Tensor:
         rest = [1.0] * (hidden.shape[1] - 1 - len(chunk.weights))
         weights = torch.tensor([1.0, *chunk.weights, *rest], device=hidden.device)
         weighed = hidden[row].float() * weights[:, None]
-        restored = weighed * (hidden[row].float().mean() / weighed.mean())
-        hidden = torch.cat([hidden[:row], restored[None].to(hidden), hidden[row + 1 :]])
+        if _has_mean(weighed):
+            weighed *= hidden[row].float().mean() / weighed.mean()
+        hidden = torch.cat([hidden[:row], weighed[None].to(hidden), hidden[row + 1 :]])
     return hidden
+
+
+def _has_mean(values: torch.Tensor) -> bool:
+    """Whether their mean is more than rounding errors, as after a layer norm without a bias."""
+    return bool(values.mean().abs() > 1e-6 * values.abs().mean())

@@ -144,6 +144,15 @@ def test_weights_multiply_and_the_mean_stays(family: str) -> None:
         assert torch.allclose(ratio[0, 2] / rescaled, torch.tensor(1.5), atol=1e-3)
 
 
+def test_weights_multiply_where_there_is_no_mean_to_keep(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("sd15")
+    bias = model.pipe.text_encoder.final_layer_norm.bias
+    monkeypatch.setattr(bias, "data", torch.zeros_like(bias))  # leaves rounding errors of a mean
+    plain, heavy = encoded(model, "a cat").embeds, encoded(model, "a (cat:1.5)").embeds
+    assert torch.allclose(heavy[0, 2], 1.5 * plain[0, 2])
+    assert torch.equal(heavy[0, :2], plain[0, :2])
+
+
 def test_equal_prompts_are_encoded_once_and_the_cache_dies_with_the_model() -> None:
     model = tiny_model("sd15")
     encoder = PromptEncoder()

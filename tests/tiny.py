@@ -218,5 +218,7 @@ def _strengthen(module: torch.nn.Module) -> None:
     for name, parameter in module.named_parameters():
         if "embedding" in name and "time" not in name:
             parameter.data *= 10
+        elif name.endswith("final_layer_norm.bias"):
+            parameter.data += 0.1  # a mean to keep, as trained text encoders have
         elif parameter.dim() > 1:
             parameter.data *= 1.5
