@@ -80,7 +80,7 @@ class Settings(ServingSettings):
         description="RunPod worker: jobs taken beyond MAX_BATCH_SIZE, so that the batch stays full",
     )
     runpod_drain_seconds: float = Field(
-        30.0,
+        20.0,
         ge=0,
         le=3600,
         allow_inf_nan=False,

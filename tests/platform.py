@@ -204,7 +204,7 @@ class Platform:
     async def _done(self, request: web.Request) -> web.Response:
         job = self.jobs[request.match_info["job"]]
         body = json.loads(await request.text())
-        assert request.headers["X-Request-ID"]
+        assert request.headers["X-Request-ID"] == job.id
         if job.losses:
             job.lost.append(body)
             if job.losses.pop(0) == "drop":

@@ -62,6 +62,12 @@ def test_a_jpeg_that_is_too_large_as_well_is_an_error() -> None:
         delivery.deliver("a", response_of(3), Wish(allow_jpeg=True))
 
 
+@pytest.mark.parametrize("endpoint", ["s3.example.com", "foo:bar", "http://"])
+def test_a_bucket_whose_address_is_no_url_stops_the_start(endpoint: str) -> None:
+    with pytest.raises(SettingsError, match="must be a URL as https"):
+        Bucket.configured(bucket_settings(endpoint))
+
+
 def test_a_bucket_that_is_configured_by_half_stops_the_start() -> None:
     with pytest.raises(SettingsError, match="BUCKET_ACCESS_KEY_ID, BUCKET_SECRET_ACCESS_KEY"):
         Delivery(Settings.load(bucket_endpoint_url="https://s3.example", bucket_name="b"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import AsyncGenerator, Iterator
 from io import BytesIO
 from pathlib import Path
@@ -139,6 +140,21 @@ def test_a_stopped_job_stops_between_two_steps_and_harms_no_other(
     assert not any(job.results or job.refused for job in stopped)
 
 
+def test_a_job_that_is_stopped_at_once_is_not_run(
+    platform: Platform, worker: WorkerProcess
+) -> None:
+    def num_stopped() -> int:
+        return worker.log.count("Job stopped.") + worker.log.count("stopped before its turn")
+
+    before = num_stopped()
+    jobs = [platform.submit("w1", LONG) for _ in range(5)]
+    for job in jobs:
+        platform.until(lambda job=job: job.state == "IN_PROGRESS")  # type: ignore[misc]
+        platform.cancel(job)
+    platform.until(lambda: num_stopped() == before + 5, seconds=5)
+    assert not any(job.results or job.refused for job in jobs)
+
+
 @pytest.mark.parametrize("loss", ["500", "drop"])
 def test_a_lost_result_is_posted_again(
     platform: Platform, worker: WorkerProcess, loss: Any
@@ -242,6 +258,18 @@ def test_a_large_result_goes_to_the_bucket_and_sigterm_loses_no_job(
         assert too_late.state == "IN_QUEUE"  # another worker can have it
 
 
+def test_a_worker_that_is_ended_while_it_starts_takes_no_job(
+    platform: Platform, tmp_path: Path
+) -> None:
+    job = platform.submit("w4", QUICK)
+    with working(platform, "w4", tmp_path) as worker:
+        platform.until(lambda: "Starting Serverless Worker" in worker.log)
+        worker.terminate()
+        assert worker.process.wait(timeout=30) == 0
+        assert "Traceback" not in worker.log
+    assert job.state == "IN_QUEUE"
+
+
 def test_a_worker_whose_model_cannot_be_had_says_why_and_takes_no_job(
     platform: Platform, tmp_path: Path
 ) -> None:
@@ -275,7 +303,7 @@ class FakeApp:
 
 def worker_with(response: GenerateResponse | Exception) -> Worker:
     app: Any = FakeApp(response)
-    return Worker(app, Delivery(Settings.load()))
+    return Worker(app, Delivery(Settings.load()), num_jobs=1)
 
 
 class AcceleratorError(RuntimeError):
@@ -303,6 +331,29 @@ async def test_only_a_sick_gpu_asks_for_a_fresh_worker(error: Exception, sick: b
     assert "\n" not in output["error"]
 
 
+async def test_results_that_cannot_be_delivered_keep_no_thread_from_others() -> None:
+    release = threading.Event()
+
+    class Hanging:
+        def deliver(self, *_: object) -> list[str]:
+            release.wait()
+            return []
+
+    response: Any = None
+    app: Any = FakeApp(response)
+    delivery: Any = Hanging()
+    num_jobs = 64  # more than asyncio has threads
+    worker = Worker(app, delivery, num_jobs)
+    jobs = [{"id": str(i), "input": {"prompt": "x"}} for i in range(num_jobs)]
+    answering = [asyncio.create_task(worker.handle(job)) for job in jobs]
+    try:
+        await asyncio.sleep(0.2)
+        assert await asyncio.wait_for(asyncio.to_thread(lambda: "free"), 5) == "free"
+    finally:
+        release.set()
+    assert await asyncio.gather(*answering) == [[]] * num_jobs
+
+
 async def test_the_sdk_makes_a_failure_and_a_refresh_of_a_sick_gpu() -> None:
     from runpod.serverless.modules.rp_job import run_job
 
@@ -317,49 +368,10 @@ async def test_a_worker_with_a_sick_gpu_takes_no_more_jobs(
     scaler = DrainingScaler({})
     monkeypatch.setattr(DrainingScaler, "current", scaler)
     await worker_with(InvalidParameter("bad")).handle({"id": "a", "input": {"prompt": "x"}})
-    assert not scaler._draining
+    assert not scaler._draining.is_set()
     error = classify(AcceleratorError("CUDA error: unspecified launch failure"))
     await worker_with(error).handle({"id": "a", "input": {"prompt": "x"}})
-    assert scaler._draining
-
-
-async def test_an_open_request_for_jobs_does_not_hold_up_the_end_for_ever(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    never = asyncio.Event()
-    asked: list[int] = []
-
-    async def no_jobs(_: object, num_jobs: int) -> None:
-        asked.append(num_jobs)
-        await never.wait()
-
-    monkeypatch.setattr("sdbento.doors.runpod_loop.get_job", no_jobs)
-    monkeypatch.setattr(DrainingScaler, "drain_seconds", 0.2)
-    scaler = DrainingScaler({"concurrency_modifier": lambda _: 5})
-    running = asyncio.create_task(scaler.run())
-    await asyncio.sleep(0.2)
-    assert asked == [5]
-    scaler.drain()
-    await asyncio.wait_for(running, 5)
-    assert asked == [5]
-
-
-async def test_a_job_without_an_id_or_under_way_is_left_out(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    async def some_jobs(*_: object) -> list[Any]:
-        return [{"id": "a"}, {"input": {}}, None, {"id": 5}, {"id": "b"}, {"id": "a"}, {"id": "c"}]
-
-    monkeypatch.setattr("sdbento.doors.runpod_loop.get_job", some_jobs)
-    scaler = DrainingScaler({})
-    scaler.job_progress.add("b")
-    try:
-        assert await scaler._take(None, 9) == [{"id": "a"}, {"id": "c"}]
-    finally:
-        scaler.job_progress.remove("b")
-    assert caplog.text.count("without an id") == 3
-    assert "job a came again" in caplog.text
-    assert "job b came again" in caplog.text
+    assert scaler._draining.is_set()
 
 
 def test_an_error_that_is_its_own_cause_is_judged_once() -> None:

@@ -7,6 +7,7 @@ so that `--help` answers at once. Knows nothing of engine and models: it asks Ap
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import socket
@@ -163,12 +164,39 @@ def pull(model: str, controlnet: tuple[str, ...]) -> None:
         reraise(exc)
 
 
-@commands.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
-def worker() -> None:
-    """Take jobs from RunPod's queue, as a serverless worker; its SDK reads further options."""
-    settings = Settings.load()
-    from sdbento.doors.runpod_worker import run
+EXAMPLE = '{"input": {"prompt": "a red circle"}}'
 
+
+def check_test_input(_: click.Context, __: click.Parameter, text: str | None) -> str | None:
+    try:
+        job = None if text is None else json.loads(text)
+    except ValueError as error:
+        raise click.BadParameter(f"it is not JSON: {error}") from None
+    if text is not None and not (isinstance(job, dict) and isinstance(job.get("input"), dict)):
+        raise click.BadParameter(f"it must look like {EXAMPLE}")
+    return text
+
+
+@commands.command()  # The SDK takes the options from the command line itself.
+@click.option("--test_input", callback=check_test_input, help="Run this job and end; JSON.")
+@click.option("--rp_serve_api", is_flag=True, help="Serve the SDK's own API for trying jobs.")
+@click.option("--rp_api_host", help="Where it listens; localhost.")
+@click.option("--rp_api_port", type=int, help="Likewise; 8000.")
+@click.option("--rp_log_level", type=click.Choice(["ERROR", "WARN", "INFO"]), help="Of the SDK.")
+def worker(test_input: str | None, rp_serve_api: bool, **_: Any) -> None:
+    """Take jobs from RunPod's queue, as a serverless worker."""
+    settings = Settings.load()
+    try:
+        from sdbento.doors.runpod_worker import has_queue, run
+    except ValueError as error:
+        problem = f"RunPod's SDK does not start, one of its variables is bad: {error}"
+        raise click.ClickException(problem) from None
+
+    if not (test_input or rp_serve_api or has_queue()):
+        raise click.ClickException(
+            "RUNPOD_WEBHOOK_GET_JOB, RunPod's queue, is not set: there are no jobs to take; "
+            f"to try one: sdbento worker --test_input '{EXAMPLE}'"
+        )
     raise click.exceptions.Exit(run(settings))
 
 

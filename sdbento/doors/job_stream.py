@@ -26,8 +26,7 @@ Event = dict[str, Any]
 class JobStream:
     """Push events; `finish` sees the last ones off. Leaving the context stops the posting.
 
-    The session is its own: the SDK writes the job's id into the headers of the session it posts
-    with, and would mix up jobs that share one.
+    The session is its own: the SDK keeps the one that it posts results with to itself.
     """
 
     def __init__(self, job: dict[str, Any]) -> None:

@@ -56,8 +56,8 @@ class Bucket:
                 signature_version="s3v4",
                 s3={"addressing_style": "path"},
                 connect_timeout=10,
-                read_timeout=60,
-                retries={"max_attempts": 3},
+                read_timeout=20,
+                retries={"total_max_attempts": 3},
                 # Checksums in trailers are AWS's own; others refuse or store them.
                 request_checksum_calculation="when_required",
                 response_checksum_validation="when_required",
@@ -80,7 +80,12 @@ class Bucket:
         if missing:
             raise SettingsError(f"{', '.join(missing)}: must be set as well to upload results")
         endpoint, key, hidden, name = map(str, given)
-        return cls(endpoint, key, hidden, name, settings.bucket_url_seconds)
+        try:
+            return cls(endpoint, key, hidden, name, settings.bucket_url_seconds)
+        except ValueError:
+            raise SettingsError(
+                f"BUCKET_ENDPOINT_URL={endpoint!r}: must be a URL as https://s3.example.com"
+            ) from None
 
     def upload(self, key: str, data: bytes, media_type: str) -> str:
         """Store `data`; a URL that anybody can read it by for a while. Raises Unavailable."""

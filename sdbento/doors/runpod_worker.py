@@ -11,18 +11,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import runpod.serverless
 from runpod.serverless.modules.rp_logger import LOG_LEVELS, RunPodLogger
+from runpod.serverless.modules.worker_state import IS_LOCAL_TEST
 
 from sdbento import job_format
 from sdbento.doors.job_stream import JobStream
 from sdbento.doors.results import Delivery, Output, Wish
 from sdbento.doors.runpod_loop import DrainingScaler
-from sdbento.errors import MalformedRequest, classify
+from sdbento.errors import MalformedRequest, classify, unexplained
 from sdbento.job_format import Flags
 from sdbento.schemas import GenerateRequest, GenerateResponse
 from sdbento.settings import Settings, SettingsError
@@ -53,24 +57,31 @@ def run(settings: Settings) -> int:
 
     Must be called before huggingface_hub is imported. Raises SettingsError.
     """
+    # The SDK's loop replaces it. A container's first process hears only what it asks for.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     settings = use_volume(settings).model_copy(update={"prefer_cache": True})
     configure_logging(settings)
     delivery = Delivery(settings)
     with without_collector():  # not before: it imports huggingface_hub
         from sdbento.app import App
 
+    num_jobs = concurrency(settings)
     app = App(settings)
-    worker = Worker(app, delivery)
+    worker = Worker(app, delivery, num_jobs)
     app.start()
     runpod.serverless.register_fitness_check(worker.makes_a_picture)
     DrainingScaler.install(settings.runpod_drain_seconds)
-    num_jobs = concurrency(settings)
     config = {"handler": worker.handle, "concurrency_modifier": lambda _: num_jobs}
     try:
         runpod.serverless.start(config)
     finally:
         app.close()
     return 0
+
+
+def has_queue() -> bool:
+    """Whether there are jobs to take: RunPod's, or the one in the file that the SDK reads else."""
+    return not IS_LOCAL_TEST or Path("test_input.json").is_file()
 
 
 def concurrency(settings: Settings) -> int:
@@ -96,11 +107,13 @@ def read(job: Job) -> tuple[Flags, GenerateRequest]:
 
 
 class Worker:
-    """Answers jobs. One object for the life of the process."""
+    """Answers jobs, `num_jobs` at once. One object for the life of the process."""
 
-    def __init__(self, app: App, delivery: Delivery) -> None:
+    def __init__(self, app: App, delivery: Delivery, num_jobs: int) -> None:
         self._app = app
         self._delivery = delivery
+        # Not asyncio's own: a bucket that hangs would keep them from everything else.
+        self._deliverers = ThreadPoolExecutor(num_jobs, thread_name_prefix="sdbento-delivery")
 
     async def makes_a_picture(self) -> None:
         """Fitness check: the model loads and draws, or the worker says why it is unfit."""
@@ -131,12 +144,15 @@ class Worker:
         self, job: Job, flags: Flags, response: GenerateResponse, request: GenerateRequest
     ) -> Output:
         wish = Wish(flags.shape, flags.allow_jpeg, request.output_format)
-        return await asyncio.to_thread(self._delivery.deliver, job["id"], response, wish)
+        return await asyncio.get_running_loop().run_in_executor(
+            self._deliverers, self._delivery.deliver, str(job["id"]), response, wish
+        )
 
     def _failure(self, job: Job, exc: Exception) -> dict[str, Any]:
         error = classify(exc)
         if error.status >= 500:
-            log.error("job %s failed: %s", job.get("id"), error.message, exc_info=exc)
+            reason = unexplained(exc)
+            log.error("job %s failed: %s", job.get("id"), error.message, exc_info=reason)
         output: dict[str, Any] = {"error": job_format.one_line(error)}
         if is_sick(error):
             output["refresh_worker"] = True  # the SDK asks the platform to stop this worker
