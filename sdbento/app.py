@@ -34,7 +34,7 @@ from sdbento.errors import (
     reraise,
 )
 from sdbento.families import VAE_FACTOR
-from sdbento.intake import Pictures, draw_controls, fix_size, gather, has_urls, settle
+from sdbento.intake import Pictures, draw_controls, fix_size, gather, settle, sources
 from sdbento.metrics import queue_depth
 from sdbento.orders import Order
 from sdbento.pipelines import Lease, Pipeline, PipelineCache
@@ -226,7 +226,10 @@ class App:
         return Order(settled, spec, controlnets, refiner, pictures, warnings, deadline)
 
     async def _gather(self, settled: GenerateRequest, deadline: float) -> Pictures:
-        threads = self._readers if has_urls(settled) else None  # None: asyncio's own
+        if not (given := sources(settled)):
+            return Pictures()
+        has_urls = any(map(images.is_url, given))
+        threads = self._readers if has_urls else None  # None: asyncio's own
         loop = asyncio.get_running_loop()
         reading = loop.run_in_executor(threads, gather, settled, self.settings)
         try:
@@ -301,6 +304,8 @@ class App:
                 self._default_loaded.set()
                 return
             except Exception as exc:
+                if self._closed.is_set():
+                    return
                 error = classify(exc)
                 log.error("the default model %s cannot be loaded: %s", name, error.message)
                 log.debug("details", exc_info=exc)

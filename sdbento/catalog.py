@@ -182,6 +182,7 @@ class Catalog:
     def _unknown(self, name: str) -> UnknownModel:
         names = [n for spec in catalogued() for n in spec.names]
         names += [*self._models_dir(), self._settings.sd_model]
+        names = [n for n in names if n != name]  # it may be the default model that is not there
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.5) or names
         hint = f"the nearest: {', '.join(dict.fromkeys(near))}"
         if not self._settings.allow_any_model:

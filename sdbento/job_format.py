@@ -87,7 +87,7 @@ def read(given: dict[str, Any]) -> JobInput:
     except ValidationError as error:
         raise explain(error) from None
     fields = {name: value for name, value in given.items() if name not in FLAGS}
-    return JobInput(flags, parse(json.dumps(fields)))
+    return JobInput(flags, parse(json.dumps(fields), what="the input"))
 
 
 def accept(body: bytes, settings: Settings, *, sync: bool) -> NewJob:

@@ -300,7 +300,7 @@ class Jobs:
             await self._keep(self._store.fail, job, one_line(error), "TIMED_OUT")
         else:
             if error.status >= 500:
-                log.error("job %s failed: %s", job.id, error.message, exc_info=error)
+                log.error("job %s failed: %s", job.id, error.message, exc_info=unexplained(error))
             await self._keep(self._store.fail, job, one_line(error))
 
     async def _tidy(self) -> None:

@@ -338,21 +338,23 @@ ELSEWHERE = {
 }
 
 
-def parse(body: bytes | str, model: type[GenerateRequest] = GenerateRequest) -> GenerateRequest:
-    """A request from JSON text. Raises MalformedRequest or InvalidParameter."""
+def parse(
+    text: bytes | str, model: type[GenerateRequest] = GenerateRequest, what: str = "the body"
+) -> GenerateRequest:
+    """A request from JSON text, called `what`. Raises MalformedRequest or InvalidParameter."""
     try:
-        return model.model_validate_json(body)
+        return model.model_validate_json(text)
     except ValidationError as error:
-        raise explain(error) from None
+        raise explain(error, what) from None
 
 
-def explain(error: ValidationError) -> SDBentoError:
+def explain(error: ValidationError, what: str = "the body") -> SDBentoError:
     """The first problem as one sentence that names field, limit and what was given."""
     first = error.errors(include_url=False)[0]
     if first["type"] == "json_invalid":
-        return MalformedRequest(f"the body is not JSON: {first['ctx']['error']}")
+        return MalformedRequest(f"{what} is not JSON: {first['ctx']['error']}")
     if not first["loc"]:
-        return MalformedRequest("the body must be a JSON object")
+        return MalformedRequest(f"{what} must be a JSON object")
     field = _shorten(".".join(str(part) for part in first["loc"]))
     match first["type"]:
         case "missing":

@@ -13,7 +13,7 @@ import pytest_asyncio
 from numpy.typing import NDArray
 
 from sdbento.app import App
-from sdbento.errors import InvalidParameter, SDBentoError
+from sdbento.errors import DeadlineExceeded, InvalidParameter, SDBentoError
 from sdbento.schemas import GenerateRequest
 from sdbento.settings import Settings
 from tests.oracle import engine_pixels, tiny_control, tiny_model
@@ -61,6 +61,12 @@ def expected(kind: str, **options: Any) -> NDArray[np.int16]:
 
 def assert_same(one: NDArray[np.int16], other: NDArray[np.int16]) -> None:
     assert np.abs(one - other).max() <= 1
+
+
+async def test_a_request_without_pictures_is_not_late_for_them(app: App) -> None:
+    with pytest.raises(DeadlineExceeded) as caught:
+        await made(app, timeout=1e-6)
+    assert "picture" not in caught.value.message
 
 
 async def test_the_refiner_is_leased_beside_its_base(app: App) -> None:

@@ -190,6 +190,12 @@ def test_other_models_can_be_forbidden(tmp_path: Path) -> None:
             catalog.resolve(name)
 
 
+def test_a_default_model_that_is_unknown_is_not_the_nearest_to_itself() -> None:
+    with pytest.raises(UnknownModel) as caught:
+        make(sd_model="shaeps").resolve("shaeps")
+    assert caught.value.message.startswith("there is no model 'shaeps'; the nearest: shapes")
+
+
 def test_an_unknown_name_brings_the_nearest() -> None:
     with pytest.raises(UnknownModel, match=r"no model 'shaeps'; the nearest: shapes") as caught:
         make().resolve("shaeps")
