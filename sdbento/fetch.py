@@ -13,7 +13,7 @@ import ssl
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from threading import Thread
@@ -155,10 +155,7 @@ class _CheckedBackend(httpcore.NetworkBackend):
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.NetworkStream:
         addresses = _resolve(host, port, _remaining(self._deadline))
-        if not self._allow_private and not all(is_global(address) for address in addresses):
-            raise _Failed(
-                "its address is private or reserved; SDBENTO_ALLOW_PRIVATE_URLS=true permits it"
-            )
+        _check_addresses(addresses, self._allow_private)
         while True:
             address = addresses.pop(0)
             share = _remaining(self._deadline) / (len(addresses) + 1)
@@ -217,10 +214,19 @@ def _check(place: httpx.URL, settings: Settings) -> None:
         raise _Failed("only https URLs are accepted")
     if place.scheme == "http" and not settings.allow_private_urls:
         raise _Failed("http is refused, use https; SDBENTO_ALLOW_PRIVATE_URLS=true permits it")
-    if (place.port or 0) > MAX_PORT:
-        raise _Failed(f"it names a port above {MAX_PORT}")
+    if place.port is not None and not 0 < place.port <= MAX_PORT:
+        raise _Failed(f"its port is not one of 1 to {MAX_PORT}")
+    with suppress(ValueError):  # a name, which is looked up when it is gone to
+        _check_addresses([ip_address(place.host)], settings.allow_private_urls)
     if place.userinfo:
         raise _Failed("a URL must not carry a user name or password")
+
+
+def _check_addresses(addresses: list[Address], allow_private: bool) -> None:
+    if not allow_private and not all(is_global(address) for address in addresses):
+        raise _Failed(
+            "its address is private or reserved; SDBENTO_ALLOW_PRIVATE_URLS=true permits it"
+        )
 
 
 def _get(place: httpx.URL, backend: _CheckedBackend, max_bytes: int) -> bytes | httpx.URL:
@@ -315,7 +321,7 @@ def _explained(
     error: Exception, what: str, place: httpx.URL | None, settings: Settings, param: str
 ) -> SDBentoError:
     kind = error.kind if isinstance(error, _Failed) else InvalidParameter
-    host = "its URL" if place is None else _short(place.host)
+    host = _short(place.host) if place is not None and place.host else "its URL"
     return kind(f"{what} {host}: {_reason(error, settings)}", param=param)
 
 

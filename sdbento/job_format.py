@@ -13,7 +13,7 @@ import uuid
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sdbento.errors import MalformedRequest, SDBentoError
 from sdbento.fetch import check
@@ -34,6 +34,14 @@ class Policy(BaseModel):
     execution_timeout: int = Field(600_000, alias="executionTimeout", ge=5000, le=WEEK)
     ttl: int = Field(86_400_000, ge=10_000, le=WEEK)
     low_priority: bool = Field(False, alias="lowPriority")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_nothing(cls, given: Any) -> Any:
+        """Typed clients send what they do not set as null."""
+        if not isinstance(given, dict):
+            return given
+        return {name: value for name, value in given.items() if value is not None}
 
 
 class Submission(BaseModel):

@@ -199,13 +199,22 @@ def test_a_port_in_use_is_one_line() -> None:
         assert text == f"cannot listen on 127.0.0.1:{port}: address already in use"
 
 
+def test_a_port_for_health_that_is_in_use_is_one_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        health = taken.getsockname()[1]
+        port = str(free_port())
+        text = complaint("serve", *SHAPES, "--port", port, PORT_HEALTH=str(health))
+        assert text == f"cannot listen on PORT_HEALTH={health}: address already in use"
+
+
 def test_a_model_on_a_volume_is_served_and_sigterm_ends_it(tmp_path: Path) -> None:
     volume, folder, port = tmp_path / "volume", tmp_path / "folder", free_port()
     folder.mkdir()
     (volume / "models").mkdir(parents=True)
     (volume / "models" / "mine").symlink_to(ROOT / "sdbento/models/shapes")
     command = [*SDBENTO, "serve", "--model", "mine", "--port", str(port)]
-    environment = os.environ | {"SDBENTO_RUNPOD_VOLUME": str(volume)}
+    # A port for health that is the server's own is no other.
+    environment = os.environ | {"SDBENTO_RUNPOD_VOLUME": str(volume), "PORT_HEALTH": str(port)}
     process = subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.DEVNULL)
     try:
         wait_until_ready(f"http://127.0.0.1:{port}/readyz", process)

@@ -510,7 +510,15 @@ def test_a_post_ends_in_time(server: Server) -> None:
 def test_a_url_can_be_checked_without_going_there(resolve: Resolve) -> None:
     asked = resolve("93.184.215.14")
     check("https://listener.example/", PUBLIC, param="webhook")
-    for url in ("nonsense", "ftp://a.example/", "http://a.example/", "https://b:c@a.example/"):
+    check("https://93.184.215.14:8443/", PUBLIC, param="webhook")
+    nowhere = ["nonsense", "ftp://a.example/", "http://a.example/", "https://b:c@a.example/"]
+    nowhere += ["https://a.example:0/", "https://a.example:65536/", "https://a.example:-1/"]
+    private = ["https://127.0.0.1/", "https://169.254.169.254/latest", "https://[::1]:8443/"]
+    for url in nowhere + private:
         with pytest.raises(InvalidParameter, match="webhook cannot go to"):
             check(url, PUBLIC, param="webhook")
+    for url in private:
+        check(url, PRIVATE, param="webhook")
+    with pytest.raises(InvalidParameter, match="webhook cannot go to its URL: only https"):
+        check("https://", PUBLIC, param="webhook")
     assert asked == []

@@ -78,6 +78,10 @@ def serve(host: str | None, port: int | None, model: str | None) -> None:
     port = port or settings.port or int(environment.get("BENTOML_PORT") or DEFAULT_PORT)
     if (problem := listening_problem(host, port)) is not None:
         raise click.ClickException(f"cannot listen on {host}:{port}: {problem}")
+    health = settings.port_health or port
+    if health != port and (problem := listening_problem("", health)) is not None:
+        raise click.ClickException(f"cannot listen on PORT_HEALTH={health}: {problem}")
+    environment["PORT"] = str(port)  # whatever said so, for PORT_HEALTH to be compared with
     folder = Path(sdbento.__file__).parent.parent  # service.py lies beside the package
     command = [sys.executable, "-P", "-m", "bentoml", "serve", "service:StableDiffusion"]
     command += ["--working-dir", str(folder), "--host", host, "--port", str(port)]
