@@ -25,7 +25,11 @@ async def insist(keep: Callable[[], Awaitable[T]], what: str) -> T:
         try:
             return await keep()
         except (DBAPIError, OSError) as exc:
-            reason = classify(exc).message
-            log.error("%s cannot be kept yet: %s", what, reason, exc_info=unexplained(exc))
+            log.error("%s cannot be kept yet: %s", what, _reason(exc))
         await asyncio.sleep(pause)
         pause = min(2 * pause, LAST_PAUSE)
+
+
+def _reason(exc: Exception) -> str:
+    """For the log, which may name files: what clients are told, or else the system's own words."""
+    return classify(exc).message if unexplained(exc) is None else str(exc)

@@ -8,13 +8,14 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from sdbento.errors import Unavailable
 
 LOCK_SECONDS = 5.0  # that a server which is just ending may still hold its locks
+STRAY_SECONDS = 86_400.0  # for which a result is kept whose job is not known
 
 
 class Results:
@@ -25,6 +26,7 @@ class Results:
         folder.mkdir(parents=True, exist_ok=True)
 
     def write(self, job_id: str, run: int, output: bytes) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
         path = self._path(job_id, run)
         unfinished = path.with_suffix(".tmp")
         try:
@@ -51,31 +53,61 @@ class Results:
     def delete(self, job_id: str, run: int) -> None:
         self._path(job_id, run).unlink(missing_ok=True)
 
-    def keep_only(self, known: set[tuple[str, int]]) -> None:
-        """Delete what a process left that died before its row knew of it."""
-        wanted = {self._path(*pair) for pair in known}
+    def keep_only(self, runs: Mapping[str, int | None]) -> None:
+        """Delete what a process left that died before its row knew of it.
+
+        runs: of all jobs, the one that made the job's result; None where it has none. What is of no
+        job goes later: it may be of another database, to which the operator returns.
+        """
         for path in self._folder.iterdir():
-            if path not in wanted:
-                with suppress(OSError):
+            job_id = path.name.rsplit(".", 2)[0]
+            with suppress(OSError):
+                if job_id in runs or path.suffix == ".tmp":
+                    run = runs.get(job_id)
+                    stray = run is None or path != self._path(job_id, run)
+                else:
+                    stray = time.time() - path.stat().st_mtime > STRAY_SECONDS
+                if stray:
                     path.unlink()
 
     def _path(self, job_id: str, run: int) -> Path:
         return self._folder / f"{job_id}.{run}.json"
 
 
-def lock_folder(folder: Path) -> int:
-    """Have the folder alone until the file is closed, which the end of the process does as well."""
-    lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        take(
-            lambda: _locked(lock),
-            f"another server keeps its jobs in {folder.absolute()}; name another folder "
-            "(SDBENTO_STATE_DIR)",
-        )
-    except BaseException:
-        os.close(lock)
-        raise
-    return lock
+class FileLock:
+    """Something that this server has alone, by a locked file, until it is closed or ends."""
+
+    def __init__(self, path: Path, refusal: str) -> None:
+        """Raises Unavailable, with the `refusal`, when another server has it."""
+        self._path = path
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            take(lambda: _locked(self._file), refusal)
+        except BaseException:
+            os.close(self._file)
+            raise
+
+    def check(self) -> None:
+        """Raises Unavailable when the file was removed, and likely all that lay beside it."""
+        try:
+            same = os.path.samestat(os.stat(self._path), os.fstat(self._file))
+        except FileNotFoundError:
+            same = False
+        if not same:
+            raise Unavailable(
+                "the folder of the jobs was removed or replaced under the server; restart it"
+            )
+
+    def close(self) -> None:
+        os.close(self._file)
+
+
+def lock_folder(folder: Path) -> FileLock:
+    return FileLock(
+        folder / "lock",
+        f"another server keeps its jobs in {folder.absolute()}; name another folder "
+        "(SDBENTO_STATE_DIR)",
+    )
 
 
 def _locked(file: int) -> bool:
@@ -86,9 +118,9 @@ def _locked(file: int) -> bool:
     return True
 
 
-def take(taken: Callable[[], bool], refusal: str) -> None:
+def take(taken: Callable[[], bool], refusal: str, patience: float | None = None) -> None:
     """Wait until a lock is `taken`. Raises Unavailable, with the `refusal`, when it never is."""
-    give_up = time.monotonic() + LOCK_SECONDS
+    give_up = time.monotonic() + (LOCK_SECONDS if patience is None else patience)
     while not taken():
         if time.monotonic() > give_up:
             raise Unavailable(refusal)

@@ -62,6 +62,10 @@ class ProgressOfAll:
         if job_id in self._jobs:
             self._jobs[job_id].changed.set()
 
+    def wake_all(self) -> None:
+        for job_id in self._jobs:
+            self.wake(job_id)
+
     def forget(self, job_ids: Iterable[str]) -> None:
         for job_id in job_ids:
             self._jobs.pop(job_id, None)

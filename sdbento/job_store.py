@@ -16,8 +16,8 @@ job computes.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -34,9 +34,9 @@ from sqlalchemy import (
     update,
 )
 
-from sdbento.errors import Overloaded
-from sdbento.job_database import connect, lock_database
-from sdbento.job_files import Results, lock_folder
+from sdbento.errors import NotFound, Overloaded, Unavailable
+from sdbento.job_database import DatabaseLock, connect, lock_database
+from sdbento.job_files import FileLock, Results, lock_folder
 from sdbento.job_table import (
     RETRIABLE,
     UNFINISHED,
@@ -91,21 +91,43 @@ class JobStore:
         self._writing = Lock()
         self._results = Results(folder / "results")
         self._engine = connect(url, folder)
-        self._lock = lock_folder(folder)
         self._is_sqlite = self._engine.dialect.name == "sqlite"
-        self._alone: Connection | None = None
+        self._lost: str | None = None  # why folder and database are not this server's any more
+        self._locks: list[FileLock | DatabaseLock] = [lock_folder(folder)]
         try:
-            self._alone = lock_database(self._engine)
+            if url is not None and (lock := lock_database(self._engine)) is not None:
+                self._locks.append(lock)
             metadata.create_all(self._engine)
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
-        if self._alone is not None:
-            self._alone.close()
+        for lock in reversed(self._locks):
+            lock.close()
         self._engine.dispose()
-        os.close(self._lock)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Connection]:
+        """To change something, one at a time. Raises Unavailable when the locks were lost."""
+        with self._writing:
+            try:
+                for lock in self._locks:
+                    lock.check()
+            except Unavailable as error:
+                self._lost = error.message
+                raise
+            self._lost = None
+            with self._engine.begin() as connection:
+                yield connection
+
+    @contextmanager
+    def _snapshot(self) -> Iterator[Connection]:
+        """To read something. Raises Unavailable when the locks were lost."""
+        if self._lost is not None:
+            raise Unavailable(self._lost)
+        with self._engine.connect() as connection:
+            yield connection
 
     def recover(self) -> int:
         """At a start: put what was running when the last process died back into the queue.
@@ -113,10 +135,10 @@ class JobStore:
         How many; what was running too often has failed. No job may run yet.
         """
         count = self.requeue(running=())
-        completed = select(jobs.c.id, jobs.c.run).where(jobs.c.status == "COMPLETED")
-        with self._engine.connect() as connection:
-            known = {(row.id, row.run) for row in connection.execute(completed)}
-        self._results.keep_only(known)
+        run = case((jobs.c.status == "COMPLETED", jobs.c.run), else_=None)
+        with self._snapshot() as connection:
+            runs = dict(connection.execute(select(jobs.c.id, run)).tuples().all())
+        self._results.keep_only(runs)
         return count
 
     def requeue(self, running: Collection[str]) -> int:
@@ -127,7 +149,7 @@ class JobStore:
             "error": f"the server died {MAX_INTERRUPTIONS} times while it ran this job; it is not "
             "run again"
         }
-        with self._writing, self._engine.begin() as connection:
+        with self._transaction() as connection:
             worn = jobs.c.interruptions >= MAX_INTERRUPTIONS - 1
             connection.execute(update(jobs).where(*lost, worn).values(failed))
             return connection.execute(update(jobs).where(*lost).values(values)).rowcount
@@ -149,7 +171,7 @@ class JobStore:
         if new.error is not None:  # the input is of no use, and would be a way to fill the disk
             values |= {"input": None, "size": 0, "finished": now, "delete_after": now + new.keep}
             values |= {"webhook_due": now if new.webhook else None}
-        with self._writing, self._engine.begin() as connection:
+        with self._transaction() as connection:
             if new.error is None:
                 self._check_room(connection, size)
             connection.execute(insert(jobs).values(values))
@@ -172,7 +194,7 @@ class JobStore:
             )
 
     def get(self, job_id: str) -> Job | None:
-        with self._engine.connect() as connection:
+        with self._snapshot() as connection:
             row = connection.execute(select(jobs).where(jobs.c.id == job_id)).one_or_none()
         return None if row is None else Job.of(row)
 
@@ -194,7 +216,7 @@ class JobStore:
             jobs.c.status == "IN_PROGRESS"
         )
         claimed: list[Job] = []
-        with self._writing, self._engine.begin() as connection:
+        with self._transaction() as connection:
             num_running, interruptions = connection.execute(running).one()
             for row in connection.execute(oldest).all():
                 interruptions = max(interruptions, row.interruptions)
@@ -225,8 +247,13 @@ class JobStore:
         return self._end_run(job, self._final(status) | {"error": error})
 
     def output(self, job: Job) -> bytes | None:
-        """The result of a completed job; None when it has none (any more)."""
-        return self._results.read(job.id, job.run) if job.status == "COMPLETED" else None
+        """The result of a completed job; None for any other. Raises NotFound when it is damaged."""
+        if job.status != "COMPLETED":
+            return None
+        output = self._results.read(job.id, job.run)
+        if output is None or len(output) != job.size:
+            raise NotFound(f"the result of job {job.id} is no longer there", param="id")
+        return output
 
     def cancel(self, job_id: str) -> Job | None:
         """Cancel a job unless it is finished; the job after that, None where there is none."""
@@ -263,7 +290,7 @@ class JobStore:
             "interruptions": 0,
         }
         values |= dict.fromkeys(("started", "finished", "delete_after", "error", "webhook_due"))
-        with self._writing, self._engine.begin() as connection:
+        with self._transaction() as connection:
             if not connection.execute(select(jobs.c.id).where(*this)).all():
                 return False
             self._check_room(connection, 0)
@@ -271,7 +298,7 @@ class JobStore:
 
     def counts(self) -> Counts:
         grouped = select(jobs.c.status, func.count()).group_by(jobs.c.status)
-        with self._engine.connect() as connection:
+        with self._snapshot() as connection:
             found = dict(connection.execute(grouped).tuples().all())
             retries = connection.execute(select(func.sum(jobs.c.retries))).scalar_one()
         return Counts({status: found.get(status, 0) for status in get_args(Status)}, retries or 0)
@@ -280,7 +307,7 @@ class JobStore:
         """Finished jobs whose webhook is to be posted now."""
         due = jobs.c.webhook_due <= self._now()
         query = select(jobs).where(due).order_by(jobs.c.webhook_due).limit(limit)
-        with self._engine.connect() as connection:
+        with self._snapshot() as connection:
             return [Job.of(row) for row in connection.execute(query)]
 
     def note_webhook(self, job: Job, again_in: int | None) -> None:
@@ -289,14 +316,14 @@ class JobStore:
         values = {"webhook_due": due, "webhook_failures": job.webhook_failures + 1}
         # A job that was retried meanwhile has a webhook of its own to come.
         this = jobs.c.id == job.id, jobs.c.run == job.run, jobs.c.finished == job.finished
-        with self._writing, self._engine.begin() as connection:
+        with self._transaction() as connection:
             connection.execute(update(jobs).where(*this).values(values))
 
     def tidy(self) -> list[str]:
         """Forget what is finished: what is past its time, then the oldest beyond the limits."""
         past = jobs.c.delete_after <= self._now()
         settled = jobs.c.status.not_in(UNFINISHED), jobs.c.webhook_due.is_(None)
-        with self._writing, self._engine.begin() as connection:
+        with self._transaction() as connection:
             rows = connection.execute(select(jobs.c.id, jobs.c.run).where(past, *settled)).all()
             self._forget(connection, rows)
             excess = self._excess(connection)
@@ -350,7 +377,7 @@ class JobStore:
         this = jobs.c.id == job.id, jobs.c.run == job.run
         end = update(jobs).where(*this, jobs.c.status == "IN_PROGRESS").values(values)
         same = select(jobs.c.id).where(*this, jobs.c.status == values["status"])
-        with self._writing, self._engine.begin() as connection:
+        with self._transaction() as connection:
             return connection.execute(end).rowcount == 1 or bool(connection.execute(same).all())
 
     def _end_where(
@@ -358,7 +385,7 @@ class JobStore:
     ) -> list[str]:
         """Change the jobs of `condition` that have one of the `statuses`; the ids of those."""
         ended = []
-        with self._writing, self._engine.begin() as connection:
+        with self._transaction() as connection:
             found = select(jobs.c.id).where(condition, jobs.c.status.in_(statuses))
             for job_id in connection.execute(found).scalars().all():
                 this = jobs.c.id == job_id, jobs.c.status.in_(statuses)

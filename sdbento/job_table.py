@@ -73,6 +73,7 @@ class Job:
     expires: int
     ttl: int
     execution_timeout: int
+    size: int
     error: str | None
     webhook: str | None
     webhook_failures: int

@@ -57,7 +57,7 @@ class Pace:
 
     tick: float = 1.0  # between looks for jobs whose ttl has passed
     tidying: float = 60.0
-    grace: float = 10.0  # for running jobs to finish when the server stops
+    grace: float = 5.0  # for running jobs to finish when the server stops
     overloaded: float = 1.0  # before a job is tried that the App had no room for
 
 
@@ -98,13 +98,20 @@ class Jobs:
         loops = self._dispatch(), self._tidy(), self._webhooks.run()
         self._tasks = [asyncio.create_task(loop) for loop in loops]
 
+    def wind_up(self) -> None:
+        """The server is about to stop: no more jobs are begun, nobody waits for one any longer."""
+        self._stopping = True
+        self._news.set()
+        for job_id in self._waiters:
+            self._tell(job_id)
+        self._progress.wake_all()
+
     async def stop(self) -> None:
         """Let running jobs finish for a while, put the rest back into the queue, close the store.
 
         Call it before the App is closed.
         """
-        self._stopping = True
-        self._news.set()
+        self.wind_up()
         await asyncio.wait(self._tasks[:1])  # not cancelled: it may just be taking jobs up
         if self._running:
             await asyncio.wait(self._running.values(), timeout=self._pace.grace)
@@ -143,7 +150,7 @@ class Jobs:
         try:
             with suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
-                    while (job := await self.get(job_id)).unfinished:
+                    while (job := await self.get(job_id)).unfinished and not self._stopping:
                         await changed.wait()
                         changed.clear()
                     return job
@@ -164,7 +171,7 @@ class Jobs:
         """
         job = await self.get(job_id)
         progress = self._progress.of(job_id)
-        if job.unfinished:
+        if job.unfinished and not self._stopping:
             with suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
                     await progress.changed.wait()
@@ -244,6 +251,12 @@ class Jobs:
 
     async def _run(self, job: Job) -> None:
         """One run of a job, to whatever end."""
+        try:
+            await self._run_to_its_end(job)
+        except Unavailable as exc:  # the store is another server's now, or was removed
+            log.error("what became of job %s cannot be kept: %s", job.id, exc.message)
+
+    async def _run_to_its_end(self, job: Job) -> None:
         try:
             output = await self._make(job)
             if output is not None and not await self._keep(self._store.complete, job, output):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import AliasChoices, Field, PositiveInt, SecretStr, ValidationError
+from pydantic import AliasChoices, Field, PositiveInt, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -20,6 +20,8 @@ from pydantic_settings import (
 )
 
 from sdbento.serving_settings import ServingSettings, variable
+
+DATABASES = ("postgresql://", "postgresql+psycopg://", "postgres://", "sqlite:///")
 
 
 class SettingsError(ValueError):
@@ -117,7 +119,7 @@ class Settings(ServingSettings):
         None,
         validation_alias=variable("JOB_STORE_URL"),
         description="Address of the jobs' database, postgresql://user:password@host/name or "
-        "another that SQLAlchemy knows; one server a database; unset: SQLite in SDBENTO_STATE_DIR",
+        "sqlite:///file; one server a database; unset: SQLite in SDBENTO_STATE_DIR",
     )
     job_result_seconds: PositiveInt = Field(
         1800,
@@ -129,6 +131,15 @@ class Settings(ServingSettings):
         validation_alias=variable("SDBENTO_MAX_JOBS"),
         description="Unfinished jobs of /run and /runsync; one more is answered 429",
     )
+
+    @field_validator("job_store_url")
+    @classmethod
+    def _known_database(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is None or not url.get_secret_value():  # forms send what is not filled in as ""
+            return None
+        if not url.get_secret_value().startswith(DATABASES):
+            raise ValueError(f"must begin with {' or '.join(DATABASES)}")
+        return url
 
     @classmethod
     def settings_customise_sources(
@@ -246,7 +257,8 @@ def _explain(error: ValidationError) -> str:
             lines.append(f"{place} is not a setting; known: {', '.join(names)}")
             continue
         name = names.get(place, place)
-        problem = item["msg"][:1].lower() + item["msg"][1:]
+        problem = item["msg"].removeprefix("Value error, ")
+        problem = problem[:1].lower() + problem[1:]
         given = "***" if name in _SECRETS else repr(item["input"])
         lines.append(f"{name}={given}: {problem}")
     return "; ".join(lines)

@@ -6,16 +6,18 @@ import os
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
-from sdbento import job_files
-from sdbento.errors import Overloaded, Unavailable
+from sdbento import job_files, job_store
+from sdbento.errors import NotFound, Overloaded, Unavailable
 from sdbento.job_store import MAX_INTERRUPTIONS, SUSPECT, JobStore, Limits
 from sdbento.job_table import Job, NewJob
 from tests.postgres import new_database
@@ -112,8 +114,11 @@ def test_a_released_job_has_its_old_place_again(store: JobStore) -> None:
     assert (again.id, again.run) == ("a", 2)
 
 
-def test_threads_that_claim_at_once_never_get_the_same_job(tmp_path: Path) -> None:
+def test_threads_that_claim_at_once_never_get_the_same_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two stores on one database have no lock in common but the database's own."""
+    monkeypatch.setattr(job_store, "lock_database", lambda _: None)
     url = f"sqlite:///{tmp_path / 'shared.db'}"
     stores = [JobStore(tmp_path / name, url) for name in "xy"]
     ids = {f"job-{i}" for i in range(60)}
@@ -481,6 +486,111 @@ def test_a_postgresql_database_has_one_server_only(
     store = JobStore(tmp_path / "b", url)
     assert store.recover() == 1
     store.close()
+
+
+def test_a_sqlite_database_of_another_folder_has_one_server_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_files, "LOCK_SECONDS", 0.0)
+    url = f"sqlite:///{tmp_path / 'shared.db'}"
+    store = JobStore(tmp_path / "a", url)
+    with pytest.raises(Unavailable, match="JOB_STORE_URL"):
+        JobStore(tmp_path / "b", url)
+    store.close()
+    JobStore(tmp_path / "b", url).close()
+
+
+def break_lock(url: str) -> None:
+    """End the connection that holds a database, as a restart of the database does."""
+    holders = (
+        "FROM pg_locks JOIN pg_database ON oid = database "
+        "WHERE locktype = 'advisory' AND datname = current_database()"
+    )
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(f"SELECT pg_terminate_backend(pid) {holders}".encode())
+        while connection.execute(f"SELECT pid {holders}".encode()).fetchall():
+            time.sleep(0.01)
+
+
+def test_a_postgresql_database_is_held_again_after_its_restart(
+    tmp_path: Path, postgres_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_files, "LOCK_SECONDS", 0.0)
+    url = new_database(postgres_server)
+    store = JobStore(tmp_path / "a", url)
+    for job_id in ("a", "b"):
+        break_lock(url)
+        store.add(new(job_id))
+        with pytest.raises(Unavailable, match="JOB_STORE_URL"):
+            JobStore(tmp_path / "b", url)
+    break_lock(url)
+    other = JobStore(tmp_path / "b", url)
+    for _ in range(2):
+        with pytest.raises(Unavailable, match="JOB_STORE_URL"):
+            store.claim(1)
+        with pytest.raises(Unavailable, match="JOB_STORE_URL"):
+            store.get("a")
+    other.close()
+    monkeypatch.undo()
+    job_files.take(lambda: succeeds(store.expire), "the database is not free again")
+    assert [job.id for job in store.claim(5)] == ["a", "b"]
+    assert current(store, "a").status == "IN_PROGRESS"
+    store.close()
+
+
+def succeeds(action: Callable[[], object]) -> bool:
+    try:
+        action()
+    except Unavailable:
+        return False
+    return True
+
+
+def test_a_folder_that_was_removed_is_told(tmp_path: Path) -> None:
+    store = JobStore(tmp_path / "state")
+    (tmp_path / "state").rename(tmp_path / "elsewhere")
+    for _ in range(2):
+        with pytest.raises(Unavailable, match="removed or replaced"):
+            store.add(new())
+    (tmp_path / "elsewhere").rename(tmp_path / "state")
+    store.add(new())
+    store.close()
+
+
+def test_a_folder_of_results_that_was_removed_is_made_again(
+    store: JobStore, tmp_path: Path
+) -> None:
+    (tmp_path / "results").rmdir()
+    store.complete(begun(store), b"[]")
+    assert store.output(current(store)) == b"[]"
+
+
+@pytest.mark.parametrize("left", [None, b"", b'["pict'])
+def test_a_damaged_result_is_none(store: JobStore, tmp_path: Path, left: bytes | None) -> None:
+    store.complete(begun(store), b'["picture"]')
+    [path] = (tmp_path / "results").iterdir()
+    path.unlink() if left is None else path.write_bytes(left)
+    with pytest.raises(NotFound, match="the result of job a is no longer there"):
+        store.output(current(store))
+
+
+def test_another_database_does_not_cost_the_first_its_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = JobStore(tmp_path)
+    store.complete(begun(store), b"[]")
+    store.close()
+    other = JobStore(tmp_path, f"sqlite:///{tmp_path / 'other.db'}")
+    other.recover()
+    other.close()
+    store = JobStore(tmp_path)
+    assert store.output(current(store)) == b"[]"
+    store.close()
+    monkeypatch.setattr(job_files, "STRAY_SECONDS", -1.0)
+    other = JobStore(tmp_path, f"sqlite:///{tmp_path / 'other.db'}")
+    other.recover()
+    assert list((tmp_path / "results").iterdir()) == []
+    other.close()
 
 
 def test_a_result_that_cannot_be_written_leaves_the_job_running(

@@ -489,6 +489,50 @@ async def test_jobs_that_were_begun_without_an_answer_are_begun_again(
     assert [request.prompt for request in server.app.begun] == ["slow", "quick"]
 
 
+async def test_who_waits_for_a_job_is_answered_when_the_server_is_about_to_stop(
+    server: Server,
+) -> None:
+    running = [await server.submit(f"slow {i}") for i in range(4)]
+    queued = await server.submit()
+    await server.runs(*(f"slow {i}" for i in range(4)))
+    waiting = [asyncio.create_task(server.jobs.wait(i, SOON)) for i in (running[0], queued)]
+    await server.jobs.stream(running[0], SOON)
+    streaming = asyncio.create_task(server.jobs.stream(running[0], SOON))
+    await asyncio.sleep(0.05)
+    server.jobs.wind_up()
+    statuses = [(await asyncio.wait_for(task, 1)).status for task in waiting]
+    assert statuses == ["IN_PROGRESS", "IN_QUEUE"]
+    assert (await asyncio.wait_for(streaming, 1))[0].status == "IN_PROGRESS"
+    await asyncio.wait_for(server.jobs.wait(queued, SOON), 1)
+    server.app.gate.set()  # what runs may finish, and nothing is begun in its place
+    await until(lambda: server.jobs.num_running == 0)
+    assert (await server.jobs.get(running[0])).status == "COMPLETED"
+    assert (await server.jobs.get(queued)).status == "IN_QUEUE"
+
+
+async def test_a_store_that_is_another_servers_now_is_left_to_it(
+    server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    lock = SimpleNamespace(check=lambda: None, close=lambda: None)
+    server.store._locks.append(lock)  # type: ignore[arg-type]
+    job_id = await server.submit("slow")
+    await server.runs("slow")
+
+    def lost() -> None:
+        raise Unavailable("another server has it")
+
+    lock.check = lost
+    server.app.gate.set()
+    await until(lambda: server.jobs.num_running == 0)
+    for ask in (server.jobs.get(job_id), server.jobs.cancel(job_id), server.jobs.counts()):
+        with pytest.raises(Unavailable, match="another server has it"):
+            await ask
+    assert "what became of job" in caplog.text
+    lock.check = lambda: None  # and has ended
+    await until(lambda: server.store._lost is None)
+    assert (await server.ended(job_id)).status == "COMPLETED"
+
+
 async def test_a_server_that_stops_while_it_begins_jobs_queues_them_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -654,6 +698,8 @@ def test_runpods_defaults_and_limits_hold() -> None:
     plain = accepted('{"input": {"prompt": "x"}, "s3Config": {}, "webhook": null, "policy": null}')
     assert (plain.ttl, plain.execution_timeout, plain.keep) == (86_400_000, 600_000, 1_800_000)
     assert (plain.low_priority, plain.webhook) == (False, None)
+    nulls = '"policy": {"executionTimeout": null, "ttl": null, "lowPriority": null}'
+    assert accepted(f'{{"input": {{"prompt": "x"}}, {nulls}}}').ttl == plain.ttl
     policy = '"policy": {"executionTimeout": 5000, "ttl": 10000, "lowPriority": true}'
     job = accepted(f'{{"input": {{"prompt": "x"}}, {policy}}}', sync=True)
     assert (job.execution_timeout, job.ttl, job.low_priority) == (5000, 10_000, True)

@@ -7,7 +7,6 @@ import base64
 import json
 import subprocess
 import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
@@ -17,7 +16,6 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from httpx import Response
 from PIL import Image
 
 from tests.server import (
@@ -269,13 +267,16 @@ def _answers(server: Server) -> bool:
 
 
 def _stop_while_busy(server: Server) -> None:
-    """SIGTERM while a request runs: it is finished, then the server exits by itself."""
-    answers: list[Response] = []
-    fields = {**QUICK, "num_inference_steps": 60}
-    asking = threading.Thread(target=lambda: answers.append(post(server, **fields)))
-    asking.start()
-    time.sleep(0.3)
-    server.process.terminate()
-    asking.join(timeout=30)
-    assert [answer.status_code for answer in answers] == [200]
+    """SIGTERM while a request runs: it is finished, then the server exits by itself.
+
+    Who waits for a job is told how it stands at once: it goes on when the server is started again.
+    """
+    long = {"input": {**QUICK, "num_inference_steps": 150, "num_images": 8}}
+    with ThreadPoolExecutor(2) as clients:
+        asking = clients.submit(post, server, **{**QUICK, "num_inference_steps": 60})
+        waiting = clients.submit(post, server, "/runsync?wait=300000", **long)
+        time.sleep(0.5)
+        server.process.terminate()
+        assert asking.result(30).status_code == 200
+        assert waiting.result(30).json()["status"] == "IN_PROGRESS"
     server.process.wait(timeout=30)

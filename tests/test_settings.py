@@ -165,6 +165,13 @@ def test_a_bad_value_is_one_line_with_variable_value_and_what_is_allowed(
     assert allowed in text
 
 
+def test_a_database_that_is_not_known_is_refused_without_being_shown() -> None:
+    assert Settings.load(job_store_url="").job_store_url is None
+    with pytest.raises(SettingsError) as caught:
+        Settings.load(job_store_url="mysql://bob:secret@host/jobs")
+    assert str(caught.value).startswith("JOB_STORE_URL=***: must begin with postgresql:// or ")
+
+
 def test_all_bad_values_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PRECISION", "fp8")
     monkeypatch.setenv("MAX_BATCH_SIZE", "0")

@@ -20,6 +20,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from sdbento.doors.ending import heard_before_the_server
 from sdbento.doors.http import reported
 from sdbento.errors import InvalidParameter, NotFound, SDBentoError, Unavailable
 from sdbento.job_format import accept
@@ -47,13 +48,19 @@ async def lifespan(routes: Starlette) -> AsyncIterator[None]:
     """
     trying = None if await _open(routes) else asyncio.create_task(_open_later(routes))
     try:
-        yield
+        with heard_before_the_server(lambda: _wind_up(routes)):
+            yield
     finally:
         if trying is not None:
             trying.cancel()
             await asyncio.wait([trying])
         if isinstance(routes.state.jobs, Jobs):
             await routes.state.jobs.stop()
+
+
+def _wind_up(routes: Starlette) -> None:
+    if isinstance(routes.state.jobs, Jobs):
+        routes.state.jobs.wind_up()
 
 
 async def _open_later(routes: Starlette) -> None:
@@ -67,13 +74,13 @@ async def _open_later(routes: Starlette) -> None:
 
 
 async def _open(routes: Starlette) -> bool:
-    """Whether `state.jobs` has the running jobs now; else it has the error for who asks."""
+    """Whether `state.jobs` has the running jobs now; else it is None."""
+    routes.state.jobs = None
     try:
         routes.state.jobs = await _started(routes.state.app)
     except Exception as exc:
         reason = exc.message if isinstance(exc, SDBentoError) else str(exc).partition("\n")[0]
         log.error("jobs cannot be kept (JOB_STORE_URL, SDBENTO_STATE_DIR), so 503: %s", reason)
-        routes.state.jobs = Unavailable("jobs cannot be kept; the server's log says why")
         return False
     return True
 
@@ -100,9 +107,8 @@ def open_store(settings: Settings) -> JobStore:
 
 def jobs_of(request: Request) -> Jobs:
     jobs = request.app.state.jobs
-    if isinstance(jobs, SDBentoError):
-        raise jobs
-    assert isinstance(jobs, Jobs)
+    if not isinstance(jobs, Jobs):
+        raise Unavailable("jobs cannot be kept; the server's log says why")
     return jobs
 
 
