@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 WAIT = 90_000  # ms that /runsync and /status-sync wait where the client does not say
 STREAM_WAIT = 5000  # likewise /stream; of RunPod's SDKs one gives up after 10 s, two never pause
 MIN_WAIT, MAX_WAIT = 1000, 300_000
-FIRST_PAUSE, LAST_PAUSE = 2.0, 60.0  # seconds until jobs that cannot be kept are tried again
+FIRST_PAUSE, LAST_PAUSE = 2.0, 10.0  # seconds until jobs that cannot be kept are tried again
 
 
 @asynccontextmanager
