@@ -34,7 +34,15 @@ from sdbento.errors import (
     reraise,
 )
 from sdbento.families import VAE_FACTOR
-from sdbento.intake import Pictures, draw_controls, fix_size, gather, settle, sources
+from sdbento.intake import (
+    Pictures,
+    draw_controls,
+    fix_size,
+    gather,
+    has_urls,
+    needs_pictures,
+    settle,
+)
 from sdbento.metrics import queue_depth
 from sdbento.orders import Order
 from sdbento.pipelines import Lease, Pipeline, PipelineCache
@@ -226,10 +234,9 @@ class App:
         return Order(settled, spec, controlnets, refiner, pictures, warnings, deadline)
 
     async def _gather(self, settled: GenerateRequest, deadline: float) -> Pictures:
-        if not (given := sources(settled)):
+        if not needs_pictures(settled):
             return Pictures()
-        has_urls = any(map(images.is_url, given))
-        threads = self._readers if has_urls else None  # None: asyncio's own
+        threads = self._readers if has_urls(settled) else None  # None: asyncio's own
         loop = asyncio.get_running_loop()
         reading = loop.run_in_executor(threads, gather, settled, self.settings)
         try:

@@ -108,10 +108,16 @@ def _refuse(given: set[str], fields: tuple[str, ...], other: str) -> None:
             raise InvalidParameter(f"{field} does not go together with {other}", param=field)
 
 
-def sources(request: GenerateRequest) -> list[str]:
-    """Where the pictures of a request are: URLs, data URIs, base64."""
-    given = [request.image, request.mask_image, *(c.image for c in request.controlnet or ())]
-    return [source for source in given if source is not None]
+def needs_pictures(request: GenerateRequest) -> bool:
+    """Whether there is anything to gather."""
+    given = request.image, request.mask_image, request.controlnet or None
+    return any(pictures is not None for pictures in given)
+
+
+def has_urls(request: GenerateRequest) -> bool:
+    """Whether a picture has to be fetched from somewhere."""
+    sources = [request.image, request.mask_image, *(c.image for c in request.controlnet or ())]
+    return any(source is not None and images.is_url(source) for source in sources)
 
 
 def gather(request: GenerateRequest, settings: Settings) -> Pictures:
