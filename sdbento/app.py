@@ -13,7 +13,7 @@ import threading
 import time
 from base64 import b64encode
 from collections.abc import AsyncGenerator, Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -52,6 +52,7 @@ from sdbento.samplers import list_samplers
 from sdbento.schemas import GenerateRequest, GenerateResponse, Timings, describe
 from sdbento.settings import Settings
 from sdbento.trajectory import BatchKey, Stage
+from sdbento.wishes import give_up
 
 log = logging.getLogger(__name__)
 
@@ -289,14 +290,14 @@ class App:
             async with asyncio.timeout(deadline - time.monotonic()):
                 return await asyncio.shield(asyncio.wrap_future(future))
         except TimeoutError:
-            _give_back(future)
+            give_up(future)
             raise DeadlineExceeded(
                 f"{' and '.join(spec.name for spec in specs)} could not be loaded within the "
                 "request's timeout",
                 param="timeout",
             ) from None
         except asyncio.CancelledError:
-            _give_back(future)
+            give_up(future)
             raise
         except Exception as exc:
             reraise(exc)
@@ -340,17 +341,6 @@ class App:
         for _ in range(CALIBRATION_ROUNDS):
             seconds = self.runner.measure_decode(pipeline, key)
         self.planner.cost.observe(key, Stage.DECODE, 1, seconds)
-
-
-def _give_back(future: Future[Lease]) -> None:
-    """Give up a lease that is no longer wanted, whether or not it has come yet."""
-
-    def release(done: Future[Lease]) -> None:
-        if not done.cancelled() and done.exception() is None:
-            done.result().release()
-
-    if not future.cancel():
-        future.add_done_callback(release)
 
 
 def _result(job: Job, handle: Handle, arrived: float) -> Result:

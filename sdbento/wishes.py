@@ -79,6 +79,17 @@ def hand_out(grants: Iterable[tuple[Future[Lease], Lease]]) -> None:
         future.set_result(lease)
 
 
+def give_up(future: Future[Lease]) -> None:
+    """A lease is no longer wanted, whether or not it has come yet."""
+
+    def release(done: Future[Lease]) -> None:
+        if not done.cancelled() and done.exception() is None:
+            done.result().release()
+
+    if not future.cancel():
+        future.add_done_callback(release)
+
+
 def fail(waiters: Iterable[Waiter], error: SDBentoError) -> None:
     for waiter in waiters:
         if waiter.future.set_running_or_notify_cancel():
