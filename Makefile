@@ -23,8 +23,8 @@ install: $(STAMP) ## make .venv with everything that the lock pins
 serve: $(STAMP) ## serve on http://localhost:3000; takes PORT, HOST, SD_MODEL, PRECISION, ...
 	@exec $(BIN)/sdbento serve $(if $(PORT),--port '$(PORT)') $(if $(HOST),--host '$(HOST)')
 
-test: $(STAMP) ## run the tests
-	@$(BIN)/python -m pytest -q $(ARGS)
+test: $(STAMP) ## run the tests, a file of them a core; ARGS="-n0 --pdb" stops at what fails
+	@$(BIN)/python -m pytest -q --numprocesses logical --maxprocesses 4 --dist loadfile $(ARGS)
 
 check: $(STAMP) ## lint, formatting and types
 	@$(BIN)/ruff check
