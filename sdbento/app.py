@@ -50,7 +50,7 @@ from sdbento.planner import Planner
 from sdbento.runner import TorchRunner
 from sdbento.samplers import list_samplers
 from sdbento.schemas import GenerateRequest, GenerateResponse, Timings, describe
-from sdbento.settings import Settings
+from sdbento.settings import Settings, unknown_variables
 from sdbento.trajectory import BatchKey, Stage
 from sdbento.wishes import give_up
 
@@ -117,6 +117,8 @@ class App:
 
     def start(self) -> None:
         """Start the engine, and begin to load the default model in the background."""
+        for variable in unknown_variables():
+            log.warning("%s is set, but no setting has that name", variable)
         if self.settings.num_threads:
             torch.set_num_threads(self.settings.num_threads)
         self.engine.start()

@@ -63,6 +63,16 @@ def assert_same(one: NDArray[np.int16], other: NDArray[np.int16]) -> None:
     assert np.abs(one - other).max() <= 1
 
 
+async def test_a_misspelt_setting_is_told_at_the_start(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("SDBENTO_MAX_PIXLES", "65536")
+    app = App(Settings.load(sd_model="shapes"))
+    app.start()
+    await asyncio.to_thread(app.close)
+    assert "SDBENTO_MAX_PIXLES is set, but no setting has that name" in caplog.text
+
+
 async def test_a_request_without_pictures_is_not_late_for_them(app: App) -> None:
     with pytest.raises(DeadlineExceeded) as caught:
         await made(app, timeout=1e-6)
