@@ -110,8 +110,7 @@ def _refuse(given: set[str], fields: tuple[str, ...], other: str) -> None:
 
 def needs_pictures(request: GenerateRequest) -> bool:
     """Whether there is anything to gather."""
-    given = request.image, request.mask_image, request.controlnet or None
-    return any(pictures is not None for pictures in given)
+    return bool(request.image is not None or request.mask_image is not None or request.controlnet)
 
 
 def has_urls(request: GenerateRequest) -> bool:

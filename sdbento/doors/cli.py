@@ -172,11 +172,13 @@ EXAMPLE = '{"input": {"prompt": "a red circle"}}'
 
 
 def check_test_input(_: click.Context, __: click.Parameter, text: str | None) -> str | None:
+    if text is None:
+        return None
     try:
-        job = None if text is None else json.loads(text)
+        job = json.loads(text)
     except ValueError as error:
         raise click.BadParameter(f"it is not JSON: {error}") from None
-    if text is not None and not (isinstance(job, dict) and isinstance(job.get("input"), dict)):
+    if not isinstance(job, dict) or not isinstance(job.get("input"), dict):
         raise click.BadParameter(f"it must look like {EXAMPLE}")
     return text
 

@@ -24,6 +24,7 @@ from runpod.serverless.modules import rp_http, rp_scale
 from runpod.serverless.modules.rp_job import get_stop_signals, handle_job
 
 from sdbento.doors import runpod_wire
+from sdbento.doors.runpod_wire import Session
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +33,6 @@ FIRST_PAUSE, LAST_PAUSE = 0.5, 5.0  # seconds until jobs are asked for again aft
 BREATH = 0.1  # seconds between two requests for jobs that are answered at once with none
 WATCH = 0.02  # seconds between two looks whether there is room for another job
 
-Session = aiohttp.ClientSession
 Job = dict[str, Any]
 
 
@@ -43,8 +43,8 @@ class DrainingScaler(rp_scale.JobScaler):  # type: ignore[misc]  # the SDK is un
     the SDK itself replaces in local tests.
     """
 
-    drain_seconds = 20.0  # both set by `install`
-    current: DrainingScaler | None = None
+    drain_seconds = 20.0  # set by `install`
+    current: DrainingScaler | None = None  # the one that the SDK has made
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__(config)
