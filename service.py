@@ -21,6 +21,7 @@ from sdbento.doors import catalogue, health, runpod_http
 from sdbento.doors.http import Guard, reported, reported_stream, server_sent_events
 from sdbento.errors import InvalidParameter
 from sdbento.images import MEDIA_TYPES
+from sdbento.malloc import keep_freed_memory
 from sdbento.schemas import (
     MAX_TIMEOUT,
     GenerateRequest,
@@ -30,6 +31,8 @@ from sdbento.schemas import (
 )
 from sdbento.settings import Settings, SettingsError
 from sdbento.startup import without_collector
+
+keep_freed_memory()  # here, where the process that serves has one thread yet
 
 # The engine has deadlines of its own. BentoML's (1.4.40) keeps 5 KB of every request, of a health
 # check too, until its time has passed, however soon it was answered; and it cannot be turned off.

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
-import torch
 from PIL import Image
 
 from sdbento import compiling, images
@@ -51,6 +50,7 @@ from sdbento.runner import TorchRunner
 from sdbento.samplers import list_samplers
 from sdbento.schemas import GenerateRequest, GenerateResponse, Timings, describe
 from sdbento.settings import Settings, unknown_variables
+from sdbento.threads import compute_only_on, num_cores
 from sdbento.trajectory import BatchKey, Stage
 from sdbento.wishes import give_up
 
@@ -119,9 +119,9 @@ class App:
         """Start the engine, and begin to load the default model in the background."""
         for variable in unknown_variables():
             log.warning("%s is set, but no setting has that name", variable)
-        if self.settings.num_threads:
-            torch.set_num_threads(self.settings.num_threads)
+        num_threads = self.settings.num_threads or num_cores()
         self.engine.start()
+        compute_only_on(self.engine.call, num_threads)
         threading.Thread(target=self._load_default, name="sdbento-start", daemon=True).start()
 
     @property

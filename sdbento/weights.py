@@ -37,6 +37,7 @@ from sdbento import compiling, hub
 from sdbento.catalog import ControlNetSpec, ModelSpec, family_configs
 from sdbento.errors import ModelLoadFailed
 from sdbento.families import INPAINT_CHANNELS, LATENT_CHANNELS, VAE_FACTOR, Family, refusal
+from sdbento.malloc import release_freed_memory
 from sdbento.resident import ControlNet, Pipeline, Resident, modules, num_bytes
 from sdbento.settings import Settings, SettingsError
 
@@ -349,6 +350,8 @@ def _say_once(message: str) -> None:
 
 
 def free_unused(device: torch.device) -> None:
-    """Hand the memory of dropped models back to the driver."""
+    """Hand the memory of dropped models back to the driver, or to the kernel."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
+    else:
+        release_freed_memory()

@@ -19,7 +19,7 @@ PACKAGE = ROOT / "sdbento"
 
 # From the ground up. A module may import those of the floors below and those left of it on its own.
 FLOORS = (
-    ("errors", "serving_settings", "settings", "schemas", "metrics", "startup"),
+    ("errors", "serving_settings", "settings", "schemas", "metrics", "startup", "malloc"),
     ("trajectory",),
     (
         "cost",
@@ -45,6 +45,7 @@ FLOORS = (
         "webhooks",
     ),
     (
+        "threads",
         "resident",
         "compiling",
         "weights",

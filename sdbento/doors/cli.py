@@ -23,6 +23,7 @@ from pydantic import ValidationError
 
 import sdbento
 from sdbento.errors import SDBentoError, reraise
+from sdbento.malloc import keep_freed_memory
 from sdbento.schemas import GenerateRequest, GenerateResponse, OutputFormat, explain
 from sdbento.settings import Settings, SettingsError
 from sdbento.startup import without_collector
@@ -37,6 +38,7 @@ GPU_DRIVERS = ("/dev/nvidia*", "/dev/nvhost*", "/dev/dxg", "/dev/kfd")
 
 def main(args: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
+    keep_freed_memory()
     try:
         return commands.main(args=args, prog_name="sdbento", standalone_mode=False) or 0
     except click.UsageError as error:
