@@ -1,7 +1,8 @@
 """`make bench`: one trace over HTTP to (a) one at a time, (b) BentoML's batching, (c) sdbento.
 
 Closed loop at concurrency 8, then open loop at 60% and 90% of what (a) could do. One server runs at
-a time. Prints a table and writes it into docs/performance.md between its markers.
+a time. Before that, one image alone against the stock pipeline (`bench.alone`). Prints a table and
+writes it into docs/performance.md between its markers.
 """
 
 from __future__ import annotations
@@ -20,11 +21,14 @@ from typing import Any
 import httpx
 import torch
 
+from bench import alone
 from bench.ideal import Costs, ideal_seconds, measure
 from bench.load import Outcome, Send, closed_loop, open_loop
 from bench.trace import make_trace
+from sdbento import weights
 from sdbento.catalog import Catalog
-from sdbento.pipelines import PipelineCache
+from sdbento.malloc import keep_freed_memory
+from sdbento.resident import Pipeline
 from sdbento.settings import Settings
 from tests.server import Server, serving
 
@@ -93,18 +97,17 @@ def run_all(trace: Sequence[dict[str, Any]], max_batch_size: int) -> dict[str, d
 def measure_costs(trace: Sequence[dict[str, Any]]) -> tuple[dict[int, Costs], float]:
     """The cost curves at the trace's sizes and the ideal time of the trace."""
     settings = Settings.load(sd_model="shapes")
-    cache = PipelineCache(settings)
-    with cache.lease(Catalog(settings).resolve("shapes")) as pipeline:
-        costs = {side: measure(pipeline, side) for side in {r["width"] for r in trace}}
-        ideal = ideal_seconds(pipeline, trace, costs)
-    cache.close()
-    return costs, ideal
+    pipeline = weights.load(Catalog(settings).resolve("shapes"), settings)
+    assert isinstance(pipeline, Pipeline)
+    costs = {side: measure(pipeline, side) for side in {r["width"] for r in trace}}
+    return costs, ideal_seconds(pipeline, trace, costs)
 
 
 def report(
     results: dict[str, dict[str, Outcome]],
     costs: dict[int, Costs],
     ideal: float,
+    one: alone.Alone,
     num_requests: int,
     max_batch_size: int,
 ) -> str:
@@ -132,7 +135,7 @@ def report(
     for load, aim in zip(list(results["a"])[1:], ("0.6", "0.4"), strict=True):
         ratio = results["c"][load].percentile(50) / results["a"][load].percentile(50)
         lines.append(f"| p50 (c) / (a) at {load} load | {ratio:.2f} | {aim} |")
-    return "\n".join([*lines, "", *cost_lines(costs)])
+    return "\n".join([*lines, "", *alone.report(one), "", *cost_lines(costs)])
 
 
 def cost_lines(costs: dict[int, Costs]) -> list[str]:
@@ -171,9 +174,11 @@ def main() -> None:
     parser.add_argument("--dry-run", action="store_true", help="do not write the report")
     options = parser.parse_args()
     trace = make_trace(num_requests=options.requests)
+    keep_freed_memory()
+    one = alone.measure()
     results = run_all(trace, options.max_batch_size)
     costs, ideal = measure_costs(trace)
-    text = report(results, costs, ideal, len(trace), options.max_batch_size)
+    text = report(results, costs, ideal, one, len(trace), options.max_batch_size)
     print(text)
     if not options.dry_run:
         write_report(text)
