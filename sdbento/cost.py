@@ -1,39 +1,68 @@
 """What a plan costs: seconds of a UNet call by rows, of a decode by images; learned in service.
 
-A curve t(rows) is kept per (model, latent size, stage): a running mean of measured times, straight
-lines between measured row counts, and beyond them the hope that batching pays, so that larger
-batches get tried. A size that was never run borrows the curve of the nearest size of its model,
-scaled by the number of latent pixels. Knows nothing of torch.
+A curve t(rows) is kept per (model, latent size, stage): the median of the last timings of each row
+count, straight lines between those counts, and beyond them the hope that batching pays, so that
+larger batches get tried. A size that was never run borrows the curve of the nearest size of its
+model, scaled by the number of latent pixels.
+
+No single timing can be trusted. The process may have been stopped while it ran, and the first call
+of a row count also pays for what is done once: cuDNN plans, page faults. So a row count counts when
+it was timed ENOUGH times, and nothing else does where anything was. Knows nothing of torch.
 """
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_left
+from collections import deque
+from collections.abc import Callable
+from math import inf
+from statistics import median_low
 
 from sdbento.trajectory import BatchKey, Stage
 
-FIRST_GUESS = 0.05  # seconds a row at 64x64 latents, used only until the first measurement
-FASTER, SLOWER = 0.5, 0.1  # weight of a new measurement: whatever disturbs a timing makes it longer
-OUTLIER = 2.0  # a measurement this many times the mean counts as this many times the mean
+FIRST_GUESS = 0.05  # seconds of one row at 64x64 latents, used only until the first measurement
+RECENT = 9  # the timings of a row count that are kept
+ENOUGH = 3  # the fewest of which one may be wrong in either direction
+FRESH = 120.0  # seconds after its last timing for which a row count says what is impossible
 HOPE = 0.7  # beyond the measured counts seconds are taken to grow as rows ** HOPE
 WORTHWHILE = 1.02  # more rows must be this much cheaper a row to be worth the longer step
+
+
+class Timings:
+    """The last timings of one row count."""
+
+    def __init__(self) -> None:
+        self.recent: deque[float] = deque(maxlen=RECENT)
+        self.latest = -inf  # when the last one was taken
+
+    @property
+    def enough(self) -> bool:
+        return len(self.recent) >= ENOUGH
 
 
 class Curve:
     """t(rows) for one kind of call."""
 
     def __init__(self) -> None:
-        self._seconds: dict[int, float] = {}
+        self._timings: dict[int, Timings] = {}
+        self._seconds: dict[int, float] = {}  # what the timings come to; row counts ascend
 
-    def observe(self, rows: int, seconds: float) -> None:
-        """Take in one measurement; a first one counts whole, later ones are smoothed in."""
-        known = self._seconds.setdefault(rows, seconds)
-        weight = FASTER if seconds < known else SLOWER
-        self._seconds[rows] += weight * (min(seconds, OUTLIER * known) - known)
+    @property
+    def confirmed(self) -> bool:
+        """Whether any row count was timed often enough."""
+        return any(timings.enough for timings in self._timings.values())
+
+    def observe(self, rows: int, seconds: float, now: float = 0.0) -> None:
+        """Take in the timing of one call that ended at `now`."""
+        timings = self._timings.setdefault(rows, Timings())
+        timings.recent.append(seconds)
+        timings.latest = now
+        self._seconds = self._summary()
 
     def predict(self, rows: int) -> float | None:
         """Seconds for `rows` rows; None when nothing was measured yet."""
-        known = sorted(self._seconds)
+        known = list(self._seconds)
         if not known:
             return None
         at = bisect_left(known, rows)
@@ -48,28 +77,56 @@ class Curve:
         share = (rows - low) / (high - low)
         return self._seconds[low] + share * (self._seconds[high] - self._seconds[low])
 
+    def lower_bound(self, rows: int, now: float) -> float:
+        """Seconds that `rows` rows take at least: the best that was seen of as many or fewer.
+
+        0 without enough timings, or when the last is too long ago: whoever is turned away because
+        of them adds no better ones.
+        """
+        evidence = (
+            min(timings.recent)
+            for count, timings in self._timings.items()
+            if count <= rows and timings.enough and now - timings.latest <= FRESH
+        )
+        return max(evidence, default=0.0)
+
+    def _summary(self) -> dict[int, float]:
+        counts = [rows for rows, timings in self._timings.items() if timings.enough]
+        seconds: dict[int, float] = {}
+        least = inf
+        for rows in sorted(counts or self._timings, reverse=True):
+            least = min(least, median_low(self._timings[rows].recent))  # never above a larger count
+            seconds[rows] = least
+        return dict(reversed(seconds.items()))
+
 
 class CostModel:
     """The curves of all kinds of calls. Owned by the planner, used on the engine's thread only."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._curves: dict[tuple[BatchKey, Stage], Curve] = {}
+        # Made from the curves, until the next observation.
+        self._seconds: dict[tuple[BatchKey, Stage, int], float] = {}
         self._knees: dict[tuple[BatchKey, int], int] = {}
 
     def observe(self, key: BatchKey, stage: Stage, rows: int, seconds: float) -> None:
-        self._curves.setdefault((key, stage), Curve()).observe(rows, seconds)
+        """Take in what a call with `rows` rows, or images of a decode, has just taken."""
+        self._curves.setdefault((key, stage), Curve()).observe(rows, seconds, self._clock())
+        self._seconds.clear()
         self._knees.clear()
-
-    def measured(self, key: BatchKey) -> bool:
-        """Whether steps of this very key were measured: anything else is a guess."""
-        return (key, Stage.STEP) in self._curves
 
     def seconds(self, key: BatchKey, stage: Stage, rows: int) -> float:
         """Predicted seconds of one call; always positive."""
+        cached = self._seconds.get((key, stage, rows))
+        if cached is None:
+            cached = self._seconds[key, stage, rows] = max(self._predict(key, stage, rows), 1e-6)
+        return cached
+
+    def lower_bound(self, key: BatchKey, stage: Stage, rows: int) -> float:
+        """Seconds that one call takes at least, as recent calls of this very key prove; else 0."""
         own = self._curves.get((key, stage))
-        if own is not None and (predicted := own.predict(rows)) is not None:
-            return max(predicted, 1e-6)
-        return max(self._borrowed(key, stage, rows), 1e-6)
+        return 0.0 if own is None else own.lower_bound(rows, self._clock())
 
     def knee(self, key: BatchKey, max_rows: int) -> int:
         """The row count past which more rows only make everybody slower.
@@ -89,15 +146,20 @@ class CostModel:
         knee = self.knee(key, max_rows)
         return self.seconds(key, Stage.STEP, knee) / knee
 
-    def _borrowed(self, key: BatchKey, stage: Stage, rows: int) -> float:
-        siblings = [
-            (abs(other.latent_pixels - key.latent_pixels), other, curve)
+    def _predict(self, key: BatchKey, stage: Stage, rows: int) -> float:
+        """By the key's own curve; by that of the nearest size while only that one is confirmed."""
+        known = [
+            (not curve.confirmed, other != key, _distance(other, key), other, curve)
             for (other, kind), curve in self._curves.items()
             if kind == stage and other.model == key.model
         ]
-        if not siblings:
-            return FIRST_GUESS * rows * key.latent_pixels / 64**2
-        _, nearest, curve = min(siblings, key=lambda sibling: sibling[0])
+        if not known:
+            return FIRST_GUESS * float(rows**HOPE) * key.latent_pixels / 64**2
+        *_, nearest, curve = min(known, key=lambda candidate: candidate[:3])
         predicted = curve.predict(rows)
         assert predicted is not None  # a curve is made by its first measurement
         return predicted * key.latent_pixels / nearest.latent_pixels
+
+
+def _distance(one: BatchKey, other: BatchKey) -> int:
+    return abs(one.latent_pixels - other.latent_pixels)

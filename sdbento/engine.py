@@ -14,11 +14,13 @@ import asyncio
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import chain
 from queue import Empty, SimpleQueue
+from statistics import mean
 
 from PIL import Image
 
@@ -34,6 +36,8 @@ from sdbento.planner import Planner
 from sdbento.trajectory import Runner, Stage, StepPlan, StepResult, Trajectory
 
 log = logging.getLogger(__name__)
+
+LATELY = 32  # completions whose intervals count; batch mates are done together, hence so many
 
 
 @dataclass(frozen=True)
@@ -140,7 +144,8 @@ class Engine:
         self._unfinished: set[Handle] = set()
         self._owner: dict[Trajectory, Handle] = {}
         self._last_completion = 0.0
-        self.seconds_per_request = 1.0  # from one completion to the next under load, lately
+        self._intervals = deque([1.0], maxlen=LATELY)  # from one completion to the next under load
+        self.seconds_per_request = 1.0  # their mean
         self._running = True
         self._thread = threading.Thread(target=self._loop, name="sdbento-engine", daemon=True)
 
@@ -251,14 +256,12 @@ class Engine:
         """The error for a request whose deadline could not be met on an empty machine either."""
         first = handle.trajectories[0]
         assert first.deadline is not None
-        if not self._planner.cost.measured(first.key):
-            return None
-        fastest = self._planner.fastest(first)
+        needed = self._planner.lower_bound(first)
         left = first.deadline - time.monotonic()
-        if fastest <= left:
+        if needed <= left:
             return None
         return DeadlineExceeded(
-            f"cannot be done within its timeout: needs about {fastest:.1f} s alone, "
+            f"cannot be done within its timeout: needs at least {needed:.1f} s alone, "
             f"{max(0.0, left):.1f} s are left",
             param="timeout",
         )
@@ -348,9 +351,11 @@ class Engine:
 
     def _note_completion(self, handle: Handle) -> None:
         now = time.monotonic()
-        interval = now - max(self._last_completion, handle.submitted)
-        self.seconds_per_request += 0.2 * (interval - self.seconds_per_request)
+        self._intervals.append(now - max(self._last_completion, handle.submitted))
         self._last_completion = now
+        # The longest counts as the one below it: it may hold a pause of the whole process.
+        *others, second, _longest = sorted(self._intervals)
+        self.seconds_per_request = mean([*others, second, second])
 
     def _fail_everyone(self, error: SDBentoError) -> None:
         for handle in list(self._unfinished):

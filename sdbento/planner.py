@@ -13,7 +13,7 @@ and nobody keeps a place in the batch.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from sdbento.cost import CostModel
 from sdbento.errors import DeadlineExceeded, SDBentoError
@@ -97,8 +97,12 @@ class Planner:
         return ahead + max(own, max(self.fastest(trajectory) for trajectory in mine))
 
     def fastest(self, trajectory: Trajectory) -> float:
-        """Seconds that `trajectory` needs if it has the device for itself: a lower bound."""
-        return sum(self._fastest(leg) for leg in trajectory.chain)
+        """Seconds that `trajectory` needs if it has the device for itself."""
+        return sum(_alone(leg, self.cost.seconds) for leg in trajectory.chain)
+
+    def lower_bound(self, trajectory: Trajectory) -> float:
+        """Seconds that it needs at least, by proof: what was never measured counts as nothing."""
+        return sum(_alone(leg, self.cost.lower_bound) for leg in trajectory.chain)
 
     def _decode(self, key: BatchKey) -> StepPlan:
         finished = [t for t in self._active if t.key == key and t.stage is Stage.DECODE]
@@ -125,12 +129,6 @@ class Planner:
         per_row = self.cost.seconds_per_row(key, self._max_rows(key))
         return rows * per_row + self.cost.seconds(key, Stage.DECODE, 1)
 
-    def _fastest(self, leg: Trajectory) -> float:
-        guided = leg.remaining_guided_steps
-        alone, doubled = (self.cost.seconds(leg.key, Stage.STEP, rows) for rows in (1, 2))
-        steps = (leg.remaining_steps - guided) * alone + guided * doubled
-        return steps + self.cost.seconds(leg.key, Stage.DECODE, 1)
-
     def _urgency(self, trajectory: Trajectory, now: float) -> float:
         age = max(0.0, now - trajectory.submitted)
         return (1 + age / self._patience) ** 2 / self.work(trajectory)
@@ -153,6 +151,13 @@ class Planner:
             trajectory.error = _late(trajectory)
         self.remove(late)
         return late
+
+
+def _alone(leg: Trajectory, price: Callable[[BatchKey, Stage, int], float]) -> float:
+    """Seconds of what is left of a leg with no company, by the price of one call."""
+    guided = leg.remaining_guided_steps
+    steps = (leg.remaining_steps - guided) * price(leg.key, Stage.STEP, 1)
+    return steps + guided * price(leg.key, Stage.STEP, 2) + price(leg.key, Stage.DECODE, 1)
 
 
 def _prepared_first(plan: StepPlan) -> StepPlan:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from sdbento.cost import CostModel, Curve
+from sdbento.cost import FRESH, CostModel, Curve
 from sdbento.trajectory import BatchKey, Stage
 
 SMALL, LARGE = BatchKey("m", 16, 16), BatchKey("m", 32, 32)
@@ -33,7 +33,7 @@ def test_beyond_the_measured_counts_batching_is_hoped_to_pay() -> None:
     assert curve.predict(1) == 1.0
 
 
-def test_a_running_mean_follows_the_measurements_but_no_single_outlier() -> None:
+def test_a_prediction_follows_the_measurements_but_no_single_outlier() -> None:
     curve = Curve()
     curve.observe(2, 1.0)
     curve.observe(2, 1000.0)
@@ -41,6 +41,67 @@ def test_a_running_mean_follows_the_measurements_but_no_single_outlier() -> None
     for _ in range(100):
         curve.observe(2, 2.0)
     assert curve.predict(2) == pytest.approx(2.0, rel=0.01)
+
+
+@pytest.mark.parametrize("wrong", [0.0, 1e-9, 15.0, 1e6])
+@pytest.mark.parametrize("at", range(5))
+def test_one_wrong_timing_of_any_kind_at_any_moment_is_not_believed(wrong: float, at: int) -> None:
+    curve = Curve()
+    for i in range(5):
+        curve.observe(2, wrong if i == at else 1.0)
+        if i >= 2:
+            assert curve.predict(2) == 1.0
+        curve.observe(4, 1.5)
+    assert curve.predict(4) == 1.5
+
+
+def test_a_row_count_is_not_known_by_its_first_calls_which_also_pay_for_what_is_done_once() -> None:
+    curve = Curve()
+    for _ in range(3):
+        curve.observe(2, 1.0)
+        curve.observe(4, 1.6)
+    curve.observe(3, 60.0)
+    assert curve.predict(3) == pytest.approx(1.3)
+    curve.observe(8, 60.0)
+    assert (curve.predict(8) or 0) < 3.2
+
+
+def test_a_row_count_never_costs_more_than_a_larger_one() -> None:
+    curve = Curve()
+    for _ in range(3):
+        curve.observe(3, 9.0)
+        curve.observe(4, 2.0)
+    assert curve.predict(3) == 2.0
+
+
+def test_a_size_whose_only_timing_may_be_wrong_still_borrows() -> None:
+    cost = learned(r2=1.5)
+    for _ in range(2):
+        cost.observe(SMALL, Stage.STEP, 2, 1.5)
+    cost.observe(LARGE, Stage.STEP, 2, 1000.0)
+    assert cost.seconds(LARGE, Stage.STEP, 2) == pytest.approx(1.5 * 4)
+    for _ in range(2):
+        cost.observe(LARGE, Stage.STEP, 2, 7.0)
+    assert cost.seconds(LARGE, Stage.STEP, 2) == 7.0
+
+
+def test_nothing_is_proven_by_few_timings_by_larger_batches_or_by_old_ones() -> None:
+    now = 0.0
+    cost = CostModel(clock=lambda: now)
+    for _ in range(2):
+        cost.observe(SMALL, Stage.STEP, 2, 1.0)
+        assert cost.lower_bound(SMALL, Stage.STEP, 2) == 0.0
+    cost.observe(SMALL, Stage.STEP, 2, 5.0)
+    assert cost.lower_bound(SMALL, Stage.STEP, 1) == 0.0
+    assert cost.lower_bound(SMALL, Stage.STEP, 2) == 1.0
+    assert cost.lower_bound(SMALL, Stage.STEP, 8) == 1.0
+    assert cost.lower_bound(LARGE, Stage.STEP, 2) == 0.0
+    now = FRESH + 1
+    assert cost.lower_bound(SMALL, Stage.STEP, 2) == 0.0
+
+
+def test_before_anything_is_measured_large_batches_are_tried() -> None:
+    assert CostModel().knee(SMALL, 8) == 8
 
 
 def test_a_key_without_measurements_of_large_batches_tries_them() -> None:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sdbento.cost import FRESH, RECENT, CostModel
 from sdbento.engine import Engine, Event, Handle, Queued, Stepped
 from sdbento.errors import (
     Cancelled,
@@ -162,11 +163,68 @@ def test_a_cancelled_request_stops_between_two_steps_and_frees_its_place() -> No
 
 def test_a_request_that_cannot_be_done_in_time_is_refused_at_once() -> None:
     with running(FakeRunner(seconds=0.05)) as engine:
-        assert_right(submit(engine, make_trajectory(2)))  # the engine learns what a step takes
+        assert_right(submit(engine, make_trajectory(3)))  # the engine learns what a step takes
         started = time.monotonic()
         with pytest.raises(DeadlineExceeded, match="cannot be done"):
             submit(engine, make_trajectory(1000), timeout=1.0).done.result(timeout=5)
         assert time.monotonic() - started < 1.0
+
+
+class Paused(FakeRunner):
+    """The process was stopped for so many seconds while it ran plan number `when`."""
+
+    def __init__(self, when: int, seconds: float) -> None:
+        super().__init__()
+        self._when, self._pause = when, seconds
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        result = super().execute(plan)
+        return StepResult(self._pause) if len(self.plans) == self._when else result
+
+
+@pytest.mark.parametrize("when", range(1, 8), ids=lambda when: f"plan {when}")
+@pytest.mark.parametrize("seconds", [15.0, 1000.0, 0.0], ids=lambda seconds: f"{seconds:g} s")
+def test_one_wrong_timing_refuses_nobody(when: int, seconds: float) -> None:
+    """Plan 1 prepares, 2 to 6 are steps, 7 decodes."""
+    with running(Paused(when, seconds)) as engine:
+        assert_right(submit(engine, make_trajectory(5)))
+        assert_right(submit(engine, make_trajectory(150), timeout=14.0))
+
+
+def test_who_is_refused_for_good_reason_is_let_through_when_the_reason_is_old() -> None:
+    """Every timing of that size came from a bad time, and who is refused adds no better one."""
+    now = 0.0
+    planner = Planner(4, CostModel(clock=lambda: now))
+    slow = make_trajectory()
+    for _ in range(RECENT):
+        planner.cost.observe(slow.key, Stage.STEP, 2, 15.0)
+    engine = Engine(FakeRunner(), planner)
+    engine.start()
+    for _ in range(1000):
+        with pytest.raises(DeadlineExceeded, match="cannot be done"):
+            submit(engine, make_trajectory(), timeout=5.0).done.result(timeout=5)
+    now = FRESH + 1
+    for _ in range(3):
+        assert_right(submit(engine, make_trajectory(), timeout=5.0))
+    engine.close()
+
+
+def test_nobody_is_refused_for_a_second_size_that_was_never_measured() -> None:
+    with running(FakeRunner(seconds=0.02)) as engine:
+        assert_right(submit(engine, make_trajectory(4)))
+        hires = make_trajectory(2, side=1024)  # by the small size's timings: minutes
+        assert_right(submit(engine, chained(make_trajectory(2), hires, decodes=True), timeout=3.0))
+
+
+def test_one_pause_does_not_send_clients_away_for_long() -> None:
+    with running(FakeRunner(seconds=0.001)) as engine:
+        for seed in range(5):
+            assert_right(submit(engine, make_trajectory(seed=seed)))
+        paused = submit(engine, make_trajectory(), timeout=FAR)
+        paused.submitted -= 1000.0
+        engine._last_completion -= 1000.0
+        assert_right(paused)
+        assert engine.seconds_per_request < 1.1
 
 
 def test_a_request_that_turns_out_late_ends_with_its_timeout() -> None:

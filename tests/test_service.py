@@ -15,6 +15,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -217,6 +218,25 @@ def test_a_timeout_that_cannot_be_met_is_said_at_once(server: Server) -> None:
     response = post(server, prompt="x", num_inference_steps=150, timeout=0.05)
     assert_error(response, 504, "timeout", param="timeout")
     assert time.monotonic() - started < 5
+
+
+def test_a_pause_of_the_process_in_the_first_step_of_a_size_refuses_nobody(server: Server) -> None:
+    size = {"prompt": "x", "width": 320, "height": 320, "guidance_scale": 1}
+    stopped = psutil.Process(server.process.pid).children(recursive=True)
+    one_step = {**size, "num_inference_steps": 1}
+    with server.client.stream("POST", "/generate_stream", json=one_step) as stream:
+        lines = stream.iter_lines()
+        next(line for line in lines if '"eta"' in line and '"eta": null' not in line)
+        time.sleep(0.1)  # the prompt is encoded, the step runs
+        try:
+            for process in stopped:
+                process.suspend()
+            time.sleep(3)
+        finally:
+            for process in stopped:
+                process.resume()
+        assert any('"done"' in line for line in lines)
+    generated(server, **size, num_inference_steps=6, timeout=12)
 
 
 def test_a_client_that_leaves_stops_its_work(server: Server) -> None:
