@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from itertools import chain
 from queue import Empty, SimpleQueue
 from statistics import mean
+from traceback import clear_frames
 
 from PIL import Image
 
@@ -276,12 +277,14 @@ class Engine:
                 self._planner.shrink(plan)
             if len(plan.trajectories) == 1:
                 log.warning("%s failed: %s", plan.stage, error.message, exc_info=exc)
+            clear_frames(exc.__traceback__)  # they hold what the failed call had allocated
+            if len(plan.trajectories) == 1:
                 return StepResult(0.0, {plan.trajectories[0]: error})
         middle = len(plan.trajectories) // 2
         halves = plan.trajectories[:middle], plan.trajectories[middle:]
         results = [self._execute(StepPlan(plan.stage, plan.key, half)) for half in halves]
         failures = results[0].failures | results[1].failures
-        return StepResult(results[0].seconds + results[1].seconds, failures)
+        return StepResult(results[0].seconds + results[1].seconds, failures, split=True)
 
     def _attribute(self, plan: StepPlan, result: StepResult) -> None:
         """Note on the handles when denoising began and what decoding took."""

@@ -15,11 +15,14 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 
+from sdbento.caps import Cap
 from sdbento.cost import CostModel
 from sdbento.errors import DeadlineExceeded, SDBentoError
 from sdbento.trajectory import BatchKey, Stage, StepPlan, StepResult, Trajectory
 
 PATIENCE = 10.0  # a wait of so many typical works quadruples a trajectory's urgency
+ROWS_PER_IMAGE = 2  # at most: with guidance
+DECODE_PIXELS = 4 * 128**2  # latent pixels: 8 images of 1024x1024 are 2^31 elements in the VAE
 EXPLORE_EVERY = 64  # so many plans of a key are filled to the knee, then one to the bound
 
 
@@ -33,7 +36,7 @@ class Planner:
         self.max_images = max_images
         self.cost = cost or CostModel()
         self._active: dict[Trajectory, None] = {}  # an ordered set: oldest first
-        self._row_limit: dict[BatchKey, int] = {}  # lowered when the device ran out of memory
+        self._caps: dict[tuple[BatchKey, Stage], Cap] = {}  # where memory was too small
         self._num_plans: Counter[BatchKey] = Counter()
         self._patience = PATIENCE  # seconds; made anew for every plan
 
@@ -59,13 +62,12 @@ class Planner:
         self._patience = self._typical_wait()
         plans = [self._fill(key, members, now) for key, members in groups.items()]
         best = max(plans, key=lambda plan: self._worth(plan, now), default=None)
-        return best and _prepared_first(best)
+        return best and self._prepared_first(best)
 
     def update(self, plan: StepPlan, result: StepResult, now: float) -> list[Trajectory]:
         """Record a result; returns the trajectories that are finished by it, failed or done."""
-        if not result.failures and plan.stage is not Stage.PREPARE:
-            rows = plan.rows if plan.stage is Stage.STEP else len(plan.trajectories)
-            self.cost.observe(plan.key, plan.stage, rows, result.seconds)
+        if not result.failures and not result.split:
+            self._learn(plan, result.seconds)
         if plan.stage is Stage.STEP:
             self._num_plans[plan.key] += 1
         for trajectory in plan.trajectories:
@@ -77,8 +79,9 @@ class Planner:
         return finished + self._expire(now)
 
     def shrink(self, plan: StepPlan) -> None:
-        """The device ran out of memory on `plan`: never again so many rows of that key."""
-        self._row_limit[plan.key] = max(1, plan.rows // 2)
+        """The device ran out of memory on `plan`: smaller ones of its key and stage from now on."""
+        step = ROWS_PER_IMAGE if plan.stage is Stage.STEP else 1
+        self._caps.setdefault((plan.key, plan.stage), Cap(plan.size, step)).failed(plan.size)
 
     def work(self, trajectory: Trajectory) -> float:
         """Seconds of device time that `trajectory` still needs in a full batch."""
@@ -106,7 +109,7 @@ class Planner:
 
     def _decode(self, key: BatchKey) -> StepPlan:
         finished = [t for t in self._active if t.key == key and t.stage is Stage.DECODE]
-        return StepPlan(Stage.DECODE, key, tuple(finished[: self.max_images]))
+        return StepPlan(Stage.DECODE, key, tuple(finished[: self._max_size(key, Stage.DECODE)]))
 
     def _fill(self, key: BatchKey, members: list[Trajectory], now: float) -> StepPlan:
         """The most urgent members, up to the knee of the cost curve; always at least one.
@@ -114,7 +117,7 @@ class Planner:
         Now and then up to the bound instead: a timing that was disturbed once would otherwise keep
         the knee low for ever.
         """
-        bound = self._max_rows(key)
+        bound = self._max_size(key, Stage.STEP)
         explore = self._num_plans[key] % EXPLORE_EVERY == EXPLORE_EVERY - 1
         knee = bound if explore else self.cost.knee(key, bound)
         ranked = sorted(members, key=lambda t: -self._urgency(t, now))
@@ -126,7 +129,7 @@ class Planner:
         return StepPlan(Stage.STEP, key, tuple(chosen))
 
     def _work(self, key: BatchKey, rows: int) -> float:
-        per_row = self.cost.seconds_per_row(key, self._max_rows(key))
+        per_row = self.cost.seconds_per_row(key, self._max_size(key, Stage.STEP))
         return rows * per_row + self.cost.seconds(key, Stage.DECODE, 1)
 
     def _urgency(self, trajectory: Trajectory, now: float) -> float:
@@ -142,8 +145,31 @@ class Planner:
         urgency = sum(self._urgency(trajectory, now) for trajectory in plan.trajectories)
         return urgency / self.cost.seconds(plan.key, Stage.STEP, plan.rows)
 
-    def _max_rows(self, key: BatchKey) -> int:
-        return min(2 * self.max_images, self._row_limit.get(key, 2 * self.max_images))
+    def _learn(self, plan: StepPlan, seconds: float) -> None:
+        if plan.stage is not Stage.PREPARE:
+            self.cost.observe(plan.key, plan.stage, plan.size, seconds)
+        cap = self._caps.get((plan.key, plan.stage))
+        if cap is not None:
+            cap.succeeded(plan.size)
+
+    def _max_size(self, key: BatchKey, stage: Stage) -> int:
+        """The bound of `StepPlan.size`."""
+        bound = self.max_images
+        if stage is Stage.STEP:
+            bound *= ROWS_PER_IMAGE
+        elif stage is Stage.DECODE:
+            bound = min(bound, max(1, DECODE_PIXELS // key.latent_pixels))
+        cap = self._caps.get((key, stage))
+        return bound if cap is None else min(bound, cap.limit)
+
+    def _prepared_first(self, plan: StepPlan) -> StepPlan:
+        """Who was chosen to step but has not begun is prepared before; nobody else is, however many
+        wait: a picture to encode takes as long as a step."""
+        unprepared = tuple(t for t in plan.trajectories if t.stage is Stage.PREPARE)
+        if not unprepared:
+            return plan
+        bound = self._max_size(plan.key, Stage.PREPARE)
+        return StepPlan(Stage.PREPARE, plan.key, unprepared[:bound])
 
     def _expire(self, now: float) -> list[Trajectory]:
         late = [t for t in self._active if t.deadline is not None and now > t.deadline]
@@ -158,13 +184,6 @@ def _alone(leg: Trajectory, price: Callable[[BatchKey, Stage, int], float]) -> f
     guided = leg.remaining_guided_steps
     steps = (leg.remaining_steps - guided) * price(leg.key, Stage.STEP, 1)
     return steps + guided * price(leg.key, Stage.STEP, 2) + price(leg.key, Stage.DECODE, 1)
-
-
-def _prepared_first(plan: StepPlan) -> StepPlan:
-    """Who was chosen to step but has not begun is prepared before; nobody else is, however many
-    wait: a picture to encode takes as long as a step."""
-    unprepared = tuple(t for t in plan.trajectories if t.stage is Stage.PREPARE)
-    return StepPlan(Stage.PREPARE, plan.key, unprepared) if unprepared else plan
 
 
 def _late(trajectory: Trajectory) -> SDBentoError:

@@ -192,6 +192,11 @@ class StepPlan:
     def rows(self) -> int:
         return sum(trajectory.rows for trajectory in self.trajectories)
 
+    @property
+    def size(self) -> int:
+        """What its time and memory grow with: rows of a step, images of anything else."""
+        return self.rows if self.stage is Stage.STEP else len(self.trajectories)
+
 
 @dataclass(frozen=True)
 class StepResult:
@@ -199,6 +204,7 @@ class StepResult:
 
     seconds: float
     failures: dict[Trajectory, SDBentoError] = field(default_factory=dict)
+    split: bool = False  # done in parts, after it had failed as a whole; set by the engine
 
 
 class Runner(Protocol):

@@ -22,6 +22,7 @@ FLOORS = (
     ("errors", "serving_settings", "settings", "schemas", "metrics", "startup", "malloc"),
     ("trajectory",),
     (
+        "caps",
         "cost",
         "planner",
         "step_table",

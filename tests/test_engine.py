@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -144,6 +145,44 @@ def test_out_of_memory_shrinks_the_batch_and_everybody_finishes() -> None:
     with running(Small()) as engine:
         for handle in [submit(engine, make_trajectory(seed=seed)) for seed in range(5)]:
             assert_right(handle)
+
+
+@pytest.mark.parametrize("stage", [Stage.PREPARE, Stage.DECODE])
+def test_out_of_memory_in_one_stage_lets_the_others_be(stage: Stage) -> None:
+    class Small(FakeRunner):
+        def execute(self, plan: StepPlan) -> StepResult:
+            if plan.stage is stage and len(plan.trajectories) > 1:
+                raise OutOfMemory("too much")
+            return super().execute(plan)
+
+    runner = Small(seconds=0.001)
+    with running(runner) as engine:
+        for handle in [submit(engine, make_trajectory(30, seed=seed)) for seed in range(8)]:
+            assert_right(handle)
+        together = submit(engine, *(make_trajectory(30, seed=seed) for seed in range(4)))
+        assert_right(together)
+    last = [plan for plan in runner.plans if plan.trajectories[0] in together.trajectories]
+    assert max(len(plan.trajectories) for plan in last if plan.stage is Stage.STEP) == 4
+    assert max(len(plan.trajectories) for plan in last if plan.stage is stage) == 1
+
+
+def test_a_failed_call_lets_go_of_its_memory_before_it_is_tried_in_halves() -> None:
+    class Allocation:
+        pass
+
+    class Small(FakeRunner):
+        allocated: weakref.ref[Allocation] | None = None
+
+        def execute(self, plan: StepPlan) -> StepResult:
+            assert self.allocated is None or self.allocated() is None
+            if plan.stage is Stage.STEP and len(plan.trajectories) > 1:
+                tensor = Allocation()
+                self.allocated = weakref.ref(tensor)
+                raise MemoryError
+            return super().execute(plan)
+
+    with running(Small()) as engine:
+        assert_right(submit(engine, *(make_trajectory(seed=seed) for seed in range(4))))
 
 
 def test_a_cancelled_request_stops_between_two_steps_and_frees_its_place() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -128,6 +129,89 @@ def test_after_running_out_of_memory_batches_of_that_key_are_halved() -> None:
     planner = planner_with(*members)
     planner.shrink(plan_at(planner))
     assert plan_at(planner).rows == 4
+
+
+def finished(num_images: int, side: int = 8) -> list[Trajectory]:
+    members = [prepared(make_trajectory(1, side=side)) for _ in range(num_images)]
+    for member in members:
+        member.step = 1
+    return members
+
+
+@pytest.mark.parametrize("stage", [Stage.PREPARE, Stage.DECODE])
+def test_what_is_too_much_for_one_stage_is_not_too_much_for_another(stage: Stage) -> None:
+    stepping = [prepared(make_trajectory()) for _ in range(4)]
+    planner = planner_with(*stepping)
+    others = finished(4) if stage is Stage.DECODE else [make_trajectory() for _ in range(4)]
+    planner.shrink(StepPlan(stage, stepping[0].key, tuple(others)))
+    assert plan_at(planner).rows == 8
+    planner.remove(stepping)
+    planner.add(others)
+    assert (plan_at(planner).stage, len(plan_at(planner).trajectories)) == (stage, 2)
+
+
+@pytest.mark.parametrize(("side", "num_images"), [(8, 16), (64, 16), (128, 4), (256, 1), (512, 1)])
+def test_a_decode_has_a_bound_in_pixels(side: int, num_images: int) -> None:
+    planner = planner_with(*finished(20, side), max_images=16)
+    assert len(plan_at(planner).trajectories) == num_images
+
+
+class Device:
+    """Holds so many rows, and says how many times that was too little in `num_plans` plans."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+        members = [prepared(make_trajectory(10**9)) for _ in range(8)]
+        self.planner = planner_with(*members, max_images=8)
+
+    def run(self, num_plans: int) -> int:
+        failed = 0
+        for _ in range(num_plans):
+            plan = plan_at(self.planner)
+            if split := plan.rows > self.rows:
+                self.planner.shrink(plan)
+                failed += 1
+            self.planner.update(plan, StepResult(1.0 + plan.rows / 100, split=split), 0.0)
+        return failed
+
+    @property
+    def batch(self) -> int:
+        return plan_at(self.planner).rows
+
+
+def test_memory_that_is_there_again_is_used_again() -> None:
+    device = Device(rows=5)
+    assert device.run(5) == 2  # 16, 8
+    assert device.batch == 4
+    device.rows = 100
+    assert device.run(600) == 0
+    assert device.batch == 16
+
+
+def test_a_limit_that_stays_costs_ever_fewer_failed_plans() -> None:
+    device = Device(rows=11)
+    device.run(1000)
+    assert device.batch == 10
+    assert device.run(2000) <= 3
+    assert device.run(2000) <= 2
+    assert device.batch == 10
+
+
+def test_memory_that_comes_and_goes_is_followed() -> None:
+    device = Device(rows=16)
+    for rows in (6, 16, 3, 12, 2):
+        device.rows = rows
+        assert device.run(1500) <= 8
+        assert device.batch == rows // 2 * 2
+
+
+def test_what_was_done_in_parts_teaches_nothing_of_the_whole() -> None:
+    members = [prepared(make_trajectory()) for _ in range(4)]
+    planner = planner_with(*members)
+    before = planner.cost.seconds(members[0].key, Stage.STEP, 8)
+    for _ in range(9):
+        planner.update(plan_at(planner), StepResult(100.0, split=True), 0.0)
+    assert planner.cost.seconds(members[0].key, Stage.STEP, 8) == before
 
 
 def test_a_failure_ends_its_own_trajectory_only() -> None:
