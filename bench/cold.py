@@ -47,7 +47,7 @@ with without_collector():
     from sdbento.settings import Settings; mark("sdbento")
 app = App(Settings.load()); app.start()
 while not app.ready: time.sleep(0.005)
-mark("model loaded and measured")
+mark("model loaded")
 asyncio.run(app.run(GenerateRequest(**REQUEST))); mark("first image")
 app.close(0)
 print(json.dumps(marks))

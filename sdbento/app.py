@@ -21,8 +21,9 @@ from typing import Any, ParamSpec, TypeVar
 
 from PIL import Image
 
-from sdbento import compiling, images
+from sdbento import images
 from sdbento.assembly import Assembler, Job
+from sdbento.calibration import Calibration
 from sdbento.catalog import Catalog, ControlNetSpec, ModelSpec
 from sdbento.engine import Engine, Event, Handle, Queued
 from sdbento.errors import (
@@ -32,7 +33,6 @@ from sdbento.errors import (
     classify,
     reraise,
 )
-from sdbento.families import VAE_FACTOR
 from sdbento.intake import (
     Pictures,
     draw_controls,
@@ -44,14 +44,13 @@ from sdbento.intake import (
 )
 from sdbento.metrics import queue_depth
 from sdbento.orders import Order
-from sdbento.pipelines import Lease, Pipeline, PipelineCache
-from sdbento.planner import Planner
+from sdbento.pipelines import Lease, PipelineCache
+from sdbento.planner import ROWS_PER_IMAGE, Planner
 from sdbento.runner import TorchRunner
 from sdbento.samplers import list_samplers
 from sdbento.schemas import GenerateRequest, GenerateResponse, Timings, describe
 from sdbento.settings import Settings, unknown_variables
 from sdbento.threads import compute_only_on, num_cores
-from sdbento.trajectory import BatchKey, Stage
 from sdbento.wishes import give_up
 
 log = logging.getLogger(__name__)
@@ -59,8 +58,6 @@ log = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 
-CALIBRATION_ROUNDS = 2  # the first one warms up and is not counted
-CALIBRATION_SECONDS = 5.0  # a slow device learns the rest while serving
 HUB_LOOKUPS = 4  # names that may be looked up at once
 READERS = 16  # requests whose pictures may be fetched at once; hosts may be slow
 FIRST_RETRY = 5.0  # seconds until the default model is tried again; doubled each time, up to
@@ -305,13 +302,17 @@ class App:
             reraise(exc)
 
     def _load_default(self) -> None:
-        """Load and calibrate the default model; where that may help, try again until it works."""
+        """Load, and compile, the default model; where that may help, try again until it works."""
         name, pause = self.settings.sd_model, FIRST_RETRY
         while not self._closed.is_set():
             try:
-                with self.pipelines.lease(self.catalog.resolve(name)) as pipeline:
-                    self.engine.call(lambda: self._calibrate(pipeline)).result()
+                spec = self.catalog.resolve(name)
+                calibration = self._calibration(spec)
+                with self.pipelines.lease(spec) as pipeline:
+                    if self.settings.compile:
+                        self.engine.call(partial(calibration.compile, pipeline)).result()
                 self._default_loaded.set()
+                self.engine.when_idle(calibration.measurements())
                 return
             except Exception as exc:
                 if self._closed.is_set():
@@ -324,25 +325,9 @@ class App:
             self._closed.wait(pause)
             pause = min(2 * pause, LAST_RETRY)
 
-    def _calibrate(self, pipeline: Pipeline) -> None:
-        """Measure the first cost curves of a model at its own size. On the engine's thread."""
-        spec = pipeline.spec
-        key = BatchKey(spec.name, spec.height // VAE_FACTOR, spec.width // VAE_FACTOR)
-        counts = [2**i for i in range((2 * self.settings.max_batch_size).bit_length())]
-        if self.settings.compile:
-            with compiling.allowed():
-                for rows in counts:
-                    self.runner.measure(pipeline, key, rows)
-        enough = time.monotonic() + CALIBRATION_SECONDS
-        for rows in counts:
-            if time.monotonic() > enough:
-                return
-            for _ in range(CALIBRATION_ROUNDS):
-                seconds = self.runner.measure(pipeline, key, rows)
-            self.planner.cost.observe(key, Stage.STEP, rows, seconds)
-        for _ in range(CALIBRATION_ROUNDS):
-            seconds = self.runner.measure_decode(pipeline, key)
-        self.planner.cost.observe(key, Stage.DECODE, 1, seconds)
+    def _calibration(self, spec: ModelSpec) -> Calibration:
+        max_rows = ROWS_PER_IMAGE * self.settings.max_batch_size
+        return Calibration(spec, self.pipelines, self.runner, self.planner.cost, max_rows)
 
 
 def _result(job: Job, handle: Handle, arrived: float) -> Result:

@@ -140,6 +140,7 @@ class Engine:
         self._runner = runner
         self._planner = planner
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._idle_work: deque[Iterator[None]] = deque()
         self._lock = threading.Lock()
         self._accepting = True
         self._unfinished: set[Handle] = set()
@@ -183,7 +184,7 @@ class Engine:
         self._inbox.put(lambda: self._publish_queued(handle))
 
     def call(self, function: Callable[[], None]) -> Future[None]:
-        """Run `function` on the loop's thread between two steps, e.g. to calibrate a model."""
+        """Run `function` on the loop's thread between two steps, e.g. to compile a model."""
         done: Future[None] = Future()
 
         def run() -> None:
@@ -196,6 +197,11 @@ class Engine:
 
         self._inbox.put(run)
         return done
+
+    def when_idle(self, work: Iterator[None]) -> None:
+        """Advance `work` on the loop's thread whenever nobody can: a request waits for one `next`
+        at most. Work that fails is given up. From any thread."""
+        self._inbox.put(lambda: self._idle_work.append(work))
 
     def close(self, grace: float = 30.0) -> None:
         """Refuse new requests, finish the unfinished for up to `grace` seconds, stop the thread."""
@@ -224,7 +230,10 @@ class Engine:
             return
         plan = self._planner.plan(time.monotonic())
         if plan is None:
-            self._take_commands(block=True)
+            if self._idle_work:
+                self._advance_idle_work()
+            else:
+                self._take_commands(block=True)
             return
         result = self._execute(plan)
         self._attribute(plan, result)
@@ -232,6 +241,15 @@ class Engine:
         self._publish_steps(plan)
         for trajectory in finished:
             self._settle(trajectory)
+
+    def _advance_idle_work(self) -> None:
+        try:
+            next(self._idle_work[0])
+        except StopIteration:
+            self._idle_work.popleft()
+        except Exception as exc:
+            self._idle_work.popleft()
+            log.warning("work for idle time is given up: %s", classify(exc).message, exc_info=exc)
 
     def _take_commands(self, *, block: bool) -> None:
         """Run the commands that wait in the inbox; with `block`, wait for a first one."""

@@ -108,6 +108,12 @@ class PipelineCache:
         """As `acquire`, but waits: `with cache.lease(spec) as pipeline:`."""
         return self.acquire(*specs).result()
 
+    def lease_if_resident(self, spec: Spec) -> Lease | None:
+        """A lease where that takes neither loading nor waiting."""
+        with self._lock:
+            free = self._has_all([spec.key]) and not self._held_up()
+            return self._pin((spec,)) if free else None
+
     def loaded(self) -> list[tuple[str, int, bool]]:
         """(key, bytes, leased) of all that is resident, the least recently used first.
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from sdbento.app import App
 from sdbento.errors import DeadlineExceeded, InvalidParameter, SDBentoError
 from sdbento.schemas import GenerateRequest
 from sdbento.settings import Settings
+from tests.fakes import FakeRunner
 from tests.oracle import engine_pixels, tiny_control, tiny_model
 from tests.pictures import data_uri, gradient, half_mask
 from tests.tiny import save_tiny, save_tiny_controlnet
@@ -71,6 +74,74 @@ async def test_a_misspelt_setting_is_told_at_the_start(
     app.start()
     await asyncio.to_thread(app.close)
     assert "SDBENTO_MAX_PIXLES is set, but no setting has that name" in caplog.text
+
+
+class Measuring(FakeRunner):
+    """Notes whether the app was ready at each measurement, which waits for `go_on`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.app: App | None = None
+        self.ready_at: list[bool] = []
+        self.go_on = threading.Event()
+
+    def measure(self, *_: object) -> float:
+        assert self.app is not None
+        self.ready_at.append(self.app.ready)
+        assert self.go_on.wait(20)
+        return 0.001
+
+    measure_decode = measure
+
+
+@asynccontextmanager
+async def measuring(**options: Any) -> AsyncIterator[tuple[App, Measuring]]:
+    runner: Any = Measuring()
+    app = runner.app = App(Settings.load(sd_model="shapes", **options), runner)
+    app.start()
+    try:
+        yield app, runner
+    finally:
+        runner.go_on.set()
+        await asyncio.to_thread(app.close)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def test_the_server_is_ready_when_its_model_is_loaded_and_measures_it_when_idle() -> None:
+    async with measuring() as (app, runner):
+        await until(lambda: app.ready and runner.ready_at)
+        request = asyncio.create_task(app.run(GenerateRequest(prompt="x", timeout=20)))
+        await until(lambda: app._num_requests == 1)
+        runner.go_on.set()
+        assert len((await request).images) == 1
+        await until(lambda: len(runner.ready_at) == 24)
+        assert all(runner.ready_at)
+
+
+async def test_it_is_not_ready_before_its_model_is_compiled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compiled: list[int] = []  # measurements until then
+
+    @contextmanager
+    def allowed() -> Iterator[None]:
+        yield
+        compiled.append(len(runner.ready_at))
+
+    monkeypatch.setattr("sdbento.compiling.allowed", allowed)
+    monkeypatch.setattr("sdbento.compiling.enable", lambda *_: None)
+    async with measuring(compile=True) as (app, runner):
+        await until(lambda: runner.ready_at)
+        assert not app.ready
+        runner.go_on.set()
+        await until(lambda: len(runner.ready_at) == 4 + 24)
+        assert runner.ready_at == [False] * 4 + [True] * 24
+    assert compiled == [4]
 
 
 async def test_a_request_without_pictures_is_not_late_for_them(app: App) -> None:

@@ -68,7 +68,7 @@ FLOORS = (
     ),
     ("vae", "states", "controlnets", "runner"),
     ("engine",),
-    ("orders", "app"),
+    ("orders", "calibration", "app"),
     ("jobs",),
     ("doors", "__main__"),  # doors may share what is theirs
 )

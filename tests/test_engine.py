@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -36,6 +37,13 @@ def running(runner: FakeRunner, max_images: int = 4) -> Iterator[Engine]:
     finally:
         engine.close(grace=1.0)
         assert not engine.alive
+
+
+def until(condition: Callable[[], bool]) -> None:
+    give_up = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < give_up
+        time.sleep(0.001)
 
 
 def submit(engine: Engine, *trajectories: Trajectory, timeout: float = FAR) -> Handle:
@@ -185,6 +193,45 @@ def test_a_failed_call_lets_go_of_its_memory_before_it_is_tried_in_halves() -> N
         assert_right(submit(engine, *(make_trajectory(seed=seed) for seed in range(4))))
 
 
+def test_idle_work_is_done_when_nobody_can_advance_and_holds_a_request_up_for_one_piece() -> None:
+    runner = FakeRunner()
+    pieces, begun, go_on = list[int](), threading.Event(), threading.Event()
+
+    def work() -> Iterator[None]:
+        for piece in range(5):
+            if piece == 2:
+                begun.set()
+                assert go_on.wait(5)
+            pieces.append(len(runner.plans))
+            yield
+
+    with running(runner) as engine:
+        engine.when_idle(work())
+        assert begun.wait(5)
+        handle = submit(engine, make_trajectory(4))
+        go_on.set()
+        assert_right(handle)
+        until(lambda: len(pieces) == 5)
+    assert pieces == [0, 0, 0, 6, 6]
+
+
+def test_idle_work_that_fails_is_given_up_and_harms_nobody(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def work() -> Iterator[None]:
+        yield
+        raise MemoryError
+
+    done = threading.Event()
+    with running(FakeRunner()) as engine:
+        engine.when_idle(work())
+        engine.when_idle(iter(done.set, None))  # goes on for ever
+        assert_right(submit(engine, make_trajectory()))
+        assert done.wait(5)
+        assert_right(submit(engine, make_trajectory()))
+    assert "given up: the machine ran out of memory" in caplog.text
+
+
 def test_a_cancelled_request_stops_between_two_steps_and_frees_its_place() -> None:
     runner = FakeRunner(seconds=0.005)
     with running(runner) as engine:
@@ -227,7 +274,7 @@ def test_one_wrong_timing_refuses_nobody(when: int, seconds: float) -> None:
     """Plan 1 prepares, 2 to 6 are steps, 7 decodes."""
     with running(Paused(when, seconds)) as engine:
         assert_right(submit(engine, make_trajectory(5)))
-        assert_right(submit(engine, make_trajectory(150), timeout=14.0))
+        assert_right(submit(engine, make_trajectory(60), timeout=14.0))
 
 
 def test_who_is_refused_for_good_reason_is_let_through_when_the_reason_is_old() -> None:
