@@ -47,17 +47,14 @@ class Curve:
     def __init__(self) -> None:
         self._timings: dict[int, Timings] = {}
         self._seconds: dict[int, float] = {}  # what the timings come to; row counts ascend
-
-    @property
-    def confirmed(self) -> bool:
-        """Whether any row count was timed often enough."""
-        return any(timings.enough for timings in self._timings.values())
+        self.confirmed = False  # whether any row count was timed often enough
 
     def observe(self, rows: int, seconds: float, now: float = 0.0) -> None:
         """Take in the timing of one call that ended at `now`."""
         timings = self._timings.setdefault(rows, Timings())
         timings.recent.append(seconds)
         timings.latest = now
+        self.confirmed |= timings.enough
         self._seconds = self._summary()
 
     def predict(self, rows: int) -> float | None:
@@ -106,22 +103,26 @@ class CostModel:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._curves: dict[tuple[BatchKey, Stage], Curve] = {}
-        # Made from the curves, until the next observation.
-        self._seconds: dict[tuple[BatchKey, Stage, int], float] = {}
+        # Found in the curves, until the next observation.
+        self._sources: dict[tuple[BatchKey, Stage], BatchKey | None] = {}
         self._knees: dict[tuple[BatchKey, int], int] = {}
 
     def observe(self, key: BatchKey, stage: Stage, rows: int, seconds: float) -> None:
         """Take in what a call with `rows` rows, or images of a decode, has just taken."""
         self._curves.setdefault((key, stage), Curve()).observe(rows, seconds, self._clock())
-        self._seconds.clear()
+        self._sources.clear()
         self._knees.clear()
 
     def seconds(self, key: BatchKey, stage: Stage, rows: int) -> float:
         """Predicted seconds of one call; always positive."""
-        cached = self._seconds.get((key, stage, rows))
-        if cached is None:
-            cached = self._seconds[key, stage, rows] = max(self._predict(key, stage, rows), 1e-6)
-        return cached
+        if (key, stage) not in self._sources:
+            self._sources[key, stage] = self._source(key, stage)
+        source = self._sources[key, stage]
+        if source is None:
+            return FIRST_GUESS * float(rows**HOPE) * key.latent_pixels / 64**2
+        predicted = self._curves[source, stage].predict(rows)
+        assert predicted is not None  # a curve is made by its first measurement
+        return max(predicted * key.latent_pixels / source.latent_pixels, 1e-6)
 
     def lower_bound(self, key: BatchKey, stage: Stage, rows: int) -> float:
         """Seconds that one call takes at least, as recent calls of this very key prove; else 0."""
@@ -146,20 +147,17 @@ class CostModel:
         knee = self.knee(key, max_rows)
         return self.seconds(key, Stage.STEP, knee) / knee
 
-    def _predict(self, key: BatchKey, stage: Stage, rows: int) -> float:
-        """By the key's own curve; by that of the nearest size while only that one is confirmed."""
-        known = [
-            (not curve.confirmed, other != key, _distance(other, key), other, curve)
+    def _source(self, key: BatchKey, stage: Stage) -> BatchKey | None:
+        """Whose curve to go by: the key's own, or the nearest size's while only that is confirmed.
+
+        None where nothing of the model was measured.
+        """
+        own = self._curves.get((key, stage))
+        if own is not None and own.confirmed:
+            return key
+        candidates = [
+            (not curve.confirmed, other != key, abs(other.latent_pixels - key.latent_pixels), other)
             for (other, kind), curve in self._curves.items()
             if kind == stage and other.model == key.model
         ]
-        if not known:
-            return FIRST_GUESS * float(rows**HOPE) * key.latent_pixels / 64**2
-        *_, nearest, curve = min(known, key=lambda candidate: candidate[:3])
-        predicted = curve.predict(rows)
-        assert predicted is not None  # a curve is made by its first measurement
-        return predicted * key.latent_pixels / nearest.latent_pixels
-
-
-def _distance(one: BatchKey, other: BatchKey) -> int:
-    return abs(one.latent_pixels - other.latent_pixels)
+        return min(candidates, key=lambda candidate: candidate[:3])[-1] if candidates else None
