@@ -144,6 +144,21 @@ def test_a_resident_model_is_leased_at_once(cache: PipelineCache) -> None:
     assert cache.acquire(spec("a")).done()
 
 
+def test_whoever_takes_only_what_is_resident_loads_nothing(
+    cache: PipelineCache, loader: FakeLoader
+) -> None:
+    assert cache.lease_if_resident(spec("a")) is None
+    cache.lease(spec("a")).release()
+    lease = cache.lease_if_resident(spec("a"))
+    assert lease is not None
+    assert [leased for *_, leased in cache.loaded()] == [True]
+    lease.release()
+    assert [leased for *_, leased in cache.loaded()] == [False]
+    cache.close()
+    assert cache.lease_if_resident(spec("a")) is None
+    assert loader.loaded == ["a"]
+
+
 def test_acquire_does_not_wait_for_the_load(cache: PipelineCache, loader: FakeLoader) -> None:
     loader.gate.clear()
     waiters = [cache.acquire(spec("a")) for _ in range(3)]
