@@ -2,7 +2,8 @@
 
 They begin when the server is ready, since nothing waits for them: what was not measured is guessed,
 and service teaches the rest. Each row count is called once before it is timed, so that whatever is
-done once for a shape (cuDNN plans, page faults) is done here, on the engine's thread.
+done once for a shape (cuDNN plans, page faults) is done here, on the engine's thread. Small sizes
+come first: they tell whether the model's own size would keep a request waiting.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from sdbento.trajectory import BatchKey, Stage
 
 BUDGET = 10.0  # seconds of idle time
 LONGEST = 0.5  # seconds: a request that arrives may have to wait for one call
+SMALLEST = 8  # latents: the side at which the measuring begins
 
 
 class Calibration:
@@ -54,35 +56,47 @@ class Calibration:
         Whatever is expected to take longer than LONGEST, or than what is left, is not begun.
         """
         left = BUDGET
-        for stage, size, num_calls in self._calls():
+        for key, stage, size, num_calls in self._calls():
             for i in range(num_calls):
-                if self._cost.seconds(self._key, stage, size) > min(LONGEST, left):
+                if self._cost.seconds(key, stage, size) > min(LONGEST, left):
                     break
                 lease = self._pipelines.lease_if_resident(self._spec)
                 if lease is None:
                     return
                 began = self._clock()
                 with lease as pipeline:
-                    seconds = self._measure(pipeline, stage, size)
+                    seconds = self._measure(pipeline, key, stage, size)
                 left -= self._clock() - began
                 if i > 0:  # the first one warms up
-                    self._cost.observe(self._key, stage, size, seconds)
+                    self._cost.observe(key, stage, size, seconds)
                 yield
 
-    def _calls(self) -> Iterator[tuple[Stage, int, int]]:
-        """Stage, size and number of calls: powers of two are timed, all row counts warmed up."""
+    def _calls(self) -> Iterator[tuple[BatchKey, Stage, int, int]]:
+        """Key, stage, size and number of calls: powers of two are timed, all others warmed up."""
+        for key in self._smaller_keys():
+            yield key, Stage.STEP, 1, 2
+            yield key, Stage.DECODE, 1, 2
         powers = self._powers()
         for rows in powers:
-            yield Stage.STEP, rows, 1 + ENOUGH
-        yield Stage.DECODE, 1, 1 + ENOUGH
+            yield self._key, Stage.STEP, rows, 1 + ENOUGH
+        yield self._key, Stage.DECODE, 1, 1 + ENOUGH
         for rows in range(1, self._max_rows + 1):
             if rows not in powers:
-                yield Stage.STEP, rows, 1
+                yield self._key, Stage.STEP, rows, 1
+
+    def _smaller_keys(self) -> list[BatchKey]:
+        """Half the model's size, a quarter, ...; the smallest first."""
+        height, width = self._key.latent_height // 2, self._key.latent_width // 2
+        keys: list[BatchKey] = []
+        while min(height, width) >= SMALLEST:
+            keys.insert(0, BatchKey(self._spec.name, height, width))
+            height, width = height // 2, width // 2
+        return keys
 
     def _powers(self) -> list[int]:
         return [2**i for i in range(self._max_rows.bit_length())]
 
-    def _measure(self, pipeline: Pipeline, stage: Stage, size: int) -> float:
+    def _measure(self, pipeline: Pipeline, key: BatchKey, stage: Stage, size: int) -> float:
         if stage is Stage.DECODE:
-            return self._runner.measure_decode(pipeline, self._key)
-        return self._runner.measure(pipeline, self._key, size)
+            return self._runner.measure_decode(pipeline, key)
+        return self._runner.measure(pipeline, key, size)

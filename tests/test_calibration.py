@@ -1,8 +1,11 @@
+"""`sdbento.calibration`: what is measured in idle time, and what is not begun."""
+
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,8 +23,19 @@ KEY = BatchKey(SPEC.name, SPEC.height // 8, SPEC.width // 8)
 class Bench:
     """A calibration whose calls take what `seconds(rows, number of the call)` says."""
 
-    def __init__(self, seconds: Callable[[int, int], float], max_rows: int = 8) -> None:
+    def __init__(
+        self,
+        seconds: Callable[[int, int], float],
+        max_rows: int = 8,
+        seconds_by_side: Callable[[int], float] | None = None,
+        side: int = SPEC.width,
+    ) -> None:
         self.now = 0.0
+        self.spec = replace(SPEC, width=side, height=side)
+        self.key = BatchKey(SPEC.name, side // 8, side // 8)
+        self.sides: list[int] = []  # of the calls with one row at smaller sizes
+        self.decoded: list[int] = []  # sides of the decodes at smaller sizes
+        self._seconds_by_side = seconds_by_side
         self.calls: list[int] = []  # rows; 0: a decode
         self.leases = 0
         self.resident = True
@@ -29,18 +43,30 @@ class Bench:
         self._seconds = seconds
         runner: Any = self
         self.calibration = Calibration(
-            SPEC, runner, runner, self.cost, max_rows, clock=lambda: self.now
+            self.spec, runner, runner, self.cost, max_rows, clock=lambda: self.now
         )
 
     def lease_if_resident(self, spec: Any) -> Any:
-        assert spec is SPEC
+        assert spec is self.spec
         self.leases += 1
         return nullcontext("the pipeline") if self.resident else None
 
     def measure(self, pipeline: Any, key: BatchKey, rows: int) -> float:
-        assert (pipeline, key) == ("the pipeline", KEY)
+        assert pipeline == "the pipeline"
+        if key != self.key:
+            return self._measure_smaller(key, rows)
         self.calls.append(rows)
         seconds = self._seconds(rows, len(self.calls))
+        self.now += seconds
+        return seconds
+
+    def _measure_smaller(self, key: BatchKey, rows: int) -> float:
+        assert self._seconds_by_side is not None
+        assert key.latent_height == key.latent_width
+        side = 8 * key.latent_width
+        self.sides += [side] if rows else []
+        self.decoded += [] if rows else [side]
+        seconds = self._seconds_by_side(side)
         self.now += seconds
         return seconds
 
@@ -49,7 +75,8 @@ class Bench:
 
     def run(self) -> list[int]:
         for done, _ in enumerate(self.calibration.measurements(), start=1):
-            assert len(self.calls) == done, "a request must never wait for more than one call"
+            num_calls = len(self.calls) + len(self.sides) + len(self.decoded)
+            assert num_calls == done, "a request must never wait for more than one call"
         return self.calls
 
     def step(self, rows: int) -> float:
@@ -74,6 +101,19 @@ def test_what_is_done_once_for_a_row_count_is_not_learned() -> None:
     bench = Bench(seconds)
     bench.run()
     assert {bench.step(rows) for rows in range(1, 9)} == {0.01}
+
+
+def test_a_large_model_on_a_slow_device_is_measured_at_small_sizes_only() -> None:
+    bench = Bench(lambda *_: 60.0, seconds_by_side=lambda side: side**2 / 1e5, side=1024)
+    assert bench.run() == []
+    assert bench.sides == bench.decoded == [64, 64, 128, 128]
+    assert bench.cost.seconds(bench.key, Stage.STEP, 1) == pytest.approx(1024**2 / 1e5)
+
+
+def test_a_large_model_on_a_fast_device_is_measured_at_its_own_size() -> None:
+    bench = Bench(lambda *_: 0.05, seconds_by_side=lambda _: 0.04, side=1024)
+    assert bench.run()[:8] == [1, 1, 1, 1, 2, 2, 2, 2]
+    assert bench.sides == bench.decoded == [64, 64, 128, 128, 256, 256, 512, 512]
 
 
 def test_on_a_slow_device_one_call_is_all() -> None:
