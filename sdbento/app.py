@@ -42,6 +42,7 @@ from sdbento.intake import (
     needs_pictures,
     settle,
 )
+from sdbento.malloc import release_freed_memory
 from sdbento.metrics import queue_depth
 from sdbento.orders import Order
 from sdbento.pipelines import Lease, PipelineCache
@@ -62,6 +63,7 @@ HUB_LOOKUPS = 4  # names that may be looked up at once
 READERS = 16  # requests whose pictures may be fetched at once; hosts may be slow
 FIRST_RETRY = 5.0  # seconds until the default model is tried again; doubled each time, up to
 LAST_RETRY = 60.0
+IDLE = 60.0  # seconds without a request after which freed memory goes back to the kernel
 NOT_PARAMETERS = {"output_format", "preview_every", "timeout", "num_images"}
 
 
@@ -109,6 +111,7 @@ class App:
         self._lookups = ThreadPoolExecutor(HUB_LOOKUPS, thread_name_prefix="sdbento-lookup")
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="sdbento-reader")
         self._num_requests = 0
+        self._idle_timer: asyncio.TimerHandle | None = None
         self._default_loaded = threading.Event()
         self._closed = threading.Event()
 
@@ -208,6 +211,11 @@ class App:
     def _count_requests(self, change: int) -> None:
         self._num_requests += change
         queue_depth.set(max(0, self._num_requests - self.settings.max_batch_size))
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+        idle = self._num_requests == 0
+        loop = asyncio.get_running_loop()
+        self._idle_timer = loop.call_later(IDLE, release_freed_memory) if idle else None
 
     def _deadline(self, request: GenerateRequest, arrived: float) -> float:
         return arrived + (request.timeout or self.settings.request_timeout)

@@ -2,7 +2,7 @@
 
 By default glibc's malloc gives large blocks back to the kernel as soon as they are freed, and the
 next ones cost a page fault for every 4 KB: half of the time of decoding a picture of 1024 x 1024 on
-a CPU. Without glibc nothing here does anything.
+a CPU. Idle processes and evicted models give theirs back. Without glibc nothing here does anything.
 """
 
 from __future__ import annotations

@@ -76,6 +76,11 @@ async def test_a_misspelt_setting_is_told_at_the_start(
     assert "SDBENTO_MAX_PIXLES is set, but no setting has that name" in caplog.text
 
 
+# At 64 x 64 two UNet calls and two decodes; at 128 x 128 four calls of each power of two, four
+# decodes, and one call of each other row count.
+MEASUREMENTS = 4 + 4 * 4 + 4 + 4
+
+
 class Measuring(FakeRunner):
     """Notes whether the app was ready at each measurement, which waits for `go_on`."""
 
@@ -119,7 +124,7 @@ async def test_the_server_is_ready_when_its_model_is_loaded_and_measures_it_when
         await until(lambda: app._num_requests == 1)
         runner.go_on.set()
         assert len((await request).images) == 1
-        await until(lambda: len(runner.ready_at) == 24)
+        await until(lambda: len(runner.ready_at) == MEASUREMENTS)
         assert all(runner.ready_at)
 
 
@@ -139,9 +144,22 @@ async def test_it_is_not_ready_before_its_model_is_compiled(
         await until(lambda: runner.ready_at)
         assert not app.ready
         runner.go_on.set()
-        await until(lambda: len(runner.ready_at) == 4 + 24)
-        assert runner.ready_at == [False] * 4 + [True] * 24
+        await until(lambda: len(runner.ready_at) == 4 + MEASUREMENTS)
+        assert runner.ready_at == [False] * 4 + [True] * MEASUREMENTS
     assert compiled == [4]
+
+
+async def test_an_idle_process_gives_freed_memory_back(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released_beside: list[int] = []  # so many requests
+    monkeypatch.setattr("sdbento.app.IDLE", 0.0)
+    monkeypatch.setattr(
+        "sdbento.app.release_freed_memory", lambda: released_beside.append(app._num_requests)
+    )
+    await asyncio.gather(made(app), made(app, num_inference_steps=9))
+    await until(lambda: released_beside)
+    assert released_beside == [0]
 
 
 async def test_a_request_without_pictures_is_not_late_for_them(app: App) -> None:
