@@ -181,7 +181,7 @@ class ServingSettings(BaseSettings):
         ge=0,
         le=1024,
         validation_alias=variable("SDBENTO_NUM_THREADS"),
-        description="CPU threads that torch computes with; 0: one a core",
+        description="CPU threads that the engine computes with; 0: one a core",
     )
     log_level: LogLevel = Field(
         "INFO",
