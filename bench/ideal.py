@@ -73,7 +73,7 @@ def ideal_seconds(
     total = 0.0
     for fields in trace:
         settled = settle(GenerateRequest(**fields), pipeline.spec)
-        num_calls = compile_sampler(settled, pipeline.scheduler_config).num_steps
+        num_calls = compile_sampler(settled, pipeline).num_steps
         rows = 2 if fields["guidance_scale"] > 1 else 1
         side = costs[fields["width"]]
         total += num_calls * rows * side.best_row + side.vae

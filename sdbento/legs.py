@@ -6,10 +6,10 @@ and draws are those of the stock pipelines. Knows nothing of names: LoRAs and mo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from sdbento import stock
 from sdbento.adapters import WeightedAdapter
 from sdbento.canvas import Canvas, inpaint_control, prepare_control
 from sdbento.families import VAE_FACTOR
@@ -100,12 +100,12 @@ class Draft:
     def _first_leg(self, window: Window, steps_after: int = 0) -> Leg:
         settled, pipeline = self.settled, self.resources.pipeline
         assert settled.width is not None and settled.height is not None
-        table = compile_sampler(settled, pipeline.scheduler_config, window)
         start = None
         if self.canvas is not None:
             mask = self.canvas.mask
             pure_noise = mask is not None and settled.strength == 1.0
             start = Start(self.canvas.pixels, mask, pure_noise)
+        table = compile_sampler(settled, pipeline, window, start)
         guided = self._guided_steps(table.num_steps, after=steps_after)
         return self._leg(pipeline, table, start, settled.width, settled.height, guided)
 
@@ -217,13 +217,11 @@ class Draft:
         latents, noise and all, at the noise level where the first has stopped."""
         settled, pipeline = self.settled, self.resources.refiner
         assert pipeline is not None and settled.width is not None and settled.height is not None
-        table = compile_sampler(
-            settled, pipeline.scheduler_config, Window(denoising_start=refiner.switch_at)
-        )
+        start = Start(add_noise=False)
+        table = compile_sampler(settled, pipeline, Window(denoising_start=refiner.switch_at), start)
         window = replace(self._window(), denoising_end=refiner.switch_at)
         first = self._first_leg(window, steps_after=table.num_steps)
         guided = self._guided_steps(table.num_steps, before=first.inputs.table.num_steps)
-        start = Start(add_noise=False)
         second = self._leg(pipeline, table, start, settled.width, settled.height, guided)
         return [replace(first, decodes=False), second]
 
@@ -234,25 +232,39 @@ class Draft:
         assert steps is not None
         again = self.settled.model_copy(update={"num_inference_steps": steps})
         window = Window(_steps_left_out(steps, hires.strength))
-        table = compile_sampler(again, first.pipeline.scheduler_config, window)
-        guided = self._guided_steps(table.num_steps)
         start = Start(upscaler=hires.upscaler)
+        table = compile_sampler(again, first.pipeline, window, start)
+        guided = self._guided_steps(table.num_steps)
         second = self._leg(first.pipeline, table, start, width, height, guided)
         return [replace(first, decodes=hires.upscaler != "latent"), second]
 
 
 def compile_sampler(
-    settled: GenerateRequest, scheduler_config: Mapping[str, Any], window: Window = WHOLE
+    settled: GenerateRequest,
+    pipeline: Pipeline,
+    window: Window = WHOLE,
+    start: Start | None = None,
 ) -> StepTable:
-    """The compiled sampler a settled request asks for; the model's own where it names none."""
+    """The compiled sampler a settled request asks for; the model's own where it names none.
+
+    The scheduler is the one that the stock pipeline for the task would have.
+    """
     assert settled.num_inference_steps is not None
+    own = pipeline.scheduler_config
+    task = stock.pipeline_class(
+        is_sdxl=pipeline.is_sdxl,
+        image=start is not None,
+        inpaint=pipeline.inpaints or (start is not None and start.mask is not None),
+        controlnet=bool(settled.controlnet),
+    )
     spec = SamplerSpec(
-        name=settled.scheduler or str(scheduler_config["_class_name"]),
+        name=settled.scheduler or str(own["_class_name"]),
         sigmas=settled.sigmas,
         timestep_spacing=settled.timestep_spacing,
         eta=settled.eta,
     )
-    return compile_table(spec, scheduler_config, settled.num_inference_steps, window)
+    config = stock.scheduler_config(task, own)
+    return compile_table(spec, config, settled.num_inference_steps, window)
 
 
 def _steps_left_out(num_inference_steps: int, strength: float) -> int:

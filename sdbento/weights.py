@@ -150,6 +150,9 @@ def _load_pipeline(
     )
     configs = _single_file_configs(spec, settings) if path.is_file() else None
     pipe = _construct(spec, path, configs, dtype)
+    # The repository's own: the constructor may have changed its configuration, as `stock` does by
+    # task.
+    pipe.scheduler = type(pipe.scheduler).from_pretrained(configs or path, subfolder="scheduler")
     _check(spec, pipe)
     _set_prediction(spec, pipe)
     vae_dtype = choose_vae_dtype(spec, bool(pipe.vae.config.get("force_upcast")), dtype)

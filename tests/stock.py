@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import diffusers
@@ -48,13 +48,17 @@ def stock_run(
     """
     networks = [network for network, _ in controls]
     is_image_task = image is not None or latents is not None
-    pipe = pipe or stock_pipeline(model, networks, image=is_image_task, mask=mask is not None)
+    scheduler = own_scheduler(model, request)
+    if pipe is None:
+        task = {"image": is_image_task, "mask": mask is not None}
+        pipe = stock_pipeline(model, networks, scheduler=scheduler, **task)
+    else:
+        pipe.scheduler = scheduler
     given = _arguments(model, request, image, mask, controls) | extra
     if latents is not None:
         given["image"] = latents
     accepted = inspect.signature(pipe.__call__).parameters
-    # What stock pipelines deprecate is not ours to mend.
-    with warnings.catch_warnings(action="ignore"), _scheduler(pipe, model, request):
+    with warnings.catch_warnings(action="ignore"):  # what stock deprecates is not ours to mend
         pipe.set_progress_bar_config(disable=True)
         said = {name: value for name, value in given.items() if value is not None}
         answer = pipe(**{name: value for name, value in said.items() if name in accepted})
@@ -63,13 +67,23 @@ def stock_run(
 
 
 def stock_pipeline(
-    model: Pipeline, networks: Sequence[Any] = (), *, image: bool = False, mask: bool = False
+    model: Pipeline,
+    networks: Sequence[Any] = (),
+    *,
+    image: bool = False,
+    mask: bool = False,
+    scheduler: Any = None,
 ) -> Any:
-    """The pipeline for a task, made of the model's components."""
+    """The pipeline for a task, made of the model's components.
+
+    Its constructor gets the scheduler too, some overrule its configuration: a scheduler that is set
+    afterwards would not make the picture that people get.
+    """
     task = "Inpaint" if mask else "Img2Img" if image else ""
     kind = f"StableDiffusion{'XL' if model.is_sdxl else ''}"
     kind += f"{'ControlNet' if networks else ''}{task}Pipeline"
     parts = dict(model.pipe.components)
+    parts["scheduler"] = scheduler or copy.deepcopy(model.pipe.scheduler)
     if networks:
         parts["controlnet"] = list(networks) if len(networks) > 1 else networks[0]
     options: dict[str, Any] = {"requires_safety_checker": False}
@@ -80,19 +94,17 @@ def stock_pipeline(
             options["requires_aesthetics_score"] = model.requires_aesthetics_score
     cls = getattr(diffusers, kind)
     wanted = inspect.signature(cls.__init__).parameters
-    return cls(**{name: part for name, part in parts.items() if name in wanted}, **options)
+    with warnings.catch_warnings(action="ignore"):
+        return cls(**{name: part for name, part in parts.items() if name in wanted}, **options)
 
 
-@contextmanager
-def _scheduler(pipe: Any, model: Pipeline, request: GenerateRequest) -> Iterator[None]:
-    own = pipe.scheduler
-    name = request.scheduler or own.config["_class_name"]
+def own_scheduler(model: Pipeline, request: GenerateRequest) -> Any:
+    """The scheduler that a request names, before any pipeline has had it."""
+    config = model.scheduler_config
+    name = request.scheduler or config["_class_name"]
     spec = SamplerSpec(name, request.sigmas, request.timestep_spacing, request.eta)
-    try:
-        pipe.scheduler = build_scheduler(spec, model.scheduler_config)
-        yield
-    finally:
-        pipe.scheduler = own
+    with warnings.catch_warnings(action="ignore"):
+        return build_scheduler(spec, config)
 
 
 def _arguments(

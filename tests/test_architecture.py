@@ -27,6 +27,7 @@ FLOORS = (
         "planner",
         "step_table",
         "samplers",
+        "stock",
         "families",
         "hub",
         "volume",

@@ -73,6 +73,50 @@ def test_every_sampler_does_every_task_as_the_stock_pipeline(
     assert difference("sd15", **task, scheduler=sampler) <= PARITY
 
 
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("kind", ["sd21", "sd21-inpaint", "sdxl", "sd21 with ControlNet"])
+def test_every_sampler_repaints_as_the_stock_pipeline_for_that_very_task(
+    kind: str, sampler: str
+) -> None:
+    """These models' own configurations leave open what some stock constructors overrule."""
+    family, _, controlled = kind.partition(" with ")
+    extra = {**CONTROL, "controlnets": [control(family)]} if controlled else {}
+    assert difference(family, **INPAINT, **extra, scheduler=sampler) <= PARITY
+
+
+def old(kind: str, **options: Any) -> Pipeline:
+    """A model whose repository says of its scheduler what SD 1.x said at first."""
+    base = model(kind)
+    pipe = copy.copy(base.pipe)
+    pipe.scheduler = type(base.pipe.scheduler).from_config(base.scheduler_config, **options)
+    return replace(base, pipe=pipe)
+
+
+@pytest.mark.parametrize("sampler", [None, "DDIM"])
+@pytest.mark.parametrize(
+    ("kind", "task"),
+    [
+        ("sd15", BASE),
+        ("sd15", IMG2IMG),
+        ("sd15", INPAINT),
+        ("sd15", {**BASE, **CONTROL}),
+        ("sd15", {**IMG2IMG, **CONTROL}),
+        ("sd15-inpaint", INPAINT),
+    ],
+    ids=range(6),
+)
+def test_an_old_repositorys_scheduler_is_changed_as_the_stock_constructor_of_the_task_does(
+    kind: str, task: dict[str, Any], sampler: str | None
+) -> None:
+    mine = old(kind, steps_offset=0, skip_prk_steps=False)
+    fields = {**task, "scheduler": sampler}
+    networks = [control("sd15")] if "controlnet" in task else []
+    ours, theirs = (
+        make(mine, controlnets=networks, **fields) for make in (engine_pixels, stock_pixels)
+    )
+    assert np.abs(ours - theirs).max() <= PARITY
+
+
 IMG2IMG_VARIANTS: list[dict[str, Any]] = [
     {},
     {"strength": 1.0},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from pathlib import Path
@@ -110,6 +111,17 @@ def test_a_single_file_gives_the_networks_of_its_folder(
         pipeline.pipe.tokenizer("a cat").input_ids
         == tiny_pipeline(family).tokenizer("a cat").input_ids
     )
+
+
+@pytest.mark.filterwarnings("ignore:The configuration file of this scheduler:FutureWarning")
+def test_the_scheduler_is_the_repositorys_and_not_what_a_constructor_made_of_it(
+    tmp_path: Path,
+) -> None:
+    """Which of its options a stock pipeline overrules depends on the task: see `stock`."""
+    folder = save_tiny("sd15", tmp_path / "mine")
+    file = folder / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "steps_offset": 0}))
+    assert load(resolve(folder), settings()).scheduler_config["steps_offset"] == 0
 
 
 # Models for one task
