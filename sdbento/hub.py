@@ -31,7 +31,8 @@ T = TypeVar("T")
 
 INDEX = "model_index.json"
 UNET = "unet/config.json"
-CONFIG = "config.json"  # of a ControlNet
+SCHEDULER = "scheduler/scheduler_config.json"
+CONFIG = "config.json"  # of a network; a ControlNet's lies beside its weights
 NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
 TOKENIZERS = ("tokenizer", "tokenizer_2")
 _SHARD = r"(?:-\d{5}-of-\d{5})?"
@@ -65,8 +66,10 @@ def fetch(
     `half` prefers fp16 variants of the weights. What cannot be reached is taken from the cache if
     it is all there. Raises what the Hub raises, or errors of the `errors` tree.
     """
-    if Path(sources[0]).is_absolute():
-        return Path(sources[0])
+    if (path := Path(sources[0])).is_absolute():
+        if path.is_dir():
+            require_configs(name, path, read_json(sources[0], INDEX, offline))
+        return path
     return _first(
         sources, offline, prefer_cache, lambda source, local: _fetch(name, source, half, local)
     )
@@ -149,9 +152,24 @@ def _one_variant(files: Sequence[str], prefix: str, half: bool) -> list[str]:
     return by_half[half] or by_half[not half]
 
 
+def require_configs(name: str, folder: Path, index: Mapping[str, Any]) -> None:
+    """Raise ModelLoadFailed where `folder` lacks what a component of `index` is made from.
+
+    transformers makes an empty tokenizer of a folder without a vocabulary, and every prompt would
+    give the same picture.
+    """
+    files = set(local_files(folder))
+    needed = [SCHEDULER, *(f"{network}/{CONFIG}" for network in NETWORKS if _has(index, network))]
+    for tokenizer in (tokenizer for tokenizer in TOKENIZERS if _has(index, tokenizer)):
+        parts = ("vocab.json", "merges.txt") if f"{tokenizer}/tokenizer.json" not in files else ()
+        needed += [f"{tokenizer}/{part}" for part in (*parts, "tokenizer_config.json")]
+    if lacking := [file for file in needed if file not in files]:
+        raise ModelLoadFailed(f"model {name} lacks {', '.join(lacking)}")
+
+
 def _needed_configs(files: Iterable[str], index: Mapping[str, Any]) -> list[str]:
-    wanted = {INDEX, "scheduler/scheduler_config.json"}
-    wanted |= {f"{network}/config.json" for network in NETWORKS if _has(index, network)}
+    wanted = {INDEX, SCHEDULER}
+    wanted |= {f"{network}/{CONFIG}" for network in NETWORKS if _has(index, network)}
     folders = tuple(f"{tokenizer}/" for tokenizer in TOKENIZERS if _has(index, tokenizer))
     return [
         file
@@ -169,10 +187,12 @@ def _fetch(name: str, source: str, half: bool, offline: bool) -> Path:
     if offline:
         folder = Path(snapshot_download(source, local_files_only=True))
         needed_weights(name, local_files(folder), index, half)
-        return folder
-    files = HfApi().list_repo_files(source)
-    wanted = _needed_configs(files, index) + needed_weights(name, files, index, half)
-    return Path(snapshot_download(source, allow_patterns=wanted))
+    else:
+        files = HfApi().list_repo_files(source)
+        wanted = _needed_configs(files, index) + needed_weights(name, files, index, half)
+        folder = Path(snapshot_download(source, allow_patterns=wanted))
+    require_configs(name, folder, index)
+    return folder
 
 
 def _fetch_controlnet(name: str, source: str, half: bool, offline: bool) -> Path:
@@ -186,13 +206,12 @@ def _fetch_controlnet(name: str, source: str, half: bool, offline: bool) -> Path
 
 def _fetch_configs(name: str, source: str, offline: bool) -> Path:
     index = read_json(source, INDEX, offline)
-    if not offline:
+    if offline:
+        folder = Path(snapshot_download(source, local_files_only=True))
+    else:
         wanted = _needed_configs(HfApi().list_repo_files(source), index)
-        return Path(snapshot_download(source, allow_patterns=wanted))
-    folder = Path(snapshot_download(source, local_files_only=True))
-    for tokenizer in TOKENIZERS:
-        if _has(index, tokenizer) and not (folder / tokenizer).is_dir():
-            raise ModelLoadFailed(f"model {name}: the {tokenizer} of {source} is not there")
+        folder = Path(snapshot_download(source, allow_patterns=wanted))
+    require_configs(name, folder, index)
     return folder
 
 

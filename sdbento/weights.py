@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -61,6 +61,8 @@ log = logging.getLogger(__name__)
 
 GB = 1e9
 GPU_SHARE, CPU_SHARE = 0.85, 0.6  # of the memory; the rest is for activations and everyone else
+KNOWN_SHARE = 0.9  # of a text encoder's embeddings that some token has; a few may be padding
+WORD_END, NUM_WORDS = "</w>", 20
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 # diffusers and transformers patch torch.nn.Module for the whole process while they construct.
@@ -222,10 +224,11 @@ def _single_file_configs(spec: ModelSpec, settings: Settings) -> Path:
             configs.name, configs.sources, settings.offline, settings.prefer_cache
         )
     except Exception as exc:
+        lacking = f" ({exc.message})" if isinstance(exc, ModelLoadFailed) else ""
         raise ModelLoadFailed(
             f"model {spec.name} is a single file: it needs the configurations and tokenizers of "
-            f"{configs.name} (2 MB), which are not on this machine and cannot be downloaded now; "
-            f"`sdbento pull {configs.aliases[0]}` fetches them"
+            f"{configs.name} (2 MB), which are not on this machine{lacking} and cannot be "
+            f"downloaded now; `sdbento pull {configs.aliases[0]}` fetches them"
         ) from exc
 
 
@@ -290,6 +293,9 @@ def _check(spec: ModelSpec, pipe: Any) -> None:
     for name, module in pipe.components.items():
         if isinstance(module, torch.nn.Module):
             _check_complete(spec, name, module)
+    for suffix in ("", "_2"):
+        if getattr(pipe, f"text_encoder{suffix}", None) is not None:
+            _check_tokenizer(spec, pipe, suffix)
     if pipe.vae_scale_factor != VAE_FACTOR:
         raise refusal(spec.name, f"its VAE shrinks by {pipe.vae_scale_factor}, not {VAE_FACTOR}")
     if (channels := pipe.vae.config.latent_channels) != LATENT_CHANNELS:
@@ -302,6 +308,40 @@ def _check_complete(spec: ModelSpec | ControlNetSpec, name: str, module: torch.n
             f"{spec}: {len(missing)} weights of its {name} are not in the file, {missing[0]} the "
             "first"
         )
+
+
+def _check_tokenizer(spec: ModelSpec, pipe: Any, suffix: str) -> None:
+    """That it tells words apart, as an empty one does not, and fits its text encoder."""
+    tokenizer = getattr(pipe, f"tokenizer{suffix}")
+    encoder = getattr(pipe, f"text_encoder{suffix}")
+    vocabulary, known = tokenizer.get_vocab(), encoder.get_input_embeddings().num_embeddings
+    most, length = max(vocabulary.values()), encoder.config.max_position_embeddings
+    fault = None
+    if most >= known:
+        fault = f"has token {most}, but its text_encoder{suffix} knows {known} only"
+    elif len(vocabulary) < KNOWN_SHARE * known:
+        fault = f"has {len(vocabulary)} tokens of the {known} that its text_encoder{suffix} knows"
+    elif not _reads_words(tokenizer, vocabulary):
+        fault = "does not read the words of its own vocabulary: merges are missing"
+    elif tokenizer.model_max_length > length:
+        fault = f"has no limit of {length} tokens: its tokenizer_config.json is incomplete"
+    if fault:
+        raise ModelLoadFailed(f"{spec}: its tokenizer{suffix} {fault}")
+
+
+def _reads_words(tokenizer: Any, vocabulary: Mapping[str, int]) -> bool:
+    """Whether one of the last words that byte pair encoding has put together is one token."""
+    words = sorted(
+        (token, word)
+        for text, token in vocabulary.items()
+        if (word := text.removesuffix(WORD_END)) != text
+        and word.isascii()
+        and word.isalpha()
+        and len(word) > 1
+    )[-NUM_WORDS:]
+    return any(
+        tokenizer(word, add_special_tokens=False).input_ids == [token] for token, word in words
+    )
 
 
 def _set_prediction(spec: ModelSpec, pipe: Any) -> None:

@@ -162,6 +162,53 @@ def test_an_incomplete_cache_is_told_so(
         hub.fetch("m", ["main"], half=False, offline=True)
 
 
+@pytest.mark.parametrize(
+    ("file", "told"),
+    [
+        ("tokenizer/tokenizer.json", "m lacks tokenizer/vocab.json, tokenizer/merges.txt"),
+        ("tokenizer_2/tokenizer.json", "m lacks tokenizer_2/vocab.json, tokenizer_2/merges.txt"),
+        ("tokenizer_2/tokenizer_config.json", "m lacks tokenizer_2/tokenizer_config.json"),
+        ("text_encoder/config.json", "m lacks text_encoder/config.json"),
+        ("scheduler/scheduler_config.json", "m lacks scheduler/scheduler_config.json"),
+    ],
+)
+def test_a_missing_configuration_or_vocabulary_is_named_wherever_the_model_lies(
+    file: str, told: str, remote: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (remote / file).unlink()
+    FakeHub(monkeypatch, main=remote).cached.add("main")
+    for source, offline in ((str(remote), True), ("main", False), ("main", True)):
+        with pytest.raises(ModelLoadFailed, match=told):
+            hub.fetch("m", [source], half=False, offline=offline)
+    for offline in (False, True):
+        with pytest.raises(ModelLoadFailed, match=told):
+            hub.fetch_configs("m", ["main"], offline=offline)
+
+
+def test_a_vocabulary_may_come_in_one_file_or_in_two(
+    remote: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the repositories of SD 1.5, 2.1 and XL have it: two."""
+    fake = FakeHub(monkeypatch, main=remote)
+    (remote / "tokenizer/tokenizer.json").rename(remote / "tokenizer/vocab.json")
+    with pytest.raises(ModelLoadFailed, match=r"m lacks tokenizer/merges\.txt$"):
+        hub.fetch("m", ["main"], half=False, offline=False)
+    (remote / "tokenizer/merges.txt").touch()
+    hub.fetch("m", ["main"], half=False, offline=False)
+    assert {"tokenizer/vocab.json", "tokenizer/merges.txt"} <= {*fake.patterns}
+
+
+def test_a_cache_without_the_vocabulary_is_completed_from_the_hub(
+    remote: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = save_tiny("sdxl", tmp_path / "cache")
+    (cache / "tokenizer_2/tokenizer.json").unlink()
+    fake = FakeHub(monkeypatch, main=remote)
+    monkeypatch.setattr(fake, "find", lambda _, local=False: cache if local else remote)
+    found = hub.fetch("m", ["main"], half=False, offline=False, prefer_cache=True)
+    assert found == remote
+
+
 def test_the_mirrors_failure_is_told_rather_than_that_the_original_is_gone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import re
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 import torch
 from diffusers.models.attention_processor import AttnProcessor2_0
 from safetensors.torch import load_file, save_file
+from transformers import CLIPTokenizer
 
 from sdbento import hub, weights
 from sdbento.catalog import Catalog, ControlNetSpec, ModelSpec
@@ -34,6 +37,8 @@ from tests.checkpoints import save_tiny_checkpoint
 from tests.tiny import save_tiny, save_tiny_controlnet, tiny_controlnet, tiny_pipeline
 
 GPU = torch.device("cuda")
+SHAPES = Path(weights.__file__).parent / "models" / "shapes"
+EMPTY = CLIPTokenizer().backend_tokenizer.to_str()
 
 
 def settings(**fields: Any) -> Settings:
@@ -122,6 +127,74 @@ def test_the_scheduler_is_the_repositorys_and_not_what_a_constructor_made_of_it(
     file = folder / "scheduler" / "scheduler_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "steps_offset": 0}))
     assert load(resolve(folder), settings()).scheduler_config["steps_offset"] == 0
+
+
+# Tokenizers
+
+
+def in_two_files(folder: Path, **changes: Any) -> None:
+    """Write a tokenizer's vocab.json and merges.txt in place of its tokenizer.json."""
+    whole = folder / "tokenizer.json"
+    model = {**json.loads(whole.read_text())["model"], **changes}
+    (folder / "vocab.json").write_text(json.dumps(model["vocab"]))
+    merges = ["#version: 0.2", *(" ".join(pair) for pair in model["merges"])]
+    (folder / "merges.txt").write_text("\n".join(merges) + "\n")
+    whole.unlink()
+
+
+def without_limit(folder: Path) -> None:
+    file = folder / "tokenizer_config.json"
+    config = json.loads(file.read_text())
+    del config["model_max_length"]
+    file.write_text(json.dumps(config))
+
+
+def test_a_tokenizer_in_two_files_reads_as_the_one_in_one(tmp_path: Path) -> None:
+    folder = save_tiny("sdxl", tmp_path / "mine")
+    for tokenizer in hub.TOKENIZERS:
+        in_two_files(folder / tokenizer)
+    pipe = load(resolve(folder), settings()).pipe
+    for tokenizer in (pipe.tokenizer, pipe.tokenizer_2):
+        ids = tiny_pipeline("sdxl").tokenizer("a cat and a dog").input_ids
+        assert tokenizer("a cat and a dog").input_ids == ids
+
+
+@pytest.mark.parametrize("tokenizer", hub.TOKENIZERS)
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (
+            lambda folder: (folder / "tokenizer.json").write_text(EMPTY),
+            "has [23] tokens of the 520",
+        ),
+        (lambda folder: in_two_files(folder, merges=[]), "does not read the words"),
+        (without_limit, "has no limit of 77 tokens"),
+        (
+            lambda folder: shutil.copy(SHAPES / "tokenizer/tokenizer.json", folder),
+            "has token 632, but its text_encoder(_2)? knows 520 only",
+        ),
+    ],
+    ids=["empty", "no merges", "no limit", "another model's"],
+)
+def test_a_tokenizer_that_cannot_tell_prompts_apart_is_no_tokenizer(
+    spoil: Callable[[Path], Any], told: str, tokenizer: str, tmp_path: Path
+) -> None:
+    """Else every prompt would make the same picture, and nobody would be told."""
+    folder = save_tiny("sdxl", tmp_path / "mine")
+    spoil(folder / tokenizer)
+    with pytest.raises(ModelLoadFailed, match=f"model .*mine: its {tokenizer} {told}"):
+        load(resolve(folder), settings())
+
+
+def test_a_single_files_configurations_need_their_vocabulary(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs = save_tiny("sd15", tmp_path / "configs")
+    (configs / "tokenizer/tokenizer.json").write_text(EMPTY)
+    monkeypatch.setattr(hub, "fetch_configs", lambda *_: configs)
+    file = save_tiny_checkpoint("sd15", tmp_path / "mine.safetensors")
+    with pytest.raises(ModelLoadFailed, match="model mine: its tokenizer has 2 tokens"):
+        load(spec(Family.SD15, file), settings())
 
 
 # Models for one task
