@@ -7,16 +7,17 @@
 PYTHON ?= $(shell for python in python3 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null \
 	&& { echo $$python; break; }; done)
+PYTHON312 ?= python3.12
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test check bench bench-cold soak lock image image-smoke
+.PHONY: help install serve test check bench bench-cold bench-gpu gpu-wheels gpu-rehearsal soak lock image image-smoke
 
 help: ## show these words
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## make .venv with everything that the lock pins
 
@@ -36,6 +37,15 @@ bench: $(STAMP) ## measure throughput and latency over HTTP
 
 bench-cold: $(STAMP) ## measure the time from a start to the first image, stage by stage
 	@$(BIN)/python -m bench.cold $(ARGS)
+
+bench-gpu: $(STAMP) ## measure everything on this machine's GPU, in nine minutes; ARGS=--toy: on a CPU
+	@$(BIN)/python -m bench.gpu $(ARGS)
+
+gpu-wheels: $(STAMP) ## gather what a bare GPU machine lacks, for scripts/gpu-bench
+	@$(BIN)/python tools/gpu_wheels.py
+
+gpu-rehearsal: gpu-wheels ## try scripts/gpu-bench here, with the packages of the bare machine
+	@PYTHON='$(PYTHON312)' scripts/gpu-rehearsal $(ARGS)
 
 soak: $(STAMP) ## kill -9 a server at random while it runs 100 jobs, and see that nothing is lost
 	@$(BIN)/python -m tests.soak $(ARGS)

@@ -1,0 +1,167 @@
+"""Real weights: the pictures of `shapes` by engine and stock, each against stock in fp32.
+
+In fp16 and bf16 both round, in different places. The engine is right when it is not farther from
+fp32 than the stock pipeline is by more than a tenth. Latents of both are decoded the same way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.gpu.bench import Bench
+from bench.gpu.timing import true_fp32
+from sdbento.app import App
+from sdbento.catalog import Catalog
+from sdbento.resident import ControlNet, Pipeline
+from sdbento.schemas import GenerateRequest
+from sdbento.settings import Settings
+from sdbento.vae import decode
+from sdbento.weights import load
+from tests.oracle import Pixels, engine_pixels, settled
+from tests.pictures import data_uri, gradient, half_mask
+from tests.stock import stock_run
+
+TENTH = 1.1
+FLOOR = 1e-5  # of the mean difference on [0, 1]: what the order of sums alone does in fp32
+LORA = "outline"
+LORA_FOLDER = Path(__file__).parents[3] / "sdbento" / "models" / f"shapes-{LORA}"
+PROMPT = "a large red circle on a blue background"
+PICTURE = data_uri(gradient(128, 128))
+CASES: Mapping[str, dict[str, Any]] = {
+    "text": {},
+    "Euler a": {"scheduler": "Euler a"},
+    "DPM++ 2M SDE Karras": {"scheduler": "DPM++ 2M SDE Karras"},
+    "LoRA": {"lora": [{"model_id": LORA}]},
+    "ControlNet": {"controlnet": [{"type": "canny", "image": PICTURE}]},
+    "inpaint": {"image": PICTURE, "mask_image": data_uri(half_mask(128, 128))},
+    "img2img": {"image": PICTURE, "strength": 0.6},
+}
+
+
+@dataclass(frozen=True)
+class Models:
+    """`shapes` in one precision; `with_lora`: another copy, whose stock pipeline has the LoRA."""
+
+    plain: Pipeline
+    with_lora: Pipeline
+    control: ControlNet
+    settings: Settings
+
+
+def measure(bench: Bench) -> None:
+    exact = load_models("fp32")
+    for precision in ("fp16", "bf16", "fp32") if bench.on_gpu else ("fp32",):
+        models = exact if precision == "fp32" else load_models(precision)
+        for case in CASES:
+            with bench.part(3, case=case, precision=precision):
+                compare(bench, case, precision, models, exact)
+        with bench.part(5, what="the whole App", precision=precision):
+            asyncio.run(whole(bench, models.settings))
+
+
+def load_models(precision: str) -> Models:
+    settings = Settings.load(sd_model="shapes", precision=precision, offline=True)
+    catalog = Catalog(settings)
+    spec = catalog.resolve("shapes")
+    control = catalog.resolve_controlnet("canny", spec)
+    plain, with_lora, network = load(spec, settings), load(spec, settings), load(control, settings)
+    assert isinstance(plain, Pipeline) and isinstance(with_lora, Pipeline)
+    assert isinstance(network, ControlNet)
+    with_lora.pipe.load_lora_weights(LORA_FOLDER)
+    return Models(plain, with_lora, network, settings)
+
+
+def compare(bench: Bench, case: str, precision: str, models: Models, exact: Models) -> None:
+    distances: dict[str, list[float]] = {"engine": [], "stock": []}
+    largest = {"engine": 0.0, "stock": 0.0}
+    for seed in range(1 if bench.toy else 4):
+        fields = {"prompt": PROMPT, "seed": seed, "num_inference_steps": 3 if bench.toy else 12}
+        fields |= CASES[case]
+        with true_fp32():
+            reference = stock(exact, fields)
+        pictures = {"engine": engine(models, fields), "stock": stock(models, fields)}
+        for system, pixels in pictures.items():
+            difference = np.abs(pixels - reference)
+            distances[system].append(float(difference.mean()))
+            largest[system] = max(largest[system], float(difference.max()))
+    ours, theirs = (float(np.mean(values)) for values in distances.values())
+    bench.row(
+        {
+            "engine_mean": ours,
+            "stock_mean": theirs,
+            "engine_largest": largest["engine"],
+            "stock_largest": largest["stock"],
+            "engine_is": "right" if ours <= TENTH * theirs + FLOOR else "FARTHER",
+        },
+        case=case,
+        precision=precision,
+    )
+
+
+def _networks(models: Models, fields: Mapping[str, Any]) -> list[ControlNet]:
+    return [models.control] if "controlnet" in fields else []
+
+
+def engine(models: Models, fields: dict[str, Any]) -> Pixels:
+    networks = _networks(models, fields)
+    return engine_pixels(models.plain, controlnets=networks, settings=models.settings, **fields)
+
+
+def stock(models: Models, fields: dict[str, Any]) -> Pixels:
+    model = models.with_lora if "lora" in fields else models.plain
+    request, pictures = settled(model, **fields)
+    networks = [network.module for network in _networks(models, fields)]
+    controls = [(n, p) for n, p in zip(networks, pictures.controls, strict=True) if p is not None]
+    latents = stock_run(
+        model,
+        request,
+        image=pictures.image,
+        mask=pictures.mask,
+        controls=controls,
+        output_type="latent",
+    )
+    pixels: Pixels = decode(latents[None].float(), model)[0]
+    return pixels
+
+
+async def whole(bench: Bench, settings: Settings) -> None:
+    """All cases through a real App, alone and then all at once, one of them with previews."""
+    app = App(settings)
+    app.start()
+    try:
+        while not app.ready and bench.left() > 2:
+            time.sleep(0.05)
+        cases = list(CASES)[: 4 if bench.toy else None]
+        steps = 2 if bench.toy else 8
+        requests = [
+            GenerateRequest(prompt=PROMPT, seed=i, num_inference_steps=steps, **CASES[case])
+            for i, case in enumerate(cases)
+        ]
+        alone = [await pixels(app, request) for request in requests]
+        together = await asyncio.gather(*(pixels(app, request) for request in requests))
+        previews = await count_previews(app, requests[0])
+        levels = [int(np.abs(a - b).max()) for a, b in zip(alone, together, strict=True)]
+        bench.row(
+            {"largest_levels": max(levels), "previews": previews},
+            what=f"App: {len(cases)} requests together against alone, of 255 levels",
+            precision=settings.precision if bench.on_gpu else "fp32",
+        )
+    finally:
+        await asyncio.to_thread(app.close, 5.0)
+
+
+async def pixels(app: App, request: GenerateRequest) -> Any:
+    result = await app.run(request)
+    return np.asarray(result.images[0], np.int16)
+
+
+async def count_previews(app: App, request: GenerateRequest) -> int:
+    messages = app.stream(request.model_copy(update={"preview_every": 1}))
+    return sum([message["event"] == "preview" async for message in messages])

@@ -1,0 +1,191 @@
+"""Requests: the engine in this process against stock pipeline calls in static batches.
+
+A static batch is what a careful user of the stock pipeline makes: whenever the pipeline is free,
+the oldest request and up to seven others that have its step count and sampler, for only those can
+share a call. Both sides make the pictures, too.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from statistics import quantiles
+
+from bench.gpu.bench import Bench
+from bench.gpu.rows import Label
+from bench.gpu.subjects import FixedPrompts, Subject, build, stock_images, trajectory
+from sdbento.engine import Engine, Handle
+from sdbento.planner import Planner
+from sdbento.runner import TorchRunner
+
+BATCH = 8
+LOADS = (0.6, 0.9)
+# What people ask for: few step counts and samplers, so that static batches have a chance.
+STEPS = (4, 8, 20, 20, 30, 40)
+SAMPLERS = ("Euler", "Euler a", "DPM++ 2M Karras")
+MOST_REQUESTS = 64
+TIMEOUT = 3600.0
+
+
+@dataclass(frozen=True)
+class Request:
+    seed: int
+    steps: int
+    sampler: str
+    due: float = 0.0  # seconds after the start
+
+
+@dataclass(frozen=True)
+class Outcome:
+    latencies: Sequence[float]
+    seconds: float
+
+    def figures(self) -> dict[str, Label]:
+        percents = quantiles(self.latencies, n=100, method="inclusive")
+        return {
+            "images_per_s": len(self.latencies) / self.seconds,
+            **{f"p{percent}_s": percents[percent - 1] for percent in (50, 95, 99)},
+        }
+
+
+def offline(bench: Bench, model: str) -> None:
+    """Everything is there at the start; images a second, pictures included."""
+    subject = build(model, bench)
+    count = 4 if bench.toy else 2 * BATCH
+    steps = subject.steps
+    alike = [Request(seed, steps, "Euler") for seed in range(count)]
+    rng = random.Random(0)
+    spread = [rng.randint(-steps // 2, steps // 2) for _ in range(count // 2)]
+    counts = [steps + change for pair in spread for change in (pair, -pair)]  # as many in all
+    mixed = [Request(i, max(1, n), SAMPLERS[i % 3]) for i, n in enumerate(counts)]
+    with serving(subject) as engine:
+        traces = {"alike, Euler": alike, "mixed steps and samplers": mixed}
+        for trace, requests in traces.items():
+            for system in ("engine", "stock in batches"):
+                labels: dict[str, Label] = {"model": model, "requests": trace, "system": system}
+                with bench.part(5, precision=bench.precision, **labels):
+                    run_once(subject, engine, system, requests[: BATCH // 4])  # warms up
+                    outcome = run_once(subject, engine, system, requests)
+                    row_steps = sum(request.steps for request in requests)
+                    figures = {
+                        "images_per_s": len(requests) / outcome.seconds,
+                        "image_steps_per_s": row_steps / outcome.seconds,
+                        "seconds": outcome.seconds,
+                    }
+                    bench.row(figures, precision=bench.precision, count=count, **labels)
+
+
+def online(bench: Bench, model: str) -> None:
+    """Poisson arrivals at shares of what static batches can do on the same trace."""
+    subject = build(model, bench)
+    first = make_trace(4 if bench.toy else 24, bench.toy)
+    with serving(subject) as engine:
+        for system in ("engine", "stock in batches"):
+            run_once(subject, engine, system, first[:4])  # warms up
+        capacity = 1.0
+        for system in ("engine", "stock in batches"):
+            labels: dict[str, Label] = {"model": model, "load": "all at once", "system": system}
+            with bench.part(5, **labels):
+                outcome = run_once(subject, engine, system, first)
+                capacity = len(first) / outcome.seconds
+                bench.row(outcome.figures(), count=len(first), **labels)
+        for load in LOADS:
+            count = affordable(bench, capacity)
+            trace = arriving(make_trace(count, bench.toy), load * capacity)
+            for system in ("engine", "stock in batches"):
+                labels = {"model": model, "load": f"{load:.0%}", "system": system}
+                with bench.part(5, **labels):
+                    outcome = run_once(subject, engine, system, trace)
+                    bench.row(outcome.figures(), count=count, **labels)
+
+
+def affordable(bench: Bench, capacity: float) -> int:
+    """Requests of each load for which the time that is left will do, with a third to spare."""
+    rounds = sum(2 / load for load in LOADS)
+    most = 6 if bench.toy else MOST_REQUESTS
+    return max(4, min(most, int(0.66 * bench.left() * capacity / rounds)))
+
+
+def make_trace(count: int, toy: bool) -> list[Request]:
+    rng = random.Random(1)
+    steps = (2, 3, 5) if toy else STEPS
+    return [Request(seed, rng.choice(steps), rng.choice(SAMPLERS)) for seed in range(count)]
+
+
+def arriving(trace: Sequence[Request], rate: float) -> list[Request]:
+    """As a Poisson process of `rate` requests a second."""
+    rng, due, requests = random.Random(2), 0.0, []
+    for request in trace:
+        due += rng.expovariate(rate)
+        requests.append(Request(request.seed, request.steps, request.sampler, due))
+    return requests
+
+
+@contextmanager
+def serving(subject: Subject) -> Iterator[Engine]:
+    engine = Engine(TorchRunner(FixedPrompts(subject)), Planner(BATCH))
+    engine.start()
+    try:
+        yield engine
+    finally:
+        engine.close(grace=0.0)
+
+
+def run_once(subject: Subject, engine: Engine, system: str, requests: Sequence[Request]) -> Outcome:
+    if system == "engine":
+        return by_engine(subject, engine, requests)
+    return in_batches(subject, requests)
+
+
+def by_engine(subject: Subject, engine: Engine, requests: Sequence[Request]) -> Outcome:
+    started = time.monotonic()
+    ends: dict[int, float] = {}
+    handles: list[Handle] = []
+    lock = threading.Lock()
+
+    def note(number: int, _done: object) -> None:
+        with lock:
+            ends[number] = time.monotonic()
+
+    for number, request in enumerate(requests):
+        image = trajectory(subject, request.seed, request.steps, request.sampler)
+        time.sleep(max(0.0, started + request.due - time.monotonic()))
+        handle = engine.submit([image], time.monotonic() + TIMEOUT)
+        handle.done.add_done_callback(partial(note, number))
+        handles.append(handle)
+    for handle in handles:
+        handle.done.result()
+    while len(ends) < len(handles):  # the last callback may still run
+        time.sleep(0.001)
+    latencies = [ends[i] - started - request.due for i, request in enumerate(requests)]
+    return Outcome(latencies, max(ends.values()) - started)
+
+
+def in_batches(subject: Subject, requests: Sequence[Request]) -> Outcome:
+    subject.stock.vae.enable_slicing()  # eight pictures at once would not fit
+    started = time.monotonic()
+    coming, waiting, latencies = list(requests), list[Request](), list[float]()
+    while coming or waiting:
+        now = time.monotonic() - started
+        while coming and coming[0].due <= now:
+            waiting.append(coming.pop(0))
+        if not waiting:
+            time.sleep(coming[0].due - now)
+            continue
+        batch = compatible(waiting)
+        waiting = [request for request in waiting if request not in batch]
+        seeds = [request.seed for request in batch]
+        stock_images(subject, seeds, batch[0].steps, "pil", batch[0].sampler)
+        now = time.monotonic() - started
+        latencies += [now - request.due for request in batch]
+    return Outcome(latencies, time.monotonic() - started)
+
+
+def compatible(waiting: Sequence[Request]) -> list[Request]:
+    oldest = waiting[0]
+    return [r for r in waiting if (r.steps, r.sampler) == (oldest.steps, oldest.sampler)][:BATCH]

@@ -1,0 +1,43 @@
+"""Writes what a GPU has measured into docs/performance.md: `python -m tools.gpu_tables`.
+
+The figures are the rows that `python -m bench.gpu` left in bench/results/gpu; runs of small
+networks are left out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.gpu.rows import Kind, Row, latest, read
+from bench.gpu.tables import table
+
+ROOT = Path(__file__).parent.parent
+REPORT = ROOT / "docs" / "performance.md"
+RESULTS = ROOT / "bench" / "results" / "gpu"
+NOT_RUN = "**Not run on a GPU.**"
+MARKED = re.compile(r"(<!-- gpu:begin[^\n]*-->\n).*?(<!-- gpu:end -->)", re.DOTALL)
+
+
+def measured(folder: Path = RESULTS) -> str:
+    """The tables, or that there are none."""
+    rows = _at_full_size(read(folder.glob("*.jsonl")))
+    return table(latest(rows)) if rows else NOT_RUN
+
+
+def _at_full_size(rows: Sequence[Row]) -> list[Row]:
+    headers = [row for row in rows if row.section == "run" and row.kind is Kind.HEADER]
+    runs = {row.run for row in headers if row.figures["toy"] == "False"}
+    return [row for row in rows if row.run in runs]
+
+
+def written(text: str, folder: Path = RESULTS) -> str:
+    """The document with what stands between the markers made anew."""
+    if not MARKED.search(text):
+        raise ValueError("the document has lost its gpu markers")
+    return MARKED.sub(lambda match: f"{match[1]}{measured(folder)}\n{match[2]}", text)
+
+
+if __name__ == "__main__":
+    REPORT.write_text(written(REPORT.read_text(encoding="utf-8")), encoding="utf-8")
