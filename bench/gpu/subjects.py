@@ -90,7 +90,8 @@ def build(name: str, bench: Bench, dtype: torch.dtype | None = None) -> Subject:
     if bench.toy:
         _shrink(config)
     torch.manual_seed(0)
-    with torch.device(device):
+    # Compilers refuse weights that were made in inference mode.
+    with torch.inference_mode(False), torch.device(device):
         unet = UNet2DConditionModel(**config["unet"]).to(dtype).eval().requires_grad_(False)
         vae = AutoencoderKL(**config["vae"]).eval().requires_grad_(False)
     spec = _spec(name, config)
@@ -242,16 +243,20 @@ class EngineRun:
 
 
 def unet_inputs(subject: Subject, rows: int) -> dict[str, Any]:
-    """Random inputs of one UNet call, as the runner makes them."""
+    """Random inputs of one UNet call, as the runner makes them; latents in the order of memory that
+    the UNet's weights have. All calls have the same arguments, lest a compiler compile again."""
     pipeline, side = subject.pipeline, subject.side // 8
     channels = int(pipeline.unet.config.in_channels)
     generator = torch.Generator().manual_seed(rows)
     latents = torch.randn(rows, channels, side, side, generator=generator)
+    if pipeline.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last):
+        latents = latents.to(memory_format=torch.channels_last)
     inputs: dict[str, Any] = {
         "sample": latents.to(pipeline.device, pipeline.dtype),
         "timestep": torch.linspace(900, 100, rows, device=pipeline.device),
         "encoder_hidden_states": subject.prompt.embeds.repeat(rows, 1, 1),
         "added_cond_kwargs": None,
+        "return_dict": False,
     }
     if subject.prompt.pooled is not None:
         sizes = [subject.side, subject.side, 0, 0, subject.side, subject.side]

@@ -51,9 +51,16 @@ class Marks:
 
 
 def median_seconds(
-    call: Callable[[], Any], device: torch.device, repeats: int = 10, warmups: int = 3
+    call: Callable[[], Any],
+    device: torch.device,
+    repeats: int = 10,
+    warmups: int = 3,
+    in_a_row: int = 1,
 ) -> float:
-    """Median seconds of one `call`, from its start to the end of what it asked of the device."""
+    """Median seconds of one `call`, from its start to the end of what it asked of the device.
+
+    `in_a_row`: so many are asked for at once, where the asking would else be part of a short one.
+    """
     for _ in range(warmups):
         call()
     synchronize(device)
@@ -61,9 +68,10 @@ def median_seconds(
     for _ in range(repeats):
         marks = Marks(device)
         marks.take()
-        call()
+        for _ in range(in_a_row):
+            call()
         marks.take()
-        times += marks.intervals()
+        times += [seconds / in_a_row for seconds in marks.intervals()]
     return median(times)
 
 

@@ -71,7 +71,7 @@ _ALL = (
 _FAULTS = (
     Section("fault-raise", 10, "faults:fail", "Raises"),
     Section("fault-crash", 10, "faults:crash", "Is killed by a signal"),
-    Section("fault-hang", 10, "faults:hang", "Never ends"),
+    Section("fault-hang", 4, "faults:hang", "Never ends"),
 )
 DEFAULT = tuple(section.name for section in _ALL)
 TOY = tuple(name for name in DEFAULT if name != "sd15-compiled")  # nothing that "compiled" has not

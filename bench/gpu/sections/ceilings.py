@@ -64,7 +64,7 @@ def copy(bench: Bench) -> None:
     nbytes = 2**20 if bench.toy else 2**32
     source = torch.randn(nbytes // 4, device=bench.device)
     target = torch.empty_like(source)
-    seconds = median_seconds(lambda: target.copy_(source), bench.device, bench.repeats)
+    seconds = timed(bench, lambda: target.copy_(source))
     bench.row({"tb_per_s": 2 * nbytes / seconds / 1e12}, what="copy on the device")
 
 
@@ -75,7 +75,7 @@ def matmul(bench: Bench, name: str, rows: int, width_in: int, width_out: int) ->
     flop = 2 * rows * width_in * width_out
 
     def rate(precision: str, call: Callable[[], Any]) -> None:
-        seconds = median_seconds(call, bench.device, bench.repeats)
+        seconds = timed(bench, call)
         figures = {"ms": 1000 * seconds, "tflops": flop / seconds / 1e12}
         bench.row(figures, what="matmul", shape=name, precision=precision)
 
@@ -93,13 +93,16 @@ def attention(bench: Bench, name: str, rows: int, shape: tuple[int, int, int, in
     if bench.toy:
         queries, keys = queries // 64, max(keys // 64, 4)
     q = torch.randn(rows, heads, queries, width, device=bench.device, dtype=bench.dtype)
-    k, v = (torch.randn(rows, heads, keys, width, device=bench.device, dtype=bench.dtype),) * 2
+    k, v = (
+        torch.randn(rows, heads, keys, width, device=bench.device, dtype=bench.dtype)
+        for _ in range(2)
+    )
     flop = 4 * rows * heads * queries * keys * width
 
     def row(backend: str, call: Callable[[], Any]) -> None:
         labels: dict[str, Label] = {"what": "attention", "shape": name, "backend": backend}
         with bench.part(**labels):
-            seconds = median_seconds(call, bench.device, bench.repeats)
+            seconds = timed(bench, call)
             bench.row({"ms": 1000 * seconds, "tflops": flop / seconds / 1e12}, **labels)
 
     def by(backend: SDPBackend) -> Any:
@@ -134,5 +137,10 @@ def convolution(bench: Bench, channels: int, side: int) -> None:
         with bench.part(**labels):
             weight, data = (t.contiguous(memory_format=memory) for t in (layer.weight, x))
             call = partial(F.conv2d, data, weight, layer.bias, padding=1)
-            seconds = median_seconds(call, bench.device, bench.repeats)
+            seconds = timed(bench, call)
             bench.row({"ms": 1000 * seconds, "tflops": flop / seconds / 1e12}, **labels)
+
+
+def timed(bench: Bench, call: Callable[[], Any]) -> float:
+    """Seconds of one of ten calls that are asked for at once."""
+    return median_seconds(call, bench.device, bench.repeats, in_a_row=10 if bench.on_gpu else 1)

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch._dynamo.utils import counters
 
 from bench.gpu.bench import Bench
 from bench.gpu.sections.graphs import GraphedUnet, calls, engine
@@ -35,7 +36,7 @@ def whole(bench: Bench, model: str) -> None:
     rows = 2 * max(bench.images)
     with bench.part(20, what="compile for one number of rows", model=model):
         call = torch.compile(subject.pipeline.unet, backend=_backend(bench), dynamic=False)
-        inputs = _last(unet_inputs(subject, rows))
+        inputs = unet_inputs(subject, rows)
         seconds = wall_seconds(partial(call, **inputs), bench.device)
         bench.row({"seconds": seconds}, what="compile for one number of rows", model=model)
         under_graphs(bench, subject, call, [rows], "compiled for its rows")
@@ -52,7 +53,7 @@ def blocks(bench: Bench, model: str) -> None:
         for module in unet.modules():
             if type(module).__name__ in REPEATED:
                 module.compile(backend=_backend(bench), dynamic=False)
-        inputs = _last(unet_inputs(subject, rows))
+        inputs = unet_inputs(subject, rows)
         seconds = wall_seconds(partial(unet, **inputs), bench.device)
         bench.row({"seconds": seconds}, what="compile repeated blocks", model=model, rows=rows)
         under_graphs(bench, subject, unet, [rows], "compiled blocks")
@@ -72,24 +73,21 @@ def under_graphs(
     calls(bench, subject, call, images, variant)
     with bench.part(5, what="graphs of compiled calls", variant=variant, model=subject.name):
         graphed = GraphedUnet(subject.pipeline.unet, call)
-        graphed.capture(subject, buckets, torch.channels_last)
+        graphed.capture(subject, buckets)
         calls(bench, subject, graphed, images, f"{variant}, graph")
         engine(bench, subject, graphed, images, f"{variant}, graph")
+    count = counters["stats"]["unique_graphs"]
+    bench.row({"compiled": count}, what="graphs that the compiler made", variant=variant)
 
 
 def _first_call(bench: Bench, subject: Subject, compiled: Any) -> None:
     """Compiles; what is marked may differ in later calls, the size of pictures may not."""
     rows = 2 * max(bench.images)
-    inputs = _last(unet_inputs(subject, rows))
+    inputs = unet_inputs(subject, rows)
     tensors = [value for value in inputs.values() if isinstance(value, torch.Tensor)]
     for tensor in (*tensors, *(inputs["added_cond_kwargs"] or {}).values()):
         torch._dynamo.mark_dynamic(tensor, 0, min=2, max=rows)
     compiled(**inputs)
-
-
-def _last(inputs: dict[str, Any]) -> dict[str, Any]:
-    sample = inputs["sample"].to(memory_format=torch.channels_last)
-    return {**inputs, "sample": sample}
 
 
 def _backend(bench: Bench) -> str:

@@ -20,10 +20,10 @@ TOP_KERNELS = 12
 PROFILED_STEPS = 2
 # What the host asks of CUDA in a step; each wait holds up the launches behind it.
 CALLS = {
-    "cudaLaunchKernel": "launches",
-    "cudaMemcpyAsync": "copies",
-    "cudaStreamSynchronize": "stream_waits",
-    "cudaDeviceSynchronize": "device_waits",
+    "launches": ("cudaLaunchKernel", "cuLaunchKernel"),
+    "copies": ("cudaMemcpy",),
+    "stream_waits": ("cudaStreamSynchronize", "cudaEventSynchronize"),
+    "device_waits": ("cudaDeviceSynchronize",),
 }
 CLASSES = (
     ("attention", ("flash", "fmha", "attention", "sdpa", "softmax")),
@@ -104,7 +104,10 @@ def profiled(bench: Bench, subject: Subject, images: int) -> None:
     kernels = sorted([k for k in kernels if k[1] > 0], key=lambda kernel: -kernel[1])
     busy = sum(ms for _, ms, _ in kernels)
     if not bench.needs_cuda(what="idle share", **labels):
-        counts = {CALLS[e.key]: e.count / PROFILED_STEPS for e in events if e.key in CALLS}
+        counts = {
+            name: sum(e.count for e in events if e.key.startswith(starts)) / PROFILED_STEPS
+            for name, starts in CALLS.items()
+        }
         bench.row(
             {"ms_per_step": 1000 * seconds, "busy_ms": busy}
             | {"idle_share": max(0.0, 1 - busy / (1000 * seconds))}

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bench.gpu.bench import Bench
+from bench.gpu.sections.correctness import engine, load_models, request_of, stock
 from bench.gpu.sections.graphs import GraphedUnet, calls
 from bench.gpu.subjects import Subject, build, unet_inputs
+from bench.gpu.timing import true_fp32
 
 FP8 = torch.float8_e4m3fn
 LARGEST = torch.finfo(FP8).max
@@ -121,21 +122,16 @@ def torchao(bench: Bench, subject: Subject, images: list[int]) -> None:
 
 def pictures(bench: Bench) -> None:
     """How far from stock fp32 the pictures of real weights are, in bf16 and with fp8 layers."""
-    from bench.gpu.sections.correctness import PROMPT, engine, load_models, stock
-    from bench.gpu.timing import true_fp32
-
     exact, models = load_models("fp32"), load_models("bf16")
-    fields: dict[str, Any] = {"prompt": PROMPT, "num_inference_steps": 2 if bench.toy else 12}
     distances: dict[str, list[float]] = {"bf16": [], "fp8": []}
-    seeds = range(1 if bench.toy else 4)
+    requests = [request_of(bench, "text", seed) for seed in range(1 if bench.toy else 4)]
     with true_fp32():
-        references = [stock(exact, {**fields, "seed": seed}) for seed in seeds]
+        references = [stock(exact, request) for request in requests]
     for variant, values in distances.items():
         if variant == "fp8":
             to_fp8(models.plain.unet, quantize)
-        for seed, reference in zip(seeds, references, strict=True):
-            made = engine(models, {**fields, "seed": seed})
-            values.append(float(abs(made - reference).mean()))
+        for request, reference in zip(requests, references, strict=True):
+            values.append(float(abs(engine(models, request) - reference).mean()))
     figures = {f"{name}_mean": sum(values) / len(values) for name, values in distances.items()}
     bench.row(dict(figures), what="pictures of shapes, distance from stock fp32")
 

@@ -51,7 +51,7 @@ class Captured:
             self.output = self._run()
 
     def _run(self) -> torch.Tensor:
-        output: torch.Tensor = self._call(**self.inputs, return_dict=False)[0]
+        output: torch.Tensor = self._call(**self.inputs)[0]
         return output
 
     def replay(self) -> torch.Tensor:
@@ -75,13 +75,10 @@ class GraphedUnet:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._unet, name)
 
-    def capture(self, subject: Subject, buckets: Sequence[int], memory: Any = None) -> None:
+    def capture(self, subject: Subject, buckets: Sequence[int]) -> None:
         """The largest first, so that the smaller ones find room in its memory."""
         for rows in sorted(buckets, reverse=True):
-            inputs = unet_inputs(subject, rows)
-            if memory is not None:
-                inputs["sample"] = inputs["sample"].to(memory_format=memory)
-            self._captured[rows] = Captured(self._call, inputs, self.pool)
+            self._captured[rows] = Captured(self._call, unet_inputs(subject, rows), self.pool)
 
     def __call__(
         self,
@@ -150,7 +147,7 @@ def bitwise(bench: Bench, subject: Subject, graphed: GraphedUnet) -> None:
         inputs = unet_inputs(subject, rows + 1)
         inputs = {name: _first(value, real) for name, value in inputs.items()}
         replayed = graphed(**inputs)[0]
-        alone = subject.pipeline.unet(**inputs, return_dict=False)[0]
+        alone = subject.pipeline.unet(**inputs)[0]
         difference = (replayed.float() - alone.float()).abs().max()
         bench.row(
             {"equal": str(torch.equal(replayed, alone)), "largest": float(difference)},
@@ -163,7 +160,7 @@ def bitwise(bench: Bench, subject: Subject, graphed: GraphedUnet) -> None:
 def _first(value: Any, rows: int) -> Any:
     if isinstance(value, dict):
         return {name: tensor[:rows] for name, tensor in value.items()}
-    return None if value is None else value[:rows]
+    return value[:rows] if isinstance(value, torch.Tensor) else value
 
 
 def calls(bench: Bench, subject: Subject, unet: Any, images: Sequence[int], variant: str) -> None:

@@ -64,12 +64,12 @@ def offline(bench: Bench, model: str) -> None:
     counts = [steps + change for pair in spread for change in (pair, -pair)]  # as many in all
     mixed = [Request(i, max(1, n), SAMPLERS[i % 3]) for i, n in enumerate(counts)]
     with serving(subject) as engine:
-        traces = {"alike, Euler": alike, "mixed steps and samplers": mixed}
+        traces = {"mixed steps and samplers": mixed, "alike, Euler": alike}
         for trace, requests in traces.items():
             for system in ("engine", "stock in batches"):
                 labels: dict[str, Label] = {"model": model, "requests": trace, "system": system}
                 with bench.part(5, precision=bench.precision, **labels):
-                    run_once(subject, engine, system, requests[: BATCH // 4])  # warms up
+                    warm_up(subject, engine, system)
                     outcome = run_once(subject, engine, system, requests)
                     row_steps = sum(request.steps for request in requests)
                     figures = {
@@ -86,7 +86,7 @@ def online(bench: Bench, model: str) -> None:
     first = make_trace(4 if bench.toy else 24, bench.toy)
     with serving(subject) as engine:
         for system in ("engine", "stock in batches"):
-            run_once(subject, engine, system, first[:4])  # warms up
+            warm_up(subject, engine, system)
         capacity = 1.0
         for system in ("engine", "stock in batches"):
             labels: dict[str, Label] = {"model": model, "load": "all at once", "system": system}
@@ -134,6 +134,12 @@ def serving(subject: Subject) -> Iterator[Engine]:
         yield engine
     finally:
         engine.close(grace=0.0)
+
+
+def warm_up(subject: Subject, engine: Engine, system: str) -> None:
+    """A full batch, and one image alone."""
+    for count in (BATCH, 1):
+        run_once(subject, engine, system, [Request(seed, 2, "Euler") for seed in range(count)])
 
 
 def run_once(subject: Subject, engine: Engine, system: str, requests: Sequence[Request]) -> Outcome:
