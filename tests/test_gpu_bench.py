@@ -50,6 +50,11 @@ def test_every_section_ends_well_and_has_rows(section: str, rows: list[Row]) -> 
     assert any(row.kind is Kind.FIGURES for row in own)
 
 
+def test_no_two_rows_of_a_run_are_about_the_same(rows: list[Row]) -> None:
+    topics = [(row.section, tuple(row.labels.items())) for row in rows if row.kind is Kind.FIGURES]
+    assert [topic for topic in topics if topics.count(topic) > 1] == []
+
+
 def test_what_only_a_gpu_can_do_is_no_failure(rows: list[Row]) -> None:
     notes = {row.section for row in rows if row.text == "needs CUDA"}
     assert {"graphs", "ceilings", "eager", "loading"} <= notes

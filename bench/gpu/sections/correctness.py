@@ -109,6 +109,7 @@ def compare(
             "stock_largest": largest["stock"],
             "engine_is": "right" if ours <= TENTH * theirs + FLOOR else "FARTHER",
         },
+        what="distance from stock fp32 on [0, 1]",
         case=case,
         precision=precision,
     )

@@ -50,12 +50,9 @@ def steps(bench: Bench, subject: Subject) -> None:
     measures = {"stock": stock_step_seconds, "engine": engine_step_seconds}
     for images in bench.images:
         for system, seconds_of in measures.items():
-            labels: dict[str, Label] = {
-                "model": subject.name,
-                "precision": bench.precision,
-                "images": images,
-            }
-            with bench.part(3, what="step", system=system, **labels):
+            labels: dict[str, Label] = {"what": "a step", "model": subject.name}
+            labels |= {"precision": bench.precision, "images": images, "system": system}
+            with bench.part(3, **labels):
                 reset_peak(bench.device)
                 seconds = seconds_of(bench, subject, images)
                 figures = step_figures(subject, images, seconds)
@@ -121,7 +118,12 @@ def profiled(bench: Bench, subject: Subject, images: int) -> None:
     for kind, ms in sorted(shares.items(), key=lambda item: -item[1]):
         bench.row({"ms": ms, "share": ms / busy}, what="kernels", kind=kind, **labels)
     for name, ms, calls in kernels[: 3 if bench.toy else TOP_KERNELS]:
-        bench.row({"ms": ms, "calls": calls, "share": ms / busy}, kernel=name[:90], **labels)
+        bench.row(
+            {"ms": ms, "calls": calls, "share": ms / busy},
+            what="the dearest kernels",
+            kernel=name[:90],
+            **labels,
+        )
 
 
 def _kernel_ms(event: Any, on_gpu: bool) -> float:

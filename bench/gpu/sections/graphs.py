@@ -165,9 +165,9 @@ def _first(value: Any, rows: int) -> Any:
 
 def calls(bench: Bench, subject: Subject, unet: Any, images: Sequence[int], variant: str) -> None:
     """Milliseconds of a UNet call, two rows an image."""
-    labels: dict[str, Label] = {"model": subject.name, "variant": variant}
+    labels: dict[str, Label] = {"what": "UNet call", "model": subject.name, "variant": variant}
     for rows in (2 * count for count in images):
-        with bench.part(3, what="UNet call", rows=rows, **labels):
+        with bench.part(3, rows=rows, **labels):
             inputs = unet_inputs(subject, rows)
             seconds = median_seconds(partial(unet, **inputs), bench.device, bench.repeats)
             tflops = rows * subject.tflop_per_row / seconds
@@ -180,9 +180,10 @@ def engine(bench: Bench, subject: Subject, unet: Any, images: Sequence[int], var
     labels: dict[str, Label] = {"model": subject.name, "system": f"engine, {variant}"}
     replayed = subject.with_unet(unet)
     for count in images:
-        with bench.part(3, what="step", images=count, **labels):
+        with bench.part(3, what="a step", images=count, **labels):
             seconds = engine_step_seconds(bench, replayed, count)
-            bench.row(step_figures(subject, count, seconds), images=count, **labels)
+            figures = step_figures(subject, count, seconds)
+            bench.row(figures, what="a step", images=count, **labels)
     with bench.part(5, what="latents", **labels):
         seeds = range(images[-1])
         run, plain = (EngineRun(s, seeds, 3).latents() for s in (replayed, subject))

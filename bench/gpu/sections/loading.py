@@ -56,7 +56,7 @@ def moving(bench: Bench, subject: Subject, other: Subject) -> None:
         return parking.to_host(other.pipeline) if bench.on_gpu else other.pipeline
 
     seconds = wall_seconds(leave, bench.device)
-    bench.row({"seconds": seconds, "gb": gb}, what="leaves, page by page pinned", model=other.name)
+    bench.row({"seconds": seconds, "gb": gb}, what="leaves", model=other.name)
     ways: dict[str, Callable[[], Any]] = {"on a stream of its own": partial(copied, other)}
     if not bench.needs_cuda(what="comes back", way="as parking does it"):
         ways |= {"as parking does it": lambda: parking.to_device(leave(), bench.device)}
@@ -65,10 +65,12 @@ def moving(bench: Bench, subject: Subject, other: Subject) -> None:
         leave()
         with bench.part(5, what="comes back", beside="nothing", **labels):
             seconds = wall_seconds(move, bench.device)
-            bench.row({"seconds": seconds, "gb_per_s": gb / seconds}, beside="nothing", **labels)
+            figures = {"seconds": seconds, "gb_per_s": gb / seconds}
+            bench.row(figures, what="comes back", beside="nothing", **labels)
         leave()
         with bench.part(5, what="comes back", beside="steps", **labels):
-            bench.row(beside_steps(bench, subject, move), beside="steps", **labels)
+            figures_beside = beside_steps(bench, subject, move)
+            bench.row(figures_beside, what="comes back", beside="steps", **labels)
 
 
 def copied(other: Subject) -> list[torch.Tensor]:

@@ -67,8 +67,8 @@ def offline(bench: Bench, model: str) -> None:
         traces = {"mixed steps and samplers": mixed, "alike, Euler": alike}
         for trace, requests in traces.items():
             for system in ("engine", "stock in batches"):
-                labels: dict[str, Label] = {"model": model, "requests": trace, "system": system}
-                with bench.part(5, precision=bench.precision, **labels):
+                labels: dict[str, Label] = {"requests": trace, "system": system}
+                with bench.part(5, **labels):
                     warm_up(subject, engine, system)
                     outcome = run_once(subject, engine, system, requests)
                     row_steps = sum(request.steps for request in requests)
@@ -77,7 +77,7 @@ def offline(bench: Bench, model: str) -> None:
                         "image_steps_per_s": row_steps / outcome.seconds,
                         "seconds": outcome.seconds,
                     }
-                    bench.row(figures, precision=bench.precision, count=count, **labels)
+                    bench.row(figures, what=f"{model}, {count} requests at once", **labels)
 
 
 def online(bench: Bench, model: str) -> None:
@@ -89,19 +89,19 @@ def online(bench: Bench, model: str) -> None:
             warm_up(subject, engine, system)
         capacity = 1.0
         for system in ("engine", "stock in batches"):
-            labels: dict[str, Label] = {"model": model, "load": "all at once", "system": system}
+            labels: dict[str, Label] = {"load": "all at once", "system": system}
             with bench.part(5, **labels):
                 outcome = run_once(subject, engine, system, first)
                 capacity = len(first) / outcome.seconds
-                bench.row(outcome.figures(), count=len(first), **labels)
+                bench.row(outcome.figures(), what=model, count=len(first), **labels)
         for load in LOADS:
             count = affordable(bench, capacity)
             trace = arriving(make_trace(count, bench.toy), load * capacity)
             for system in ("engine", "stock in batches"):
-                labels = {"model": model, "load": f"{load:.0%}", "system": system}
+                labels = {"load": f"{load:.0%}", "system": system}
                 with bench.part(5, **labels):
                     outcome = run_once(subject, engine, system, trace)
-                    bench.row(outcome.figures(), count=count, **labels)
+                    bench.row(outcome.figures(), what=model, count=count, **labels)
 
 
 def affordable(bench: Bench, capacity: float) -> int:

@@ -34,6 +34,7 @@ def one_decode(
 ) -> None:
     order = "NHWC" if last else "NCHW"
     labels: dict[str, Label] = {
+        "what": "decode",
         "model": subject.name,
         "precision": precision,
         "order": order,
