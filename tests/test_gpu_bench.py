@@ -14,6 +14,7 @@ sys.path.insert(0, str(ROOT))
 
 from bench.gpu.rows import Kind, Log, Row, latest, read  # noqa: E402
 from bench.gpu.sections import DEFAULT, TOY  # noqa: E402
+from bench.gpu.supervise import share  # noqa: E402
 from bench.gpu.tables import table  # noqa: E402
 from tools import gpu_tables, gpu_wheels  # noqa: E402
 
@@ -116,6 +117,16 @@ def test_without_a_gpu_full_size_is_refused(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
     assert "no section nonsense" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("left", "weights", "seconds"),
+    [(100, [10, 40], 20), (40, [10, 40], 10), (5, [10, 40], 5), (90, [30], 90)],
+)
+def test_the_first_sections_have_their_time_and_the_last_what_is_left(
+    left: float, weights: list[float], seconds: float
+) -> None:
+    assert share(left, weights) == seconds
 
 
 # Rows

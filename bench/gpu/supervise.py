@@ -1,7 +1,7 @@
 """Every section in a process of its own: what hangs, crashes or is killed costs only itself.
 
-The time that is left is shared out among the sections that are left, by their weights, so that
-whatever one does not need the later ones get. Libraries are imported once, by multiprocessing's
+Each may take the seconds that it is expected to need, more where there is plenty of time; where
+there is too little, the last ones are left out. Libraries are imported once, by multiprocessing's
 fork server, which never touches the GPU; where a process that it forks cannot use the GPU all the
 same, each section starts an interpreter of its own. This module imports no torch: nothing that
 happens to a GPU happens here.
@@ -93,9 +93,8 @@ class Supervisor:
     def run(self, sections: Sequence[Section]) -> list[Outcome]:
         outcomes = []
         for i, section in enumerate(sections):
-            weights = [other.weight for other in sections[i:]]
             left = self._deadline - time.monotonic()
-            allowance = left * section.weight / sum(weights)
+            allowance = share(left, [other.weight for other in sections[i:]])
             if allowance < LEAST_SECONDS:
                 self._log.add(section.name, Kind.NOTE, text=f"left out: {left:.0f} s were left")
                 continue
@@ -113,6 +112,11 @@ class Supervisor:
             problem = _problem(process, allowance)
         except TimeoutError:
             problem = f"did not start within {allowance:.0f} s"
+        except SystemExit:
+            self._log.add(
+                section.name, Kind.FAILURE, {"part": "section"}, text="stopped by SIGTERM"
+            )
+            raise
         finally:
             _end(process)
         seconds = time.monotonic() - started
@@ -121,6 +125,11 @@ class Supervisor:
         else:
             self._log.add(section.name, Kind.FAILURE, {"part": "section"}, text=problem)
         return Outcome(section.name, problem is None, seconds)
+
+
+def share(left: float, weights: Sequence[float]) -> float:
+    """Seconds for the first of the sections with these weights, where `left` are left for all."""
+    return min(left, weights[0] * max(1.0, left / sum(weights)))
 
 
 def _looks_like_gpu() -> bool:

@@ -62,6 +62,8 @@ def measure(bench: Bench) -> None:
         for case in CASES:
             with bench.part(3, case=case, precision=precision):
                 compare(bench, case, precision, models, exact, references)
+        if models is exact and bench.on_gpu:
+            continue
         with bench.part(5, what="the whole App", precision=precision):
             asyncio.run(whole(bench, models.settings))
 

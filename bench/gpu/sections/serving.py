@@ -64,7 +64,7 @@ def offline(bench: Bench, model: str) -> None:
     counts = [steps + change for pair in spread for change in (pair, -pair)]  # as many in all
     mixed = [Request(i, max(1, n), SAMPLERS[i % 3]) for i, n in enumerate(counts)]
     with serving(subject) as engine:
-        traces = {"mixed steps and samplers": mixed, "alike, Euler": alike}
+        traces = {"alike, Euler": alike, "mixed steps and samplers": mixed}
         for trace, requests in traces.items():
             for system in ("engine", "stock in batches"):
                 labels: dict[str, Label] = {"requests": trace, "system": system}

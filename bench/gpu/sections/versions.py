@@ -23,7 +23,7 @@ def measure(bench: Bench) -> None:
     bench.log.add(bench.section, Kind.HEADER, figures=machine(bench))
     for model in ("sdxl", "sd15"):
         for precision in ("fp16", "bf16", "fp32") if bench.on_gpu else ("fp32",):
-            with bench.part(5, model=model, precision=precision):
+            with bench.part(3, model=model, precision=precision):
                 small(bench, model, precision)
 
 
