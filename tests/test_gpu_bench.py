@@ -26,9 +26,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a run of all sections leaves behind, with three among them that fail."""
     folder = tmp_path_factory.mktemp("gpu")
     names = ",".join([*FAULTS, *TOY])
-    command = [sys.executable, "-m", "bench.gpu", "--toy", "--limit", "1200"]
+    command = [sys.executable, "-m", "bench.gpu", "--toy", "--limit", "900"]
     command += ["--out", str(folder), "--sections", names]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1300)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1000)
     (folder / "stdout").write_text(done.stdout, encoding="utf-8")
     assert done.returncode == 1, done.stderr  # not all has ended well
     return folder
@@ -39,7 +39,7 @@ def rows(folder: Path) -> list[Row]:
     return read(folder.glob("*.jsonl"))
 
 
-pytestmark = pytest.mark.timeout(1400)
+pytestmark = pytest.mark.timeout(1100)
 
 
 @pytest.mark.parametrize("section", TOY)

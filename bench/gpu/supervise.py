@@ -32,7 +32,7 @@ CPU = "cpu"
 PRELOADED = "bench.gpu.sections.libraries"
 START_SECONDS = 180.0  # to import everything on a cold, busy machine
 PROBE_SECONDS = 60.0
-LEAST_SECONDS = 5.0  # nothing worth having is done in less
+LEAST_SECONDS = 3.0  # nothing worth having is done in less
 GRACE = 5.0  # for a section to end by itself once its time is up
 
 
