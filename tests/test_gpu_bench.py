@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
+from bench.gpu.bench import Bench  # noqa: E402
 from bench.gpu.rows import Kind, Log, Row, latest, read  # noqa: E402
-from bench.gpu.sections import DEFAULT, TOY  # noqa: E402
+from bench.gpu.sections import DEFAULT, TOY, Options  # noqa: E402
 from bench.gpu.supervise import share  # noqa: E402
 from bench.gpu.tables import table  # noqa: E402
 from tools import gpu_tables, gpu_wheels  # noqa: E402
@@ -127,6 +130,18 @@ def test_the_first_sections_have_their_time_and_the_last_what_is_left(
     left: float, weights: list[float], seconds: float
 ) -> None:
     assert share(left, weights) == seconds
+
+
+def test_the_stock_sdxl_pipeline_decodes_beside_a_half_precision_unet(tmp_path: Path) -> None:
+    """The engine's own VAE is not fp16 there, and the stock pipeline hands it fp16 latents."""
+    from bench.gpu.subjects import build, stock_images
+
+    bench = Bench(Log(tmp_path / "rows.jsonl", "1"), "eager", Options(toy=True), 60.0)
+    subject = build("sdxl", bench, torch.float16)
+    assert subject.pipeline.vae_dtype is not torch.float16
+    with warnings.catch_warnings(action="ignore"):  # diffusers' own
+        pictures = stock_images(subject, range(2), 2, "np")
+    assert pictures.shape == (2, 64, 64, 3)
 
 
 # Rows
