@@ -25,8 +25,8 @@ from torch.nn import functional as F
 
 from sdbento.lora_files import LoraSource, locate, read
 from sdbento.lora_layers import LowRank, Parts, num_bytes, to_parts
+from sdbento.resident import Pipeline
 from sdbento.settings import Settings
-from sdbento.weights import Pipeline
 
 log = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import torch
 
+from sdbento.resident import ControlNet
 from sdbento.states import Row
 from sdbento.trajectory import Trajectory, within
-from sdbento.weights import ControlNet
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,6 +18,7 @@ from sdbento.inversions import Inversions
 from sdbento.pipelines import Pipeline
 from sdbento.prompt_syntax import schedule
 from sdbento.prompts import PreparedPrompt, prepare
+from sdbento.resident import ControlNet
 from sdbento.samplers import WHOLE, SamplerSpec, StepTable, Window, compile_table
 from sdbento.schemas import GenerateRequest, Hires, Refiner
 from sdbento.trajectory import (
@@ -29,7 +30,6 @@ from sdbento.trajectory import (
     Trajectory,
     within,
 )
-from sdbento.weights import ControlNet
 
 Texts = tuple[tuple[int, PreparedPrompt], ...]
 

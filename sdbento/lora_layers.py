@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from sdbento.errors import UnsupportedModel
 from sdbento.families import Family
 from sdbento.lora_files import LoraFile, LoraSource, refusal
-from sdbento.weights import Pipeline
+from sdbento.resident import Pipeline
 
 T = TypeVar("T")
 

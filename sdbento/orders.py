@@ -8,8 +8,8 @@ from sdbento.catalog import ControlNetSpec, ModelSpec
 from sdbento.intake import Pictures
 from sdbento.legs import Resources
 from sdbento.pipelines import Lease, Pipeline
+from sdbento.resident import ControlNet
 from sdbento.schemas import GenerateRequest
-from sdbento.weights import ControlNet
 
 
 @dataclass(frozen=True, eq=False)

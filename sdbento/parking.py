@@ -12,8 +12,8 @@ from dataclasses import replace
 
 import torch
 
+from sdbento.device import host_memory
 from sdbento.resident import Resident, networks
-from sdbento.weights import host_memory
 
 log = logging.getLogger(__name__)
 

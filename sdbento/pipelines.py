@@ -38,22 +38,19 @@ from functools import partial
 import torch
 
 from sdbento.budget import Budget
-from sdbento.errors import OutOfMemory, classify, unexplained
-from sdbento.parking import Parking
-from sdbento.settings import Settings
-from sdbento.weights import (
+from sdbento.device import (
     GB,
-    ControlNet,
-    Pipeline,
-    Resident,
     choose_device,
     choose_dtype,
     free_unused,
-    load,
     memory_budget_gb,
     memory_need,
-    pull,
 )
+from sdbento.errors import OutOfMemory, classify, unexplained
+from sdbento.parking import Parking
+from sdbento.resident import ControlNet, Pipeline, Resident
+from sdbento.settings import Settings
+from sdbento.weights import load, pull
 from sdbento.wishes import Lease, Spec, Waiter, Wish, explain, fail, hand_out, stopping
 
 __all__ = ["ControlNet", "Lease", "Pipeline", "PipelineCache", "memory_budget_gb", "pull"]

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from sdbento.adapters import WeightedAdapter
     from sdbento.errors import SDBentoError
     from sdbento.prompts import PreparedPrompt
+    from sdbento.resident import ControlNet
     from sdbento.samplers import StepTable
-    from sdbento.weights import ControlNet
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """From files to modules on the device: the only `from_pretrained` of the project.
 
-Only safetensors are read. Where the hardware cannot do what the settings ask, the nearest right
-thing is done and the log says so. Knows nothing of who uses a model or for how long: `pipelines`.
+Only safetensors are read. Knows nothing of who uses a model or for how long: `pipelines`.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-import psutil
 import torch
 import transformers
 
@@ -35,97 +33,19 @@ from diffusers.models.attention_processor import AttnProcessor2_0, XFormersAttnP
 
 from sdbento import compiling, hub
 from sdbento.catalog import ControlNetSpec, ModelSpec, family_configs
+from sdbento.device import GB, choose_device, choose_dtype, choose_vae_dtype, say_once
 from sdbento.errors import ModelLoadFailed
 from sdbento.families import INPAINT_CHANNELS, LATENT_CHANNELS, VAE_FACTOR, Family, refusal
-from sdbento.malloc import release_freed_memory
 from sdbento.resident import ControlNet, Pipeline, Resident, modules, num_bytes
-from sdbento.settings import Settings, SettingsError
-
-__all__ = [
-    "GB",
-    "ControlNet",
-    "Pipeline",
-    "Resident",
-    "choose_device",
-    "choose_dtype",
-    "choose_vae_dtype",
-    "free_unused",
-    "host_memory",
-    "load",
-    "memory_budget_gb",
-    "memory_need",
-    "pull",
-]
+from sdbento.settings import Settings
 
 log = logging.getLogger(__name__)
 
-GB = 1e9
-GPU_SHARE, CPU_SHARE = 0.85, 0.6  # of the memory; the rest is for activations and everyone else
 KNOWN_SHARE = 0.9  # of a text encoder's embeddings that some token has; a few may be padding
 WORD_END, NUM_WORDS = "</w>", 20
-CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 # diffusers and transformers patch torch.nn.Module for the whole process while they construct.
 constructing = threading.Lock()
-
-
-def choose_device(settings: Settings) -> torch.device:
-    """Raises SettingsError where a GPU is demanded and there is none."""
-    if settings.device == "cpu":
-        return torch.device("cpu")
-    if torch.cuda.is_available():
-        return torch.device("cuda", torch.cuda.current_device())
-    if settings.device == "cuda":
-        raise SettingsError("SDBENTO_DEVICE='cuda': torch sees no GPU; allowed here: auto, cpu")
-    return torch.device("cpu")
-
-
-def choose_dtype(settings: Settings, device: torch.device) -> torch.dtype:
-    """What UNet and text encoders compute in: PRECISION, or the nearest that the device can do."""
-    if settings.precision == "fp32":
-        return torch.float32
-    if device.type != "cuda":
-        _say_once(f"PRECISION={settings.precision} needs a GPU: computing in fp32 on the CPU")
-        return torch.float32
-    if settings.precision == "bf16" and not _has_bf16():
-        _say_once("PRECISION=bf16 needs a newer GPU: computing in fp16")
-        return torch.float16
-    return torch.bfloat16 if settings.precision == "bf16" else torch.float16
-
-
-def choose_vae_dtype(spec: ModelSpec, force_upcast: bool, dtype: torch.dtype) -> torch.dtype:
-    """SDXL's VAE overflows in fp16 (black pictures): bf16 has the range, fp32 is the fallback."""
-    if dtype is torch.float16 and spec.family is Family.SDXL and force_upcast:
-        return torch.bfloat16 if _has_bf16() else torch.float32
-    return dtype
-
-
-def memory_budget_gb(settings: Settings) -> float:
-    """What resident models may take together. Raises SettingsError as `choose_device` does."""
-    if settings.memory_gb is not None:
-        return settings.memory_gb
-    device = choose_device(settings)
-    if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        return min(free, GPU_SHARE * total) / GB
-    return CPU_SHARE * host_memory()[0] / GB
-
-
-def host_memory() -> tuple[int, int]:
-    """(total, available) bytes; in a container, of what it may use."""
-    memory = psutil.virtual_memory()
-    try:
-        limit = int(CGROUP_LIMIT.read_text())
-    except (OSError, ValueError):  # no container, or one without a limit ("max")
-        return memory.total, memory.available
-    return min(memory.total, limit), min(
-        memory.available, limit - psutil.Process().memory_info().rss
-    )
-
-
-def memory_need(spec: ModelSpec | ControlNetSpec, dtype: torch.dtype) -> int:
-    """Bytes to reserve before something is loaded and can be measured."""
-    return int(spec.memory_gb * GB * dtype.itemsize / torch.float16.itemsize)
 
 
 def load(spec: ModelSpec | ControlNetSpec, settings: Settings) -> Resident:
@@ -367,10 +287,10 @@ def _set_attention(network: Any, settings: Settings, device: torch.device) -> st
 @cache
 def _xformers_works(device: torch.device) -> bool:
     if device.type != "cuda":
-        _say_once("ENABLE_XFORMERS needs a GPU: using torch's own attention (SDPA)")
+        say_once("ENABLE_XFORMERS needs a GPU: using torch's own attention (SDPA)")
         return False
     if importlib.util.find_spec("xformers") is None:
-        _say_once("xformers is not installed: using torch's own attention (SDPA)")
+        say_once("xformers is not installed: using torch's own attention (SDPA)")
         return False
     try:
         from xformers.ops import memory_efficient_attention
@@ -378,23 +298,6 @@ def _xformers_works(device: torch.device) -> bool:
         probe = torch.randn(1, 16, 1, 64, device=device, dtype=torch.float16)
         memory_efficient_attention(probe, probe, probe)
     except Exception as exc:  # a build for another torch or GPU fails in many ways
-        _say_once(f"xformers does not work here ({exc}): using torch's own attention (SDPA)")
+        say_once(f"xformers does not work here ({exc}): using torch's own attention (SDPA)")
         return False
     return True
-
-
-def _has_bf16() -> bool:
-    return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-
-
-@cache
-def _say_once(message: str) -> None:
-    log.info(message)
-
-
-def free_unused(device: torch.device) -> None:
-    """Hand the memory of dropped models back to the driver, or to the kernel."""
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    else:
-        release_freed_memory()

@@ -17,11 +17,11 @@ from sdbento.intake import Pictures, draw_controls, fix_size, gather, settle
 from sdbento.legs import Resources
 from sdbento.pipelines import Pipeline
 from sdbento.planner import Planner
+from sdbento.resident import ControlNet
 from sdbento.runner import TorchRunner, decode_pixels
 from sdbento.schemas import GenerateRequest
 from sdbento.settings import Settings
 from sdbento.trajectory import Stage, StepPlan, StepResult, Trajectory
-from sdbento.weights import ControlNet
 from tests.stock import stock_run
 from tests.tiny import tiny_controlnet, tiny_pipeline
 

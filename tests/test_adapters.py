@@ -26,8 +26,8 @@ from sdbento import adapters as adapters_module
 from sdbento.adapters import Adapter, AdapterCache, WeightedAdapter, applied
 from sdbento.errors import InvalidParameter, UnsupportedModel
 from sdbento.lora_layers import LowRank
+from sdbento.resident import Pipeline
 from sdbento.settings import Settings
-from sdbento.weights import Pipeline
 from tests.loras import (
     TEXT,
     TEXT_ENCODERS,

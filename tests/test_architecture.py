@@ -48,6 +48,7 @@ FLOORS = (
     ),
     (
         "threads",
+        "device",
         "resident",
         "compiling",
         "weights",

@@ -28,9 +28,8 @@ from sdbento.errors import (
 from sdbento.families import Family
 from sdbento.parking import Parking
 from sdbento.pipelines import Lease, Pipeline, PipelineCache
-from sdbento.resident import networks
+from sdbento.resident import ControlNet, Resident, networks
 from sdbento.settings import Settings
-from sdbento.weights import ControlNet, Resident
 
 GB = 10**9
 SOON = 10.0  # seconds that a busy machine may take for what should be instant

@@ -16,10 +16,10 @@ from PIL import Image
 
 from sdbento.errors import InvalidParameter
 from sdbento.pipelines import Pipeline
+from sdbento.resident import ControlNet
 from sdbento.samplers import list_samplers
 from sdbento.settings import Settings
 from sdbento.trajectory import Trajectory
-from sdbento.weights import ControlNet
 from tests.loras import everything, make_lora, save_kohya, save_peft
 from tests.oracle import (
     engine_pixels,

@@ -26,6 +26,7 @@ from diffusers import (
 from bench.gpu.bench import Bench
 from bench.gpu.timing import Marks
 from sdbento.adapters import WeightedAdapter
+from sdbento.device import choose_vae_dtype
 from sdbento.families import Family
 from sdbento.pipelines import Pipeline
 from sdbento.prompts import Conditioning, PreparedPrompt, PromptEncoder
@@ -33,7 +34,6 @@ from sdbento.runner import TorchRunner
 from sdbento.samplers import SamplerSpec, build_scheduler, compile_table
 from sdbento.specs import ModelSpec
 from sdbento.trajectory import BatchKey, ImageInputs, SizeConditioning, Stage, StepPlan, Trajectory
-from sdbento.weights import choose_vae_dtype
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 GUIDANCE = 7.5

@@ -19,7 +19,7 @@ import psutil
 import torch
 from huggingface_hub import constants
 
-from sdbento import hub, weights
+from sdbento import device, hub
 from sdbento.catalog import Catalog, ModelSpec
 from sdbento.doors.cli import listening_problem
 from sdbento.settings import Settings, SettingsError, unknown_variables
@@ -132,17 +132,17 @@ def examine_settings(settings: Settings) -> Iterator[Finding]:
 
 def examine_models(settings: Settings) -> Iterator[Finding]:
     try:
-        dtype = weights.choose_dtype(settings, weights.choose_device(settings))
+        dtype = device.choose_dtype(settings, device.choose_device(settings))
     except SettingsError as error:
         yield Finding("models", f"none can be loaded: {error}", "bad")
         return
-    limit = weights.memory_budget_gb(settings)
+    limit = device.memory_budget_gb(settings)
     yield Finding(
         "models",
         f"may take {limit:.1f} GB of memory together, in {str(dtype).removeprefix('torch.')}",
     )
     for spec in Catalog(settings).list():
-        need = weights.memory_need(spec, dtype) / GB
+        need = device.memory_need(spec, dtype) / GB
         place = "on this machine" if is_here(spec, dtype) else "not downloaded yet"
         text = f"{spec.name}: {place}, needs {need:g} GB"
         if need <= limit:
