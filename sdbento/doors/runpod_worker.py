@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import multiprocessing
+import os
 import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -58,7 +60,7 @@ def run(settings: Settings) -> int:
     Must be called before huggingface_hub is imported. Raises SettingsError.
     """
     # The SDK's loop replaces it. A container's first process hears only what it asks for.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    signal.signal(signal.SIGTERM, end_at_once)
     settings = use_volume(settings).model_copy(update={"prefer_cache": True})
     configure_logging(settings)
     delivery = Delivery(settings)
@@ -77,6 +79,14 @@ def run(settings: Settings) -> int:
     finally:
         app.close()
     return 0
+
+
+def end_at_once(*_: object) -> None:
+    """Before the loop runs there is no job to lose. An exception would meet half-made objects,
+    asyncio's among them, whose complaints look like a crash in the log."""
+    for child in multiprocessing.active_children():  # the SDK pings from one
+        child.kill()
+    os._exit(0)
 
 
 def has_queue() -> bool:
