@@ -31,6 +31,15 @@ class Outcome:
         return quantiles(self.latencies, n=100, method="inclusive")[percent - 1]
 
 
+def combined(outcomes: Sequence[Outcome]) -> Outcome:
+    """Of runs one after the other."""
+    return Outcome(
+        [latency for outcome in outcomes for latency in outcome.latencies],
+        sum(outcome.num_failed for outcome in outcomes),
+        sum(outcome.seconds for outcome in outcomes),
+    )
+
+
 async def closed_loop(
     url: str, send: Send, trace: Sequence[dict[str, Any]], concurrency: int
 ) -> Outcome:
