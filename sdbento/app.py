@@ -116,7 +116,10 @@ class App:
         self._closed = threading.Event()
 
     def start(self) -> None:
-        """Start the engine, and begin to load the default model in the background."""
+        """Start the engine, and begin to load the default model in the background.
+
+        From here on torch computes with one thread everywhere else in this process.
+        """
         for variable in unknown_variables():
             log.warning("%s is set, but no setting has that name", variable)
         num_threads = self.settings.num_threads or num_cores()
