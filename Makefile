@@ -7,7 +7,9 @@
 PYTHON ?= $(shell for python in python3 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null \
 	&& { echo $$python; break; }; done)
-PYTHON312 ?= python3.12
+PYTHON312 ?= $(shell for python in python3.12 python3 python; do \
+	$$python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' 2>/dev/null \
+	&& { echo $$python; break; }; done)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -45,6 +47,7 @@ gpu-wheels: $(STAMP) ## gather what a bare GPU machine lacks, for scripts/gpu-be
 	@$(BIN)/python tools/gpu_wheels.py
 
 gpu-rehearsal: gpu-wheels ## try scripts/gpu-bench here, with the packages of the bare machine
+	$(if $(PYTHON312),,$(error the rehearsal needs Python 3.12; name one: make gpu-rehearsal PYTHON312=/path/to/python3.12))
 	@PYTHON='$(PYTHON312)' scripts/gpu-rehearsal $(ARGS)
 
 soak: $(STAMP) ## kill -9 a server at random while it runs 100 jobs, and see that nothing is lost
