@@ -37,7 +37,6 @@ from tests.server import Server, serving
 CONCURRENCY = 8
 CLOSED_ROUNDS = 2
 LOADS = (0.6, 0.9)
-MODEL_FOLDER = Path(__file__).parent.parent / "sdbento" / "models" / "shapes"
 REPORT = Path(__file__).parent.parent / "docs" / "performance.md"
 
 
@@ -101,7 +100,7 @@ def start(system: System, max_batch_size: int) -> Iterator[Server]:
         serving(
             Path(folder),
             target=system.target,
-            BENCH_MODEL=str(MODEL_FOLDER),
+            BENCH_MODEL=str(alone.SHAPES),
             MAX_BATCH_SIZE=str(max_batch_size),
         ) as server,
     ):

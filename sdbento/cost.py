@@ -29,7 +29,7 @@ HOPE = 0.7  # beyond the measured counts seconds are taken to grow as rows ** HO
 WORTHWHILE = 1.02  # more rows must be this much cheaper a row to be worth the longer step
 
 
-class Timings:
+class RecentTimings:
     """The last timings of one row count."""
 
     def __init__(self) -> None:
@@ -45,13 +45,13 @@ class Curve:
     """t(rows) for one kind of call."""
 
     def __init__(self) -> None:
-        self._timings: dict[int, Timings] = {}
+        self._timings: dict[int, RecentTimings] = {}
         self._seconds: dict[int, float] = {}  # what the timings come to; row counts ascend
         self.confirmed = False  # whether any row count was timed often enough
 
     def observe(self, rows: int, seconds: float, now: float = 0.0) -> None:
         """Take in the timing of one call that ended at `now`."""
-        timings = self._timings.setdefault(rows, Timings())
+        timings = self._timings.setdefault(rows, RecentTimings())
         timings.recent.append(seconds)
         timings.latest = now
         self.confirmed |= timings.enough

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ import pytest
 
 from tests.pictures import base64, gradient
 from tests.server import ROOT, Server, generated, serving
-from tests.test_cli import SDBENTO, run
+from tests.test_cli import run
 
 TELLING: dict[str, Any] = {
     "OMP_NUM_THREADS": "2",
@@ -86,22 +85,13 @@ def test_the_command_line_computes_on_one_team(tmp_path: Path) -> None:
 
 def test_a_worker_computes_on_one_team_of_as_many_threads_as_it_was_told(tmp_path: Path) -> None:
     job = json.dumps({"input": {"prompt": "a red circle", "num_inference_steps": 2}})
-    log = tmp_path / "log"
-    with log.open("wb") as output:
-        subprocess.run(
-            [*SDBENTO, "worker", "--test_input", job],
-            cwd=tmp_path,
-            env={
-                **psutil.Process().environ(),
-                **TELLING,
-                "SD_MODEL": "shapes",
-                "SDBENTO_NUM_THREADS": "3",
-                "RUNPOD_SKIP_AUTO_SYSTEM_CHECKS": "true",
-                "RUNPOD_SKIP_GPU_CHECK": "true",
-            },
-            stdout=output,
-            stderr=output,
-            check=True,
-            timeout=100,
-        )
-    assert [size for size, _ in teams(log.read_text())] == [3]
+    variables = {
+        **TELLING,
+        "SD_MODEL": "shapes",
+        "SDBENTO_NUM_THREADS": "3",
+        "RUNPOD_SKIP_AUTO_SYSTEM_CHECKS": "true",
+        "RUNPOD_SKIP_GPU_CHECK": "true",
+    }
+    done = run("worker", "--test_input", job, cwd=tmp_path, **variables)
+    assert done.returncode == 0
+    assert [size for size, _ in teams(done.stderr)] == [3]
