@@ -235,7 +235,7 @@ def _check_tokenizer(spec: ModelSpec, pipe: Any, suffix: str) -> None:
     tokenizer = getattr(pipe, f"tokenizer{suffix}")
     encoder = getattr(pipe, f"text_encoder{suffix}")
     vocabulary, known = tokenizer.get_vocab(), encoder.get_input_embeddings().num_embeddings
-    most, length = max(vocabulary.values()), encoder.config.max_position_embeddings
+    most, length = max(vocabulary.values(), default=0), encoder.config.max_position_embeddings
     fault = None
     if most >= known:
         fault = f"has token {most}, but its text_encoder{suffix} knows {known} only"
