@@ -17,12 +17,14 @@ from PIL.Image import Image as PILImage
 from starlette.applications import Starlette
 from starlette.responses import Response
 
-from sdbento.doors import catalogue, health, runpod_http
-from sdbento.doors.http import Guard, reported, reported_stream, server_sent_events
+from sdbento.doors.http import listings, ping
+from sdbento.doors.http.guard import Guard, reported, reported_stream, server_sent_events
+from sdbento.doors.runpod import api
 from sdbento.errors import InvalidParameter
-from sdbento.images import MEDIA_TYPES
+from sdbento.heavy_imports import without_collector
+from sdbento.images.codec import MEDIA_TYPES
 from sdbento.malloc import keep_freed_memory
-from sdbento.schemas import (
+from sdbento.request.schema import (
     MAX_TIMEOUT,
     GenerateRequest,
     GenerateResponse,
@@ -30,7 +32,6 @@ from sdbento.schemas import (
     MaskedRequest,
 )
 from sdbento.settings import Settings, SettingsError
-from sdbento.startup import without_collector
 
 keep_freed_memory()  # here, where the process that serves has one thread yet
 
@@ -40,8 +41,8 @@ traffic.TimeoutMiddleware = lambda app, timeout: app
 
 # BentoML's own routes are POST only and cannot have parameters in their paths.
 routes = Starlette(
-    routes=[*catalogue.create().routes, *health.ROUTES, *runpod_http.ROUTES],
-    lifespan=runpod_http.lifespan,
+    routes=[*listings.create().routes, *ping.ROUTES, *api.ROUTES],
+    lifespan=api.lifespan,
 )
 
 
@@ -61,7 +62,7 @@ class StableDiffusion:
         try:
             settings = Settings.load()
             self.app = routes.state.app = App(settings)
-            self._health = health.listen(self.app, settings)
+            self._health = ping.listen(self.app, settings)
         except SettingsError as error:
             sys.exit(f"sdbento: {error}")
         logging.getLogger("sdbento").setLevel(settings.log_level)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sdbento.doors.runpod_worker import main
+from sdbento.doors.runpod.worker import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

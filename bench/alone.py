@@ -20,9 +20,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from tests.server import ROOT, serving
+from tests.support.server import ROOT, serving
 
-SHAPES = ROOT / "sdbento" / "models" / "shapes"
+SHAPES = ROOT / "sdbento" / "bundled" / "shapes"
 ROUNDS = 30
 REQUEST: dict[str, Any] = {
     "prompt": "a large red circle on a blue background",
@@ -129,7 +129,7 @@ def run_stock() -> None:
     import torch
     from diffusers import StableDiffusionPipeline
 
-    from sdbento.samplers import SamplerSpec, build_scheduler
+    from sdbento.samplers.names import SamplerSpec, build_scheduler
 
     pipe = StableDiffusionPipeline.from_pretrained(SHAPES, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
@@ -140,11 +140,11 @@ def run_stock() -> None:
 
 
 def run_engine() -> None:
-    from sdbento.startup import without_collector
+    from sdbento.heavy_imports import without_collector
 
     with without_collector():
         from sdbento.app import App
-        from sdbento.schemas import GenerateRequest
+        from sdbento.request.schema import GenerateRequest
         from sdbento.settings import Settings
 
     app = App(Settings.load(sd_model="shapes"))

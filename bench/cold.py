@@ -21,7 +21,7 @@ from pathlib import Path
 
 import httpx
 
-from tests.server import free_port
+from tests.support.server import free_port
 
 ROOT = Path(__file__).parent.parent
 REQUEST = {"prompt": "a red circle", "num_inference_steps": 4, "seed": 1}
@@ -35,7 +35,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 ENGINE = """
 import time; began = time.perf_counter(); marks = {}
 def mark(name): marks[name] = time.perf_counter() - began
-from sdbento.startup import without_collector
+from sdbento.heavy_imports import without_collector
 with without_collector():
     import torch; mark("torch")
     import diffusers, transformers
@@ -43,7 +43,7 @@ with without_collector():
     from transformers import CLIPTextModel; mark("diffusers and transformers")
     import asyncio, json
     from sdbento.app import App
-    from sdbento.schemas import GenerateRequest
+    from sdbento.request.schema import GenerateRequest
     from sdbento.settings import Settings; mark("sdbento")
 app = App(Settings.load()); app.start()
 while not app.ready: time.sleep(0.005)

@@ -27,12 +27,12 @@ from bench import alone
 from bench.ideal import Costs, ideal_seconds, measure
 from bench.load import Outcome, Send, closed_loop, combined, open_loop
 from bench.trace import make_trace
-from sdbento import weights
-from sdbento.catalog import Catalog
+from sdbento.catalog.lookup import Catalog
 from sdbento.malloc import keep_freed_memory
-from sdbento.resident import Pipeline
+from sdbento.models import weights
+from sdbento.models.pipeline import Pipeline
 from sdbento.settings import Settings
-from tests.server import Server, serving
+from tests.support.server import Server, serving
 
 CONCURRENCY = 8
 CLOSED_ROUNDS = 2

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from sdbento.intake import settle
-from sdbento.legs import compile_sampler
-from sdbento.pipelines import Pipeline
-from sdbento.schemas import GenerateRequest
+from sdbento.models.cache import Pipeline
+from sdbento.request.passes import compile_sampler
+from sdbento.request.schema import GenerateRequest
+from sdbento.request.settle import settle
 
 ROWS = (1, 2, 4, 6, 8, 12, 16)
 REPEATS = 7

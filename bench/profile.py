@@ -16,10 +16,10 @@ from dataclasses import dataclass
 
 from bench.trace import make_trace
 from sdbento.app import App
-from sdbento.runner import TorchRunner
-from sdbento.schemas import GenerateRequest
+from sdbento.engine.runner import TorchRunner
+from sdbento.engine.trajectory import Stage, StepPlan, StepResult
+from sdbento.request.schema import GenerateRequest
 from sdbento.settings import Settings
-from sdbento.trajectory import Stage, StepPlan, StepResult
 
 CONCURRENCY = 8
 

@@ -24,8 +24,8 @@ import httpx
 import psutil
 from PIL import Image
 
-from tests.platform import KEY, Platform
-from tests.server import free_port
+from tests.support.platform import KEY, Platform
+from tests.support.server import free_port
 
 USER = 1034  # BentoML's
 START_LIMIT, STOP_LIMIT = 180.0, 60.0  # seconds

@@ -2,6 +2,6 @@
 
 import sys
 
-from sdbento.doors.cli import main
+from sdbento.doors.cli.commands import main
 
 sys.exit(main())

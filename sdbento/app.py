@@ -21,11 +21,11 @@ from typing import Any, ParamSpec, TypeVar
 
 from PIL import Image
 
-from sdbento import images
-from sdbento.assembly import Assembler, Job
-from sdbento.calibration import Calibration
-from sdbento.catalog import Catalog, ControlNetSpec, ModelSpec
-from sdbento.engine import Engine, Event, Handle, Queued
+from sdbento.catalog.lookup import Catalog, ControlNetSpec, ModelSpec
+from sdbento.engine.calibration import Calibration
+from sdbento.engine.loop import Engine, Event, Handle, Queued
+from sdbento.engine.planner import ROWS_PER_IMAGE, Planner
+from sdbento.engine.runner import TorchRunner
 from sdbento.errors import (
     DeadlineExceeded,
     InvalidParameter,
@@ -33,7 +33,15 @@ from sdbento.errors import (
     classify,
     reraise,
 )
-from sdbento.intake import (
+from sdbento.images import codec
+from sdbento.malloc import release_freed_memory
+from sdbento.metrics import queue_depth
+from sdbento.models.cache import Lease, PipelineCache
+from sdbento.models.leases import give_up
+from sdbento.request.build import Assembler, Job
+from sdbento.request.resolved import Order
+from sdbento.request.schema import GenerateRequest, GenerateResponse, Timings, describe
+from sdbento.request.settle import (
     Pictures,
     draw_controls,
     fix_size,
@@ -42,17 +50,9 @@ from sdbento.intake import (
     needs_pictures,
     settle,
 )
-from sdbento.malloc import release_freed_memory
-from sdbento.metrics import queue_depth
-from sdbento.orders import Order
-from sdbento.pipelines import Lease, PipelineCache
-from sdbento.planner import ROWS_PER_IMAGE, Planner
-from sdbento.runner import TorchRunner
-from sdbento.samplers import list_samplers
-from sdbento.schemas import GenerateRequest, GenerateResponse, Timings, describe
+from sdbento.samplers.names import list_samplers
 from sdbento.settings import Settings, unknown_variables
 from sdbento.threads import compute_only_on, num_cores
-from sdbento.wishes import give_up
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ class Result:
 
     def encode(self, image: int = 0) -> bytes:
         """Picture `image` as a file, with its parameters embedded."""
-        return images.encode(self.images[image], self.request.output_format, self.parameters(image))
+        return codec.encode(self.images[image], self.request.output_format, self.parameters(image))
 
 
 class App:
@@ -387,5 +387,5 @@ def _messages(event: Event) -> Iterator[dict[str, Any]]:
     place = {"image": event.image, "step": event.step, "num_steps": event.num_steps}
     yield {"event": "step", **place, "eta": round(event.eta, 3)}
     if event.preview is not None:
-        picture = b64encode(images.encode(event.preview, "jpeg")).decode("ascii")
+        picture = b64encode(codec.encode(event.preview, "jpeg")).decode("ascii")
         yield {"event": "preview", **place, "preview": picture}

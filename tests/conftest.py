@@ -9,9 +9,9 @@ import hypothesis
 import pytest
 
 from sdbento.settings import Settings
-from tests import postgres
-from tests.listener import Listener, listening
-from tests.server import Server, serving
+from tests.support import postgres
+from tests.support.listener import Listener, listening
+from tests.support.server import Server, serving
 
 # Read when the libraries are imported, here and in the processes that tests start.
 os.environ["HF_HUB_OFFLINE"] = "1"

@@ -29,9 +29,9 @@ from typing import Any
 import httpx
 import numpy as np
 
-from tests.listener import Listener, listening
-from tests.pictures import base64, gradient, half_mask
-from tests.server import Server, free_port, generated, pixels, serving
+from tests.support.listener import Listener, listening
+from tests.support.pictures import base64, gradient, half_mask
+from tests.support.server import Server, free_port, generated, pixels, serving
 
 CLIENTS = 4
 KILL_AFTER = (0.0, 15.0)  # seconds from a start; ready after about 6

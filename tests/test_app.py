@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 
 from sdbento.app import App
 from sdbento.errors import DeadlineExceeded, InvalidParameter, SDBentoError
-from sdbento.schemas import GenerateRequest
+from sdbento.request.schema import GenerateRequest
 from sdbento.settings import Settings
-from tests.fakes import FakeRunner
-from tests.oracle import engine_pixels, tiny_control, tiny_model
-from tests.pictures import data_uri, gradient, half_mask
-from tests.tiny import save_tiny, save_tiny_controlnet
+from tests.support.fakes import FakeRunner
+from tests.support.oracle import engine_pixels, tiny_control, tiny_model
+from tests.support.pictures import data_uri, gradient, half_mask
+from tests.support.tiny import save_tiny, save_tiny_controlnet
 
 BASE: dict[str, Any] = {
     "prompt": "a cat",
@@ -138,8 +138,8 @@ async def test_it_is_not_ready_before_its_model_is_compiled(
         yield
         compiled.append(len(runner.ready_at))
 
-    monkeypatch.setattr("sdbento.compiling.allowed", allowed)
-    monkeypatch.setattr("sdbento.compiling.enable", lambda *_: None)
+    monkeypatch.setattr("sdbento.models.torch_compile.allowed", allowed)
+    monkeypatch.setattr("sdbento.models.torch_compile.enable", lambda *_: None)
     async with measuring(compile=True) as (app, runner):
         await until(lambda: runner.ready_at)
         assert not app.ready

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sdbento.schemas import PARTS, GenerateRequest
+from sdbento.request.schema import PARTS, GenerateRequest
 from sdbento.settings import Settings
 
 ROOT = Path(__file__).parent.parent

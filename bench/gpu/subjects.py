@@ -25,15 +25,22 @@ from diffusers import (
 
 from bench.gpu.bench import Bench
 from bench.gpu.timing import Marks
-from sdbento.adapters import WeightedAdapter
-from sdbento.device import choose_vae_dtype
-from sdbento.families import Family
-from sdbento.pipelines import Pipeline
-from sdbento.prompts import Conditioning, PreparedPrompt, PromptEncoder
-from sdbento.runner import TorchRunner
-from sdbento.samplers import SamplerSpec, build_scheduler, compile_table
-from sdbento.specs import ModelSpec
-from sdbento.trajectory import BatchKey, ImageInputs, SizeConditioning, Stage, StepPlan, Trajectory
+from sdbento.catalog.families import Family
+from sdbento.catalog.specs import ModelSpec
+from sdbento.engine.runner import TorchRunner
+from sdbento.engine.trajectory import (
+    BatchKey,
+    ImageInputs,
+    SizeConditioning,
+    Stage,
+    StepPlan,
+    Trajectory,
+)
+from sdbento.lora.hooks import WeightedAdapter
+from sdbento.models.cache import Pipeline
+from sdbento.models.device import choose_vae_dtype
+from sdbento.prompts.encoder import Conditioning, PreparedPrompt, PromptEncoder
+from sdbento.samplers.names import SamplerSpec, build_scheduler, compile_table
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 GUIDANCE = 7.5

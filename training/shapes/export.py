@@ -11,7 +11,7 @@ from diffusers import StableDiffusionPipeline
 from text import save_tokenizer
 
 HERE = Path(__file__).parent
-PACKAGED = HERE.parents[1] / "sdbento" / "models" / "shapes"
+PACKAGED = HERE.parents[1] / "sdbento" / "bundled" / "shapes"
 
 
 def forget_origin(folder: Path) -> None:

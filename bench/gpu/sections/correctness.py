@@ -18,20 +18,20 @@ import numpy as np
 from bench.gpu.bench import Bench
 from bench.gpu.timing import true_fp32
 from sdbento.app import App
-from sdbento.catalog import Catalog
-from sdbento.resident import ControlNet, Pipeline
-from sdbento.schemas import GenerateRequest
+from sdbento.catalog.lookup import Catalog
+from sdbento.engine.vae import decode
+from sdbento.models.pipeline import ControlNet, Pipeline
+from sdbento.models.weights import load
+from sdbento.request.schema import GenerateRequest
 from sdbento.settings import Settings
-from sdbento.vae import decode
-from sdbento.weights import load
-from tests.oracle import Pixels, engine_pixels, settled
-from tests.pictures import data_uri, gradient, half_mask
-from tests.stock import stock_run
+from tests.support.oracle import Pixels, engine_pixels, settled
+from tests.support.pictures import data_uri, gradient, half_mask
+from tests.support.stock import stock_run
 
 TENTH = 1.1
 FLOOR = 1e-5  # of the mean difference on [0, 1]: what the order of sums alone does in fp32
 LORA = "outline"
-LORA_FOLDER = Path(__file__).parents[3] / "sdbento" / "models" / f"shapes-{LORA}"
+LORA_FOLDER = Path(__file__).parents[3] / "sdbento" / "bundled" / f"shapes-{LORA}"
 PROMPT = "a large red circle on a blue background"
 PICTURE = data_uri(gradient(128, 128))
 CASES: Mapping[str, dict[str, Any]] = {

@@ -13,7 +13,7 @@ from bench.gpu.bench import Bench
 from bench.gpu.rows import Label
 from bench.gpu.subjects import EngineRun, Subject, build, stock_images
 from bench.gpu.timing import Marks, peak_gb, reset_peak, true_fp32, wall_seconds
-from sdbento.prompts import Conditioning
+from sdbento.prompts.encoder import Conditioning
 
 TIMED_STEPS, WARM_STEPS = 10, 2
 TOP_KERNELS = 12

@@ -16,8 +16,8 @@ from bench.gpu.bench import Bench
 from bench.gpu.rows import Label
 from bench.gpu.subjects import EngineRun, Subject, build, unet_inputs
 from bench.gpu.timing import GB, wall_seconds
-from sdbento import parking
-from sdbento.resident import modules, num_bytes
+from sdbento.models import offload
+from sdbento.models.pipeline import modules, num_bytes
 
 LAPS = 3  # calls of each row count: the first one stalls, the others do not
 
@@ -53,13 +53,13 @@ def moving(bench: Bench, subject: Subject, other: Subject) -> None:
     gb = num_bytes(modules(other.pipeline.pipe)) / GB
 
     def leave() -> Any:
-        return parking.to_host(other.pipeline) if bench.on_gpu else other.pipeline
+        return offload.to_host(other.pipeline) if bench.on_gpu else other.pipeline
 
     seconds = wall_seconds(leave, bench.device)
     bench.row({"seconds": seconds, "gb": gb}, what="leaves", model=other.name)
     ways: dict[str, Callable[[], Any]] = {"on a stream of its own": partial(copied, other)}
     if not bench.needs_cuda(what="comes back", way="as parking does it"):
-        ways |= {"as parking does it": lambda: parking.to_device(leave(), bench.device)}
+        ways |= {"as parking does it": lambda: offload.to_device(leave(), bench.device)}
     for way, move in ways.items():
         labels: dict[str, Label] = {"model": other.name, "way": way}
         leave()

@@ -19,9 +19,9 @@ from statistics import quantiles
 from bench.gpu.bench import Bench
 from bench.gpu.rows import Label
 from bench.gpu.subjects import FixedPrompts, Subject, build, stock_images, trajectory
-from sdbento.engine import Engine, Handle
-from sdbento.planner import Planner
-from sdbento.runner import TorchRunner
+from sdbento.engine.loop import Engine, Handle
+from sdbento.engine.planner import Planner
+from sdbento.engine.runner import TorchRunner
 
 BATCH = 8
 LOADS = (0.6, 0.9)

@@ -1,0 +1,184 @@
+"""What can be named, as data, and what configs/models.yaml has: models, ControlNets, LoRAs.
+
+Knows nothing of how a name is looked up (`catalog`), of loading or of devices.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+import yaml
+
+from sdbento.catalog.families import Family, PredictionType
+
+PACKAGE = Path(__file__).parents[1]
+CATALOG_FILE = PACKAGE.parent / "configs" / "models.yaml"  # a wheel, too, has it beside the package
+BUNDLED = "bundled:"
+
+LatentRGB = tuple[tuple[float, float, float], ...]
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """One model: where it comes from and what it does where a request does not say.
+
+    `sources`: Hub ids in order of preference, or one absolute path of a diffusers folder or a
+    single .safetensors file.
+    """
+
+    param: ClassVar[str] = "model"  # the request field that names it
+
+    name: str
+    family: Family
+    sources: tuple[str, ...]
+    width: int
+    height: int
+    num_inference_steps: int
+    guidance_scale: float
+    sampler: str | None  # None: the model's own scheduler
+    memory_gb: float  # weights and activations in fp16
+    latent_rgb: LatentRGB = ()  # [5, 3]: one row a latent channel, then the bias; () the family's
+    prediction_type: PredictionType | None = None  # None: as the scheduler's configuration says
+    zero_snr: bool = False
+    aliases: tuple[str, ...] = ()
+    inpaints: bool = False  # its UNet also reads the mask and the masked picture
+    refines: bool = False  # the SDXL refiner: one text encoder, and an aesthetic score
+
+    def __post_init__(self) -> None:
+        if not self.latent_rgb:
+            rows = document()["families"][self.family]["latent_rgb"]
+            object.__setattr__(self, "latent_rgb", _matrix(rows))
+
+    def __str__(self) -> str:
+        return f"model {self.name}"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.name, *self.aliases)
+
+    @property
+    def key(self) -> str:
+        """What no other model and no ControlNet goes by."""
+        return self.name
+
+
+@dataclass(frozen=True)
+class ControlNetSpec:
+    """One ControlNet (Zhang et al. 2023): where it comes from and which models it is for.
+
+    `sources`: Hub ids in order of preference, or the absolute path of one diffusers folder.
+    """
+
+    param: ClassVar[str] = "controlnet.type"
+
+    name: str
+    family: Family
+    sources: tuple[str, ...]
+    memory_gb: float  # weights and activations in fp16
+    kind: str | None = None  # the type that the catalogue has it for
+
+    def __str__(self) -> str:
+        return f"ControlNet {self.name}"
+
+    @property
+    def key(self) -> str:
+        return f"controlnet:{self.name}"
+
+
+@dataclass(frozen=True)
+class LoraSpec:
+    """One LoRA of the catalogue (Hu et al. 2021)."""
+
+    name: str
+    family: Family
+    source: str  # the absolute path of a .safetensors file, or a Hub id
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.name, *self.aliases)
+
+
+@cache
+def catalogued() -> tuple[ModelSpec, ...]:
+    """The models of configs/models.yaml."""
+    return tuple(_model(**entry) for entry in document()["models"])
+
+
+@cache
+def catalogued_loras() -> tuple[LoraSpec, ...]:
+    """The LoRAs of configs/models.yaml; the file of a bundled one need not be there."""
+    return tuple(_lora(**entry) for entry in document()["loras"])
+
+
+@cache
+def catalogued_controlnets() -> dict[str, dict[str, ControlNetSpec]]:
+    """The ControlNets of configs/models.yaml: by the family or model they are for, then by type."""
+    families: dict[str, Family] = {family: family for family in Family}
+    families |= {spec.name: spec.family for spec in catalogued()}
+    return {
+        owner: {kind: _controlnet(families[owner], kind, **entry) for kind, entry in types.items()}
+        for owner, types in document()["controlnets"].items()
+    }
+
+
+def controlnets_for(model: ModelSpec) -> dict[str, ControlNetSpec]:
+    """The catalogue's ControlNets by type: the model's own, if it has any, else its family's."""
+    listed = catalogued_controlnets()
+    return listed.get(model.name) or listed.get(model.family) or {}
+
+
+def family_configs(family: Family) -> ModelSpec:
+    """The model with whose configurations single files of that family are read."""
+    name = document()["families"][family]["configs"]
+    return next(spec for spec in catalogued() if spec.name == name)
+
+
+def defaults(family: Family) -> dict[str, Any]:
+    """What a model of that family has that says nothing else."""
+    given = document()["families"][family]
+    chosen = ("num_inference_steps", "guidance_scale", "memory_gb")
+    return {"sampler": None, **{field: given[field] for field in chosen}}
+
+
+@cache
+def document() -> dict[str, Any]:
+    read: dict[str, Any] = yaml.safe_load(CATALOG_FILE.read_text(encoding="utf-8"))
+    return read
+
+
+def _model(
+    *, family: str, sources: list[str], aliases: tuple[str, ...] = (), **fields: Any
+) -> ModelSpec:
+    if "latent_rgb" in fields:
+        fields["latent_rgb"] = _matrix(fields["latent_rgb"])
+    return ModelSpec(
+        family=Family(family),
+        sources=tuple(map(_locate, sources)),
+        aliases=tuple(aliases),
+        **{**defaults(Family(family)), **fields},
+    )
+
+
+def _controlnet(
+    family: Family, kind: str, *, sources: list[str], memory_gb: float
+) -> ControlNetSpec:
+    name = sources[0].removeprefix(BUNDLED)
+    return ControlNetSpec(name, family, tuple(map(_locate, sources)), memory_gb, kind)
+
+
+def _lora(*, name: str, family: str, source: str, aliases: tuple[str, ...] = ()) -> LoraSpec:
+    return LoraSpec(name, Family(family), _locate(source), tuple(aliases))
+
+
+def _locate(source: str) -> str:
+    """`bundled:PATH` lies in the package; anything else is a Hub id."""
+    path = source.removeprefix(BUNDLED)
+    return source if path == source else str(PACKAGE / "bundled" / path)
+
+
+def _matrix(rows: list[list[float]]) -> LatentRGB:
+    return tuple((float(r), float(g), float(b)) for r, g, b in rows)

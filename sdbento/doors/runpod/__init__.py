@@ -1,0 +1,1 @@
+"""RunPod: its job API served over HTTP, and its queue worked off."""

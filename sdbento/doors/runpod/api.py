@@ -1,0 +1,245 @@
+"""The job routes of RunPod's serverless API: a client of it changes its host and nothing else.
+
+POST /run, /runsync, /cancel/{id}, /retry/{id}, /purge-queue; GET /status/{id}, /status-sync/{id},
+/stream/{id}, /health; each also under /v2/{endpoint_id}, whatever the endpoint is called. A key in
+the Authorization header is not looked at. Jobs go on when their client leaves: only /cancel stops
+them. What changes jobs is shielded: a client that leaves meanwhile leaves nothing half done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from sdbento.doors.http.guard import reported
+from sdbento.doors.http.termination import heard_before_the_server
+from sdbento.errors import InvalidParameter, NotFound, SDBentoError, Unavailable
+from sdbento.jobs.format import accept
+from sdbento.jobs.service import Jobs
+from sdbento.jobs.store import JobStore, Limits
+from sdbento.settings import Settings
+
+if TYPE_CHECKING:
+    from sdbento.app import App
+
+log = logging.getLogger(__name__)
+
+WAIT = 90_000  # ms that /runsync and /status-sync wait where the client does not say
+STREAM_WAIT = 5000  # likewise /stream; of RunPod's SDKs one gives up after 10 s, two never pause
+MIN_WAIT, MAX_WAIT = 1000, 300_000
+FIRST_PAUSE, LAST_PAUSE = 2.0, 10.0  # seconds until jobs that cannot be kept are tried again
+
+
+@asynccontextmanager
+async def lifespan(routes: Starlette) -> AsyncIterator[None]:
+    """Run the jobs of the App in `state.app`, as long as the routes are served.
+
+    While they cannot be kept (a database that is away, a folder that another server still has) the
+    job routes answer 503, and it is tried again; the other routes are not concerned.
+    """
+    trying = None if await _open(routes) else asyncio.create_task(_open_later(routes))
+    try:
+        with heard_before_the_server(lambda: _wind_up(routes)):
+            yield
+    finally:
+        if trying is not None:
+            trying.cancel()
+            await asyncio.wait([trying])
+        if isinstance(routes.state.jobs, Jobs):
+            await routes.state.jobs.stop()
+
+
+def _wind_up(routes: Starlette) -> None:
+    if isinstance(routes.state.jobs, Jobs):
+        routes.state.jobs.wind_up()
+
+
+async def _open_later(routes: Starlette) -> None:
+    pause = FIRST_PAUSE
+    while True:
+        await asyncio.sleep(pause)
+        if await _open(routes):
+            log.info("jobs can be kept again")
+            return
+        pause = min(2 * pause, LAST_PAUSE)
+
+
+async def _open(routes: Starlette) -> bool:
+    """Whether `state.jobs` has the running jobs now; else it is None."""
+    routes.state.jobs = None
+    try:
+        routes.state.jobs = await _started(routes.state.app)
+    except Exception as exc:
+        reason = exc.message if isinstance(exc, SDBentoError) else str(exc).partition("\n")[0]
+        log.error("jobs cannot be kept (JOB_STORE_URL, SDBENTO_STATE_DIR), so 503: %s", reason)
+        return False
+    return True
+
+
+async def _started(app: App) -> Jobs:
+    store = await asyncio.to_thread(open_store, app.settings)
+    try:
+        jobs = Jobs(app, store, app.settings)
+        await jobs.start()
+    except BaseException:
+        await asyncio.to_thread(store.close)  # and its folder's lock
+        raise
+    return jobs
+
+
+def open_store(settings: Settings) -> JobStore:
+    url = settings.job_store_url
+    return JobStore(
+        settings.state_dir,
+        url.get_secret_value() if url is not None else None,
+        limits=Limits(max_unfinished=settings.max_jobs),
+    )
+
+
+def jobs_of(request: Request) -> Jobs:
+    jobs = request.app.state.jobs
+    if not isinstance(jobs, Jobs):
+        raise Unavailable("jobs cannot be kept; the server's log says why")
+    return jobs
+
+
+@reported
+async def run(request: Request) -> Response:
+    job_id = await _submitted(request, sync=False)
+    return JSONResponse({"id": job_id, "status": "IN_QUEUE"})
+
+
+@reported
+async def runsync(request: Request) -> Response:
+    seconds = _seconds(request, WAIT)
+    job_id = await _submitted(request, sync=True)
+    jobs = jobs_of(request)
+    return _json(await jobs.describe(await jobs.wait(job_id, seconds)))
+
+
+@reported
+async def status(request: Request) -> Response:
+    jobs = jobs_of(request)
+    return _json(await jobs.describe(await jobs.get(_id(request))))
+
+
+@reported
+async def status_sync(request: Request) -> Response:
+    """Not in RunPod's reference, but what its SDKs for JavaScript and Go ask after /runsync."""
+    jobs, seconds = jobs_of(request), _seconds(request, WAIT)
+    return _json(await jobs.describe(await jobs.wait(_id(request), seconds)))
+
+
+@reported
+async def stream(request: Request) -> Response:
+    seconds = _seconds(request, STREAM_WAIT)
+    job, events = await jobs_of(request).stream(_id(request), seconds)
+    answer = {"status": job.status, "stream": [{"output": event} for event in events]}
+    return _json(await asyncio.to_thread(lambda: json.dumps(answer).encode()))
+
+
+@reported
+async def cancel(request: Request) -> Response:
+    job = await asyncio.shield(jobs_of(request).cancel(_id(request)))
+    return JSONResponse({"id": job.id, "status": job.status})
+
+
+@reported
+async def retry(request: Request) -> Response:
+    await asyncio.shield(jobs_of(request).retry(_id(request)))
+    return JSONResponse({"id": _id(request), "status": "IN_QUEUE"})
+
+
+@reported
+async def purge_queue(request: Request) -> Response:
+    removed = await asyncio.shield(jobs_of(request).purge())
+    return JSONResponse({"removed": removed, "status": "completed"})
+
+
+@reported
+async def health(request: Request) -> Response:
+    """The counts are of jobs that are still kept; the one worker is this server."""
+    jobs = jobs_of(request)
+    counts = await jobs.counts()
+    num = counts.by_status
+    answer: dict[str, Any] = {
+        "jobs": {
+            "completed": num["COMPLETED"],
+            "failed": num["FAILED"] + num["TIMED_OUT"],
+            "inProgress": num["IN_PROGRESS"],
+            "inQueue": num["IN_QUEUE"],
+            "retried": counts.retries,
+        },
+        "workers": _workers(request.app.state.app, jobs),
+    }
+    return JSONResponse(answer)
+
+
+def _workers(app: App, jobs: Jobs) -> dict[str, int]:
+    healthy, busy = app.engine.alive, jobs.num_running > 0
+    return {
+        "idle": int(app.ready and not busy),
+        "initializing": int(healthy and not app.ready),
+        "ready": int(app.ready),
+        "running": int(healthy and busy),
+        "throttled": 0,
+        "unhealthy": int(not healthy),
+    }
+
+
+async def _submitted(request: Request, *, sync: bool) -> str:
+    """The id of the job that a request asks for, once it is in the store."""
+    jobs = jobs_of(request)
+    settings: Settings = request.app.state.app.settings
+    new = await asyncio.to_thread(accept, await request.body(), settings, sync=sync)
+    await asyncio.shield(jobs.submit(new))
+    return new.id
+
+
+def _id(request: Request) -> str:
+    job_id = str(request.path_params["id"])
+    if "\0" in job_id:  # PostgreSQL has no such text
+        raise NotFound("there is no job of that id", param="id")
+    return job_id
+
+
+def _seconds(request: Request, default: int) -> float:
+    """How long the client lets a request wait; `default` in ms, as the query has it."""
+    given = request.query_params.get("wait", str(default))
+    if not given.isdecimal() or len(given) > 6 or not MIN_WAIT <= int(given) <= MAX_WAIT:
+        raise InvalidParameter(
+            f"wait must be {MIN_WAIT} to {MAX_WAIT} milliseconds; given: {given[:80]!r}",
+            param="wait",
+        )
+    return int(given) / 1000
+
+
+def _json(body: bytes) -> Response:
+    return Response(body, media_type="application/json")
+
+
+HANDLERS: dict[str, tuple[Callable[[Request], Awaitable[Response]], list[str]]] = {
+    "/run": (run, ["POST"]),
+    "/runsync": (runsync, ["POST"]),
+    "/status/{id}": (status, ["GET", "POST"]),  # RunPod's older clients post
+    "/status-sync/{id}": (status_sync, ["GET", "POST"]),
+    "/stream/{id}": (stream, ["GET", "POST"]),
+    "/cancel/{id}": (cancel, ["POST"]),
+    "/retry/{id}": (retry, ["POST"]),
+    "/purge-queue": (purge_queue, ["POST"]),
+    "/health": (health, ["GET"]),
+}
+ROUTES = [
+    Route(prefix + path, handler, methods=methods)
+    for prefix in ("", "/v2/{endpoint_id}")
+    for path, (handler, methods) in HANDLERS.items()
+]

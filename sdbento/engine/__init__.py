@@ -1,0 +1,1 @@
+"""Step-level continuous batching: what runs next, and running it."""

@@ -1,0 +1,102 @@
+"""The first cost curves of a model: small measurements for the engine's idle time.
+
+They begin when the server is ready, since nothing waits for them: what was not measured is guessed,
+and service teaches the rest. Each row count is called once before it is timed, so that whatever is
+done once for a shape (cuDNN plans, page faults) is done here, on the engine's thread. Small sizes
+come first: they tell whether the model's own size would keep a request waiting.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+from sdbento.catalog.families import VAE_FACTOR
+from sdbento.catalog.lookup import ModelSpec
+from sdbento.engine.cost import ENOUGH, CostModel
+from sdbento.engine.runner import TorchRunner
+from sdbento.engine.trajectory import BatchKey, Stage
+from sdbento.models import torch_compile
+from sdbento.models.cache import Pipeline, PipelineCache
+
+BUDGET = 10.0  # seconds of idle time
+LONGEST = 0.5  # seconds: a request that arrives may have to wait for one call
+SMALLEST = 8  # latents: the side at which the measuring begins
+
+
+class Calibration:
+    """Of one model at its own size, up to `max_rows` rows. Used on the engine's thread only."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        pipelines: PipelineCache,
+        runner: TorchRunner,
+        cost: CostModel,
+        max_rows: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._spec = spec
+        self._key = BatchKey(spec.name, spec.height // VAE_FACTOR, spec.width // VAE_FACTOR)
+        self._pipelines = pipelines
+        self._runner = runner
+        self._cost = cost
+        self._max_rows = max_rows
+        self._clock = clock
+
+    def compile(self, pipeline: Pipeline) -> None:
+        """Let the UNet be compiled, where that is enabled; takes minutes."""
+        with torch_compile.allowed():
+            for rows in self._powers():
+                self._runner.measure(pipeline, self._key, rows)
+
+    def measurements(self) -> Iterator[None]:
+        """One call between two `next`; ends when it has all, the time is up or the model is gone.
+
+        Whatever is expected to take longer than LONGEST, or than what is left, is not begun.
+        """
+        left = BUDGET
+        for key, stage, size, num_calls in self._calls():
+            for i in range(num_calls):
+                if self._cost.seconds(key, stage, size) > min(LONGEST, left):
+                    break
+                lease = self._pipelines.lease_if_resident(self._spec)
+                if lease is None:
+                    return
+                began = self._clock()
+                with lease as pipeline:
+                    seconds = self._measure(pipeline, key, stage, size)
+                left -= self._clock() - began
+                if i > 0:  # the first one warms up
+                    self._cost.observe(key, stage, size, seconds)
+                yield
+
+    def _calls(self) -> Iterator[tuple[BatchKey, Stage, int, int]]:
+        """Key, stage, size and number of calls: powers of two are timed, all others warmed up."""
+        for key in self._smaller_keys():
+            yield key, Stage.STEP, 1, 2
+            yield key, Stage.DECODE, 1, 2
+        powers = self._powers()
+        for rows in powers:
+            yield self._key, Stage.STEP, rows, 1 + ENOUGH
+        yield self._key, Stage.DECODE, 1, 1 + ENOUGH
+        for rows in range(1, self._max_rows + 1):
+            if rows not in powers:
+                yield self._key, Stage.STEP, rows, 1
+
+    def _smaller_keys(self) -> list[BatchKey]:
+        """Half the model's size, a quarter, ...; the smallest first."""
+        height, width = self._key.latent_height // 2, self._key.latent_width // 2
+        keys: list[BatchKey] = []
+        while min(height, width) >= SMALLEST:
+            keys.insert(0, BatchKey(self._spec.name, height, width))
+            height, width = height // 2, width // 2
+        return keys
+
+    def _powers(self) -> list[int]:
+        return [2**i for i in range(self._max_rows.bit_length())]
+
+    def _measure(self, pipeline: Pipeline, key: BatchKey, stage: Stage, size: int) -> float:
+        if stage is Stage.DECODE:
+            return self._runner.measure_decode(pipeline, key)
+        return self._runner.measure(pipeline, key, size)

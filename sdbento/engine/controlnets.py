@@ -1,0 +1,94 @@
+"""ControlNet residuals for the rows of one UNet call that have any; runs on the engine's thread.
+
+A ControlNet runs on its own rows only. Its residuals, times each row's scale, are added to those
+rows; all other rows get zeros, which is what a UNet without a ControlNet adds.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from sdbento.engine.state import Row
+from sdbento.engine.trajectory import Trajectory, within
+from sdbento.models.pipeline import ControlNet
+
+
+@dataclass(frozen=True, eq=False)
+class Residuals:
+    """What is added to the UNet's skip connections and to its middle block, all rows."""
+
+    down: list[torch.Tensor]
+    middle: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class _Use:
+    """One ControlNet on one row."""
+
+    row: int
+    image: torch.Tensor
+    scale: float
+
+
+def added_conditioning(rows: Sequence[Row]) -> dict[str, torch.Tensor] | None:
+    """SDXL's `added_cond_kwargs` for these rows; None for the other families."""
+    pooled = [row.pooled for row in rows if row.pooled is not None]
+    time_ids = [row.time_ids for row in rows if row.time_ids is not None]
+    if not pooled:
+        return None
+    return {"text_embeds": torch.cat(pooled), "time_ids": torch.cat(time_ids)}
+
+
+def compute_residuals(
+    owners: Sequence[Trajectory],
+    rows: Sequence[Row],
+    latents: torch.Tensor,
+    timesteps: torch.Tensor,
+) -> Residuals | None:
+    """`owners[i]` is the trajectory that row i of `latents` [R, C, h, w] belongs to."""
+    total: Residuals | None = None
+    for network, uses in _uses(owners).items():
+        residuals = _run(network, uses, rows, latents, timesteps)
+        scale = torch.tensor([use.scale for use in uses]).to(network.device, network.dtype)
+        scaled = [residual * scale[:, None, None, None] for residual in residuals]
+        if total is None:
+            zeros = [r.new_zeros(len(rows), *r.shape[1:]) for r in residuals]
+            total = Residuals(zeros[:-1], zeros[-1])
+        index = torch.tensor([use.row for use in uses], device=network.device)
+        for sum_, residual in zip([*total.down, total.middle], scaled, strict=True):
+            sum_.index_add_(0, index, residual.to(sum_.dtype))
+    return total
+
+
+def _uses(owners: Sequence[Trajectory]) -> dict[ControlNet, list[_Use]]:
+    uses: dict[ControlNet, list[_Use]] = defaultdict(list)
+    for row, owner in enumerate(owners):
+        for control, image in zip(owner.inputs.controls, owner.state.controls, strict=True):
+            if within(owner.step, owner.num_steps, control.start, control.end):
+                uses[control.network].append(_Use(row, image, control.scale))
+    return uses
+
+
+def _run(
+    network: ControlNet,
+    uses: Sequence[_Use],
+    rows: Sequence[Row],
+    latents: torch.Tensor,
+    timesteps: torch.Tensor,
+) -> list[torch.Tensor]:
+    """The network's residuals for the rows that use it, the middle block's last."""
+    index = torch.tensor([use.row for use in uses], device=latents.device)
+    used = [rows[use.row] for use in uses]
+    down, middle = network.module(
+        latents[index].to(network.dtype),
+        timesteps[index],
+        encoder_hidden_states=torch.cat([row.embeds for row in used]),
+        controlnet_cond=torch.cat([use.image for use in uses]),
+        added_cond_kwargs=added_conditioning(used),
+        return_dict=False,
+    )
+    return [*down, middle]

@@ -1,0 +1,163 @@
+"""What a plan costs: seconds of a UNet call by rows, of a decode by images; learned in service.
+
+A curve t(rows) is kept per (model, latent size, stage): the median of the last timings of each row
+count, straight lines between those counts, and beyond them the hope that batching pays, so that
+larger batches get tried. A size that was never run borrows the curve of the nearest size of its
+model, scaled by the number of latent pixels.
+
+No single timing can be trusted. The process may have been stopped while it ran, and the first call
+of a row count also pays for what is done once: cuDNN plans, page faults. So a row count counts when
+it was timed ENOUGH times, and nothing else does where anything was. Knows nothing of torch.
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Callable
+from math import inf
+from statistics import median_low
+
+from sdbento.engine.trajectory import BatchKey, Stage
+
+FIRST_GUESS = 0.05  # seconds of one row at 64x64 latents, used only until the first measurement
+RECENT = 9  # the timings of a row count that are kept
+ENOUGH = 3  # the fewest of which one may be wrong in either direction
+FRESH = 120.0  # seconds after its last timing for which a row count says what is impossible
+HOPE = 0.7  # beyond the measured counts seconds are taken to grow as rows ** HOPE
+WORTHWHILE = 1.02  # more rows must be this much cheaper a row to be worth the longer step
+
+
+class RecentTimings:
+    """The last timings of one row count."""
+
+    def __init__(self) -> None:
+        self.recent: deque[float] = deque(maxlen=RECENT)
+        self.latest = -inf  # when the last one was taken
+
+    @property
+    def enough(self) -> bool:
+        return len(self.recent) >= ENOUGH
+
+
+class Curve:
+    """t(rows) for one kind of call."""
+
+    def __init__(self) -> None:
+        self._timings: dict[int, RecentTimings] = {}
+        self._seconds: dict[int, float] = {}  # what the timings come to; row counts ascend
+        self.confirmed = False  # whether any row count was timed often enough
+
+    def observe(self, rows: int, seconds: float, now: float = 0.0) -> None:
+        """Take in the timing of one call that ended at `now`."""
+        timings = self._timings.setdefault(rows, RecentTimings())
+        timings.recent.append(seconds)
+        timings.latest = now
+        self.confirmed |= timings.enough
+        self._seconds = self._summary()
+
+    def predict(self, rows: int) -> float | None:
+        """Seconds for `rows` rows; None when nothing was measured yet."""
+        known = list(self._seconds)
+        if not known:
+            return None
+        at = bisect_left(known, rows)
+        if at < len(known) and known[at] == rows:
+            return self._seconds[rows]
+        if at == 0:
+            return self._seconds[known[0]]  # fewer rows never cost more
+        low = known[at - 1]
+        if at == len(known):
+            return float(self._seconds[low] * (rows / low) ** HOPE)
+        high = known[at]
+        share = (rows - low) / (high - low)
+        return self._seconds[low] + share * (self._seconds[high] - self._seconds[low])
+
+    def lower_bound(self, rows: int, now: float) -> float:
+        """Seconds that `rows` rows take at least: the best that was seen of as many or fewer.
+
+        0 without enough timings, or when the last is too long ago: whoever is turned away because
+        of them adds no better ones.
+        """
+        evidence = (
+            min(timings.recent)
+            for count, timings in self._timings.items()
+            if count <= rows and timings.enough and now - timings.latest <= FRESH
+        )
+        return max(evidence, default=0.0)
+
+    def _summary(self) -> dict[int, float]:
+        counts = [rows for rows, timings in self._timings.items() if timings.enough]
+        seconds: dict[int, float] = {}
+        least = inf
+        for rows in sorted(counts or self._timings, reverse=True):
+            least = min(least, median_low(self._timings[rows].recent))  # never above a larger count
+            seconds[rows] = least
+        return dict(reversed(seconds.items()))
+
+
+class CostModel:
+    """The curves of all kinds of calls. Owned by the planner, used on the engine's thread only."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._curves: dict[tuple[BatchKey, Stage], Curve] = {}
+        # Found in the curves, until the next observation.
+        self._sources: dict[tuple[BatchKey, Stage], BatchKey | None] = {}
+        self._knees: dict[tuple[BatchKey, int], int] = {}
+
+    def observe(self, key: BatchKey, stage: Stage, rows: int, seconds: float) -> None:
+        """Take in what a call with `rows` rows, or images of a decode, has just taken."""
+        self._curves.setdefault((key, stage), Curve()).observe(rows, seconds, self._clock())
+        self._sources.clear()
+        self._knees.clear()
+
+    def seconds(self, key: BatchKey, stage: Stage, rows: int) -> float:
+        """Predicted seconds of one call; always positive."""
+        if (key, stage) not in self._sources:
+            self._sources[key, stage] = self._source(key, stage)
+        source = self._sources[key, stage]
+        if source is None:
+            return FIRST_GUESS * float(rows**HOPE) * key.latent_pixels / 64**2
+        predicted = self._curves[source, stage].predict(rows)
+        assert predicted is not None  # a curve is made by its first measurement
+        return max(predicted * key.latent_pixels / source.latent_pixels, 1e-6)
+
+    def lower_bound(self, key: BatchKey, stage: Stage, rows: int) -> float:
+        """Seconds that one call takes at least, as recent calls of this very key prove; else 0."""
+        own = self._curves.get((key, stage))
+        return 0.0 if own is None else own.lower_bound(rows, self._clock())
+
+    def knee(self, key: BatchKey, max_rows: int) -> int:
+        """The row count past which more rows only make everybody slower.
+
+        The smallest count whose seconds a row are within WORTHWHILE of the best up to `max_rows`.
+        """
+        cached = self._knees.get((key, max_rows))
+        if cached is None:
+            per_row = [self.seconds(key, Stage.STEP, r) / r for r in range(1, max_rows + 1)]
+            good = WORTHWHILE * min(per_row)
+            cached = next(r for r, cost in enumerate(per_row, start=1) if cost <= good)
+            self._knees[key, max_rows] = cached
+        return cached
+
+    def seconds_per_row(self, key: BatchKey, max_rows: int) -> float:
+        """Cost of one row of a step in a full batch."""
+        knee = self.knee(key, max_rows)
+        return self.seconds(key, Stage.STEP, knee) / knee
+
+    def _source(self, key: BatchKey, stage: Stage) -> BatchKey | None:
+        """Whose curve to go by: the key's own, or the nearest size's while only that is confirmed.
+
+        None where nothing of the model was measured.
+        """
+        own = self._curves.get((key, stage))
+        if own is not None and own.confirmed:
+            return key
+        candidates = [
+            (not curve.confirmed, other != key, abs(other.latent_pixels - key.latent_pixels), other)
+            for (other, kind), curve in self._curves.items()
+            if kind == stage and other.model == key.model
+        ]
+        return min(candidates, key=lambda candidate: candidate[:3])[-1] if candidates else None

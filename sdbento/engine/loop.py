@@ -1,0 +1,387 @@
+"""The loop: once per denoising step, plan, execute, record. One thread, the only one on the device.
+
+    submit -> inbox -> planner.plan -> runner.execute -> planner.update -> handle
+
+Requests reach the loop as commands in an inbox and are taken up between two steps; an idle engine
+waits on the inbox, so that what arrives starts at once. The engine knows nothing of HTTP, prompts,
+models or torch: it drives whatever `Runner` it was given, and whoever submits has made sure that
+the trajectories' model stays resident until the handle is done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
+from itertools import chain
+from queue import Empty, SimpleQueue
+from statistics import mean
+from traceback import clear_frames
+
+from PIL import Image
+
+from sdbento.engine.planner import Planner
+from sdbento.engine.trajectory import Runner, Stage, StepPlan, StepResult, Trajectory
+from sdbento.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    OutOfMemory,
+    SDBentoError,
+    Unavailable,
+    classify,
+)
+
+log = logging.getLogger(__name__)
+
+LATELY = 32  # completions whose intervals count; batch mates are done together, hence so many
+
+
+@dataclass(frozen=True)
+class Queued:
+    """The request was taken up beside `position` other images; `eta` seconds until it is done."""
+
+    position: int
+    eta: float
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """Image `image` of the request has done `step` of `num_steps` steps."""
+
+    image: int
+    step: int
+    num_steps: int
+    eta: float
+    preview: Image.Image | None = None
+
+
+Event = Queued | Stepped
+
+
+class Handle:
+    """One request under way: its result, its events, and the means to stop it."""
+
+    def __init__(self, engine: Engine, trajectories: list[Trajectory]) -> None:
+        self.trajectories = trajectories  # one an image: the leg of its chain that is under way
+        self.done: Future[None] = Future()
+        self.submitted = time.monotonic()
+        self.started: float | None = None  # when the first step began; set by the engine
+        self.decoding = 0.0  # seconds this request's plans spent decoding; set by the engine
+        self._chains = [list(trajectory.chain) for trajectory in trajectories]
+        self._engine = engine
+        self._listeners: list[Callable[[Event], None]] = []
+
+    @property
+    def has_listeners(self) -> bool:
+        return bool(self._listeners)
+
+    def cancel(self) -> None:
+        """Stop between two steps; the result becomes Cancelled. From any thread, any time."""
+        self._engine.cancel(self)
+
+    async def wait(self) -> None:
+        """Return when every image is there; raise what went wrong. Cancelling this cancels it."""
+        done = asyncio.wrap_future(self.done)
+        try:
+            await asyncio.shield(done)
+        except asyncio.CancelledError:
+            self.cancel()
+            done.add_done_callback(lambda future: future.cancelled() or future.exception())
+            raise
+
+    async def events(self) -> AsyncGenerator[Event, None]:
+        """Events until the request ends; then raises what went wrong, if anything did."""
+        loop = asyncio.get_running_loop()
+        queue: asyncio.Queue[Event | None] = asyncio.Queue()
+
+        def publish(event: Event | None) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(queue.put_nowait, event)
+
+        self._listeners.append(publish)
+        self._engine.announce(self)
+        self.done.add_done_callback(lambda _: publish(None))
+        try:
+            while (event := await queue.get()) is not None:
+                yield event
+            await self.wait()
+        finally:
+            self._listeners.remove(publish)
+            self.cancel()  # nothing to do when it is done; a lost listener means a lost client
+
+    @property
+    def legs(self) -> Iterator[Trajectory]:
+        return chain.from_iterable(self._chains)
+
+    def place(self, trajectory: Trajectory) -> tuple[int, int]:
+        """Steps before this leg of its chain, and steps of the whole chain."""
+        legs = next(legs for legs in self._chains if trajectory in legs)
+        before = legs[: legs.index(trajectory)]
+        return sum(leg.num_steps for leg in before), sum(leg.num_steps for leg in legs)
+
+    def emit(self, event: Event) -> None:
+        for listener in list(self._listeners):
+            listener(event)
+
+
+class Engine:
+    """Owns the loop thread and every unfinished request.
+
+    `_lock` guards `_unfinished` and `_accepting`, nothing else; all other state belongs to the loop
+    thread.
+    """
+
+    def __init__(self, runner: Runner, planner: Planner) -> None:
+        self._runner = runner
+        self._planner = planner
+        self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._idle_work: deque[Iterator[None]] = deque()
+        self._lock = threading.Lock()
+        self._accepting = True
+        self._unfinished: set[Handle] = set()
+        self._owner: dict[Trajectory, Handle] = {}
+        self._last_completion = 0.0
+        self._intervals = deque([1.0], maxlen=LATELY)  # from one completion to the next under load
+        self.seconds_per_request = 1.0  # their mean
+        self._running = True
+        self._thread = threading.Thread(target=self._loop, name="sdbento-engine", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def submit(self, trajectories: list[Trajectory], deadline: float) -> Handle:
+        """Take in the images of one request, to be done by `deadline` (time.monotonic).
+
+        From any thread. Raises Unavailable when the engine is stopping.
+        """
+        handle = Handle(self, trajectories)
+        for leg in handle.legs:
+            leg.submitted = handle.submitted
+            leg.deadline = deadline
+        with self._lock:
+            if not self._accepting:
+                raise Unavailable("the server is stopping; send the request to another one")
+            self._unfinished.add(handle)
+        self._inbox.put(lambda: self._admit(handle))
+        return handle
+
+    def cancel(self, handle: Handle) -> None:
+        if not handle.done.done():
+            error = Cancelled("the request was cancelled")
+            self._inbox.put(lambda: self._finish(handle, error))
+
+    def announce(self, handle: Handle) -> None:
+        """Tell a new listener where its request stands."""
+        self._inbox.put(lambda: self._publish_queued(handle))
+
+    def call(self, function: Callable[[], None]) -> Future[None]:
+        """Run `function` on the loop's thread between two steps, e.g. to compile a model."""
+        done: Future[None] = Future()
+
+        def run() -> None:
+            try:
+                function()
+            except Exception as exc:
+                done.set_exception(exc)
+            else:
+                done.set_result(None)
+
+        self._inbox.put(run)
+        return done
+
+    def when_idle(self, work: Iterator[None]) -> None:
+        """Advance `work` on the loop's thread whenever nobody can: a request waits for one `next`
+        at most. Work that fails is given up. From any thread."""
+        self._inbox.put(lambda: self._idle_work.append(work))
+
+    def close(self, grace: float = 30.0) -> None:
+        """Refuse new requests, finish the unfinished for up to `grace` seconds, stop the thread."""
+        with self._lock:
+            self._accepting = False
+        give_up = time.monotonic() + grace
+        while self._unfinished and self.alive and time.monotonic() < give_up:
+            time.sleep(0.01)
+        self._inbox.put(self._stop)
+        if self.alive:
+            self._thread.join()
+
+    # From here on, everything runs on the loop thread.
+
+    def _loop(self) -> None:
+        while self._running:
+            try:
+                self._iterate()
+            except Exception as exc:  # a bug: nobody may wait for ever because of it
+                log.exception("the engine's loop failed; all unfinished requests fail")
+                self._fail_everyone(classify(exc))
+
+    def _iterate(self) -> None:
+        self._take_commands(block=False)
+        if not self._running:
+            return
+        plan = self._planner.plan(time.monotonic())
+        if plan is None:
+            if self._idle_work:
+                self._advance_idle_work()
+            else:
+                self._take_commands(block=True)
+            return
+        result = self._execute(plan)
+        self._attribute(plan, result)
+        finished = self._planner.update(plan, result, time.monotonic())
+        self._publish_steps(plan)
+        for trajectory in finished:
+            self._settle(trajectory)
+
+    def _advance_idle_work(self) -> None:
+        try:
+            next(self._idle_work[0])
+        except StopIteration:
+            self._idle_work.popleft()
+        except Exception as exc:
+            self._idle_work.popleft()
+            log.warning("work for idle time is given up: %s", classify(exc).message, exc_info=exc)
+
+    def _take_commands(self, *, block: bool) -> None:
+        """Run the commands that wait in the inbox; with `block`, wait for a first one."""
+        try:
+            command = self._inbox.get(block=block)
+            while True:
+                command()
+                command = self._inbox.get_nowait()
+        except Empty:
+            return
+
+    def _admit(self, handle: Handle) -> None:
+        if handle not in self._unfinished:  # cancelled before it was taken up
+            return
+        for trajectory in handle.trajectories:
+            self._owner[trajectory] = handle
+        if (hopeless := self._hopeless(handle)) is not None:
+            self._finish(handle, hopeless)
+            return
+        self._planner.add(handle.trajectories)
+
+    def _hopeless(self, handle: Handle) -> SDBentoError | None:
+        """The error for a request whose deadline could not be met on an empty machine either."""
+        first = handle.trajectories[0]
+        assert first.deadline is not None
+        needed = self._planner.lower_bound(first)
+        left = first.deadline - time.monotonic()
+        if needed <= left:
+            return None
+        return DeadlineExceeded(
+            f"cannot be done within its timeout: needs at least {needed:.1f} s alone, "
+            f"{max(0.0, left):.1f} s are left",
+            param="timeout",
+        )
+
+    def _execute(self, plan: StepPlan) -> StepResult:
+        """Run a plan; one that fails is tried again in halves, down to the trajectory at fault."""
+        try:
+            return self._runner.execute(plan)
+        except Exception as exc:
+            error = classify(exc)
+            if isinstance(error, OutOfMemory):
+                self._planner.shrink(plan)
+            if len(plan.trajectories) == 1:
+                log.warning("%s failed: %s", plan.stage, error.message, exc_info=exc)
+            clear_frames(exc.__traceback__)  # they hold what the failed call had allocated
+            if len(plan.trajectories) == 1:
+                return StepResult(0.0, {plan.trajectories[0]: error})
+        middle = len(plan.trajectories) // 2
+        halves = plan.trajectories[:middle], plan.trajectories[middle:]
+        results = [self._execute(StepPlan(plan.stage, plan.key, half)) for half in halves]
+        failures = results[0].failures | results[1].failures
+        return StepResult(results[0].seconds + results[1].seconds, failures, split=True)
+
+    def _attribute(self, plan: StepPlan, result: StepResult) -> None:
+        """Note on the handles when denoising began and what decoding took."""
+        for handle in {self._owner[trajectory] for trajectory in plan.trajectories}:
+            if plan.stage is Stage.DECODE:
+                handle.decoding += result.seconds
+            elif handle.started is None:
+                handle.started = time.monotonic() - result.seconds
+
+    def _publish_queued(self, handle: Handle) -> None:
+        if handle not in self._unfinished:
+            return
+        others = sum(1 for t in self._planner.active if self._owner[t] is not handle)
+        handle.emit(Queued(position=others, eta=self._planner.eta(handle.trajectories)))
+
+    def _publish_steps(self, plan: StepPlan) -> None:
+        if plan.stage is not Stage.STEP:
+            return
+        for trajectory in plan.trajectories:
+            handle = self._owner[trajectory]
+            if handle.has_listeners and trajectory.error is None:
+                steps_before, num_steps = handle.place(trajectory)
+                handle.emit(
+                    Stepped(
+                        image=handle.trajectories.index(trajectory),
+                        step=steps_before + trajectory.step,
+                        num_steps=num_steps,
+                        eta=self._planner.eta(handle.trajectories),
+                        preview=trajectory.preview,
+                    )
+                )
+            trajectory.preview = None
+
+    def _settle(self, trajectory: Trajectory) -> None:
+        """A trajectory is finished: go on with its successor, or end its request if it failed or
+        was the last."""
+        handle = self._owner.get(trajectory)
+        if handle is None:  # a sibling's failure has ended the request already
+            return
+        if trajectory.successor is not None and trajectory.error is None:
+            self._hand_over(handle, trajectory, trajectory.successor)
+            return
+        done = all(t.finished and t.successor is None for t in handle.trajectories)
+        if done or trajectory.error is not None:
+            self._finish(handle, trajectory.error)
+
+    def _hand_over(self, handle: Handle, trajectory: Trajectory, successor: Trajectory) -> None:
+        handle.trajectories[handle.trajectories.index(trajectory)] = successor
+        self._owner[successor] = self._owner.pop(trajectory)
+        self._planner.add([successor])
+
+    def _finish(self, handle: Handle, error: SDBentoError | None) -> None:
+        """End a request, once; whatever it held is free again."""
+        with self._lock:
+            if handle not in self._unfinished:
+                return
+            self._unfinished.remove(handle)
+        self._planner.remove(handle.trajectories)
+        for leg in handle.legs:
+            self._owner.pop(leg, None)
+            leg.state = leg.pipeline = None
+        if error is None:
+            self._note_completion(handle)
+            handle.done.set_result(None)
+        else:
+            handle.done.set_exception(error)
+
+    def _note_completion(self, handle: Handle) -> None:
+        now = time.monotonic()
+        self._intervals.append(now - max(self._last_completion, handle.submitted))
+        self._last_completion = now
+        # The longest counts as the one below it: it may hold a pause of the whole process.
+        *others, second, _longest = sorted(self._intervals)
+        self.seconds_per_request = mean([*others, second, second])
+
+    def _fail_everyone(self, error: SDBentoError) -> None:
+        for handle in list(self._unfinished):
+            self._finish(handle, error)
+
+    def _stop(self) -> None:
+        self._running = False
+        self._fail_everyone(Unavailable("the server stopped before the request was done"))

@@ -1,0 +1,196 @@
+"""Who advances next. Decides and records; computes nothing, imports no torch, knows no requests.
+
+`plan` picks one stage for trajectories that share a BatchKey; `update` records what came of it. The
+order is by least remaining work, with aging on the time scale of the work that is there, and the
+plan taken is the one that buys most urgency a second. So a 4-step image passes a 50-step one, a
+full batch passes an under-filled one, and nobody starves, because age grows without bound while
+remaining work does not.
+
+Stopping a trajectory costs nothing (its state is a few latents), so every plan is made from nothing
+and nobody keeps a place in the batch.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable
+
+from sdbento.engine.caps import Cap
+from sdbento.engine.cost import CostModel
+from sdbento.engine.trajectory import BatchKey, Stage, StepPlan, StepResult, Trajectory
+from sdbento.errors import DeadlineExceeded, SDBentoError
+
+PATIENCE = 10.0  # a wait of so many typical works quadruples a trajectory's urgency
+ROWS_PER_IMAGE = 2  # at most: with guidance
+DECODE_PIXELS = 4 * 128**2  # latent pixels: 8 images of 1024x1024 are 2^31 elements in the VAE
+EXPLORE_EVERY = 64  # so many plans of a key are filled to the knee, then one to the bound
+
+
+class Planner:
+    """Decides for all runnable trajectories, i.e. those whose model is resident.
+
+    `max_images` bounds the images in one UNet call. Used on the engine's thread only.
+    """
+
+    def __init__(self, max_images: int, cost: CostModel | None = None) -> None:
+        self.max_images = max_images
+        self.cost = cost or CostModel()
+        self._active: dict[Trajectory, None] = {}  # an ordered set: oldest first
+        self._caps: dict[tuple[BatchKey, Stage], Cap] = {}  # where memory was too small
+        self._num_plans: Counter[BatchKey] = Counter()
+        self._patience = PATIENCE  # seconds; made anew for every plan
+
+    @property
+    def active(self) -> Iterable[Trajectory]:
+        return self._active.keys()
+
+    def add(self, trajectories: Iterable[Trajectory]) -> None:
+        self._active.update(dict.fromkeys(trajectories))
+
+    def remove(self, trajectories: Iterable[Trajectory]) -> None:
+        """Forget trajectories, e.g. cancelled ones. Unknown ones are ignored."""
+        for trajectory in trajectories:
+            self._active.pop(trajectory, None)
+
+    def plan(self, now: float) -> StepPlan | None:
+        """The next plan, or None when nobody can advance."""
+        groups: dict[BatchKey, list[Trajectory]] = defaultdict(list)
+        for trajectory in self._active:
+            if trajectory.stage is Stage.DECODE:  # short work that frees the batch
+                return self._decode(trajectory.key)
+            groups[trajectory.key].append(trajectory)
+        self._patience = self._typical_wait()
+        plans = [self._fill(key, members, now) for key, members in groups.items()]
+        best = max(plans, key=lambda plan: self._worth(plan, now), default=None)
+        return best and self._prepared_first(best)
+
+    def update(self, plan: StepPlan, result: StepResult, now: float) -> list[Trajectory]:
+        """Record a result; returns the trajectories that are finished by it, failed or done."""
+        if not result.failures and not result.split:
+            self._learn(plan, result.seconds)
+        if plan.stage is Stage.STEP:
+            self._num_plans[plan.key] += 1
+        for trajectory in plan.trajectories:
+            trajectory.error = result.failures.get(trajectory)
+            if plan.stage is Stage.STEP and trajectory.error is None:
+                trajectory.step += 1
+        finished = [trajectory for trajectory in plan.trajectories if trajectory.finished]
+        self.remove(finished)
+        return finished + self._expire(now)
+
+    def shrink(self, plan: StepPlan) -> None:
+        """The device ran out of memory on `plan`: smaller ones of its key and stage from now on."""
+        step = ROWS_PER_IMAGE if plan.stage is Stage.STEP else 1
+        self._caps.setdefault((plan.key, plan.stage), Cap(plan.size, step)).failed(plan.size)
+
+    def work(self, trajectory: Trajectory) -> float:
+        """Seconds of device time that `trajectory` still needs in a full batch."""
+        return sum(self._work(leg.key, leg.remaining_rows) for leg in trajectory.chain)
+
+    def eta(self, trajectories: Iterable[Trajectory]) -> float:
+        """Seconds until all of `trajectories` are done, were they to arrive, or run on, now.
+
+        Those with less work go first, and a lone image cannot use the batch's discount.
+        """
+        mine = list(trajectories)
+        most = max(self.work(trajectory) for trajectory in mine)
+        others = (t for t in self._active if t not in mine)
+        ahead = sum(work for t in others if (work := self.work(t)) <= most)
+        own = sum(self.work(trajectory) for trajectory in mine)
+        return ahead + max(own, max(self.fastest(trajectory) for trajectory in mine))
+
+    def fastest(self, trajectory: Trajectory) -> float:
+        """Seconds that `trajectory` needs if it has the device for itself."""
+        return sum(_alone(leg, self.cost.seconds) for leg in trajectory.chain)
+
+    def lower_bound(self, trajectory: Trajectory) -> float:
+        """Seconds that it needs at least, by proof: what was never measured counts as nothing."""
+        return sum(_alone(leg, self.cost.lower_bound) for leg in trajectory.chain)
+
+    def _decode(self, key: BatchKey) -> StepPlan:
+        finished = [t for t in self._active if t.key == key and t.stage is Stage.DECODE]
+        return StepPlan(Stage.DECODE, key, tuple(finished[: self._max_size(key, Stage.DECODE)]))
+
+    def _fill(self, key: BatchKey, members: list[Trajectory], now: float) -> StepPlan:
+        """The most urgent members, up to the knee of the cost curve; always at least one.
+
+        Now and then up to the bound instead: a timing that was disturbed once would otherwise keep
+        the knee low for ever.
+        """
+        bound = self._max_size(key, Stage.STEP)
+        explore = self._num_plans[key] % EXPLORE_EVERY == EXPLORE_EVERY - 1
+        knee = bound if explore else self.cost.knee(key, bound)
+        ranked = sorted(members, key=lambda t: -self._urgency(t, now))
+        chosen, rows = ranked[:1], ranked[0].rows
+        for trajectory in ranked[1:]:
+            if len(chosen) < self.max_images and rows + trajectory.rows <= knee:
+                chosen.append(trajectory)
+                rows += trajectory.rows
+        return StepPlan(Stage.STEP, key, tuple(chosen))
+
+    def _work(self, key: BatchKey, rows: int) -> float:
+        per_row = self.cost.seconds_per_row(key, self._max_size(key, Stage.STEP))
+        return rows * per_row + self.cost.seconds(key, Stage.DECODE, 1)
+
+    def _urgency(self, trajectory: Trajectory, now: float) -> float:
+        age = max(0.0, now - trajectory.submitted)
+        return (1 + age / self._patience) ** 2 / self.work(trajectory)
+
+    def _typical_wait(self) -> float:
+        """PATIENCE times the harmonic mean of all work, which one long trajectory hardly moves."""
+        works = [self._work(t.key, t.num_rows) for t in self._active]
+        return PATIENCE * len(works) / sum(1 / work for work in works) if works else PATIENCE
+
+    def _worth(self, plan: StepPlan, now: float) -> float:
+        urgency = sum(self._urgency(trajectory, now) for trajectory in plan.trajectories)
+        return urgency / self.cost.seconds(plan.key, Stage.STEP, plan.rows)
+
+    def _learn(self, plan: StepPlan, seconds: float) -> None:
+        if plan.stage is not Stage.PREPARE:
+            self.cost.observe(plan.key, plan.stage, plan.size, seconds)
+        cap = self._caps.get((plan.key, plan.stage))
+        if cap is not None:
+            cap.succeeded(plan.size)
+
+    def _max_size(self, key: BatchKey, stage: Stage) -> int:
+        """The bound of `StepPlan.size`."""
+        bound = self.max_images
+        if stage is Stage.STEP:
+            bound *= ROWS_PER_IMAGE
+        elif stage is Stage.DECODE:
+            bound = min(bound, max(1, DECODE_PIXELS // key.latent_pixels))
+        cap = self._caps.get((key, stage))
+        return bound if cap is None else min(bound, cap.limit)
+
+    def _prepared_first(self, plan: StepPlan) -> StepPlan:
+        """Who was chosen to step but has not begun is prepared before; nobody else is, however many
+        wait: a picture to encode takes as long as a step."""
+        unprepared = tuple(t for t in plan.trajectories if t.stage is Stage.PREPARE)
+        if not unprepared:
+            return plan
+        bound = self._max_size(plan.key, Stage.PREPARE)
+        return StepPlan(Stage.PREPARE, plan.key, unprepared[:bound])
+
+    def _expire(self, now: float) -> list[Trajectory]:
+        late = [t for t in self._active if t.deadline is not None and now > t.deadline]
+        for trajectory in late:
+            trajectory.error = _late(trajectory)
+        self.remove(late)
+        return late
+
+
+def _alone(leg: Trajectory, price: Callable[[BatchKey, Stage, int], float]) -> float:
+    """Seconds of what is left of a leg with no company, by the price of one call."""
+    guided = leg.remaining_guided_steps
+    steps = (leg.remaining_steps - guided) * price(leg.key, Stage.STEP, 1)
+    return steps + guided * price(leg.key, Stage.STEP, 2) + price(leg.key, Stage.DECODE, 1)
+
+
+def _late(trajectory: Trajectory) -> SDBentoError:
+    assert trajectory.deadline is not None
+    seconds = trajectory.deadline - trajectory.submitted
+    return DeadlineExceeded(
+        f"not done within its timeout of {seconds:g} s "
+        f"(step {trajectory.step} of {trajectory.num_steps})",
+        param="timeout",
+    )

@@ -1,0 +1,67 @@
+"""Pictures to latents and back, as the stock pipelines do it. Runs on the engine's thread."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sdbento.models.cache import Pipeline
+
+
+def draw(shape: Sequence[int], generator: torch.Generator, pipeline: Pipeline) -> torch.Tensor:
+    """Noise as diffusers' randn_tensor draws it with a CPU generator: on the CPU, then moved."""
+    noise = torch.randn(tuple(shape), generator=generator, dtype=pipeline.dtype)
+    return noise.to(pipeline.device, torch.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class Posterior:
+    """What the encoder makes of a picture: a normal distribution of latents, [1, C, h, w]."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def sample(self, generator: torch.Generator, pipeline: Pipeline) -> torch.Tensor:
+        """Scaled latents, float32."""
+        noise = torch.randn(self.mean.shape, generator=generator, dtype=pipeline.vae_dtype)
+        latents = self.mean + self.std * noise.to(pipeline.device)
+        return _scale(latents.float(), pipeline)
+
+
+def encode(pixels: torch.Tensor, pipeline: Pipeline) -> Posterior:
+    """The posterior of a picture [1, 3, H, W] on [-1, 1]."""
+    posterior = pipeline.vae.encode(pixels.to(pipeline.device, pipeline.vae_dtype)).latent_dist
+    return Posterior(posterior.mean, posterior.std)
+
+
+def decode(latents: torch.Tensor, pipeline: Pipeline) -> NDArray[np.float32]:
+    """Pictures [B, H, W, 3] on [0, 1] of scaled latents [B, C, h, w]."""
+    scaled = _unscale(latents, pipeline).to(pipeline.vae_dtype)
+    decoded = pipeline.vae.decode(scaled, return_dict=False)[0].float()
+    pixels: NDArray[np.float32] = (decoded / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
+    return pixels
+
+
+def _scale(latents: torch.Tensor, pipeline: Pipeline) -> torch.Tensor:
+    """To the scale that the UNet was trained at."""
+    mean, std = _statistics(latents, pipeline)
+    return (latents - mean) * float(pipeline.vae.config.scaling_factor) / std
+
+
+def _unscale(latents: torch.Tensor, pipeline: Pipeline) -> torch.Tensor:
+    mean, std = _statistics(latents, pipeline)
+    return latents * std / float(pipeline.vae.config.scaling_factor) + mean
+
+
+def _statistics(latents: torch.Tensor, pipeline: Pipeline) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and deviation of a VAE's latents, a channel each, where its configuration has them."""
+    config = pipeline.vae.config
+    mean, std = config.get("latents_mean"), config.get("latents_std")
+    if mean is None or std is None:
+        mean, std = [0.0], [1.0]
+    shape = (1, -1, 1, 1)
+    return latents.new_tensor(mean).view(shape), latents.new_tensor(std).view(shape)

@@ -1,0 +1,1 @@
+"""Pictures and bytes, pictures and latents' sizes, control images."""

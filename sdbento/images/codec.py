@@ -1,0 +1,180 @@
+"""Pictures to bytes, with the generation parameters embedded, and back from what clients send.
+
+What is to be decoded is a stranger's: its bytes and pixels are counted before they are unpacked.
+Knows no torch and no sockets; `fetch` opens those.
+"""
+
+from __future__ import annotations
+
+import binascii
+import json
+import re
+from collections.abc import Mapping
+from io import BytesIO
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from PIL.ExifTags import Base
+from PIL.Image import Transpose
+from PIL.PngImagePlugin import PngInfo
+
+from sdbento.errors import InvalidParameter, SDBentoError, TooLarge
+from sdbento.outbound import fetch
+from sdbento.settings import Settings
+
+QUALITY = 95  # of JPEG and WebP
+USER_COMMENT = 0x9286  # the EXIF tag that JPEG and WebP carry parameters in
+EXIF_IFD = 0x8769
+MEDIA_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # that are decoded
+ACCEPTED = "an https URL, a data URI or base64 of a PNG, JPEG, WebP, GIF, BMP or TIFF file"
+PIXELS_FACTOR = 16  # a photograph may be so many times larger than what is drawn after it
+Image.MAX_IMAGE_PIXELS = None  # PIL's limit, one for the process; ours follows the settings
+
+_DATA_URI = re.compile(r"data:[^,]{0,200},", re.IGNORECASE)
+_URLSAFE = bytes.maketrans(b"-_", b"+/")
+_UPRIGHT = {
+    2: Transpose.FLIP_LEFT_RIGHT,
+    3: Transpose.ROTATE_180,
+    4: Transpose.FLIP_TOP_BOTTOM,
+    5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_270,
+    7: Transpose.TRANSVERSE,
+    8: Transpose.ROTATE_90,
+}
+
+
+def encode(
+    image: Image.Image, output_format: str, parameters: Mapping[str, Any] | None = None
+) -> bytes:
+    """`image` as a file in `output_format` (a key of MEDIA_TYPES).
+
+    `parameters` go in as JSON: a PNG text chunk "parameters", or the EXIF user comment.
+    """
+    buffer = BytesIO()
+    text = json.dumps(parameters) if parameters else None
+    if output_format == "png":
+        image.save(buffer, "PNG", pnginfo=_png_info(text), compress_level=1)
+    else:
+        image.save(buffer, output_format.upper(), quality=QUALITY, exif=_exif(text))
+    return buffer.getvalue()
+
+
+def _png_info(text: str | None) -> PngInfo | None:
+    if text is None:
+        return None
+    info = PngInfo()
+    info.add_itxt("parameters", text)
+    return info
+
+
+def _exif(text: str | None) -> Image.Exif:
+    exif = Image.Exif()
+    if text is not None:
+        exif.get_ifd(EXIF_IFD)[USER_COMMENT] = b"UNICODE\0" + text.encode("utf-16-be")
+    return exif
+
+
+def is_url(source: str) -> bool:
+    return source[:8].lower().startswith(("https://", "http://"))
+
+
+def read(source: str, settings: Settings, *, param: str) -> Image.Image:
+    """The picture that the request's field `param` names or carries, as `decode` gives it.
+
+    `source` is an https URL, a data URI or base64. Blocks while a URL is fetched. Raises TooLarge
+    and InvalidParameter.
+    """
+    source = source.strip()
+    if is_url(source):
+        data = fetch(source, settings, max_bytes=settings.max_image_bytes, param=param)
+    elif match := _DATA_URI.match(source):
+        if not match.group().lower().endswith(";base64,"):
+            raise InvalidParameter(
+                f"{param} is a data URI that is not base64; send data:image/png;base64,...",
+                param=param,
+            )
+        data = _from_base64(source[match.end() :], settings, param)
+    else:
+        data = _from_base64(source, settings, param)
+    return decode(data, settings, param=param)
+
+
+def decode(data: bytes, settings: Settings, *, param: str) -> Image.Image:
+    """The first frame of an image file, upright, "RGB" or, where it has transparency, "RGBA".
+
+    Raises TooLarge above `settings.max_image_bytes` or 16 × `settings.max_pixels`, the latter
+    before a pixel is decoded, and InvalidParameter where there is no picture in `data`.
+    """
+    _check_bytes(len(data), settings, param)
+    try:
+        with Image.open(BytesIO(data), formats=FORMATS) as image:
+            _check_pixels(image.size, settings, param)
+            image.load()
+            return _as_rgb(_upright(image), param)
+    except (SDBentoError, MemoryError):
+        raise
+    except UnidentifiedImageError as error:
+        raise InvalidParameter(
+            f"{param} cannot be decoded as a picture; accepted is {ACCEPTED}", param=param
+        ) from error
+    except Exception as error:  # damaged files make PIL raise nearly everything
+        reason = "truncated" if "truncated" in str(error).lower() else "damaged"
+        raise InvalidParameter(
+            f"{param} cannot be decoded as a picture: {reason}", param=param
+        ) from error
+
+
+def _from_base64(text: str, settings: Settings, param: str) -> bytes:
+    try:
+        encoded = unquote_to_bytes(text) if "%" in text else text.encode("ascii")
+        encoded = encoded.translate(_URLSAFE, delete=b" \t\r\n").rstrip(b"=")
+        _check_bytes(len(encoded) * 3 // 4, settings, param)
+        data = binascii.a2b_base64(encoded + b"=" * (-len(encoded) % 4), strict_mode=True)
+    except ValueError as error:  # binascii.Error and UnicodeError are ValueErrors
+        raise InvalidParameter(f"{param} must be {ACCEPTED}", param=param) from error
+    if not data:
+        raise InvalidParameter(f"{param} is empty; it must be {ACCEPTED}", param=param)
+    return data
+
+
+def _check_bytes(num_bytes: int, settings: Settings, param: str) -> None:
+    if num_bytes > settings.max_image_bytes:
+        raise TooLarge(
+            f"{param} has {num_bytes} bytes; the limit is {settings.max_image_bytes} "
+            "(SDBENTO_MAX_IMAGE_BYTES)",
+            param=param,
+        )
+
+
+def _check_pixels(size: tuple[int, int], settings: Settings, param: str) -> None:
+    width, height = size
+    limit = PIXELS_FACTOR * settings.max_pixels
+    if width * height > limit:
+        raise TooLarge(
+            f"{param} is {width} × {height} pixels large; the limit is {limit} pixels, "
+            f"{PIXELS_FACTOR} × SDBENTO_MAX_PIXELS",
+            param=param,
+        )
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        turn = _UPRIGHT.get(image.getexif().get(Base.Orientation) or 1)
+    except Exception:  # broken EXIF is a pity, but no reason to refuse the picture
+        return image
+    return image if turn is None else image.transpose(turn)
+
+
+def _as_rgb(image: Image.Image, param: str) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bits of grey, which `convert` would clip to 8
+        grey = np.asarray(image).clip(0, 0xFFFF) // 0x101
+        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise InvalidParameter(
+            f"{param} has pixels of 32 bits, of unknown range; send 8 or 16", param=param
+        )
+    return image.convert("RGBA" if image.has_transparency_data else "RGB")

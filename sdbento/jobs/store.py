@@ -1,0 +1,394 @@
+r"""Jobs that outlive the process: rows in a database, results in files.
+
+    IN_QUEUE --> IN_PROGRESS --> COMPLETED, FAILED, TIMED_OUT, CANCELLED
+       |  ^___________|  release, or a new start of the server
+       \--> CANCELLED, TIMED_OUT
+
+Every change of status is one UPDATE that names the status and the run it starts from: of two who
+would end a job one does, and the other is told so. A result is a whole file on the disk before its
+row says COMPLETED. Portable SQL; SQLite where no other database is named. One server a folder and
+a database: a new start takes every running job for one that died with the old process.
+
+Lock order: the folder's and the database's for the life of the store, then `_writing` for one
+transaction. Everything blocks and is thread-safe. Knows nothing of HTTP, of the App and of what a
+job computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any, get_args
+
+from sqlalchemy import (
+    Connection,
+    Row,
+    case,
+    delete,
+    func,
+    insert,
+    select,
+    update,
+)
+
+from sdbento.errors import NotFound, Overloaded, Unavailable
+from sdbento.jobs.database import DatabaseLock, connect, lock_database
+from sdbento.jobs.results import FileLock, Results, lock_folder
+from sdbento.jobs.table import (
+    RETRIABLE,
+    UNFINISHED,
+    Job,
+    NewJob,
+    Status,
+    jobs,
+    metadata,
+    milliseconds,
+)
+
+SUSPECT = 3  # times that a server died while it ran a job, after which the job is run alone
+MAX_INTERRUPTIONS = 20  # after which it is not run again: it may be what kills the server
+VACUUM_PAGES = 10_000  # free pages given back to the file system at a time
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the store may grow to."""
+
+    max_unfinished: int = 1000
+    max_finished: int = 10_000
+    max_bytes: int = 10 * 2**30  # of inputs, and of results
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Jobs in the store."""
+
+    by_status: dict[Status, int]
+    retries: int
+
+
+class JobStore:
+    """The jobs of one server. `close` it.
+
+    folder: results and the lock lie here; made where it is missing.
+    url: the database, as SQLAlchemy names it; None: SQLite in the folder.
+    Raises Unavailable when another server has the folder or the database.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        url: str | None = None,
+        *,
+        limits: Limits | None = None,
+        clock: Callable[[], int] = milliseconds,
+    ) -> None:
+        self._limits = limits or Limits()
+        self._now = clock
+        self._writing = Lock()
+        self._results = Results(folder / "results")
+        self._engine = connect(url, folder)
+        self._is_sqlite = self._engine.dialect.name == "sqlite"
+        self._lost: str | None = None  # why folder and database are not this server's any more
+        self._locks: list[FileLock | DatabaseLock] = [lock_folder(folder)]
+        try:
+            if url is not None and (lock := lock_database(self._engine)) is not None:
+                self._locks.append(lock)
+            metadata.create_all(self._engine)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        for lock in reversed(self._locks):
+            lock.close()
+        self._engine.dispose()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Connection]:
+        """To change something, one at a time. Raises Unavailable when the locks were lost."""
+        with self._writing:
+            try:
+                for lock in self._locks:
+                    lock.check()
+            except Unavailable as error:
+                self._lost = error.message
+                raise
+            self._lost = None
+            with self._engine.begin() as connection:
+                yield connection
+
+    @contextmanager
+    def _snapshot(self) -> Iterator[Connection]:
+        """To read something. Raises Unavailable when the locks were lost."""
+        if self._lost is not None:
+            raise Unavailable(self._lost)
+        with self._engine.connect() as connection:
+            yield connection
+
+    def recover(self) -> int:
+        """At a start: put what was running when the last process died back into the queue.
+
+        How many; what was running too often has failed. No job may run yet.
+        """
+        count = self.requeue(running=())
+        run = case((jobs.c.status == "COMPLETED", jobs.c.run), else_=None)
+        with self._snapshot() as connection:
+            runs = dict(connection.execute(select(jobs.c.id, run)).tuples().all())
+        self._results.keep_only(runs)
+        return count
+
+    def requeue(self, running: Collection[str]) -> int:
+        """Put the jobs that are running, but for those named, back into the queue; how many."""
+        lost = jobs.c.status == "IN_PROGRESS", jobs.c.id.not_in(running)
+        values = {"status": "IN_QUEUE", "started": None, "interruptions": jobs.c.interruptions + 1}
+        failed = self._final("FAILED") | {
+            "error": f"the server died {MAX_INTERRUPTIONS} times while it ran this job; it is not "
+            "run again"
+        }
+        with self._transaction() as connection:
+            worn = jobs.c.interruptions >= MAX_INTERRUPTIONS - 1
+            connection.execute(update(jobs).where(*lost, worn).values(failed))
+            return connection.execute(update(jobs).where(*lost).values(values)).rowcount
+
+    def add(self, new: NewJob) -> None:
+        """Accept a job. Raises Overloaded when there are too many, or too much of them."""
+        now, size = self._now(), len(new.input)
+        values = vars(new) | {
+            "status": "IN_QUEUE" if new.error is None else "FAILED",
+            "low_priority": int(new.low_priority),
+            "run": 0,
+            "retries": 0,
+            "interruptions": 0,
+            "size": size,
+            "created": now,
+            "expires": now + new.ttl,
+            "webhook_failures": 0,
+        }
+        if new.error is not None:  # the input is of no use, and would be a way to fill the disk
+            values |= {"input": None, "size": 0, "finished": now, "delete_after": now + new.keep}
+            values |= {"webhook_due": now if new.webhook else None}
+        with self._transaction() as connection:
+            if new.error is None:
+                self._check_room(connection, size)
+            connection.execute(insert(jobs).values(values))
+
+    def _check_room(self, connection: Connection, size: int) -> None:
+        count, total = connection.execute(
+            select(func.count(), func.coalesce(func.sum(jobs.c.size), 0)).where(
+                jobs.c.status.in_(UNFINISHED)
+            )
+        ).one()
+        if count >= self._limits.max_unfinished:
+            raise Overloaded(
+                f"{count} jobs are unfinished, the limit is {self._limits.max_unfinished} "
+                "(SDBENTO_MAX_JOBS); try again later"
+            )
+        if total + size > self._limits.max_bytes:
+            raise Overloaded(
+                f"the unfinished jobs have {total} bytes, with this one more than the limit of "
+                f"{self._limits.max_bytes}; try again later"
+            )
+
+    def get(self, job_id: str) -> Job | None:
+        with self._snapshot() as connection:
+            row = connection.execute(select(jobs).where(jobs.c.id == job_id)).one_or_none()
+        return None if row is None else Job.of(row)
+
+    def claim(self, limit: int) -> list[Job]:
+        """Begin up to `limit` jobs: the oldest first, those of low priority last.
+
+        A job that a server died with again and again is run alone: it either succeeds so, or it is
+        the one that is to blame.
+        """
+        now = self._now()
+        waiting = jobs.c.status == "IN_QUEUE"
+        oldest = (
+            select(jobs)
+            .where(waiting, jobs.c.expires > now)
+            .order_by(jobs.c.low_priority, jobs.c.number)
+            .limit(limit)
+        )
+        running = select(func.count(), func.coalesce(func.max(jobs.c.interruptions), 0)).where(
+            jobs.c.status == "IN_PROGRESS"
+        )
+        claimed: list[Job] = []
+        with self._transaction() as connection:
+            num_running, interruptions = connection.execute(running).one()
+            for row in connection.execute(oldest).all():
+                interruptions = max(interruptions, row.interruptions)
+                if interruptions >= SUSPECT and num_running + len(claimed):
+                    break
+                values = {"status": "IN_PROGRESS", "started": now, "run": row.run + 1}
+                this = jobs.c.number == row.number
+                if connection.execute(update(jobs).where(this, waiting).values(values)).rowcount:
+                    claimed.append(Job.of(row, **values))
+        return claimed
+
+    def release(self, job: Job) -> bool:
+        """Put a running job back into the queue, at its old place."""
+        return self._end_run(job, {"status": "IN_QUEUE", "started": None})
+
+    def complete(self, job: Job, output: bytes) -> bool:
+        """Keep the result of a running job; False when it has ended otherwise meanwhile."""
+        self._results.write(job.id, job.run, output)
+        ended = self._end_run(
+            job, self._final("COMPLETED") | {"input": None, "size": len(output), "error": None}
+        )
+        if not ended:
+            self._results.delete(job.id, job.run)
+        return ended
+
+    def fail(self, job: Job, error: str, status: Status = "FAILED") -> bool:
+        """End a running job without a result; False when it has ended otherwise meanwhile."""
+        return self._end_run(job, self._final(status) | {"error": error})
+
+    def output(self, job: Job) -> bytes | None:
+        """The result of a completed job; None for any other. Raises NotFound when it is damaged."""
+        if job.status != "COMPLETED":
+            return None
+        output = self._results.read(job.id, job.run)
+        if output is None or len(output) != job.size:
+            raise NotFound(f"the result of job {job.id} is no longer there", param="id")
+        return output
+
+    def cancel(self, job_id: str) -> Job | None:
+        """Cancel a job unless it is finished; the job after that, None where there is none."""
+        self._end_where(jobs.c.id == job_id, UNFINISHED, self._final("CANCELLED"))
+        job = self.get(job_id)
+        if job is not None and job.status == "CANCELLED":  # its result may wait for the database
+            self._results.delete(job.id, job.run)
+        return job
+
+    def purge(self) -> list[str]:
+        """Cancel all that waits; the ids of those."""
+        everything = jobs.c.status == "IN_QUEUE"
+        return self._end_where(everything, ("IN_QUEUE",), self._final("CANCELLED"))
+
+    def expire(self) -> list[str]:
+        """End jobs that waited in the queue for longer than they may; the ids of those."""
+        values = self._final("TIMED_OUT")
+        values["error"] = "the job waited in the queue for longer than its ttl"
+        return self._end_where(jobs.c.expires <= self._now(), ("IN_QUEUE",), values)
+
+    def retry(self, job_id: str) -> bool:
+        """Queue a failed or timed-out job again, with the input it had.
+
+        False if it is neither, or never had a good one. Raises Overloaded as `add`.
+        """
+        now = self._now()
+        this = jobs.c.id == job_id, jobs.c.status.in_(RETRIABLE), jobs.c.input.is_not(None)
+        values = {
+            "status": "IN_QUEUE",
+            "retries": jobs.c.retries + 1,
+            "created": now,
+            "expires": now + jobs.c.ttl,
+            "webhook_failures": 0,
+            "interruptions": 0,
+        }
+        values |= dict.fromkeys(("started", "finished", "delete_after", "error", "webhook_due"))
+        with self._transaction() as connection:
+            if not connection.execute(select(jobs.c.id).where(*this)).all():
+                return False
+            self._check_room(connection, 0)
+            return connection.execute(update(jobs).where(*this).values(values)).rowcount == 1
+
+    def counts(self) -> Counts:
+        grouped = select(jobs.c.status, func.count()).group_by(jobs.c.status)
+        with self._snapshot() as connection:
+            found = dict(connection.execute(grouped).tuples().all())
+            retries = connection.execute(select(func.sum(jobs.c.retries))).scalar_one()
+        return Counts({status: found.get(status, 0) for status in get_args(Status)}, retries or 0)
+
+    def due_webhooks(self, limit: int) -> list[Job]:
+        """Finished jobs whose webhook is to be posted now."""
+        due = jobs.c.webhook_due <= self._now()
+        query = select(jobs).where(due).order_by(jobs.c.webhook_due).limit(limit)
+        with self._snapshot() as connection:
+            return [Job.of(row) for row in connection.execute(query)]
+
+    def note_webhook(self, job: Job, again_in: int | None) -> None:
+        """What became of a post: done with for good (None), or to be tried again in so many ms."""
+        due = None if again_in is None else self._now() + again_in
+        values = {"webhook_due": due, "webhook_failures": job.webhook_failures + 1}
+        # A job that was retried meanwhile has a webhook of its own to come.
+        this = jobs.c.id == job.id, jobs.c.run == job.run, jobs.c.finished == job.finished
+        with self._transaction() as connection:
+            connection.execute(update(jobs).where(*this).values(values))
+
+    def tidy(self) -> list[str]:
+        """Forget what is finished: what is past its time, then the oldest beyond the limits."""
+        past = jobs.c.delete_after <= self._now()
+        settled = jobs.c.status.not_in(UNFINISHED), jobs.c.webhook_due.is_(None)
+        with self._transaction() as connection:
+            rows = connection.execute(select(jobs.c.id, jobs.c.run).where(past, *settled)).all()
+            self._forget(connection, rows)
+            excess = self._excess(connection)
+            self._forget(connection, excess)
+        for row in (*rows, *excess):
+            self._results.delete(row.id, row.run)
+        if self._is_sqlite:
+            self._vacuum()
+        return [row.id for row in (*rows, *excess)]
+
+    def _excess(self, connection: Connection) -> list[Row[Any]]:
+        """The oldest finished jobs, as many as are beyond the limits."""
+        finished = connection.execute(
+            select(jobs.c.id, jobs.c.run, jobs.c.size, jobs.c.webhook_due)
+            .where(jobs.c.status.not_in(UNFINISHED))
+            .order_by(jobs.c.finished)
+        ).all()
+        count, total = len(finished), sum(row.size for row in finished)
+        excess = []
+        for row in finished:
+            if count <= self._limits.max_finished and total <= self._limits.max_bytes:
+                break
+            if row.webhook_due is None:
+                count, total = count - 1, total - row.size
+                excess.append(row)
+        return excess
+
+    def _forget(self, connection: Connection, rows: Iterable[Row[Any]]) -> None:
+        for row in rows:
+            connection.execute(delete(jobs).where(jobs.c.id == row.id))
+
+    def _vacuum(self) -> None:
+        """Give free pages of SQLite's file back: one a step, of which only a script takes all."""
+        with self._writing, self._engine.connect() as connection:
+            cursor = connection.connection.cursor()
+            cursor.executescript(f"PRAGMA incremental_vacuum({VACUUM_PAGES})")
+            cursor.close()
+
+    def _final(self, status: Status) -> dict[str, Any]:
+        """What every job gets that ends now."""
+        now = self._now()
+        values: dict[str, Any] = {"status": status, "finished": now}
+        values["delete_after"] = now + jobs.c.keep
+        values["webhook_due"] = case((jobs.c.webhook.is_not(None), now), else_=None)
+        if status not in RETRIABLE:
+            values |= {"input": None, "size": 0}
+        return values
+
+    def _end_run(self, job: Job, values: dict[str, Any]) -> bool:
+        """Whether this run has ended so: now, or before when the commit's answer was lost."""
+        this = jobs.c.id == job.id, jobs.c.run == job.run
+        end = update(jobs).where(*this, jobs.c.status == "IN_PROGRESS").values(values)
+        same = select(jobs.c.id).where(*this, jobs.c.status == values["status"])
+        with self._transaction() as connection:
+            return connection.execute(end).rowcount == 1 or bool(connection.execute(same).all())
+
+    def _end_where(
+        self, condition: Any, statuses: tuple[Status, ...], values: dict[str, Any]
+    ) -> list[str]:
+        """Change the jobs of `condition` that have one of the `statuses`; the ids of those."""
+        ended = []
+        with self._transaction() as connection:
+            found = select(jobs.c.id).where(condition, jobs.c.status.in_(statuses))
+            for job_id in connection.execute(found).scalars().all():
+                this = jobs.c.id == job_id, jobs.c.status.in_(statuses)
+                if connection.execute(update(jobs).where(*this).values(values)).rowcount:
+                    ended.append(job_id)
+        return ended

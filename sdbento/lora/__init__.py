@@ -1,0 +1,1 @@
+"""LoRAs: files, matrices, and rows with different ones in one forward."""

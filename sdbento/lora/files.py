@@ -1,0 +1,337 @@
+"""Which file a LoRA's name means, and what that file holds.
+
+A name is looked up in the LoRA folder and the catalogue, then among local paths and, where the
+settings allow it, on the Hub; https URLs are fetched where that is allowed. A requested name never
+becomes part of a path in the LoRA folder: it is matched against the listing. Only safetensors are
+read. Knows nothing of models and of what the tensors mean: `adapters`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import logging
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import safetensors.torch
+import torch
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
+from safetensors import SafetensorError, safe_open
+
+from sdbento.catalog import hub
+from sdbento.catalog.families import PICKLED, Family
+from sdbento.catalog.specs import LoraSpec, catalogued_loras
+from sdbento.errors import (
+    InvalidParameter,
+    ModelLoadFailed,
+    SDBentoError,
+    TooLarge,
+    UnknownModel,
+    UnsupportedModel,
+    classify,
+)
+from sdbento.outbound import fetch
+from sdbento.settings import Settings
+
+log = logging.getLogger(__name__)
+
+MAX_LORA_BYTES = 1_500_000_000
+SUFFIX = ".safetensors"
+STEM = "pytorch_lora_weights"  # of the file that diffusers writes into a folder
+NUM_NEAREST = 3
+_HUB_NAME = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:/(.+))?", re.ASCII)
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A file of a repository; None: its only LoRA, or the one that diffusers wrote."""
+
+    repo: str
+    file: str | None
+
+
+@dataclass(frozen=True)
+class Url:
+    address: str
+
+
+@dataclass(frozen=True)
+class LoraSource:
+    """Where a LoRA lies. Equal to another as long as both mean the same, unchanged file."""
+
+    name: str
+    place: Path | HubFile | Url
+    family: Family | None = None  # as far as the catalogue tells
+    changed: tuple[int, int] = (0, 0)  # a local file's time and size
+
+
+@dataclass(frozen=True)
+class LoraFile:
+    """What is in a file. The tensors may be views of the file itself: copy them."""
+
+    tensors: dict[str, torch.Tensor]
+    metadata: dict[str, str]
+
+
+def known_names(settings: Settings) -> list[str]:
+    """Names in the LoRA folder and the catalogue."""
+    names = [*_folder(settings.lora_dir), *(spec.name for spec in catalogued_loras())]
+    return list(dict.fromkeys(names))
+
+
+def is_known(name: str, settings: Settings) -> bool:
+    """Whether a name is one of the LoRA folder or the catalogue."""
+    return bool(_in_folder(name, settings)) or _catalogued(name) is not None
+
+
+def nearest(name: str, settings: Settings) -> str:
+    """The end of a sentence that says that there is no such LoRA."""
+    names = known_names(settings)
+    near = difflib.get_close_matches(name, names, n=NUM_NEAREST, cutoff=0.5) or names[:NUM_NEAREST]
+    return f"; the nearest: {', '.join(near)}" if near else "; this server has none of its own"
+
+
+def locate(name: str, settings: Settings) -> LoraSource:
+    """Where the LoRA of that name lies. Asks nobody but this machine's disk.
+
+    Raises InvalidParameter: an unknown name, an ambiguous one, or one that the settings forbid.
+    """
+    if name.lower().startswith(("https://", "http://")):
+        return _url(name, settings)
+    if name.lower().endswith(PICKLED):
+        raise refusal(name, "pickled weights can run code when loaded; only safetensors are read")
+    if len(found := _in_folder(name, settings)) > 1:
+        raise InvalidParameter(
+            f"the LoRA name {name!r} is ambiguous: {', '.join(sorted(found))}", param="lora"
+        )
+    for canonical, file in found.items():
+        return _on_disk(canonical, file)
+    if (spec := _catalogued(name)) is not None:
+        return _from_catalogue(spec)
+    if settings.allow_any_model and (path := _local(name)) is not None:
+        return _on_disk(name, path)
+    if settings.allow_lora_hub and (place := _hub_file(name)) is not None:
+        return LoraSource(name.removesuffix(SUFFIX), place)
+    raise unknown(name, settings)
+
+
+def read(source: LoraSource, settings: Settings) -> LoraFile:
+    """Download what must be downloaded, and open the file. Blocking.
+
+    Raises InvalidParameter, UnsupportedModel, TooLarge, or what keeps the Hub from being asked.
+    """
+    try:
+        match source.place:
+            case Url(address):
+                data = fetch(address, settings, max_bytes=MAX_LORA_BYTES, param="lora")
+                return LoraFile(safetensors.torch.load(data), _metadata(data))
+            case HubFile():
+                return _open(source.name, _download(source.name, source.place, settings))
+            case path:
+                return _open(source.name, path)
+    except SDBentoError:
+        raise
+    except SafetensorError as exc:
+        raise refusal(source.name, "it is no safetensors file, or a damaged one") from exc
+    except Exception as exc:
+        error = classify(exc)
+        if isinstance(error, UnknownModel):
+            raise unknown(source.name, settings) from exc
+        reason = error.message.replace("the model's", "its").replace("the model ", "it ")
+        raise type(error)(f"LoRA {source.name}: {reason}", param="lora") from exc
+
+
+def refusal(name: str, reason: str) -> UnsupportedModel:
+    return UnsupportedModel(f"LoRA {name} is not supported: {reason}", param="lora")
+
+
+def unknown(name: str, settings: Settings) -> InvalidParameter:
+    """The error for a name that means nothing here, with the nearest ones and what is forbidden."""
+    hint = nearest(name, settings)
+    if not settings.allow_any_model:
+        hint += "; paths are not taken from requests (SDBENTO_ALLOW_ANY_MODEL=false)"
+    if not settings.allow_lora_hub:
+        hint += "; the Hub is not asked (SDBENTO_ALLOW_LORA_HUB=false)"
+    return InvalidParameter(f"there is no LoRA {name!r}{hint}", param="lora")
+
+
+def _url(name: str, settings: Settings) -> LoraSource:
+    shown = name.partition("?")[0]  # what follows may hold somebody's token
+    if not settings.allow_lora_urls:
+        raise InvalidParameter(
+            f"LoRA {shown}: URLs are not allowed here (SDBENTO_ALLOW_LORA_URLS=false)", param="lora"
+        )
+    try:
+        path = urlsplit(name).path
+    except ValueError:
+        raise InvalidParameter(f"LoRA {shown}: the URL is not valid", param="lora") from None
+    if path.lower().endswith(PICKLED):
+        raise refusal(shown, "pickled weights can run code when loaded; only safetensors are read")
+    return LoraSource(shown, Url(name))
+
+
+def _in_folder(name: str, settings: Settings) -> dict[str, Path]:
+    """The folder's LoRAs that a name may mean; a bare file name is enough where it is unique."""
+    listed = _folder(settings.lora_dir)
+    wanted = name.removesuffix(SUFFIX)
+    for key in (wanted, wanted.removesuffix(f"/{STEM}")):
+        if key in listed:
+            return {key: listed[key]}
+    return {key: file for key, file in listed.items() if key.rpartition("/")[2] == wanted}
+
+
+def _folder(root: Path) -> dict[str, Path]:
+    """Names and files; a folder that diffusers wrote goes by its own name where that is free."""
+    files = {file.relative_to(root).as_posix().removesuffix(SUFFIX): file for file in _walk(root)}
+    named = {}
+    for key, file in files.items():
+        folder, _, stem = key.rpartition("/")
+        named[folder if stem == STEM and folder and folder not in files else key] = file
+    return named
+
+
+def _walk(root: Path) -> Iterator[Path]:
+    seen = set()  # links may lead anywhere the operator likes, also in circles
+    for folder, folders, files in os.walk(root, followlinks=True):
+        if (real := os.path.realpath(folder)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        found = (Path(folder, file) for file in sorted(files) if file.endswith(SUFFIX))
+        yield from (file for file in found if file.is_file())
+
+
+def _catalogued(name: str) -> LoraSpec | None:
+    wanted = name.casefold()
+    return next(
+        (s for s in catalogued_loras() if wanted in map(str.casefold, (*s.names, s.source))), None
+    )
+
+
+def _from_catalogue(spec: LoraSpec) -> LoraSource:
+    place = _hub_file(spec.source)
+    if place is None or Path(spec.source).is_absolute():
+        return _on_disk(spec.name, Path(spec.source), spec.family)
+    return LoraSource(spec.name, place, spec.family)
+
+
+def _on_disk(name: str, file: Path, family: Family | None = None) -> LoraSource:
+    try:
+        stat = file.stat()
+    except OSError as error:
+        raise _unreadable(name) from error
+    return LoraSource(name, file, family, (stat.st_mtime_ns, stat.st_size))
+
+
+def _local(name: str) -> Path | None:
+    """A file, with or without its suffix, or a folder that diffusers wrote."""
+    whole = Path(name) if name.endswith(SUFFIX) else Path(f"{name}{SUFFIX}")
+    for path in (whole, Path(name, STEM + SUFFIX)):
+        try:
+            if path.is_file():
+                return path.absolute()
+        except OSError:  # not a path at all: too long, unreadable
+            continue
+    return None
+
+
+def _hub_file(name: str) -> HubFile | None:
+    match = _HUB_NAME.fullmatch(name)
+    return HubFile(match[1], match[2]) if match else None
+
+
+def _download(name: str, place: HubFile, settings: Settings) -> Path:
+    """The file, from the cache where the Hub cannot be reached."""
+    if hub.is_offline(settings.offline):
+        try:
+            return _from_cache(name, place)
+        except OSError as error:
+            raise ModelLoadFailed(
+                f"LoRA {name} is not on this machine and downloads are switched off", param="lora"
+            ) from error
+    try:
+        return _from_hub(name, place)
+    except (HfHubHTTPError, SDBentoError):  # what the Hub says of the repository
+        raise
+    except Exception:
+        try:
+            return _from_cache(name, place)
+        except Exception as error:
+            log.info("LoRA %s is not in the cache either: %s", name, error)
+        raise
+
+
+def _from_hub(name: str, place: HubFile) -> Path:
+    listed = HfApi().model_info(place.repo, files_metadata=True).siblings or ()
+    sizes = {sibling.rfilename: sibling.size or 0 for sibling in listed}
+    file = _pick(name, place, sizes)
+    _check_size(name, sizes[file])
+    return Path(hf_hub_download(place.repo, file))
+
+
+def _from_cache(name: str, place: HubFile) -> Path:
+    # Nothing is demanded of the snapshot: it need not be complete.
+    folder = Path(snapshot_download(place.repo, local_files_only=True, ignore_patterns="*"))
+    files = hub.local_files(folder)
+    try:
+        return folder / _pick(name, place, files)
+    except InvalidParameter as error:
+        if place.file is None and any(file.endswith(SUFFIX) for file in files):
+            raise
+        raise FileNotFoundError from error  # the Hub may well have it
+
+
+def _pick(name: str, place: HubFile, files: Iterable[str]) -> str:
+    """The repository's file that is meant; `name` is never taken as a path."""
+    weights = [file for file in files if file.endswith(SUFFIX)]
+    if place.file is not None:
+        wanted = place.file.removesuffix(SUFFIX) + SUFFIX
+    elif len(weights) == 1:
+        return weights[0]
+    else:
+        wanted = STEM + SUFFIX
+    if wanted in weights:
+        return wanted
+    if not weights:
+        raise refusal(name, f"{place.repo} has no .safetensors file")
+    near = difflib.get_close_matches(wanted, weights, n=NUM_NEAREST, cutoff=0) or weights
+    raise InvalidParameter(
+        f"LoRA {name}: say which file of {place.repo} is meant, as in "
+        f"{', '.join(f'{place.repo}/{file}' for file in near[:NUM_NEAREST])}",
+        param="lora",
+    )
+
+
+def _open(name: str, path: Path) -> LoraFile:
+    try:
+        _check_size(name, path.stat().st_size)
+        with safe_open(path, framework="pt") as file:
+            tensors = {key: file.get_tensor(key) for key in list(file.keys())}
+            return LoraFile(tensors, file.metadata() or {})
+    except OSError as error:
+        raise _unreadable(name) from error
+
+
+def _unreadable(name: str) -> ModelLoadFailed:
+    return ModelLoadFailed(f"LoRA {name}: its file cannot be read", param="lora")
+
+
+def _metadata(data: bytes) -> dict[str, str]:
+    """Of a file that the library has read already; it does not give this itself."""
+    length = int.from_bytes(data[:8], "little")
+    metadata: dict[str, str] = json.loads(data[8 : 8 + length]).get("__metadata__") or {}
+    return metadata
+
+
+def _check_size(name: str, num_bytes: int) -> None:
+    if num_bytes > MAX_LORA_BYTES:
+        raise TooLarge(
+            f"LoRA {name} has {num_bytes} bytes; the limit is {MAX_LORA_BYTES}", param="lora"
+        )

@@ -1,0 +1,281 @@
+"""What a LoRA's tensors mean for one model: two matrices and a scale for each of its layers.
+
+Reads what kohya's trainer, diffusers (old and new) and PEFT write. The names are translated by
+diffusers' own conversions; each layer keeps its own alpha, which is its rank where the file gives
+none. What cannot be added to a layer's output as a product of two matrices is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from diffusers.loaders import StableDiffusionLoraLoaderMixin
+from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
+from diffusers.utils.state_dict_utils import (
+    StateDictType,
+    convert_state_dict_to_peft,
+    convert_unet_state_dict_to_peft,
+)
+from torch import Tensor, nn
+
+from sdbento.catalog.families import Family
+from sdbento.errors import UnsupportedModel
+from sdbento.lora.files import LoraFile, LoraSource, refusal
+from sdbento.models.pipeline import Pipeline
+
+T = TypeVar("T")
+
+PARTS = ("unet", "text_encoder", "text_encoder_2")
+MAX_KEY_CHARS = 100  # of a file's key in a message
+_KOHYA = ("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_")
+_LAYER = re.compile(r"(.+)\.lora_([AB])\.weight")
+_VARIANTS = {
+    "dora_scale": "DoRA",
+    "lora_magnitude_vector": "DoRA",
+    "lokr_": "LoKr",
+    "hada_": "LoHa",
+    ".oft_": "OFT",
+    "lora_mid": "a LoCon with a third matrix",
+    "bundle_emb": "a LoRA with textual inversions inside",
+    "lora_B.bias": "a LoRA with biases",
+}
+_FAMILY_NAMES = {
+    Family.SD15: "Stable Diffusion 1.x",
+    Family.SD21: "Stable Diffusion 2.x",
+    Family.SDXL: "Stable Diffusion XL",
+}
+_STATED = {  # as kohya's trainer and ModelSpec write it
+    Family.SD15: ("sd_v1", "stable-diffusion-v1"),
+    Family.SD21: ("sd_v2", "stable-diffusion-v2"),
+    Family.SDXL: ("sdxl", "stable-diffusion-xl"),
+}
+_FAMILY_BY_TEXT_WIDTH = {768: Family.SD15, 1024: Family.SD21, 2048: Family.SDXL}
+_TEXT_DOWN = re.compile(r".*attn2[._](?:processor\.)?to_[kv].*(?:down|lora_A)\.weight")
+
+
+@dataclass(frozen=True, eq=False)
+class LowRank:
+    """What is added to one layer: weight * scale * up(down(x)).
+
+    down: [rank, in] or [rank, in, height, width]; up: [out, rank] or [out, rank, 1, 1];
+    scale: alpha / rank.
+    """
+
+    down: Tensor
+    up: Tensor
+    scale: float
+
+
+Parts = Mapping[str, Mapping[str, LowRank]]
+
+
+def to_parts(source: LoraSource, file: LoraFile, pipeline: Pipeline) -> Parts:
+    """The matrices by part and layer, copied to the model's device in its precision.
+
+    Raises UnsupportedModel with the reason.
+    """
+    for key in file.tensors:
+        for mark, kind in _VARIANTS.items():
+            if mark in key:
+                raise refusal(source.name, f"it is {kind}; only plain LoRA and LoCon are")
+    if source.family not in (None, pipeline.spec.family):
+        raise _misfit(source, file, pipeline, "the catalogue says so")
+    try:
+        tensors, alphas = _by_part(file, pipeline)
+    except (LookupError, ValueError, TypeError, RuntimeError) as error:
+        raise refusal(
+            source.name, "its layers are not named as kohya's trainer, diffusers or PEFT name them"
+        ) from error
+    parts = {
+        part: dict(_layers_of(part, source, file, pipeline, tensors[part], alphas[part]))
+        for part in PARTS
+        if tensors[part]
+    }
+    if not parts:
+        raise refusal(source.name, "the file has no LoRA layers")
+    return parts
+
+
+def num_bytes(parts: Parts) -> int:
+    matrices = [
+        m for layers in parts.values() for low in layers.values() for m in (low.down, low.up)
+    ]
+    return sum(matrix.numel() * matrix.element_size() for matrix in matrices)
+
+
+def _by_part(
+    file: LoraFile, pipeline: Pipeline
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, dict[str, float]]]:
+    """Matrices by PEFT's keys and alphas by layer, each by part. What is none of these raises."""
+    tensors = dict(file.tensors)
+    alphas: dict[str, float] = {}
+    if tensors and all(key.startswith(_KOHYA) for key in tensors):
+        tensors, alphas = StableDiffusionLoraLoaderMixin.lora_state_dict(
+            tensors, unet_config=pipeline.unet.config
+        )
+    else:
+        if not any(key.startswith(tuple(f"{part}." for part in PARTS)) for key in tensors):
+            tensors = {f"unet.{key}": tensor for key, tensor in tensors.items()}
+        given = [key for key in tensors if key.endswith(".alpha")]
+        alphas = {key: tensors.pop(key).item() for key in given}
+    by_part = {part: _peft_names(part, _inside(part, tensors), pipeline) for part in PARTS}
+    if sum(map(len, by_part.values())) != len(tensors):
+        raise KeyError("keys of no part, or two that mean the same")
+    named = {key.removesuffix(".alpha"): alpha for key, alpha in (alphas or {}).items()}
+    by_layer = {part: _peft_names(part, _inside(part, named), pipeline) for part in PARTS}
+    return by_part, {
+        part: {key.partition(".lora_A")[0]: alpha for key, alpha in layers.items()}
+        for part, layers in by_layer.items()
+    }
+
+
+def _inside(part: str, values: Mapping[str, T]) -> dict[str, T]:
+    prefix = f"{part}."
+    return {k.removeprefix(prefix): v for k, v in values.items() if k.startswith(prefix)}
+
+
+def _peft_names(part: str, values: dict[str, T], pipeline: Pipeline) -> dict[str, T]:
+    """Keys as PEFT has them: the layer's name, then lora_A or lora_B."""
+    if part == "unet":
+        named: dict[str, T] = convert_unet_state_dict_to_peft(values)
+        return named
+    # Told the type, diffusers need not guess it, which it can do for complete layers only.
+    for kind in (StateDictType.DIFFUSERS_OLD, StateDictType.DIFFUSERS):
+        values = convert_state_dict_to_peft(values, kind)
+    if hasattr(getattr(pipeline.pipe, part, None), "text_model"):
+        return values
+    return {key.removeprefix("text_model."): value for key, value in values.items()}
+
+
+def _layers_of(
+    part: str,
+    source: LoraSource,
+    file: LoraFile,
+    pipeline: Pipeline,
+    tensors: Mapping[str, Tensor],
+    alphas: Mapping[str, float],
+) -> Iterator[tuple[str, LowRank]]:
+    network = getattr(pipeline.pipe, part, None)
+    if network is None:
+        raise _misfit(source, file, pipeline, f"the model has no {part}")
+    layers = dict(network.named_modules())
+    stated = _stated_alphas(part, source, file)
+    for name, (down, up) in _pairs(source.name, tensors):
+        rank = len(down)
+        fitted = _fit(layers.get(name), down, up)
+        if fitted is None:
+            raise _misfit(source, file, pipeline, _mismatch(name, layers.get(name), down, up))
+        scale = _scale(name, rank, alphas, stated)
+        if not math.isfinite(scale):
+            raise refusal(source.name, f"the alpha of its layer {_short(name)} is not finite")
+        down, up = (matrix.to(pipeline.dtype, copy=True).contiguous() for matrix in fitted)
+        if not (down.isfinite().all() and up.isfinite().all()):
+            raise refusal(
+                source.name, f"its layer {_short(name)} has values that are not finite numbers"
+            )
+        yield name, LowRank(down.to(pipeline.device), up.to(pipeline.device), scale)
+
+
+def _pairs(name: str, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
+    """Layer names with their (down, up)."""
+    halves: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        match = _LAYER.fullmatch(key)
+        if match is None:
+            raise refusal(name, f"it has a key that is none of a LoRA's: {_short(key)}")
+        if tensor.dim() not in (2, 4) or not tensor.numel() or not tensor.is_floating_point():
+            raise refusal(name, f"{_short(key)} is empty or no matrix of floating-point numbers")
+        halves.setdefault(match[1], {})[match[2]] = tensor
+    for layer, pair in halves.items():
+        if len(pair) != 2:
+            raise refusal(name, f"its layer {_short(layer)} has only one of two matrices")
+        yield layer, (pair["A"], pair["B"])
+
+
+def _fit(layer: nn.Module | None, down: Tensor, up: Tensor) -> tuple[Tensor, Tensor] | None:
+    """The matrices in the layer's own form, or None where their shapes are not for it."""
+    rank = len(down)
+    if isinstance(layer, nn.Linear):
+        down, up = (m[:, :, 0, 0] if m.shape[2:] == (1, 1) else m for m in (down, up))
+        inner: tuple[int, ...] = (rank, layer.in_features)
+        outer: tuple[int, ...] = (layer.out_features, rank)
+    elif isinstance(layer, nn.Conv2d) and layer.groups == 1 and layer.padding_mode == "zeros":
+        down, up = (m[:, :, None, None] if m.dim() == 2 else m for m in (down, up))
+        inner = (rank, layer.in_channels, *layer.kernel_size)
+        outer = (layer.out_channels, rank, 1, 1)
+    else:
+        return None
+    return (down, up) if (down.shape, up.shape) == (inner, outer) else None
+
+
+def _stated_alphas(part: str, source: LoraSource, file: LoraFile) -> dict[str, Any]:
+    """PEFT's configuration of that part, where diffusers wrote one into the file."""
+    try:
+        stated = json.loads(file.metadata.get(LORA_ADAPTER_METADATA_KEY) or "{}")
+        config = _inside(part, stated)
+        patterns = config.get("alpha_pattern") or {}
+        return {
+            "alpha": None if config.get("lora_alpha") is None else float(config["lora_alpha"]),
+            "alphas": {str(key).removeprefix("^"): float(v) for key, v in patterns.items()},
+            "by_root": bool(config.get("use_rslora")),
+        }
+    except (ValueError, TypeError, AttributeError) as error:
+        raise refusal(source.name, "the metadata of its adapter cannot be read") from error
+
+
+def _scale(name: str, rank: int, alphas: Mapping[str, float], stated: Mapping[str, Any]) -> float:
+    """alpha / rank; alpha is the layer's own, or as PEFT's configuration has it, or the rank."""
+    alpha = alphas.get(name, stated["alpha"])
+    for ending, value in stated["alphas"].items():
+        if name == ending or name.endswith(f".{ending}"):
+            alpha = value
+            break
+    if alpha is None:
+        return 1.0
+    return float(alpha) / (math.sqrt(rank) if stated["by_root"] else rank)
+
+
+def _mismatch(name: str, layer: nn.Module | None, down: Tensor, up: Tensor) -> str:
+    if not isinstance(layer, nn.Linear | nn.Conv2d):
+        return f"the model has no layer {_short(name)}"
+    return (
+        f"{_short(name)} has weights of {tuple(layer.weight.shape)} in the model, "
+        f"matrices of {tuple(up.shape)} and {tuple(down.shape)} in the LoRA"
+    )
+
+
+def _misfit(
+    source: LoraSource, file: LoraFile, pipeline: Pipeline, reason: str
+) -> UnsupportedModel:
+    spec, likely = pipeline.spec, source.family or _likely_family(file)
+    made_for = "another model" if likely in (None, spec.family) else _FAMILY_NAMES[likely]
+    return UnsupportedModel(
+        f"LoRA {source.name} does not fit model {spec.name} ({_FAMILY_NAMES[spec.family]}): it is "
+        f"likely made for {made_for} ({reason})",
+        param="lora",
+    )
+
+
+def _likely_family(file: LoraFile) -> Family | None:
+    """By what the file says of itself, else by the width of the text that its layers read."""
+    stated = " ".join(
+        file.metadata.get(key, "") for key in ("ss_base_model_version", "modelspec.architecture")
+    )
+    for family, marks in _STATED.items():
+        if any(mark in stated.lower() for mark in marks):
+            return family
+    if any(key.startswith(("text_encoder_2.", "lora_te2_")) for key in file.tensors):
+        return Family.SDXL
+    for key, tensor in file.tensors.items():
+        if _TEXT_DOWN.fullmatch(key) and tensor.dim() > 1:
+            return _FAMILY_BY_TEXT_WIDTH.get(tensor.shape[1])
+    return None
+
+
+def _short(key: str) -> str:
+    return key if len(key) <= MAX_KEY_CHARS else f"{key[:MAX_KEY_CHARS]}…"

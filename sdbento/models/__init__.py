@@ -1,0 +1,1 @@
+"""Models in memory: loaded, compiled, leased to requests, evicted."""

@@ -1,0 +1,100 @@
+"""What the hardware can do of what the settings ask: device, precision, memory.
+
+Where it cannot do what is asked, the nearest right thing is chosen and the log says so.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import cache
+from pathlib import Path
+
+import psutil
+import torch
+
+from sdbento.catalog.families import Family
+from sdbento.catalog.specs import ControlNetSpec, ModelSpec
+from sdbento.malloc import release_freed_memory
+from sdbento.settings import Settings, SettingsError
+
+log = logging.getLogger(__name__)
+
+GB = 1e9
+GPU_SHARE, CPU_SHARE = 0.85, 0.6  # of the memory; the rest is for activations and everyone else
+CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+
+
+def choose_device(settings: Settings) -> torch.device:
+    """Raises SettingsError where a GPU is demanded and there is none."""
+    if settings.device == "cpu":
+        return torch.device("cpu")
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    if settings.device == "cuda":
+        raise SettingsError("SDBENTO_DEVICE='cuda': torch sees no GPU; allowed here: auto, cpu")
+    return torch.device("cpu")
+
+
+def choose_dtype(settings: Settings, device: torch.device) -> torch.dtype:
+    """What UNet and text encoders compute in: PRECISION, or the nearest that the device can do."""
+    if settings.precision == "fp32":
+        return torch.float32
+    if device.type != "cuda":
+        say_once(f"PRECISION={settings.precision} needs a GPU: computing in fp32 on the CPU")
+        return torch.float32
+    if settings.precision == "bf16" and not has_bf16():
+        say_once("PRECISION=bf16 needs a newer GPU: computing in fp16")
+        return torch.float16
+    return torch.bfloat16 if settings.precision == "bf16" else torch.float16
+
+
+def choose_vae_dtype(spec: ModelSpec, force_upcast: bool, dtype: torch.dtype) -> torch.dtype:
+    """SDXL's VAE overflows in fp16 (black pictures): bf16 has the range, fp32 is the fallback."""
+    if dtype is torch.float16 and spec.family is Family.SDXL and force_upcast:
+        return torch.bfloat16 if has_bf16() else torch.float32
+    return dtype
+
+
+def memory_budget_gb(settings: Settings) -> float:
+    """What resident models may take together. Raises SettingsError as `choose_device` does."""
+    if settings.memory_gb is not None:
+        return settings.memory_gb
+    device = choose_device(settings)
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return min(free, GPU_SHARE * total) / GB
+    return CPU_SHARE * host_memory()[0] / GB
+
+
+def host_memory() -> tuple[int, int]:
+    """(total, available) bytes; in a container, of what it may use."""
+    memory = psutil.virtual_memory()
+    try:
+        limit = int(CGROUP_LIMIT.read_text())
+    except (OSError, ValueError):  # no container, or one without a limit ("max")
+        return memory.total, memory.available
+    return min(memory.total, limit), min(
+        memory.available, limit - psutil.Process().memory_info().rss
+    )
+
+
+def memory_need(spec: ModelSpec | ControlNetSpec, dtype: torch.dtype) -> int:
+    """Bytes to reserve before something is loaded and can be measured."""
+    return int(spec.memory_gb * GB * dtype.itemsize / torch.float16.itemsize)
+
+
+def has_bf16() -> bool:
+    return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+
+
+@cache
+def say_once(message: str) -> None:
+    log.info(message)
+
+
+def free_unused(device: torch.device) -> None:
+    """Hand the memory of dropped models back to the driver, or to the kernel."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    else:
+        release_freed_memory()

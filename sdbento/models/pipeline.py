@@ -1,0 +1,98 @@
+"""What is in memory and ready to use: a model's pipeline, a ControlNet.
+
+Knows nothing of how it came there (`weights`) or of who uses it (`pipelines`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from sdbento.catalog.families import INPAINT_CHANNELS, Family
+from sdbento.catalog.specs import ControlNetSpec, ModelSpec
+
+
+@dataclass(eq=False)
+class Pipeline:
+    """A resident model: the stock pipeline's components, ready on `device`.
+
+    What it is made of counts, not what it was saved as: a stock text-to-image pipeline also where
+    the UNet is one for inpainting; for the SDXL refiner, which draws nothing by itself, the
+    image-to-image one.
+    """
+
+    spec: ModelSpec
+    pipe: Any = field(repr=False)  # StableDiffusion[XL][Img2Img]Pipeline
+    device: torch.device
+    dtype: torch.dtype
+    vae_dtype: torch.dtype
+    nbytes: int
+
+    @property
+    def unet(self) -> Any:
+        return self.pipe.unet
+
+    @property
+    def vae(self) -> Any:
+        return self.pipe.vae
+
+    @property
+    def scheduler_config(self) -> dict[str, Any]:
+        """With the name of its class, which schedulers that were not loaded do not state."""
+        scheduler = self.pipe.scheduler
+        return {**scheduler.config, "_class_name": type(scheduler).__name__}
+
+    @property
+    def is_sdxl(self) -> bool:
+        return self.spec.family is Family.SDXL
+
+    @property
+    def latent_channels(self) -> int:
+        return int(self.vae.config.latent_channels)
+
+    @property
+    def inpaints(self) -> bool:
+        """Whether the UNet also reads the mask and the masked picture."""
+        return bool(self.unet.config.in_channels == INPAINT_CHANNELS)
+
+    @property
+    def requires_aesthetics_score(self) -> bool:
+        """Whether the UNet reads an aesthetic score in place of a target size: SDXL's refiner."""
+        return bool(self.pipe.config.get("requires_aesthetics_score", False))
+
+    @property
+    def vae_scale_factor(self) -> int:
+        return int(self.pipe.vae_scale_factor)
+
+
+@dataclass(eq=False)
+class ControlNet:
+    """A resident ControlNet, ready on `device`."""
+
+    spec: ControlNetSpec
+    module: Any = field(repr=False)  # ControlNetModel
+    device: torch.device
+    dtype: torch.dtype
+    nbytes: int
+
+
+Resident = Pipeline | ControlNet
+
+
+def networks(resident: Resident) -> Iterator[torch.nn.Module]:
+    """All of its torch modules."""
+    return iter([resident.module]) if isinstance(resident, ControlNet) else modules(resident.pipe)
+
+
+def modules(pipe: Any) -> Iterator[torch.nn.Module]:
+    """The pipeline's networks."""
+    return (part for part in pipe.components.values() if isinstance(part, torch.nn.Module))
+
+
+def num_bytes(parts: Iterable[torch.nn.Module]) -> int:
+    """Of all parameters and buffers."""
+    tensors = [t for module in parts for t in (*module.parameters(), *module.buffers())]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

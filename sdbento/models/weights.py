@@ -1,0 +1,304 @@
+"""From files to modules on the device: the only `from_pretrained` of the project.
+
+Only safetensors are read. Knows nothing of who uses a model or for how long: `pipelines`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+
+# diffusers makes transformers tell of components that are not used here, while it is imported.
+transformers.logging.set_verbosity_error()
+
+from diffusers import (
+    ControlNetModel,
+    StableDiffusionPipeline,
+    StableDiffusionXLImg2ImgPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from diffusers.loaders.single_file_utils import SingleFileComponentError
+from diffusers.models.attention_processor import AttnProcessor2_0, XFormersAttnProcessor
+
+from sdbento.catalog import hub
+from sdbento.catalog.families import INPAINT_CHANNELS, LATENT_CHANNELS, VAE_FACTOR, Family, refusal
+from sdbento.catalog.lookup import ControlNetSpec, ModelSpec, family_configs
+from sdbento.errors import ModelLoadFailed
+from sdbento.models import torch_compile
+from sdbento.models.device import GB, choose_device, choose_dtype, choose_vae_dtype, say_once
+from sdbento.models.pipeline import ControlNet, Pipeline, Resident, modules, num_bytes
+from sdbento.settings import Settings
+
+log = logging.getLogger(__name__)
+
+KNOWN_SHARE = 0.9  # of a text encoder's embeddings that some token has; a few may be padding
+WORD_END, NUM_WORDS = "</w>", 20
+
+# diffusers and transformers patch torch.nn.Module for the whole process while they construct.
+constructing = threading.Lock()
+
+
+def load(spec: ModelSpec | ControlNetSpec, settings: Settings) -> Resident:
+    """Files to modules on the device. Blocking, for minutes where files must be downloaded.
+
+    Raises errors of the `errors` tree and whatever the libraries raise.
+    """
+    device = choose_device(settings)
+    dtype = choose_dtype(settings, device)
+    if isinstance(spec, ControlNetSpec):
+        return _load_controlnet(spec, settings, device, dtype)
+    return _load_pipeline(spec, settings, device, dtype)
+
+
+def _load_pipeline(
+    spec: ModelSpec, settings: Settings, device: torch.device, dtype: torch.dtype
+) -> Pipeline:
+    path = hub.fetch(
+        spec.name,
+        spec.sources,
+        dtype is not torch.float32,
+        settings.offline,
+        settings.prefer_cache,
+    )
+    configs = _single_file_configs(spec, settings) if path.is_file() else None
+    pipe = _construct(spec, path, configs, dtype)
+    # The repository's own: the constructor may have changed its configuration, as `stock` does by
+    # task.
+    pipe.scheduler = type(pipe.scheduler).from_pretrained(configs or path, subfolder="scheduler")
+    _check(spec, pipe)
+    _set_prediction(spec, pipe)
+    vae_dtype = choose_vae_dtype(spec, bool(pipe.vae.config.get("force_upcast")), dtype)
+    pipe.to(device)
+    if vae_dtype is not dtype:
+        pipe.vae.to(vae_dtype)
+    attention = _set_attention(pipe.unet, settings, device)
+    if settings.compile:
+        torch_compile.enable(pipe.unet, settings.compile_dir)
+    pipeline = Pipeline(spec, pipe, device, dtype, vae_dtype, num_bytes(modules(pipe)))
+    for module in modules(pipe):
+        module.eval().requires_grad_(False)
+    log.info(
+        "model %s is on %s: %.2f GB, UNet %s, VAE %s, attention by %s",
+        *(spec.name, device, pipeline.nbytes / GB, dtype, vae_dtype, attention),
+    )
+    return pipeline
+
+
+def _load_controlnet(
+    spec: ControlNetSpec, settings: Settings, device: torch.device, dtype: torch.dtype
+) -> ControlNet:
+    half = dtype is not torch.float32
+    folder = hub.fetch_controlnet(
+        spec.name, spec.sources, half, settings.offline, settings.prefer_cache
+    )
+    files = hub.controlnet_weights(spec.name, hub.local_files(folder), half)
+    options = {"dtype": dtype, "local_files_only": True, "variant": _variant_of(files)}
+    with constructing, _without_progress_bars():
+        module = ControlNetModel.from_pretrained(folder, use_safetensors=True, **options)
+    _check_complete(spec, "network", module)
+    module.to(device).eval().requires_grad_(False)
+    attention = _set_attention(module, settings, device)
+    nbytes = num_bytes([module])
+    log.info(
+        "%s is on %s: %.2f GB, %s, attention by %s", spec, device, nbytes / GB, dtype, attention
+    )
+    return ControlNet(spec, module, device, dtype, nbytes)
+
+
+def pull(
+    spec: ModelSpec | ControlNetSpec,
+    settings: Settings,
+    progress: Callable[[str], None] = log.info,
+) -> list[Path]:
+    """Download everything that `load` will need, without loading it; returns where it lies.
+
+    SDBENTO_DEVICE=cuda makes a machine without a GPU, such as an image builder, fetch for one.
+    """
+    on_gpu = settings.device != "cpu" and (settings.device == "cuda" or torch.cuda.is_available())
+    half = on_gpu and settings.precision != "fp32"
+    progress(f"{spec.name}: {'fp16' if half else 'fp32'} weights from {', '.join(spec.sources)}")
+    if isinstance(spec, ControlNetSpec):
+        paths = [hub.fetch_controlnet(spec.name, spec.sources, half, settings.offline)]
+    else:
+        paths = [hub.fetch(spec.name, spec.sources, half, settings.offline)]
+        paths += [_single_file_configs(spec, settings)] if paths[0].is_file() else []
+    progress(f"{spec.name}: complete in {', '.join(map(str, paths))}")
+    return paths
+
+
+def _single_file_configs(spec: ModelSpec, settings: Settings) -> Path:
+    """A single file holds weights only: configurations and tokenizers are those of its family."""
+    configs = family_configs(spec.family)
+    try:
+        return hub.fetch_configs(
+            configs.name, configs.sources, settings.offline, settings.prefer_cache
+        )
+    except Exception as exc:
+        lacking = f" ({exc.message})" if isinstance(exc, ModelLoadFailed) else ""
+        raise ModelLoadFailed(
+            f"model {spec.name} is a single file: it needs the configurations and tokenizers of "
+            f"{configs.name} (2 MB), which are not on this machine{lacking} and cannot be "
+            f"downloaded now; `sdbento pull {configs.aliases[0]}` fetches them"
+        ) from exc
+
+
+def _options(spec: ModelSpec, dtype: torch.dtype) -> dict[str, Any]:
+    """What is left out is never used here: neither what judges pictures nor what marks them."""
+    options = {"dtype": dtype, "local_files_only": True, "feature_extractor": None}
+    if spec.family is Family.SDXL:
+        return {**options, "add_watermarker": False}
+    return {**options, "safety_checker": None, "requires_safety_checker": False}
+
+
+def _variant(spec: ModelSpec, folder: Path, half: bool) -> str | None:
+    index = hub.read_json(str(folder), hub.INDEX, offline=True)
+    return _variant_of(hub.needed_weights(spec.name, hub.local_files(folder), index, half))
+
+
+def _variant_of(weights: Iterable[str]) -> str | None:
+    return "fp16" if any(".fp16" in file for file in weights) else None
+
+
+def _construct(spec: ModelSpec, path: Path, configs: Path | None, dtype: torch.dtype) -> Any:
+    """The stock pipeline on the CPU, from a diffusers folder or from a single file."""
+    kind = StableDiffusionXLPipeline if spec.family is Family.SDXL else StableDiffusionPipeline
+    kind = StableDiffusionXLImg2ImgPipeline if spec.refines else kind
+    options = _options(spec, dtype)
+    with constructing, _without_progress_bars():
+        if configs is not None:
+            try:
+                if spec.inpaints:  # its family's configuration has a UNet of fewer inputs
+                    options["unet"] = UNet2DConditionModel.from_single_file(
+                        str(path),
+                        config=str(configs),
+                        subfolder="unet",
+                        in_channels=INPAINT_CHANNELS,
+                        dtype=dtype,
+                        local_files_only=True,
+                    )
+                return kind.from_single_file(str(path), config=str(configs), **options)
+            except (NotImplementedError, SingleFileComponentError) as exc:  # left without data
+                raise ModelLoadFailed(
+                    f"model {spec.name}: weights of its UNet or VAE are not in the file"
+                ) from exc
+        variant = _variant(spec, path, half=dtype is not torch.float32)
+        return kind.from_pretrained(path, use_safetensors=True, variant=variant, **options)
+
+
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    """Theirs are for people who load by hand; downloads keep huggingface_hub's."""
+    libraries = (diffusers.utils.logging, transformers.utils.logging)
+    for library in libraries:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library in libraries:
+            library.enable_progress_bar()
+
+
+def _check(spec: ModelSpec, pipe: Any) -> None:
+    """That every weight was found and that latents are what the rest of us believes."""
+    for name, module in pipe.components.items():
+        if isinstance(module, torch.nn.Module):
+            _check_complete(spec, name, module)
+    for suffix in ("", "_2"):
+        if getattr(pipe, f"text_encoder{suffix}", None) is not None:
+            _check_tokenizer(spec, pipe, suffix)
+    if pipe.vae_scale_factor != VAE_FACTOR:
+        raise refusal(spec.name, f"its VAE shrinks by {pipe.vae_scale_factor}, not {VAE_FACTOR}")
+    if (channels := pipe.vae.config.latent_channels) != LATENT_CHANNELS:
+        raise refusal(spec.name, f"its VAE has {channels} latent channels, not {LATENT_CHANNELS}")
+
+
+def _check_complete(spec: ModelSpec | ControlNetSpec, name: str, module: torch.nn.Module) -> None:
+    if missing := [key for key, tensor in module.named_parameters() if tensor.is_meta]:
+        raise ModelLoadFailed(
+            f"{spec}: {len(missing)} weights of its {name} are not in the file, {missing[0]} the "
+            "first"
+        )
+
+
+def _check_tokenizer(spec: ModelSpec, pipe: Any, suffix: str) -> None:
+    """That it tells words apart, as an empty one does not, and fits its text encoder."""
+    tokenizer = getattr(pipe, f"tokenizer{suffix}")
+    encoder = getattr(pipe, f"text_encoder{suffix}")
+    vocabulary, known = tokenizer.get_vocab(), encoder.get_input_embeddings().num_embeddings
+    most, length = max(vocabulary.values(), default=0), encoder.config.max_position_embeddings
+    fault = None
+    if most >= known:
+        fault = f"has token {most}, but its text_encoder{suffix} knows {known} only"
+    elif len(vocabulary) < KNOWN_SHARE * known:
+        fault = f"has {len(vocabulary)} tokens of the {known} that its text_encoder{suffix} knows"
+    elif not _reads_words(tokenizer, vocabulary):
+        fault = "does not read the words of its own vocabulary: merges are missing"
+    elif tokenizer.model_max_length > length:
+        fault = f"has no limit of {length} tokens: its tokenizer_config.json is incomplete"
+    if fault:
+        raise ModelLoadFailed(f"{spec}: its tokenizer{suffix} {fault}")
+
+
+def _reads_words(tokenizer: Any, vocabulary: Mapping[str, int]) -> bool:
+    """Whether one of the last words that byte pair encoding has put together is one token."""
+    words = sorted(
+        (token, word)
+        for text, token in vocabulary.items()
+        if (word := text.removesuffix(WORD_END)) != text
+        and word.isascii()
+        and word.isalpha()
+        and len(word) > 1
+    )[-NUM_WORDS:]
+    return any(
+        tokenizer(word, add_special_tokens=False).input_ids == [token] for token, word in words
+    )
+
+
+def _set_prediction(spec: ModelSpec, pipe: Any) -> None:
+    """What a single file tells of its training and its family's configuration cannot know."""
+    changes: dict[str, Any] = {}
+    if spec.prediction_type is not None:
+        changes["prediction_type"] = spec.prediction_type
+    if spec.zero_snr:
+        changes |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    if changes:
+        pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **changes)
+
+
+def _set_attention(network: Any, settings: Settings, device: torch.device) -> str:
+    """xformers in a UNet or ControlNet where it is wanted and works, else SDPA; returns which."""
+    if settings.enable_xformers and _xformers_works(device):
+        network.set_attn_processor(XFormersAttnProcessor())
+        return "xformers"
+    network.set_attn_processor(AttnProcessor2_0())
+    return "SDPA"
+
+
+@cache
+def _xformers_works(device: torch.device) -> bool:
+    if device.type != "cuda":
+        say_once("ENABLE_XFORMERS needs a GPU: using torch's own attention (SDPA)")
+        return False
+    if importlib.util.find_spec("xformers") is None:
+        say_once("xformers is not installed: using torch's own attention (SDPA)")
+        return False
+    try:
+        from xformers.ops import memory_efficient_attention
+
+        probe = torch.randn(1, 16, 1, 64, device=device, dtype=torch.float16)
+        memory_efficient_attention(probe, probe, probe)
+    except Exception as exc:  # a build for another torch or GPU fails in many ways
+        say_once(f"xformers does not work here ({exc}): using torch's own attention (SDPA)")
+        return False
+    return True

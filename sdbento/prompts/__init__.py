@@ -1,0 +1,1 @@
+"""Prompts: the weighting syntax, textual inversions, embeddings."""

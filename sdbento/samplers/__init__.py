@@ -1,0 +1,1 @@
+"""Schedulers of diffusers as tables of matrices that any batch can share."""

@@ -1,0 +1,39 @@
+"""Which stock pipeline does a task, and what its constructor makes of a scheduler's configuration.
+
+Some constructors overrule the configuration of the scheduler they are handed, for the sake of old
+repositories: `StableDiffusionInpaintPipeline` runs a PNDM scheduler as PLMS whatever it says of
+itself, while the ControlNet pipelines leave every scheduler alone. A picture is the stock
+pipeline's only if its sampler is compiled from what the constructor left.
+
+Knows nothing of requests, and applies no scheduler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+# All that constructors of diffusers 0.42 change; tests/samplers/test_stock.py asks them.
+_FORCED: Mapping[str, Mapping[str, Any]] = {
+    "StableDiffusionPipeline": {"steps_offset": 1, "clip_sample": False},
+    "StableDiffusionImg2ImgPipeline": {"steps_offset": 1, "clip_sample": False},
+    "StableDiffusionInpaintPipeline": {"steps_offset": 1, "skip_prk_steps": True},
+}
+
+
+def pipeline_class(*, is_sdxl: bool, image: bool, inpaint: bool, controlnet: bool) -> str:
+    """The name of the diffusers pipeline for a task. `inpaint`: there is a mask, or the UNet reads
+    one, which then covers everything."""
+    task = "Inpaint" if inpaint else "Img2Img" if image else ""
+    family, network = "XL" if is_sdxl else "", "ControlNet" if controlnet else ""
+    return f"StableDiffusion{family}{network}{task}Pipeline"
+
+
+def scheduler_config(pipeline_class: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """`config`, the model's own, as that pipeline's constructor leaves it.
+
+    Options that the scheduler's class does not have do no harm.
+    """
+    forced = _FORCED.get(pipeline_class, {})
+    by_default = set(config.get("_use_default_values", ())) - forced.keys()
+    return {**config, **forced, "_use_default_values": sorted(by_default)}

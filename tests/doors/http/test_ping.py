@@ -1,0 +1,71 @@
+"""GET /ping: what the load balancer is told, on the server's port and on one of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import pytest
+from starlette.applications import Starlette
+from starlette.testclient import TestClient
+
+from sdbento.doors.http import ping
+from sdbento.settings import Settings, SettingsError
+from tests.support.server import free_port
+
+
+@dataclass
+class FakeEngine:
+    alive: bool = True
+
+
+@dataclass
+class FakeApp:
+    ready: bool = False
+    engine: FakeEngine = field(default_factory=FakeEngine)
+
+
+def test_ping_tells_loading_from_ready_and_from_broken() -> None:
+    app = FakeApp()
+    mounted = Starlette(routes=ping.ROUTES)
+    mounted.state.app = app
+    client = TestClient(mounted)
+
+    assert (client.get("/ping").status_code, client.get("/ping").content) == (204, b"")
+    app.ready = True
+    assert client.get("/ping").status_code == 200
+    app.ready, app.engine.alive = False, False
+    assert client.get("/ping").status_code == 503
+
+
+def test_a_port_of_its_own_answers_ping_and_nothing_else() -> None:
+    app: Any = FakeApp()
+    port = free_port()
+    listener = ping.listen(app, Settings.load(port=3000, port_health=port))
+    assert listener is not None
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
+        assert client.get("/ping").status_code == 204
+        app.ready = True
+        assert client.get("/ping?from=balancer").status_code == 200
+        assert client.get("/generate").status_code == 404
+        assert client.post("/ping").status_code == 501
+        listener.close()
+        with pytest.raises(httpx.TransportError):
+            client.get("/ping")
+
+
+@pytest.mark.parametrize("ports", [{}, {"port": 80}, {"port": 80, "port_health": 80}])
+def test_the_servers_own_port_needs_no_second_listener(ports: dict[str, int]) -> None:
+    app: Any = FakeApp()
+    assert ping.listen(app, Settings.load(**ports)) is None
+
+
+def test_a_port_that_is_taken_is_one_clear_line() -> None:
+    app: Any = FakeApp()
+    port = free_port()
+    listener = ping.listen(app, Settings.load(port_health=port))
+    assert listener is not None
+    with pytest.raises(SettingsError, match=f"PORT_HEALTH={port}: cannot listen there"):
+        ping.listen(app, Settings.load(port_health=port))
+    listener.close()

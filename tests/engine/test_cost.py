@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import pytest
+
+from sdbento.engine.cost import FRESH, CostModel, Curve
+from sdbento.engine.trajectory import BatchKey, Stage
+
+SMALL, LARGE = BatchKey("m", 16, 16), BatchKey("m", 32, 32)
+
+
+def learned(key: BatchKey = SMALL, **seconds: float) -> CostModel:
+    cost = CostModel()
+    for rows, value in seconds.items():
+        cost.observe(key, Stage.STEP, int(rows.removeprefix("r")), value)
+    return cost
+
+
+def test_a_curve_that_saw_nothing_predicts_nothing() -> None:
+    assert Curve().predict(4) is None
+
+
+def test_a_measured_count_is_predicted_as_measured_and_between_two_by_a_straight_line() -> None:
+    curve = Curve()
+    curve.observe(2, 1.0)
+    curve.observe(4, 2.0)
+    assert [curve.predict(rows) for rows in (2, 3, 4)] == [1.0, 1.5, 2.0]
+
+
+def test_beyond_the_measured_counts_batching_is_hoped_to_pay() -> None:
+    curve = Curve()
+    curve.observe(2, 1.0)
+    assert 1.0 < (curve.predict(8) or 0) < 4.0
+    assert curve.predict(1) == 1.0
+
+
+def test_a_prediction_follows_the_measurements_but_no_single_outlier() -> None:
+    curve = Curve()
+    curve.observe(2, 1.0)
+    curve.observe(2, 1000.0)
+    assert (curve.predict(2) or 0) < 1.2
+    for _ in range(100):
+        curve.observe(2, 2.0)
+    assert curve.predict(2) == pytest.approx(2.0, rel=0.01)
+
+
+@pytest.mark.parametrize("wrong", [0.0, 1e-9, 15.0, 1e6])
+@pytest.mark.parametrize("at", range(5))
+def test_one_wrong_timing_of_any_kind_at_any_moment_is_not_believed(wrong: float, at: int) -> None:
+    curve = Curve()
+    for i in range(5):
+        curve.observe(2, wrong if i == at else 1.0)
+        if i >= 2:
+            assert curve.predict(2) == 1.0
+        curve.observe(4, 1.5)
+    assert curve.predict(4) == 1.5
+
+
+def test_a_row_count_is_not_known_by_its_first_calls_which_also_pay_for_what_is_done_once() -> None:
+    curve = Curve()
+    for _ in range(3):
+        curve.observe(2, 1.0)
+        curve.observe(4, 1.6)
+    curve.observe(3, 60.0)
+    assert curve.predict(3) == pytest.approx(1.3)
+    curve.observe(8, 60.0)
+    assert (curve.predict(8) or 0) < 3.2
+
+
+def test_a_row_count_never_costs_more_than_a_larger_one() -> None:
+    curve = Curve()
+    for _ in range(3):
+        curve.observe(3, 9.0)
+        curve.observe(4, 2.0)
+    assert curve.predict(3) == 2.0
+
+
+def test_a_size_whose_only_timing_may_be_wrong_still_borrows() -> None:
+    cost = learned(r2=1.5)
+    for _ in range(2):
+        cost.observe(SMALL, Stage.STEP, 2, 1.5)
+    cost.observe(LARGE, Stage.STEP, 2, 1000.0)
+    assert cost.seconds(LARGE, Stage.STEP, 2) == pytest.approx(1.5 * 4)
+    for _ in range(2):
+        cost.observe(LARGE, Stage.STEP, 2, 7.0)
+    assert cost.seconds(LARGE, Stage.STEP, 2) == 7.0
+
+
+def test_nothing_is_proven_by_few_timings_by_larger_batches_or_by_old_ones() -> None:
+    now = 0.0
+    cost = CostModel(clock=lambda: now)
+    for _ in range(2):
+        cost.observe(SMALL, Stage.STEP, 2, 1.0)
+        assert cost.lower_bound(SMALL, Stage.STEP, 2) == 0.0
+    cost.observe(SMALL, Stage.STEP, 2, 5.0)
+    assert cost.lower_bound(SMALL, Stage.STEP, 1) == 0.0
+    assert cost.lower_bound(SMALL, Stage.STEP, 2) == 1.0
+    assert cost.lower_bound(SMALL, Stage.STEP, 8) == 1.0
+    assert cost.lower_bound(LARGE, Stage.STEP, 2) == 0.0
+    now = FRESH + 1
+    assert cost.lower_bound(SMALL, Stage.STEP, 2) == 0.0
+
+
+def test_before_anything_is_measured_large_batches_are_tried() -> None:
+    assert CostModel().knee(SMALL, 8) == 8
+
+
+def test_a_key_without_measurements_of_large_batches_tries_them() -> None:
+    assert learned(r1=1.0).knee(SMALL, 8) == 8
+
+
+def test_the_knee_is_where_more_rows_stop_to_pay() -> None:
+    cost = learned(r1=12.8, r2=17.7, r4=25.3, r8=37.1, r16=82.0)
+    assert cost.knee(SMALL, 16) == 8
+    assert cost.knee(SMALL, 4) == 4
+    assert cost.seconds_per_row(SMALL, 16) == pytest.approx(37.1 / 8)
+
+
+def test_a_device_that_one_row_fills_has_its_knee_at_one_row() -> None:
+    assert learned(r1=1.0, r2=2.0, r4=4.0).knee(SMALL, 4) == 1
+
+
+def test_a_size_that_never_ran_borrows_the_scaled_curve_of_its_model() -> None:
+    cost = learned(r1=1.0, r2=1.5)
+    assert cost.seconds(LARGE, Stage.STEP, 2) == pytest.approx(1.5 * 4)
+    assert cost.seconds(BatchKey("other", 16, 16), Stage.STEP, 1) > 0
+
+
+def test_a_new_measurement_moves_the_knee() -> None:
+    cost = learned(r1=1.0, r2=2.0)
+    assert cost.knee(SMALL, 2) == 1
+    for _ in range(30):
+        cost.observe(SMALL, Stage.STEP, 2, 1.0)
+    assert cost.knee(SMALL, 2) == 2

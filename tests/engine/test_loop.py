@@ -1,0 +1,434 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sdbento.engine.cost import FRESH, RECENT, CostModel
+from sdbento.engine.loop import Engine, Event, Handle, Queued, Stepped
+from sdbento.engine.planner import Planner
+from sdbento.engine.trajectory import Stage, StepPlan, StepResult, Trajectory
+from sdbento.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    GenerationFailed,
+    OutOfMemory,
+    SDBentoError,
+    Unavailable,
+)
+from tests.support.fakes import FakeRunner, chained, expected_pixel, make_trajectory
+
+FAR = 60.0
+
+
+@contextmanager
+def running(runner: FakeRunner, max_images: int = 4) -> Iterator[Engine]:
+    engine = Engine(runner, Planner(max_images))
+    engine.start()
+    try:
+        yield engine
+    finally:
+        engine.close(grace=1.0)
+        assert not engine.alive
+
+
+def until(condition: Callable[[], bool]) -> None:
+    give_up = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < give_up
+        time.sleep(0.001)
+
+
+def submit(engine: Engine, *trajectories: Trajectory, timeout: float = FAR) -> Handle:
+    return engine.submit(list(trajectories), time.monotonic() + timeout)
+
+
+def pixel(trajectory: Trajectory) -> tuple[int, int, int]:
+    assert trajectory.image is not None
+    return trajectory.image.getpixel((0, 0))  # type: ignore[return-value]
+
+
+def assert_right(handle: Handle) -> None:
+    handle.done.result(timeout=5)
+    for trajectory in handle.trajectories:
+        assert pixel(trajectory) == expected_pixel(trajectory.inputs.seed, trajectory.num_steps)
+
+
+def fails_on_seed(seed: int, error: Exception) -> FakeRunner:
+    return FakeRunner(lambda t: error if t.inputs.seed == seed and t.stage is Stage.STEP else None)
+
+
+def test_a_request_gets_all_its_images() -> None:
+    with running(FakeRunner()) as engine:
+        assert_right(submit(engine, *(make_trajectory(seed=seed) for seed in range(6))))
+
+
+def test_requests_share_calls_and_newcomers_join_at_the_next_step() -> None:
+    runner = FakeRunner(seconds=0.002)
+    with running(runner) as engine:
+        first = submit(engine, make_trajectory(50, seed=1))
+        while not any(plan.stage is Stage.STEP for plan in runner.plans):
+            time.sleep(0.001)
+        second = submit(engine, make_trajectory(5, seed=2))
+        assert_right(second)
+        assert_right(first)
+    shared = [plan for plan in runner.plans if len(plan.trajectories) == 2]
+    assert len(shared) >= 5
+
+
+@pytest.mark.parametrize("decodes", [True, False])
+def test_a_chain_goes_on_where_its_first_leg_ends(decodes: bool) -> None:
+    runner = FakeRunner()
+    with running(runner) as engine:
+        chains = [
+            chained(
+                make_trajectory(3, seed=seed),
+                make_trajectory(2, seed=seed, side=16),
+                decodes=decodes,
+            )
+            for seed in range(3)
+        ]
+        handle = submit(engine, *chains, make_trajectory(9, seed=8))
+        assert_right(handle)
+    assert [t.num_steps for t in handle.trajectories] == [2, 2, 2, 9]
+    assert all(leg.state is None and leg.pipeline is None for leg in handle.legs)
+    decoded = [t for plan in runner.plans if plan.stage is Stage.DECODE for t in plan.trajectories]
+    assert len(decoded) == (7 if decodes else 4)
+
+
+async def test_the_events_of_a_chain_count_its_steps_through() -> None:
+    with running(FakeRunner(seconds=0.002)) as engine:
+        chain = chained(make_trajectory(3), make_trajectory(2, side=16), decodes=True)
+        handle = submit(engine, chain)
+        steps = [event async for event in handle.events() if isinstance(event, Stepped)]
+    assert [event.step for event in steps][-3:] == [3, 4, 5]
+    assert {event.num_steps for event in steps} == {5}
+
+
+def test_a_failing_second_leg_fails_its_request_only() -> None:
+    def fails(t: Trajectory) -> Exception | None:
+        return GenerationFailed("second") if t.inputs.seed == 77 else None
+
+    with running(FakeRunner(fails)) as engine:
+        bad = submit(
+            engine,
+            chained(make_trajectory(2, seed=1), make_trajectory(2, seed=77, side=16), decodes=True),
+        )
+        good = submit(engine, make_trajectory(6, seed=2))
+        with pytest.raises(GenerationFailed, match="second"):
+            bad.done.result(timeout=5)
+        assert_right(good)
+
+
+def test_one_failing_image_fails_its_request_and_no_other() -> None:
+    with running(fails_on_seed(3, ValueError("boom"))) as engine:
+        handles = [submit(engine, make_trajectory(seed=seed)) for seed in range(6)]
+        bad = handles.pop(3)
+        with pytest.raises(SDBentoError, match="unexpected error, id"):
+            bad.done.result(timeout=5)
+        for handle in handles:
+            assert_right(handle)
+
+
+def test_the_error_of_the_tree_reaches_the_client_as_it_was() -> None:
+    with running(fails_on_seed(0, GenerationFailed("black picture"))) as engine:
+        with pytest.raises(GenerationFailed, match="black picture"):
+            submit(engine, make_trajectory(seed=0)).done.result(timeout=5)
+
+
+def test_out_of_memory_shrinks_the_batch_and_everybody_finishes() -> None:
+    class Small(FakeRunner):
+        def execute(self, plan: StepPlan) -> StepResult:
+            if plan.stage is Stage.STEP and plan.rows > 2:
+                raise OutOfMemory("too many rows")
+            return super().execute(plan)
+
+    with running(Small()) as engine:
+        for handle in [submit(engine, make_trajectory(seed=seed)) for seed in range(5)]:
+            assert_right(handle)
+
+
+@pytest.mark.parametrize("stage", [Stage.PREPARE, Stage.DECODE])
+def test_out_of_memory_in_one_stage_lets_the_others_be(stage: Stage) -> None:
+    class Small(FakeRunner):
+        def execute(self, plan: StepPlan) -> StepResult:
+            if plan.stage is stage and len(plan.trajectories) > 1:
+                raise OutOfMemory("too much")
+            return super().execute(plan)
+
+    runner = Small(seconds=0.001)
+    with running(runner) as engine:
+        for handle in [submit(engine, make_trajectory(30, seed=seed)) for seed in range(8)]:
+            assert_right(handle)
+        together = submit(engine, *(make_trajectory(30, seed=seed) for seed in range(4)))
+        assert_right(together)
+    last = [plan for plan in runner.plans if plan.trajectories[0] in together.trajectories]
+    assert max(len(plan.trajectories) for plan in last if plan.stage is Stage.STEP) == 4
+    assert max(len(plan.trajectories) for plan in last if plan.stage is stage) == 1
+
+
+def test_a_failed_call_lets_go_of_its_memory_before_it_is_tried_in_halves() -> None:
+    class Allocation:
+        pass
+
+    class Small(FakeRunner):
+        allocated: weakref.ref[Allocation] | None = None
+
+        def execute(self, plan: StepPlan) -> StepResult:
+            assert self.allocated is None or self.allocated() is None
+            if plan.stage is Stage.STEP and len(plan.trajectories) > 1:
+                tensor = Allocation()
+                self.allocated = weakref.ref(tensor)
+                raise MemoryError
+            return super().execute(plan)
+
+    with running(Small()) as engine:
+        assert_right(submit(engine, *(make_trajectory(seed=seed) for seed in range(4))))
+
+
+def test_idle_work_is_done_when_nobody_can_advance_and_holds_a_request_up_for_one_piece() -> None:
+    runner = FakeRunner()
+    pieces, begun, go_on = list[int](), threading.Event(), threading.Event()
+
+    def work() -> Iterator[None]:
+        for piece in range(5):
+            if piece == 2:
+                begun.set()
+                assert go_on.wait(5)
+            pieces.append(len(runner.plans))
+            yield
+
+    with running(runner) as engine:
+        engine.when_idle(work())
+        assert begun.wait(5)
+        handle = submit(engine, make_trajectory(4))
+        go_on.set()
+        assert_right(handle)
+        until(lambda: len(pieces) == 5)
+    assert pieces == [0, 0, 0, 6, 6]
+
+
+def test_idle_work_that_fails_is_given_up_and_harms_nobody(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def work() -> Iterator[None]:
+        yield
+        raise MemoryError
+
+    done = threading.Event()
+    with running(FakeRunner()) as engine:
+        engine.when_idle(work())
+        engine.when_idle(iter(done.set, None))  # goes on for ever
+        assert_right(submit(engine, make_trajectory()))
+        assert done.wait(5)
+        assert_right(submit(engine, make_trajectory()))
+    assert "given up: the machine ran out of memory" in caplog.text
+
+
+def test_a_cancelled_request_stops_between_two_steps_and_frees_its_place() -> None:
+    runner = FakeRunner(seconds=0.005)
+    with running(runner) as engine:
+        handle = submit(engine, make_trajectory(10_000))
+        time.sleep(0.03)
+        handle.cancel()
+        with pytest.raises(Cancelled):
+            handle.done.result(timeout=1)
+        time.sleep(0.02)
+        before = len(runner.plans)
+        time.sleep(0.02)
+        assert len(runner.plans) == before
+        assert_right(submit(engine, make_trajectory(seed=9)))
+
+
+def test_a_request_that_cannot_be_done_in_time_is_refused_at_once() -> None:
+    with running(FakeRunner(seconds=0.05)) as engine:
+        assert_right(submit(engine, make_trajectory(3)))  # the engine learns what a step takes
+        started = time.monotonic()
+        with pytest.raises(DeadlineExceeded, match="cannot be done"):
+            submit(engine, make_trajectory(1000), timeout=1.0).done.result(timeout=5)
+        assert time.monotonic() - started < 1.0
+
+
+class Paused(FakeRunner):
+    """The process was stopped for so many seconds while it ran plan number `when`."""
+
+    def __init__(self, when: int, seconds: float) -> None:
+        super().__init__()
+        self._when, self._pause = when, seconds
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        result = super().execute(plan)
+        return StepResult(self._pause) if len(self.plans) == self._when else result
+
+
+@pytest.mark.parametrize("when", range(1, 8), ids=lambda when: f"plan {when}")
+@pytest.mark.parametrize("seconds", [15.0, 1000.0, 0.0], ids=lambda seconds: f"{seconds:g} s")
+def test_one_wrong_timing_refuses_nobody(when: int, seconds: float) -> None:
+    """Plan 1 prepares, 2 to 6 are steps, 7 decodes."""
+    with running(Paused(when, seconds)) as engine:
+        assert_right(submit(engine, make_trajectory(5)))
+        assert_right(submit(engine, make_trajectory(60), timeout=14.0))
+
+
+def test_who_is_refused_for_good_reason_is_let_through_when_the_reason_is_old() -> None:
+    """Every timing of that size came from a bad time, and who is refused adds no better one."""
+    now = 0.0
+    planner = Planner(4, CostModel(clock=lambda: now))
+    slow = make_trajectory()
+    for _ in range(RECENT):
+        planner.cost.observe(slow.key, Stage.STEP, 2, 15.0)
+    engine = Engine(FakeRunner(), planner)
+    engine.start()
+    for _ in range(1000):
+        with pytest.raises(DeadlineExceeded, match="cannot be done"):
+            submit(engine, make_trajectory(), timeout=5.0).done.result(timeout=5)
+    now = FRESH + 1
+    for _ in range(3):
+        assert_right(submit(engine, make_trajectory(), timeout=5.0))
+    engine.close()
+
+
+def test_nobody_is_refused_for_a_second_size_that_was_never_measured() -> None:
+    with running(FakeRunner(seconds=0.02)) as engine:
+        assert_right(submit(engine, make_trajectory(4)))
+        hires = make_trajectory(2, side=1024)  # by the small size's timings: minutes
+        assert_right(submit(engine, chained(make_trajectory(2), hires, decodes=True), timeout=3.0))
+
+
+def test_one_pause_does_not_send_clients_away_for_long() -> None:
+    with running(FakeRunner(seconds=0.001)) as engine:
+        for seed in range(5):
+            assert_right(submit(engine, make_trajectory(seed=seed)))
+        paused = submit(engine, make_trajectory(), timeout=FAR)
+        paused.submitted -= 1000.0
+        engine._last_completion -= 1000.0
+        assert_right(paused)
+        assert engine.seconds_per_request < 1.1
+
+
+def test_a_request_that_turns_out_late_ends_with_its_timeout() -> None:
+    with running(FakeRunner(seconds=0.01)) as engine:
+        busy = [submit(engine, make_trajectory(30, seed=s)) for s in range(8)]
+        with pytest.raises(DeadlineExceeded):
+            submit(engine, make_trajectory(45), timeout=0.2).done.result(timeout=5)
+        for handle in busy:
+            assert_right(handle)
+
+
+def test_a_stopping_engine_refuses_newcomers_and_finishes_the_rest() -> None:
+    engine = Engine(FakeRunner(seconds=0.005), Planner(4))
+    engine.start()
+    handle = submit(engine, make_trajectory(20))
+    engine.close(grace=5.0)
+    assert_right(handle)
+    with pytest.raises(Unavailable):
+        submit(engine, make_trajectory())
+
+
+def test_what_is_not_done_within_the_grace_ends_with_an_error() -> None:
+    engine = Engine(FakeRunner(seconds=0.01), Planner(4))
+    engine.start()
+    handle = submit(engine, make_trajectory(100_000))
+    engine.close(grace=0.05)
+    with pytest.raises(Unavailable):
+        handle.done.result(timeout=1)
+
+
+def test_a_bug_in_the_loop_fails_the_requests_and_the_engine_lives_on() -> None:
+    class Buggy(Planner):
+        broken = True
+
+        def plan(self, now: float) -> StepPlan | None:
+            if Buggy.broken and list(self.active):
+                Buggy.broken = False
+                raise KeyError("bug")
+            return super().plan(now)
+
+    engine = Engine(FakeRunner(), Buggy(4))
+    engine.start()
+    with pytest.raises(SDBentoError, match="unexpected error"):
+        submit(engine, make_trajectory()).done.result(timeout=5)
+    assert_right(submit(engine, make_trajectory()))
+    engine.close()
+
+
+async def test_events_tell_of_the_queue_and_of_every_step() -> None:
+    with running(FakeRunner(seconds=0.002)) as engine:
+        handle = submit(engine, make_trajectory(5, seed=1), make_trajectory(5, seed=2))
+        events: list[Event] = [event async for event in handle.events()]
+    assert isinstance(events[0], Queued)
+    for image in (0, 1):
+        steps = [e.step for e in events if isinstance(e, Stepped) and e.image == image]
+        assert steps == sorted(steps)
+        assert steps[-1] == 5
+    assert_right(handle)
+
+
+async def test_leaving_the_events_cancels_the_request() -> None:
+    with running(FakeRunner(seconds=0.005)) as engine:
+        handle = submit(engine, make_trajectory(10_000))
+        events = handle.events()
+        await anext(events)
+        await events.aclose()
+        with pytest.raises(Cancelled):
+            await asyncio.wait_for(asyncio.wrap_future(handle.done), 1)
+
+
+async def test_cancelling_a_waiter_cancels_the_request() -> None:
+    with running(FakeRunner(seconds=0.005)) as engine:
+        handle = submit(engine, make_trajectory(10_000))
+        waiter = asyncio.create_task(handle.wait())
+        await asyncio.sleep(0.02)
+        waiter.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiter
+        with pytest.raises(Cancelled):
+            await asyncio.wait_for(asyncio.wrap_future(handle.done), 1)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(1, 30),
+            st.sampled_from([1, 2]),
+            st.sampled_from([8, 16]),
+            st.sampled_from(["stay", "stay", "cancel", "fail"]),
+            st.integers(1, 3),
+        ),
+        min_size=1,
+        max_size=12,
+    )
+)
+def test_no_mix_of_arrivals_cancels_and_failures_harms_those_who_stay(
+    visits: list[tuple[int, int, int, str, int]],
+) -> None:
+    doomed = {seed for seed, visit in enumerate(visits) if visit[3] == "fail"}
+    runner = FakeRunner(
+        lambda t: ValueError("x") if t.inputs.seed // 10 in doomed and t.step > 0 else None
+    )
+    with running(runner, max_images=3) as engine:
+        handles = []
+        for seed, (steps, rows, side, fate, num_images) in enumerate(visits):
+            images = [
+                make_trajectory(steps, rows=rows, side=side, seed=10 * seed + i)
+                for i in range(num_images)
+            ]
+            handles.append(submit(engine, *images))
+            if fate == "cancel":
+                handles[-1].cancel()
+        for handle, (_, _, _, fate, _) in zip(handles, visits, strict=True):
+            if fate == "stay":
+                assert_right(handle)
+            elif fate == "fail":
+                with pytest.raises(SDBentoError):
+                    handle.done.result(timeout=5)
+            else:
+                assert isinstance(handle.done.exception(timeout=5), Cancelled | None)

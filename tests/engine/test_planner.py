@@ -1,0 +1,268 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sdbento.engine.planner import Planner
+from sdbento.engine.trajectory import BatchKey, Stage, StepPlan, StepResult, Trajectory
+from sdbento.errors import DeadlineExceeded, GenerationFailed
+from tests.support.fakes import FakeRunner, chained, make_trajectory
+
+
+def planner_with(*trajectories: Trajectory, max_images: int = 4) -> Planner:
+    """A planner that has learned that a step costs the same for 1 to 8 rows."""
+    planner = Planner(max_images)
+    for trajectory in trajectories:
+        for rows in range(1, 2 * max_images + 1):
+            planner.cost.observe(trajectory.key, Stage.STEP, rows, 1.0 + rows / 100)
+        planner.cost.observe(trajectory.key, Stage.DECODE, 1, 0.1)
+    planner.add(trajectories)
+    return planner
+
+
+def prepared(trajectory: Trajectory) -> Trajectory:
+    trajectory.state = 0
+    return trajectory
+
+
+def plan_at(planner: Planner, now: float = 0.0) -> StepPlan:
+    plan = planner.plan(now)
+    assert plan is not None
+    return plan
+
+
+def run_to_the_end(planner: Planner, now: float = 0.0) -> list[Trajectory]:
+    """Drive a planner with the fake runner; the trajectories in the order they finish."""
+    runner, finished = FakeRunner(), list[Trajectory]()
+    while (plan := planner.plan(now)) is not None:
+        finished += planner.update(plan, runner.execute(plan), now)
+        now += 0.001
+    return finished
+
+
+def test_an_idle_planner_plans_nothing() -> None:
+    assert Planner(4).plan(0.0) is None
+
+
+def test_finished_latents_come_before_everything_and_newcomers_are_prepared_first() -> None:
+    fresh, running = make_trajectory(), prepared(make_trajectory())
+    done = prepared(make_trajectory(num_steps=1))
+    done.step = 1
+    planner = planner_with(fresh, running, done)
+    assert plan_at(planner).stage is Stage.DECODE
+    planner.remove([done])
+    assert plan_at(planner).trajectories == (fresh,)
+    planner.remove([fresh])
+    assert plan_at(planner).stage is Stage.STEP
+
+
+def test_nobody_is_prepared_who_would_have_to_wait_anyway() -> None:
+    running = prepared(make_trajectory(4))
+    long = make_trajectory(50)
+    planner = planner_with(long, running, max_images=1)
+    assert plan_at(planner) == StepPlan(Stage.STEP, running.key, (running,))
+
+
+def test_a_step_costs_two_rows_only_while_it_is_guided() -> None:
+    trajectory = prepared(make_trajectory(10))
+    trajectory.guided_steps = range(2, 5)
+    rows = []
+    for trajectory.step in range(10):
+        rows.append(trajectory.rows)
+        assert trajectory.remaining_rows == 13 - sum(rows[:-1])
+    assert rows == [1, 1, 2, 2, 2, 1, 1, 1, 1, 1]
+
+
+def test_the_work_of_a_chain_includes_what_is_to_follow() -> None:
+    alone, first, second = (prepared(make_trajectory(6)) for _ in range(3))
+    planner = planner_with(alone, first)
+    work, fastest = planner.work(alone), planner.fastest(alone)
+    chained(first, second, decodes=True)
+    assert planner.work(first) == 2 * work
+    assert planner.fastest(first) == 2 * fastest
+
+
+def test_only_equal_keys_share_a_plan() -> None:
+    members = [prepared(make_trajectory(side=side)) for side in (8, 8, 16)]
+    plan = plan_at(planner_with(*members))
+    assert plan.trajectories == tuple(members[:2])
+
+
+def test_a_short_request_passes_a_long_one_that_came_first() -> None:
+    long, short = make_trajectory(50), make_trajectory(4)
+    assert run_to_the_end(planner_with(long, short, max_images=1))[0] is short
+
+
+def test_nobody_starves_however_many_short_ones_keep_coming() -> None:
+    long = prepared(make_trajectory(150, submitted=0.0))
+    planner = planner_with(long, max_images=1)
+    runner, now = FakeRunner(), 0.0
+    while not long.finished:
+        planner.add([make_trajectory(1, submitted=now)])
+        for _ in range(3):  # as many plans as the newcomer alone needs
+            plan = plan_at(planner, now)
+            planner.update(plan, runner.execute(plan), now)
+            now += 1.0
+        assert now < 5_000, "the long request starves"
+
+
+def test_a_batch_holds_at_most_max_images_and_no_more_rows_than_pay() -> None:
+    members = [prepared(make_trajectory(rows=2)) for _ in range(10)]
+    planner = planner_with(*members, max_images=4)
+    assert len(plan_at(planner).trajectories) == 4
+    for _ in range(100):  # now 8 rows cost twice what 4 rows cost
+        for rows in range(1, 9):
+            planner.cost.observe(members[0].key, Stage.STEP, rows, max(1.0, rows / 4))
+    assert plan_at(planner).rows == 4
+
+
+def test_a_guided_image_runs_even_where_one_row_is_all_that_pays() -> None:
+    guided = prepared(make_trajectory(rows=2))
+    planner = planner_with(guided, max_images=1)
+    planner.shrink(StepPlan(Stage.STEP, guided.key, (guided,)))
+    assert plan_at(planner).trajectories == (guided,)
+
+
+def test_after_running_out_of_memory_batches_of_that_key_are_halved() -> None:
+    members = [prepared(make_trajectory(rows=2)) for _ in range(4)]
+    planner = planner_with(*members)
+    planner.shrink(plan_at(planner))
+    assert plan_at(planner).rows == 4
+
+
+def finished(num_images: int, side: int = 8) -> list[Trajectory]:
+    members = [prepared(make_trajectory(1, side=side)) for _ in range(num_images)]
+    for member in members:
+        member.step = 1
+    return members
+
+
+@pytest.mark.parametrize("stage", [Stage.PREPARE, Stage.DECODE])
+def test_what_is_too_much_for_one_stage_is_not_too_much_for_another(stage: Stage) -> None:
+    stepping = [prepared(make_trajectory()) for _ in range(4)]
+    planner = planner_with(*stepping)
+    others = finished(4) if stage is Stage.DECODE else [make_trajectory() for _ in range(4)]
+    planner.shrink(StepPlan(stage, stepping[0].key, tuple(others)))
+    assert plan_at(planner).rows == 8
+    planner.remove(stepping)
+    planner.add(others)
+    assert (plan_at(planner).stage, len(plan_at(planner).trajectories)) == (stage, 2)
+
+
+@pytest.mark.parametrize(("side", "num_images"), [(8, 16), (64, 16), (128, 4), (256, 1), (512, 1)])
+def test_a_decode_has_a_bound_in_pixels(side: int, num_images: int) -> None:
+    planner = planner_with(*finished(20, side), max_images=16)
+    assert len(plan_at(planner).trajectories) == num_images
+
+
+class Device:
+    """Holds so many rows, and says how many times that was too little in `num_plans` plans."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+        members = [prepared(make_trajectory(10**9)) for _ in range(8)]
+        self.planner = planner_with(*members, max_images=8)
+
+    def run(self, num_plans: int) -> int:
+        failed = 0
+        for _ in range(num_plans):
+            plan = plan_at(self.planner)
+            if split := plan.rows > self.rows:
+                self.planner.shrink(plan)
+                failed += 1
+            self.planner.update(plan, StepResult(1.0 + plan.rows / 100, split=split), 0.0)
+        return failed
+
+    @property
+    def batch(self) -> int:
+        return plan_at(self.planner).rows
+
+
+def test_memory_that_is_there_again_is_used_again() -> None:
+    device = Device(rows=5)
+    assert device.run(5) == 2  # 16, 8
+    assert device.batch == 4
+    device.rows = 100
+    assert device.run(600) == 0
+    assert device.batch == 16
+
+
+def test_a_limit_that_stays_costs_ever_fewer_failed_plans() -> None:
+    device = Device(rows=11)
+    device.run(1000)
+    assert device.batch == 10
+    assert device.run(2000) <= 3
+    assert device.run(2000) <= 2
+    assert device.batch == 10
+
+
+def test_memory_that_comes_and_goes_is_followed() -> None:
+    device = Device(rows=16)
+    for rows in (6, 16, 3, 12, 2):
+        device.rows = rows
+        assert device.run(1500) <= 8
+        assert device.batch == rows // 2 * 2
+
+
+def test_what_was_done_in_parts_teaches_nothing_of_the_whole() -> None:
+    members = [prepared(make_trajectory()) for _ in range(4)]
+    planner = planner_with(*members)
+    before = planner.cost.seconds(members[0].key, Stage.STEP, 8)
+    for _ in range(9):
+        planner.update(plan_at(planner), StepResult(100.0, split=True), 0.0)
+    assert planner.cost.seconds(members[0].key, Stage.STEP, 8) == before
+
+
+def test_a_failure_ends_its_own_trajectory_only() -> None:
+    bad, good = prepared(make_trajectory()), prepared(make_trajectory())
+    planner = planner_with(bad, good)
+    error = GenerationFailed("no")
+    finished = planner.update(plan_at(planner), StepResult(1.0, {bad: error}), 0.0)
+    assert finished == [bad]
+    assert (bad.error, bad.step) == (error, 0)
+    assert (good.error, good.step) == (None, 1)
+
+
+def test_a_late_trajectory_ends_with_an_error_that_names_its_timeout() -> None:
+    late = prepared(make_trajectory(submitted=0.0, deadline=5.0))
+    planner = planner_with(late)
+    plan = plan_at(planner)
+    assert planner.update(plan, StepResult(1.0), 5.1) == [late]
+    assert isinstance(late.error, DeadlineExceeded)
+    assert "5 s" in late.error.message
+    assert planner.plan(6.0) is None
+
+
+def test_the_eta_counts_what_goes_first_and_not_what_goes_last() -> None:
+    mine = prepared(make_trajectory(10))
+    alone = planner_with(mine).eta([mine])
+    behind = planner_with(mine, prepared(make_trajectory(100))).eta([mine])
+    ahead = planner_with(mine, prepared(make_trajectory(5))).eta([mine])
+    assert alone == behind < ahead
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 12), st.sampled_from([1, 2]), st.sampled_from([8, 16])),
+        min_size=1,
+        max_size=20,
+    ),
+    st.integers(1, 5),
+)
+def test_every_mix_runs_to_its_end_in_plans_within_the_bounds(
+    mix: list[tuple[int, int, int]], max_images: int
+) -> None:
+    members = [make_trajectory(steps, rows=rows, side=side) for steps, rows, side in mix]
+    planner, runner = planner_with(*members, max_images=max_images), FakeRunner()
+    while (plan := planner.plan(0.0)) is not None:
+        assert len({(t.stage, t.key) for t in plan.trajectories}) == 1
+        if plan.stage is not Stage.PREPARE:
+            assert len(plan.trajectories) <= max_images
+        planner.update(plan, runner.execute(plan), 0.0)
+    assert all(t.image is not None and t.step == t.num_steps for t in members)
+
+
+def test_keys_differ_by_model_and_size_only() -> None:
+    assert BatchKey("m", 8, 8) == BatchKey("m", 8, 8)
+    assert len({BatchKey("m", 8, 8), BatchKey("n", 8, 8), BatchKey("m", 8, 16)}) == 3

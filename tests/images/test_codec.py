@@ -1,0 +1,300 @@
+from __future__ import annotations
+
+import base64
+import json
+import struct
+import zlib
+from contextlib import suppress
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sdbento.errors import InvalidParameter, TooLarge
+from sdbento.images import codec
+from sdbento.images.codec import EXIF_IFD, MEDIA_TYPES, USER_COMMENT, decode, encode, read
+from sdbento.settings import Settings
+
+PARAMETERS = {"prompt": "a café ☕", "seed": 2**63 - 1}
+RED = Image.new("RGB", (16, 8), (255, 0, 0))
+SETTINGS = Settings()
+ORIENTATION = 0x0112
+
+
+def file(image: Image.Image, image_format: str = "PNG", **options: Any) -> bytes:
+    buffer = BytesIO()
+    image.save(buffer, image_format, **options)
+    return buffer.getvalue()
+
+
+def text(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def pixel(image: Image.Image, place: tuple[int, int] = (4, 4)) -> tuple[int, ...]:
+    value = image.getpixel(place)
+    assert isinstance(value, tuple)
+    return value
+
+
+def refusal(source: str, settings: Settings = SETTINGS) -> str:
+    with pytest.raises(InvalidParameter) as caught:
+        read(source, settings, param="mask_image")
+    assert caught.value.param == "mask_image"
+    assert len(caught.value.message) < 250
+    return caught.value.message
+
+
+def png_claiming(width: int, height: int) -> bytes:
+    """A PNG file of a few bytes whose header promises `width` × `height` pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 99))
+
+
+NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize("output_format", MEDIA_TYPES)
+def test_a_picture_survives_in_every_format(output_format: str) -> None:
+    decoded = Image.open(BytesIO(encode(RED, output_format)))
+    assert decoded.size == (16, 8)
+    red, green, blue = decoded.convert("RGB").getpixel((4, 4))  # type: ignore[misc]
+    assert red > 250 > 5 > max(green, blue)
+
+
+def test_a_png_carries_its_parameters_as_text() -> None:
+    decoded = Image.open(BytesIO(encode(RED, "png", PARAMETERS)))
+    assert json.loads(decoded.info["parameters"]) == PARAMETERS
+
+
+@pytest.mark.parametrize("output_format", ["jpeg", "webp"])
+def test_jpeg_and_webp_carry_them_as_the_exif_user_comment(output_format: str) -> None:
+    exif = Image.open(BytesIO(encode(RED, output_format, PARAMETERS))).getexif()
+    comment = exif.get_ifd(EXIF_IFD)[USER_COMMENT]
+    assert comment.startswith(b"UNICODE\0")
+    assert json.loads(comment[8:].decode("utf-16-be")) == PARAMETERS
+
+
+# Where a picture may come from
+
+
+def test_base64_and_data_uris_are_read() -> None:
+    data = text(file(RED))
+    for source in (
+        data,
+        f"data:image/png;base64,{data}",
+        f"DATA:image/png;charset=utf-8;BASE64,{data}",
+        f"data:;base64,{data}",
+        f"  data:image/png;base64,{data}\n",
+        "data:image/png;base64," + data.replace("+", "%2B").replace("=", "%3D"),
+        data.rstrip("="),
+        data.replace("+", "-").replace("/", "_"),
+        "\r\n ".join(data[i : i + 20] for i in range(0, len(data), 20)),
+    ):
+        assert read(source, SETTINGS, param="image").tobytes() == RED.tobytes()
+
+
+@pytest.mark.parametrize("num_bytes", [1, 2, 3])
+def test_missing_padding_is_no_fault(num_bytes: int) -> None:
+    data = text(file(RED) + b"x" * num_bytes)
+    assert read(data.rstrip("="), SETTINGS, param="image").size == RED.size
+
+
+def test_a_url_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[object, ...]] = []
+
+    def fetch(url: str, settings: Settings, *, max_bytes: int, param: str) -> bytes:
+        asked.append((url, settings, max_bytes, param))
+        return file(RED)
+
+    monkeypatch.setattr(codec, "fetch", fetch)
+    assert read(" HTTPS://pictures.example/a.png\n", SETTINGS, param="image").size == RED.size
+    expected = ("HTTPS://pictures.example/a.png", SETTINGS, SETTINGS.max_image_bytes, "image")
+    assert asked == [expected]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "",
+        " ",
+        "=",
+        "hello",
+        "hell",
+        "/etc/passwd",
+        "file:///etc/passwd",
+        "a cat!",
+        "é",
+        "%",
+        "data:",
+    ],
+)
+def test_what_is_no_picture_is_told_what_is_accepted(source: str) -> None:
+    message = refusal(source)
+    assert message.startswith("mask_image")
+    assert "https URL" in message and "base64" in message and "PNG" in message
+
+
+def test_an_http_url_is_refused() -> None:
+    assert "use https" in refusal("http://pictures.example/a.png")
+
+
+@pytest.mark.parametrize("uri", ["data:image/png,rawbytes", "data:image/svg+xml;utf8,<svg/>"])
+def test_other_data_uris_are_told_how(uri: str) -> None:
+    assert "data:image/png;base64," in refusal(uri)
+
+
+@pytest.mark.parametrize("junk", ["A" * 100_000, "!" * 100_000, "data:" + "x" * 100_000])
+def test_messages_do_not_echo_what_was_sent(junk: str) -> None:
+    assert junk[-50:] not in refusal(junk)
+
+
+# What is decoded
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_these_formats_are_decoded(image_format: str) -> None:
+    image = decode(file(RED, image_format), SETTINGS, param="image")
+    assert (image.mode, image.size) == ("RGB", (16, 8))
+    red, green, blue = pixel(image)
+    assert red > 250 > 5 > max(green, blue)
+
+
+@pytest.mark.parametrize("image_format", ["PPM", "ICO", "TGA", "PDF", "EPS"])
+def test_other_formats_are_not(image_format: str) -> None:
+    assert "accepted is" in refusal(text(file(RED, image_format)))
+
+
+@pytest.mark.parametrize("image_format", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_of_an_animation_the_first_frame_counts(image_format: str) -> None:
+    blue = Image.new("RGB", RED.size, (0, 0, 255))
+    data = file(RED, image_format, save_all=True, append_images=[blue])
+    assert pixel(decode(data, SETTINGS, param="image"))[0] > 250
+
+
+@pytest.mark.parametrize(
+    ("mode", "colour", "expected"),
+    [
+        ("1", 1, (255, 255, 255)),
+        ("L", 128, (128, 128, 128)),
+        ("LA", (128, 7), (128, 128, 128, 7)),
+        ("P", 0, (0, 0, 0)),
+        ("RGBA", (1, 2, 3, 4), (1, 2, 3, 4)),
+        ("I;16", 0x8080, (128, 128, 128)),
+        ("I;16", 0xFFFF, (255, 255, 255)),
+    ],
+)
+def test_every_mode_becomes_rgb_or_rgba(mode: str, colour: Any, expected: tuple[int, ...]) -> None:
+    image = decode(file(Image.new(mode, (8, 8), colour)), SETTINGS, param="image")
+    assert image.mode == ("RGB" if len(expected) == 3 else "RGBA")
+    assert pixel(image) == expected
+
+
+def test_a_transparent_palette_becomes_rgba() -> None:
+    palette = Image.new("P", (8, 8), 1)
+    palette.putpalette([255, 0, 0, 0, 255, 0])
+    image = decode(file(palette, transparency=1), SETTINGS, param="image")
+    assert (image.mode, pixel(image)) == ("RGBA", (0, 255, 0, 0))
+
+
+def test_cmyk_becomes_rgb() -> None:
+    data = file(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG")
+    image = decode(data, SETTINGS, param="image")
+    assert image.mode == "RGB"
+    assert pixel(image)[0] > 240 > 20 > pixel(image)[1]
+
+
+def test_floats_of_unknown_range_are_refused() -> None:
+    assert "32 bits" in refusal(text(file(Image.new("F", (8, 8), 0.5), "TIFF")))
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_picture_is_turned_upright(orientation: int, image_format: str) -> None:
+    upright = Image.new("L", (24, 16))
+    upright.paste(255, (0, 0, 8, 8))  # a white corner at the upper left
+    turned = upright.transpose(INVERSE[orientation]) if orientation > 1 else upright
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    data = file(turned.convert("RGB"), image_format, exif=exif)
+    image = decode(data, SETTINGS, param="image")
+    assert image.size == upright.size
+    assert np.abs(np.asarray(image.convert("L"), float) - np.asarray(upright)).mean() < 3
+
+
+INVERSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+
+
+def test_broken_exif_is_overlooked() -> None:
+    data = file(RED, "JPEG", exif=b"Exif\0\0nonsense")
+    assert decode(data, SETTINGS, param="image").size == RED.size
+
+
+# Limits and damage
+
+
+def test_a_file_may_have_so_many_bytes() -> None:
+    settings = Settings(max_image_bytes=1024)
+    with pytest.raises(TooLarge, match=r"limit is 1024 \(SDBENTO_MAX_IMAGE_BYTES\)") as caught:
+        decode(b"x" * 1025, settings, param="image")
+    assert caught.value.param == "image"
+    with pytest.raises(TooLarge, match="1024"):
+        read("A" * 2000, settings, param="image")
+
+
+@pytest.mark.parametrize("size", [(4097, 4096), (60_000, 60_000), (2**31 - 1, 1)])
+def test_pixels_are_counted_before_they_are_decoded(size: tuple[int, int]) -> None:
+    settings = Settings(max_pixels=1024 * 1024)
+    with pytest.raises(TooLarge, match=f"{size[0]} × {size[1]}.*16777216.*SDBENTO_MAX_PIXELS"):
+        decode(png_claiming(*size), settings, param="image")
+
+
+def test_as_many_pixels_as_the_limit_are_no_bomb() -> None:
+    image = decode(file(Image.new("L", (256, 256))), Settings(max_pixels=4096), param="image")
+    assert image.size == (256, 256)
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP"])
+def test_half_a_file_is_refused(image_format: str) -> None:
+    data = file(NOISE, image_format)
+    assert "cannot be decoded as a picture" in refusal(text(data[: len(data) // 2]))
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "JPEG"])
+def test_half_a_file_is_called_truncated(image_format: str) -> None:
+    data = file(NOISE, image_format)
+    assert refusal(text(data[: len(data) // 2])).endswith("as a picture: truncated")
+
+
+def test_a_damaged_file_is_called_damaged() -> None:
+    data = bytearray(file(NOISE))
+    data[60:90] = bytes(30)
+    assert refusal(text(bytes(data))).endswith("as a picture: damaged")
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP"])
+def test_no_damage_raises_anything_else(image_format: str) -> None:
+    original = file(NOISE, image_format)
+    random = np.random.default_rng(0)
+    for _ in range(100):
+        data = bytearray(original)
+        for place in random.integers(0, min(len(data), 400), 4):
+            data[place] = random.integers(256)
+        with suppress(InvalidParameter, TooLarge):
+            assert decode(bytes(data), SETTINGS, param="image").mode in ("RGB", "RGBA")

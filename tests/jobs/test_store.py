@@ -1,0 +1,626 @@
+"""The store alone, on files in a temporary folder, with a clock that the tests turn."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from sdbento.errors import NotFound, Overloaded, Unavailable
+from sdbento.jobs import results as job_results
+from sdbento.jobs import store as job_store
+from sdbento.jobs.store import MAX_INTERRUPTIONS, SUSPECT, JobStore, Limits
+from sdbento.jobs.table import Job, NewJob
+from tests.support.postgres import new_database
+from tests.support.server import ROOT
+
+HOUR = 3_600_000
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1_000_000
+
+    def __call__(self) -> int:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest) -> str | None:
+    if request.param == "sqlite":
+        return None
+    return new_database(request.getfixturevalue("postgres_server"))
+
+
+@pytest.fixture
+def store(tmp_path: Path, clock: Clock, url: str | None) -> Iterator[JobStore]:
+    store = JobStore(tmp_path, url, clock=clock)
+    yield store
+    store.close()
+
+
+def new(job_id: str = "a", *, input: str = "{}", **options: Any) -> NewJob:
+    job = NewJob(job_id, input, keep=HOUR, ttl=10 * HOUR, execution_timeout=600_000)
+    return replace(job, **options)
+
+
+def begun(store: JobStore, job_id: str = "a", **options: Any) -> Job:
+    """A job that has been taken up, and nothing else was waiting."""
+    store.add(new(job_id, **options))
+    (job,) = store.claim(1)
+    return job
+
+
+def current(store: JobStore, job_id: str = "a") -> Job:
+    job = store.get(job_id)
+    assert job is not None
+    return job
+
+
+# A job's way
+
+
+def test_a_job_waits_runs_and_completes(store: JobStore, clock: Clock) -> None:
+    store.add(new(input='{"prompt": "x"}'))
+    waiting = current(store)
+    assert (waiting.status, waiting.delay, waiting.execution) == ("IN_QUEUE", None, None)
+    clock.now += 70
+    (job,) = store.claim(5)
+    assert job == current(store)
+    assert (job.status, job.delay, job.execution) == ("IN_PROGRESS", 70, None)
+    assert job.input == '{"prompt": "x"}'
+    clock.now += 130
+    assert store.complete(job, b'["picture"]')
+    done = current(store)
+    assert (done.status, done.delay, done.execution) == ("COMPLETED", 70, 130)
+    assert done.input is None
+    assert store.output(done) == b'["picture"]'
+
+
+def test_what_is_not_there_is_none(store: JobStore) -> None:
+    assert store.get("a") is None
+    assert store.cancel("a") is None
+    assert not store.retry("a")
+    assert not any([store.claim(5), store.purge(), store.expire(), store.tidy()])
+
+
+def test_the_oldest_are_begun_first_and_low_priority_last(store: JobStore) -> None:
+    for job_id in "abcdef":
+        store.add(new(job_id, low_priority=job_id in "ad"))
+    order = [job.id for _ in range(4) for job in store.claim(2)]
+    assert order == ["b", "c", "e", "f", "a", "d"]
+
+
+def test_a_released_job_has_its_old_place_again(store: JobStore) -> None:
+    for job_id in "abc":
+        store.add(new(job_id))
+    first, _ = store.claim(2)
+    assert store.release(first)
+    (again,) = store.claim(1)
+    assert (again.id, again.run) == ("a", 2)
+
+
+def test_threads_that_claim_at_once_never_get_the_same_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two stores on one database have no lock in common but the database's own."""
+    monkeypatch.setattr(job_store, "lock_database", lambda _: None)
+    url = f"sqlite:///{tmp_path / 'shared.db'}"
+    stores = [JobStore(tmp_path / name, url) for name in "xy"]
+    ids = {f"job-{i}" for i in range(60)}
+    for job_id in ids:
+        stores[0].add(new(job_id))
+
+    def work(i: int) -> list[str]:
+        claimed = []
+        while jobs := stores[i % 2].claim(3):
+            claimed += [job.id for job in jobs]
+            assert all(stores[i % 2].complete(job, b"[]") for job in jobs)
+        return claimed
+
+    with ThreadPoolExecutor(4) as pool:
+        claimed = [job_id for some in pool.map(work, range(4)) for job_id in some]
+    assert sorted(claimed) == sorted(ids)
+    assert stores[1].counts().by_status["COMPLETED"] == len(ids)
+    for store in stores:
+        store.close()
+
+
+# Ends
+
+
+def test_a_job_ends_once(store: JobStore) -> None:
+    job = begun(store)
+    cancelled = store.cancel("a")
+    assert cancelled is not None and cancelled.status == "CANCELLED"
+    assert not store.complete(job, b"[]")
+    assert not store.fail(job, "too late")
+    assert not store.release(job)
+    assert current(store).status == "CANCELLED"
+    assert store.output(current(store)) is None
+
+
+def test_an_end_whose_answer_was_lost_can_be_told_again(store: JobStore) -> None:
+    job = begun(store)
+    for _ in range(2):  # a commit may be done though the connection broke before its answer
+        assert store.complete(job, b'["picture"]')
+    assert store.output(current(store)) == b'["picture"]'
+    job = begun(store, "b")
+    assert store.release(job) and store.release(job)
+
+
+def test_the_result_of_a_cancelled_job_is_not_kept(
+    store: JobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = begun(store)
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "_end_run", lambda *_: 1 / 0)  # its database is away just now
+        with pytest.raises(ZeroDivisionError):
+            store.complete(job, b"[]")
+    store.cancel("a")
+    assert list((tmp_path / "results").iterdir()) == []
+
+
+def test_cancelling_a_finished_job_changes_nothing(store: JobStore) -> None:
+    store.complete(begun(store), b"[]")
+    before = current(store)
+    assert store.cancel("a") == before
+
+
+def test_a_run_that_was_given_up_cannot_end_the_next_one(store: JobStore) -> None:
+    old = begun(store)
+    store.fail(old, "late", "TIMED_OUT")
+    assert store.retry("a")
+    (fresh,) = store.claim(1)
+    assert not store.complete(old, b'["old"]')
+    assert store.complete(fresh, b'["fresh"]')
+    assert store.output(current(store)) == b'["fresh"]'
+
+
+def test_a_failed_job_can_be_retried_with_its_input(store: JobStore, clock: Clock) -> None:
+    store.fail(begun(store, input='{"prompt": "x"}'), "out of luck")
+    assert current(store).error == "out of luck"
+    clock.now += 50
+    assert store.retry("a")
+    waiting = current(store)
+    assert (waiting.status, waiting.error, waiting.finished) == ("IN_QUEUE", None, None)
+    clock.now += 5
+    (job,) = store.claim(1)
+    assert (job.input, job.delay) == ('{"prompt": "x"}', 5)
+    assert store.counts().retries == 1
+
+
+def test_only_what_failed_or_timed_out_can_be_retried(store: JobStore) -> None:
+    store.add(new("queued"))
+    assert not store.retry("queued")
+    (job,) = store.claim(1)
+    assert not store.retry("queued")
+    store.complete(job, b"[]")
+    assert not store.retry("queued")
+
+
+def test_a_job_whose_ttl_passes_in_the_queue_times_out(store: JobStore, clock: Clock) -> None:
+    store.add(new("short", ttl=10_000))
+    store.add(new("long", ttl=20_000))
+    clock.now += 10_000
+    assert [job.id for job in store.claim(5)] == ["long"]
+    assert store.expire() == ["short"]
+    job = current(store, "short")
+    assert (job.status, job.delay, job.execution) == ("TIMED_OUT", 10_000, 0)
+    assert job.error is not None and "ttl" in job.error
+    clock.now += 20_000
+    assert store.expire() == []  # what runs has a limit of its own
+
+
+def test_purging_cancels_what_waits_and_nothing_else(store: JobStore) -> None:
+    begun(store, "running")
+    store.add(new("b"))
+    store.add(new("c"))
+    assert sorted(store.purge()) == ["b", "c"]
+    assert current(store, "running").status == "IN_PROGRESS"
+    assert store.counts().by_status["CANCELLED"] == 2
+
+
+def test_a_job_may_have_failed_before_it_was_accepted(store: JobStore) -> None:
+    store.add(new(error="prompt is required"))
+    job = current(store)
+    assert job.input is None and not store.retry("a")  # it would fail again
+    assert (job.status, job.error, job.execution) == ("FAILED", "prompt is required", 0)
+    assert store.claim(1) == []
+
+
+# Limits
+
+
+def test_one_unfinished_job_too_many_is_refused(tmp_path: Path) -> None:
+    store = JobStore(tmp_path, limits=Limits(max_unfinished=2))
+    job = begun(store)
+    store.add(new("b"))
+    with pytest.raises(Overloaded, match=r"2 jobs are unfinished.*SDBENTO_MAX_JOBS"):
+        store.add(new("c"))
+    store.add(new("bad", error="not a job at all"))  # it needs no place in the queue
+    store.fail(job, "makes room")
+    store.add(new("c"))
+    with pytest.raises(Overloaded):
+        store.retry("a")
+    assert not store.retry("bad") and not store.retry("unknown")
+    store.close()
+
+
+def test_inputs_have_a_limit_in_bytes(tmp_path: Path) -> None:
+    store = JobStore(tmp_path, limits=Limits(max_bytes=1000))
+    store.add(new("a", input="x" * 600))
+    with pytest.raises(Overloaded, match="1000"):
+        store.add(new("b", input="x" * 401))
+    store.add(new("b", input="x" * 400))
+    store.close()
+
+
+def test_the_oldest_results_make_room(tmp_path: Path, clock: Clock) -> None:
+    store = JobStore(tmp_path, limits=Limits(max_finished=3, max_bytes=250), clock=clock)
+    for job_id in "abcde":
+        clock.now += 1
+        store.complete(begun(store, job_id), b"x" * 100)
+    assert store.tidy() == ["a", "b", "c"]  # three by number, one more by bytes
+    assert {path.name for path in (tmp_path / "results").iterdir()} == {"d.1.json", "e.1.json"}
+    store.close()
+
+
+def test_neither_inputs_nor_webhooks_cost_a_result_its_place(tmp_path: Path) -> None:
+    store = JobStore(tmp_path, limits=Limits(max_finished=1, max_bytes=100))
+    store.complete(begun(store, "untold", webhook="https://listener.example/"), b"x" * 60)
+    store.complete(begun(store, "told"), b"x" * 60)
+    store.complete(begun(store, "newest"), b"x" * 30)
+    store.add(new("waiting", input="x" * 90))
+    assert store.tidy() == ["told", "newest"]
+    store.note_webhook(current(store, "untold"), again_in=None)
+    assert store.tidy() == []
+    store.close()
+
+
+def test_what_is_past_its_time_is_forgotten(store: JobStore, clock: Clock, tmp_path: Path) -> None:
+    store.complete(begun(store, "a"), b"[]")
+    clock.now += HOUR - 1
+    store.complete(begun(store, "b"), b"[]")
+    store.add(new("waiting"))
+    assert store.tidy() == []
+    clock.now += 1
+    assert store.tidy() == ["a"]
+    assert store.get("a") is None
+    assert [path.name for path in (tmp_path / "results").iterdir()] == ["b.1.json"]
+
+
+def test_the_database_shrinks_again(tmp_path: Path) -> None:
+    store = JobStore(tmp_path)
+    for i in range(20):
+        store.add(new(str(i), input="x" * 100_000))
+    store.purge()
+    store.tidy()
+    store.close()
+    assert (tmp_path / "jobs.db").stat().st_size < 200_000
+
+
+# Webhooks
+
+
+def test_a_finished_job_has_a_webhook_to_tell_until_that_is_done(
+    store: JobStore, clock: Clock
+) -> None:
+    job = begun(store, webhook="https://listener.example/")
+    begun(store, "silent")
+    assert store.due_webhooks(5) == []
+    store.complete(job, b"[]")
+    (due,) = store.due_webhooks(5)
+    assert (due.id, due.webhook_failures) == ("a", 0)
+    store.note_webhook(due, again_in=500)
+    assert store.due_webhooks(5) == []
+    clock.now += 500
+    (due,) = store.due_webhooks(5)
+    assert due.webhook_failures == 1
+    clock.now += 2 * HOUR
+    assert store.tidy() == []  # not before it has been told
+    store.note_webhook(due, again_in=None)
+    assert store.due_webhooks(5) == []
+    assert store.tidy() == ["a"]
+
+
+def test_a_late_answer_to_a_post_is_not_the_next_ones(store: JobStore, clock: Clock) -> None:
+    store.add(new(webhook="https://listener.example/"))
+    clock.now += 10 * HOUR
+    store.expire()
+    (first,) = store.due_webhooks(5)
+    store.retry("a")
+    clock.now += 10 * HOUR
+    store.expire()  # never begun, so of the same run as before
+    store.note_webhook(first, again_in=None)
+    assert [job.id for job in store.due_webhooks(5)] == ["a"]
+
+
+@pytest.mark.parametrize("end", ["fail", "cancel", "purge", "expire", "bad"])
+def test_every_end_is_told(end: str, store: JobStore, clock: Clock) -> None:
+    hook = "https://listener.example/"
+    if end == "fail":
+        store.fail(begun(store, webhook=hook), "no")
+    else:
+        store.add(new(webhook=hook, error="bad" if end == "bad" else None))
+        clock.now += 10 * HOUR if end == "expire" else 0
+        {"cancel": lambda: store.cancel("a"), "purge": store.purge, "expire": store.expire}.get(
+            end, lambda: None
+        )()
+    assert [job.id for job in store.due_webhooks(5)] == ["a"]
+
+
+# A new start
+
+
+def test_everything_is_still_there_after_a_new_start(tmp_path: Path, clock: Clock) -> None:
+    store = JobStore(tmp_path, clock=clock)
+    store.complete(begun(store, "done"), b'["picture"]')
+    begun(store, "running", input='{"seed": 5}')
+    store.add(new("queued"))
+    store.close()
+
+    clock.now += 1000
+    store = JobStore(tmp_path, clock=clock)
+    assert store.recover() == 1
+    assert store.output(current(store, "done")) == b'["picture"]'
+    running, queued = store.claim(5)
+    assert (running.id, running.run, running.input) == ("running", 2, '{"seed": 5}')
+    assert running.delay == 1000
+    assert queued.id == "queued"
+    store.close()
+
+
+def died(store: JobStore, times: int) -> None:
+    """The server dies again and again, each time soon after it has begun what it can."""
+    for _ in range(times):
+        store.claim(5)
+        store.recover()
+
+
+def test_who_was_there_at_three_deaths_is_run_alone(store: JobStore) -> None:
+    store.add(new("a"))
+    store.add(new("b"))
+    died(store, SUSPECT)
+    store.add(new("c"))
+    store.add(new("d"))
+    (alone,) = store.claim(5)
+    assert alone.id == "a"
+    assert store.claim(5) == []
+    store.complete(alone, b"[]")
+    (alone,) = store.claim(5)
+    assert (alone.id, store.claim(5)) == ("b", [])
+    store.fail(alone, "no")
+    others = store.claim(5)
+    assert [job.id for job in others] == ["c", "d"]
+
+
+def test_a_suspect_waits_until_it_can_be_alone(store: JobStore) -> None:
+    store.add(new("suspect", low_priority=True))
+    died(store, SUSPECT)
+    store.add(new("other"))
+    (other,) = store.claim(5)
+    assert (other.id, store.claim(5)) == ("other", [])
+    store.complete(other, b"[]")
+    (alone,) = store.claim(5)
+    assert alone.id == "suspect"
+
+
+def test_a_job_that_every_server_dies_of_fails(store: JobStore) -> None:
+    store.add(new("killer", webhook="https://a.example"))
+    died(store, MAX_INTERRUPTIONS - 1)
+    assert current(store, "killer").status == "IN_QUEUE"
+    store.claim(5)
+    assert store.recover() == 0
+    killer = current(store, "killer")
+    assert (killer.status, killer.run) == ("FAILED", MAX_INTERRUPTIONS)
+    assert "died 20 times while it ran this job" in str(killer.error)
+    assert [job.id for job in store.due_webhooks(5)] == ["killer"]
+    assert store.retry("killer")
+    died(store, 2)
+    assert current(store, "killer").status == "IN_QUEUE"
+
+
+DIE_WHILE_WRITING = """
+import os, sys
+from pathlib import Path
+from sdbento.jobs.store import JobStore
+store = JobStore(Path(sys.argv[1]))
+jobs = store.claim(3)
+store.complete(jobs[0], b'["whole"]')
+store._results.write(jobs[1].id, jobs[1].run, b'["written, and no row says so"]')
+(Path(sys.argv[1]) / "results" / "c.1.tmp").write_bytes(b'["ha')
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_a_process_that_is_killed_loses_no_result_and_leaves_no_rubbish(tmp_path: Path) -> None:
+    store = JobStore(tmp_path)
+    for job_id in "abc":
+        store.add(new(job_id))
+    store.close()
+    command = [sys.executable, "-c", DIE_WHILE_WRITING, str(tmp_path)]
+    assert subprocess.run(command, cwd=ROOT).returncode == -9
+    store = JobStore(tmp_path)
+    assert store.recover() == 2
+    assert [path.name for path in (tmp_path / "results").iterdir()] == ["a.1.json"]
+    assert store.output(current(store, "a")) == b'["whole"]'
+    assert [(job.id, job.run) for job in store.claim(5)] == [("b", 2), ("c", 2)]
+    store.close()
+
+
+def test_a_folder_has_one_server_only(
+    store: JobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_results, "LOCK_SECONDS", 0.0)
+    with pytest.raises(Unavailable, match="SDBENTO_STATE_DIR"):
+        JobStore(tmp_path)
+
+
+def test_a_postgresql_database_has_one_server_only(
+    tmp_path: Path, postgres_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = new_database(postgres_server)
+    store = JobStore(tmp_path / "a", url)
+    with monkeypatch.context() as patched:
+        patched.setattr(job_results, "LOCK_SECONDS", 0.0)
+        for _ in range(2):
+            with pytest.raises(Unavailable, match="JOB_STORE_URL"):
+                JobStore(tmp_path / "b", url)
+    begun(store)
+    store.close()
+    store = JobStore(tmp_path / "b", url)
+    assert store.recover() == 1
+    store.close()
+
+
+def test_a_sqlite_database_of_another_folder_has_one_server_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_results, "LOCK_SECONDS", 0.0)
+    url = f"sqlite:///{tmp_path / 'shared.db'}"
+    store = JobStore(tmp_path / "a", url)
+    with pytest.raises(Unavailable, match="JOB_STORE_URL"):
+        JobStore(tmp_path / "b", url)
+    store.close()
+    JobStore(tmp_path / "b", url).close()
+
+
+def break_lock(url: str) -> None:
+    """End the connection that holds a database, as a restart of the database does."""
+    holders = (
+        "FROM pg_locks JOIN pg_database ON oid = database "
+        "WHERE locktype = 'advisory' AND datname = current_database()"
+    )
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(f"SELECT pg_terminate_backend(pid) {holders}".encode())
+        while connection.execute(f"SELECT pid {holders}".encode()).fetchall():
+            time.sleep(0.01)
+
+
+def test_a_postgresql_database_is_held_again_after_its_restart(
+    tmp_path: Path, postgres_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_results, "LOCK_SECONDS", 0.0)
+    url = new_database(postgres_server)
+    store = JobStore(tmp_path / "a", url)
+    for job_id in ("a", "b"):
+        break_lock(url)
+        store.add(new(job_id))
+        with pytest.raises(Unavailable, match="JOB_STORE_URL"):
+            JobStore(tmp_path / "b", url)
+    break_lock(url)
+    other = JobStore(tmp_path / "b", url)
+    for _ in range(2):
+        with pytest.raises(Unavailable, match="JOB_STORE_URL"):
+            store.claim(1)
+        with pytest.raises(Unavailable, match="JOB_STORE_URL"):
+            store.get("a")
+    other.close()
+    monkeypatch.undo()
+    job_results.take(lambda: succeeds(store.expire), "the database is not free again")
+    assert [job.id for job in store.claim(5)] == ["a", "b"]
+    assert current(store, "a").status == "IN_PROGRESS"
+    store.close()
+
+
+def succeeds(action: Callable[[], object]) -> bool:
+    try:
+        action()
+    except Unavailable:
+        return False
+    return True
+
+
+def test_a_folder_that_was_removed_is_told(tmp_path: Path) -> None:
+    store = JobStore(tmp_path / "state")
+    (tmp_path / "state").rename(tmp_path / "elsewhere")
+    for _ in range(2):
+        with pytest.raises(Unavailable, match="removed or replaced"):
+            store.add(new())
+    (tmp_path / "elsewhere").rename(tmp_path / "state")
+    store.add(new())
+    store.close()
+
+
+def test_a_folder_of_results_that_was_removed_is_made_again(
+    store: JobStore, tmp_path: Path
+) -> None:
+    (tmp_path / "results").rmdir()
+    store.complete(begun(store), b"[]")
+    assert store.output(current(store)) == b"[]"
+
+
+@pytest.mark.parametrize("left", [None, b"", b'["pict'])
+def test_a_damaged_result_is_none(store: JobStore, tmp_path: Path, left: bytes | None) -> None:
+    store.complete(begun(store), b'["picture"]')
+    [path] = (tmp_path / "results").iterdir()
+    path.unlink() if left is None else path.write_bytes(left)
+    with pytest.raises(NotFound, match="the result of job a is no longer there"):
+        store.output(current(store))
+
+
+def test_another_database_does_not_cost_the_first_its_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = JobStore(tmp_path)
+    store.complete(begun(store), b"[]")
+    store.close()
+    other = JobStore(tmp_path, f"sqlite:///{tmp_path / 'other.db'}")
+    other.recover()
+    other.close()
+    store = JobStore(tmp_path)
+    assert store.output(current(store)) == b"[]"
+    store.close()
+    monkeypatch.setattr(job_results, "STRAY_SECONDS", -1.0)
+    other = JobStore(tmp_path, f"sqlite:///{tmp_path / 'other.db'}")
+    other.recover()
+    assert list((tmp_path / "results").iterdir()) == []
+    other.close()
+
+
+def test_a_result_that_cannot_be_written_leaves_the_job_running(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    job = begun(store)
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        store.complete(job, b"[]")
+    assert current(store).status == "IN_PROGRESS"
+    assert list((tmp_path / "results").iterdir()) == []
+
+
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+def test_commits_survive_a_power_failure(store: JobStore, tmp_path: Path) -> None:
+    with store._engine.connect() as connection:
+        answers = [
+            connection.exec_driver_sql(f"PRAGMA {name}").scalar_one()
+            for name in ("journal_mode", "synchronous")
+        ]
+    assert answers == ["wal", 2]
+
+
+def test_a_folder_that_is_no_database_is_told(tmp_path: Path) -> None:
+    (tmp_path / "jobs.db").write_text("this is not a database, but text, and quite long enough")
+    with pytest.raises(Exception, match="not a database") as caught:
+        JobStore(tmp_path)
+    assert isinstance(caught.value.__cause__, sqlite3.DatabaseError)

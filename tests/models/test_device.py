@@ -1,0 +1,113 @@
+"""What the hardware can do: device, precision and memory, and what is said where it cannot."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sdbento.catalog.families import Family
+from sdbento.catalog.lookup import Catalog, ModelSpec
+from sdbento.models import device
+from sdbento.models.device import (
+    choose_device,
+    choose_dtype,
+    choose_vae_dtype,
+    host_memory,
+    memory_budget_gb,
+    memory_need,
+)
+from sdbento.settings import Settings, SettingsError
+
+GPU = torch.device("cuda")
+
+
+def settings(**fields: Any) -> Settings:
+    return Settings.load(**{"sd_model": "shapes", "device": "cpu", "offline": True, **fields})
+
+
+def test_the_log_says_once_that_a_cpu_computes_in_fp32(caplog: Any) -> None:
+    device.say_once.cache_clear()
+    caplog.set_level(logging.INFO)
+    for _ in range(2):
+        assert choose_dtype(settings(precision="fp16"), torch.device("cpu")) is torch.float32
+    assert caplog.text.count("PRECISION=fp16 needs a GPU") == 1
+
+
+@pytest.mark.parametrize(
+    ("precision", "has_bf16", "dtype"),
+    [
+        ("fp16", False, torch.float16),
+        ("bf16", True, torch.bfloat16),
+        ("bf16", False, torch.float16),
+        ("fp32", True, torch.float32),
+    ],
+)
+def test_a_gpu_computes_in_what_it_can(
+    precision: str, has_bf16: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "has_bf16", lambda: has_bf16)
+    assert choose_dtype(settings(precision=precision), GPU) is dtype
+
+
+@pytest.mark.parametrize(
+    ("family", "force_upcast", "dtype", "has_bf16", "expected"),
+    [
+        ("sdxl", True, torch.float16, True, torch.bfloat16),
+        ("sdxl", True, torch.float16, False, torch.float32),
+        ("sdxl", False, torch.float16, True, torch.float16),
+        ("sdxl", True, torch.float32, True, torch.float32),
+        ("sd15", True, torch.float16, True, torch.float16),
+    ],
+)
+def test_sdxls_vae_is_never_decoded_in_fp16(
+    family: str,
+    force_upcast: bool,
+    dtype: torch.dtype,
+    has_bf16: bool,
+    expected: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(device, "has_bf16", lambda: has_bf16)
+    mine = ModelSpec("mine", Family(family), ("/nowhere",), 64, 64, 4, 5.0, None, 0.1)
+    assert choose_vae_dtype(mine, force_upcast, dtype) is expected
+
+
+def test_a_gpu_that_is_demanded_and_not_there_is_a_bad_setting(monkeypatch: Any) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SettingsError, match="SDBENTO_DEVICE='cuda'"):
+        choose_device(settings(device="cuda"))
+    assert choose_device(settings(device="auto")) == torch.device("cpu")
+
+
+def test_the_budget_is_what_is_set_or_a_share_of_the_memory(monkeypatch: Any) -> None:
+    assert memory_budget_gb(settings(memory_gb=3.5)) == 3.5
+    total, available = host_memory()
+    assert 0 < available <= total
+    assert memory_budget_gb(settings()) == pytest.approx(0.6 * total / 1e9)
+    monkeypatch.setattr(device, "choose_device", lambda _: GPU)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (79 * 10**9, 80 * 10**9))
+    assert memory_budget_gb(settings()) == pytest.approx(68)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (20 * 10**9, 80 * 10**9))
+    assert memory_budget_gb(settings()) == pytest.approx(20)
+
+
+def test_a_containers_limit_is_the_machines_memory(tmp_path: Path, monkeypatch: Any) -> None:
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(device, "CGROUP_LIMIT", limit)
+    total, _ = host_memory()
+    limit.write_text("max\n")
+    assert host_memory()[0] == total
+    limit.write_text(f"{10**9}\n")
+    assert host_memory()[0] == 10**9
+
+
+def test_fp32_needs_twice_the_memory() -> None:
+    catalog = Catalog(settings())
+    sdxl = catalog.resolve("sdxl")
+    for wanted in (sdxl, catalog.resolve_controlnet("canny", sdxl)):
+        assert memory_need(wanted, torch.float16) == wanted.memory_gb * 10**9
+        assert memory_need(wanted, torch.float32) == 2 * wanted.memory_gb * 10**9

@@ -1,0 +1,143 @@
+"""SDBENTO_COMPILE: the same pictures, and no request waits for the compiler.
+
+Tracing, guards and dispatch are torch.compile's own; only what it generates is left out, for a C++
+compiler takes minutes. `SDBENTO_COMPILE=true python -m bench.profile` runs with that too.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+from sdbento.engine.runner import TorchRunner
+from sdbento.engine.trajectory import BatchKey
+from sdbento.models import torch_compile
+from sdbento.models.cache import Pipeline
+from sdbento.settings import Settings
+from tests.support.loras import make_lora, save_peft
+from tests.support.oracle import engine_pixels, run_together, tiny_control, tiny_model
+from tests.support.oracle import trajectories_of as images
+from tests.support.pictures import base64, gradient
+
+# Of torch's own, while it imports its compiler.
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+
+PARITY = 1e-3
+BASE: dict[str, Any] = {"prompt": "a cat", "seed": 5, "num_inference_steps": 4}
+
+
+@pytest.fixture(scope="module")
+def plain() -> Pipeline:
+    return tiny_model("sd15")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture(scope="module")
+def compiled(plain: Pipeline, folder: Path) -> Iterator[Pipeline]:
+    """As a server makes it while it starts: enabled when loaded, compiled when measured."""
+    components = plain.pipe.components | {"unet": copy.deepcopy(plain.unet)}
+    pipeline = replace(plain, pipe=type(plain.pipe)(**components, requires_safety_checker=False))
+    environment = dict(os.environ)
+    torch_compile.enable(pipeline.unet, folder)
+    pipeline.unet.compile(dynamic=True, backend="eager")
+    with torch_compile.allowed():
+        for rows in (1, 2):
+            TorchRunner().measure(pipeline, BatchKey(plain.spec.name, 8, 8), rows)
+    yield pipeline
+    torch.compiler.set_stance("default")
+    torch.compiler.reset()
+    os.environ.clear()
+    os.environ.update(environment)
+
+
+@pytest.fixture
+def only_compiled() -> Iterator[None]:
+    """A call that nothing compiled fits is an error, where it would run as it is."""
+    with torch.compiler.set_stance("fail_on_recompile"):
+        yield
+
+
+@pytest.mark.usefixtures("only_compiled")
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"guidance_scale": 1.0},
+        {"width": 128, "height": 64},
+        {"prompt": "a cat " * 60},
+        {"scheduler": "Euler a", "image": base64(gradient())},
+    ],
+    ids=["plain", "unguided", "wide", "long", "img2img"],
+)
+def test_it_draws_what_is_drawn_without(
+    compiled: Pipeline, plain: Pipeline, fields: dict[str, Any]
+) -> None:
+    ours, theirs = (engine_pixels(model, **BASE | fields) for model in (compiled, plain))
+    assert np.abs(ours - theirs).max() <= PARITY
+
+
+@pytest.mark.usefixtures("only_compiled")
+def test_any_number_of_rows_fits(compiled: Pipeline) -> None:
+    together = run_together([images(compiled, **BASE | {"seed": i}) for i in range(4)])
+    alone = [engine_pixels(compiled, **BASE | {"seed": i}) for i in range(4)]
+    assert max(np.abs(t[0] - a).max() for t, a in zip(together, alone, strict=True)) <= PARITY
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"width": 72, "height": 88},
+        {"controlnet": {"type": "canny", "image": base64(gradient())}},
+    ],
+    ids=["odd size", "ControlNet"],
+)
+def test_what_fits_nothing_compiled_is_drawn_all_the_same(
+    compiled: Pipeline, plain: Pipeline, fields: dict[str, Any]
+) -> None:
+    networks = [tiny_control("sd15")] if "controlnet" in fields else []
+    ours = engine_pixels(compiled, controlnets=networks, **BASE | fields)
+    theirs = engine_pixels(plain, controlnets=networks, **BASE | fields)
+    assert np.abs(ours - theirs).max() <= PARITY
+
+
+def test_loras_are_not_lost_in_what_is_compiled(
+    compiled: Pipeline, plain: Pipeline, tmp_path: Path
+) -> None:
+    save_peft("sd15", make_lora("sd15"), tmp_path / "style.safetensors")
+    options = {"settings": Settings.load(lora_dir=tmp_path), "lora": {"model_id": "style"}}
+    ours, theirs = (engine_pixels(model, **BASE, **options) for model in (compiled, plain))
+    assert np.abs(ours - theirs).max() <= PARITY
+    assert np.abs(ours - engine_pixels(compiled, **BASE)).max() > 10 * PARITY
+
+
+@pytest.mark.usefixtures("compiled")
+def test_torch_keeps_its_work_in_the_folder(folder: Path) -> None:
+    assert cache_dir() == str(folder)
+
+
+def test_where_nothing_can_be_compiled_all_runs_as_it_is(
+    compiled: Pipeline, plain: Pipeline, caplog: pytest.LogCaptureFixture
+) -> None:
+    def call() -> None:
+        raise RuntimeError("no compiler")
+
+    with caplog.at_level(logging.ERROR), torch_compile.allowed():
+        call()
+    assert "no compiler" in caplog.text
+    ours, theirs = engine_pixels(compiled, **BASE), engine_pixels(plain, **BASE)
+    torch.compiler.set_stance("eager_on_recompile")
+    assert np.array_equal(ours, theirs)

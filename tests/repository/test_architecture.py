@@ -1,0 +1,220 @@
+"""The rules of the house, read off the syntax tree: who may import what, and how long things are.
+
+Every rule is a function from a module's name and tree to its violations, and comes with a piece of
+bad code that it must find.
+"""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "sdbento"
+
+# From the roof down. A package may import those of the floors below its own, and itself.
+FLOORS = (
+    {"service", "__main__"},
+    {"doors"},
+    {"jobs"},
+    {"app"},
+    {"request"},
+    {"engine"},
+    {"prompts"},
+    {"images", "lora"},
+    {"models"},
+    {"catalog"},
+    {"samplers", "outbound"},
+    {"settings"},
+    {"errors", "heavy_imports", "malloc", "metrics", "serving_settings", "threads"},
+)
+FLOOR = {package: floor for floor, packages in enumerate(FLOORS) for package in packages}
+MAX_FILES_IN_A_FOLDER = 12
+
+NO_TORCH = ["errors", "settings", "outbound", "metrics", "catalog.lookup", "images.codec"]
+NO_TORCH += [
+    "samplers.stock",
+    "request.schema",
+    "models.budget",
+    "jobs.service",
+    "doors.cli.commands",
+]
+NO_TORCH += [f"engine.{name}" for name in ("loop", "planner", "cost", "caps", "trajectory")]
+READS_ENVIRONMENT = {"settings"}
+LOADS_WEIGHTS = {"models.weights"}
+MAX_FUNCTION_LINES = 60
+
+Rule = Callable[[str, ast.Module], Iterator[str]]
+
+
+def name_of(path: Path) -> str:
+    """`errors` for sdbento/errors.py, `engine.loop` for sdbento/engine/loop.py, `service`."""
+    if not path.is_relative_to(PACKAGE):
+        return path.stem
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+SOURCES = {name_of(path): path for path in [ROOT / "service.py", *sorted(PACKAGE.rglob("*.py"))]}
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """Absolute names of what is imported anywhere, but for type checkers only."""
+    for node in ast.iter_child_nodes(tree):
+        match node:
+            case ast.If(test=ast.Name(id="TYPE_CHECKING")):
+                for other in node.orelse:
+                    yield from imports(other)
+            case ast.Import():
+                yield from (alias.name for alias in node.names)
+            case ast.ImportFrom(module=str(module), level=0):
+                yield module
+                yield from (f"{module}.{alias.name}" for alias in node.names)
+            case ast.ImportFrom():
+                yield "." * node.level + (node.module or "")
+            case _:
+                yield from imports(node)
+
+
+def imports_point_downward(module: str, tree: ast.Module) -> Iterator[str]:
+    own = module.partition(".")[0]
+    if own and own not in FLOOR:
+        yield "stands on no floor: add it to FLOORS"
+        return
+    for name in imports(tree):
+        package, _, path = name.partition(".")
+        imported = path.partition(".")[0]
+        if package in ("", "service"):
+            yield f"imports {name}: nobody imports the service or by relative names"
+        if package != "sdbento" or imported not in FLOOR or imported == own:
+            continue
+        if not own or FLOOR[imported] <= FLOOR[own]:
+            yield f"imports {name}, which is not below it"
+
+
+def only_settings_reads_the_environment(module: str, tree: ast.Module) -> Iterator[str]:
+    if module in READS_ENVIRONMENT:
+        return
+    forbidden = {"environ", "environb", "getenv", "getenvb", "putenv"}
+    for node in ast.walk(tree):
+        match node:
+            case ast.Attribute(value=ast.Name(id="os"), attr=attr) if attr in forbidden:
+                yield f"os.{attr} in line {node.lineno}"
+            case ast.ImportFrom(module="os", names=names):
+                yield from (f"imports os.{n.name}" for n in names if n.name in forbidden)
+
+
+def weights_are_loaded_in_one_place(module: str, tree: ast.Module) -> Iterator[str]:
+    if module in LOADS_WEIGHTS:
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr in ("from_pretrained", "from_single_file"):
+            yield f"{node.attr} in line {node.lineno}"
+
+
+def only_the_service_knows_bentoml(module: str, tree: ast.Module) -> Iterator[str]:
+    if module == "service":
+        return
+    for name in imports(tree):
+        if name.partition(".")[0] in ("bentoml", "_bentoml_impl", "_bentoml_sdk"):
+            yield f"imports {name}"
+
+
+def functions_are_short(module: str, tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            lines = (node.end_lineno or 0) - node.lineno + 1
+            if lines > MAX_FUNCTION_LINES:
+                yield f"{node.name} has {lines} lines; at most {MAX_FUNCTION_LINES}"
+
+
+# Each rule with a module's name and source that breaks it.
+RULES: list[tuple[Rule, str, str]] = [
+    (imports_point_downward, "errors", "from sdbento.app import App"),
+    (imports_point_downward, "lora.files", "def f():\n    import sdbento.images.codec"),
+    (imports_point_downward, "models.cache", "from sdbento import engine"),
+    (imports_point_downward, "engine.loop", "from .errors import SDBentoError"),
+    (imports_point_downward, "app", "from sdbento.doors.http.guard import Guard"),
+    (imports_point_downward, "doors.cli.commands", "import service"),
+    (imports_point_downward, "attic", "import json"),
+    (only_settings_reads_the_environment, "app", "import os\nos.environ['A']"),
+    (only_settings_reads_the_environment, "app", "import os\nos.getenv('A')"),
+    (only_settings_reads_the_environment, "app", "from os import environ"),
+    (weights_are_loaded_in_one_place, "engine.runner", "UNet2DConditionModel.from_pretrained('x')"),
+    (weights_are_loaded_in_one_place, "app", "load = Pipeline.from_single_file"),
+    (only_the_service_knows_bentoml, "app", "import bentoml"),
+    (
+        only_the_service_knows_bentoml,
+        "doors.cli.commands",
+        "from bentoml.exceptions import BentoMLException",
+    ),
+    (functions_are_short, "app", "def f():\n" + "    x = 1\n" * MAX_FUNCTION_LINES),
+]
+
+
+@pytest.mark.parametrize("module", SOURCES)
+@pytest.mark.parametrize(
+    "rule", dict.fromkeys(rule for rule, *_ in RULES), ids=lambda r: r.__name__
+)
+def test_rule(rule: Rule, module: str) -> None:
+    tree = ast.parse(SOURCES[module].read_text(encoding="utf-8"))
+    assert list(rule(module, tree)) == []
+
+
+@pytest.mark.parametrize(("rule", "module", "source"), RULES)
+def test_the_rule_finds_bad_code(rule: Rule, module: str, source: str) -> None:
+    assert list(rule(module, ast.parse(source)))
+
+
+def test_what_only_type_checkers_see_may_point_upward() -> None:
+    source = "if TYPE_CHECKING:\n    from sdbento.app import App"
+    assert list(imports_point_downward("errors", ast.parse(source))) == []
+
+
+def folders() -> list[Path]:
+    return sorted({path.parent for path in SOURCES.values()} - {ROOT})
+
+
+@pytest.mark.parametrize("folder", folders(), ids=lambda folder: str(folder.relative_to(ROOT)))
+def test_a_folder_is_taken_in_at_a_glance(folder: Path) -> None:
+    files = [path.name for path in folder.glob("*.py") if path.name != "__init__.py"]
+    assert len(files) <= MAX_FILES_IN_A_FOLDER, sorted(files)
+
+
+def imported_modules(module: str) -> set[str]:
+    """The modules of sdbento that `module` imports as it is imported itself."""
+    tree = ast.parse(SOURCES[module].read_text(encoding="utf-8"))
+    body = ast.Module([node for node in tree.body if not isinstance(node, ast.FunctionDef)], [])
+    names = {name.removeprefix("sdbento.") for name in imports(body)}
+    return {name for name in names if name in SOURCES and SOURCES[name].name != "__init__.py"}
+
+
+def test_no_module_imports_itself_by_a_detour() -> None:
+    graphlib.TopologicalSorter({name: imported_modules(name) for name in SOURCES}).prepare()
+
+
+def torch_after_importing(*modules: str) -> str:
+    """What of torch is there after importing `modules` in a fresh interpreter."""
+    code = f"import {', '.join(modules)}, sys; print(*sorted({{'torch'}} & sys.modules.keys()))"
+    return subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT
+    ).stdout.strip()
+
+
+def test_what_needs_no_torch_imports_none() -> None:
+    assert torch_after_importing(*(f"sdbento.{module}" for module in NO_TORCH)) == ""
+
+
+def test_the_service_file_is_read_without_torch() -> None:
+    """BentoML's supervisor reads it before the process that serves: torch would be loaded twice."""
+    assert torch_after_importing("service") == ""
+
+
+def test_torch_would_be_noticed() -> None:
+    assert torch_after_importing("torch") == "torch"

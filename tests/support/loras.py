@@ -1,0 +1,197 @@
+"""Small LoRA files for the tiny pipelines, in every format that is read.
+
+A LoRA is random matrices for some layers of some networks; `save_*` write the same matrices with
+the names that kohya's trainer, diffusers (old) and PEFT give them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from tests.support.checkpoints import _unet as original_layout
+from tests.support.tiny import tiny_pipeline
+
+ATTENTION = ("attn1.", "attn2.", "ff.net", "proj_in", "proj_out")
+CONV = ("conv", "time_emb", "add_embedding")
+TEXT = ("_proj", "mlp.fc", "text_projection")
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
+
+Layers = Mapping[str, Mapping[str, "Matrices"]]
+
+
+@dataclass(frozen=True)
+class Matrices:
+    down: torch.Tensor
+    up: torch.Tensor
+    alpha: float | None
+
+
+def make_lora(
+    family: str,
+    seed: int = 0,
+    *,
+    marks: Mapping[str, tuple[str, ...]] | None = None,
+    rank: int = 3,
+    alpha: float | None = 2.0,
+    strength: float = 0.2,
+) -> Layers:
+    """Random matrices for the layers whose names hold one of the marks of their network."""
+    if marks is None:
+        marks = {"unet": ATTENTION}
+    generator = torch.Generator().manual_seed(seed)
+    pipe = tiny_pipeline(family)
+    return {
+        part: {
+            name: _matrices(layer, rank, alpha, strength, generator)
+            for name, layer in getattr(pipe, part).named_modules()
+            if isinstance(layer, nn.Linear | nn.Conv2d) and any(mark in name for mark in wanted)
+        }
+        for part, wanted in marks.items()
+        if hasattr(pipe, part)
+    }
+
+
+def everything(family: str) -> dict[str, tuple[str, ...]]:
+    """Marks of all layers that can have a LoRA."""
+    encoders = TEXT_ENCODERS if family == "sdxl" else TEXT_ENCODERS[:1]
+    return {"unet": (*ATTENTION, *CONV), **dict.fromkeys(encoders, TEXT)}
+
+
+def save_kohya(family: str, layers: Layers, path: Path, **metadata: str) -> Path:
+    """`lora_unet_..._to_q.lora_down.weight`; XL's UNet has its original layout's names."""
+    tensors = {}
+    for part, matrices in layers.items():
+        for name, low_rank in matrices.items():
+            key = _kohya_name(family, part, name)
+            tensors[f"{key}.lora_down.weight"] = low_rank.down
+            tensors[f"{key}.lora_up.weight"] = low_rank.up
+            if low_rank.alpha is not None:
+                tensors[f"{key}.alpha"] = torch.tensor(low_rank.alpha)
+    return _save(tensors, path, metadata)
+
+
+def save_diffusers_old(family: str, layers: Layers, path: Path, **metadata: str) -> Path:
+    """`unet....attn1.processor.to_q_lora.down.weight`: the names of 2023, without alphas."""
+    return _save(_paired(layers, _old_name), path, metadata)
+
+
+def save_diffusers(family: str, layers: Layers, path: Path, **metadata: str) -> Path:
+    """`unet....attn1.to_q.lora.down.weight`, as Stable Diffusion's training scripts write it."""
+    return _save(_paired(layers, _diffusers_name), path, metadata)
+
+
+def save_peft(family: str, layers: Layers, path: Path, **metadata: str) -> Path:
+    """`unet....attn1.to_q.lora_A.weight`, with the alphas in the metadata where there are any."""
+    config: dict[str, Any] = {}
+    for part, matrices in layers.items():
+        alphas = {name: m.alpha for name, m in matrices.items() if m.alpha is not None}
+        if alphas:
+            first = next(iter(alphas.values()))
+            config[f"{part}.r"] = len(next(iter(matrices.values())).down)
+            config[f"{part}.lora_alpha"] = first
+            config[f"{part}.alpha_pattern"] = {k: a for k, a in alphas.items() if a != first}
+            config[f"{part}.target_modules"] = list(matrices)
+    if config:
+        metadata = {"lora_adapter_metadata": json.dumps(config), **metadata}
+    return _save(_paired(layers, _peft_name), path, metadata)
+
+
+WRITERS: dict[str, Callable[..., Path]] = {
+    "kohya": save_kohya,
+    "diffusers-old": save_diffusers_old,
+    "diffusers": save_diffusers,
+    "peft": save_peft,
+}
+
+
+def merged(pipe: Any, layers: Layers, weight: float = 1.0) -> Any:
+    """Adds the LoRA to the weights of `pipe` itself: what it means, without hooks or PEFT."""
+    for part, matrices in layers.items():
+        modules = dict(getattr(pipe, part).named_modules())
+        for name, m in matrices.items():
+            scale = weight * (1.0 if m.alpha is None else m.alpha / len(m.down))
+            change = (m.up.flatten(1) @ m.down.flatten(1)).reshape(modules[name].weight.shape)
+            modules[name].weight.data += scale * change
+    return pipe
+
+
+def _matrices(
+    layer: nn.Module, rank: int, alpha: float | None, strength: float, generator: torch.Generator
+) -> Matrices:
+    if isinstance(layer, nn.Conv2d):
+        down: tuple[int, ...] = (rank, layer.in_channels, *layer.kernel_size)
+        up: tuple[int, ...] = (layer.out_channels, rank, 1, 1)
+    else:
+        assert isinstance(layer, nn.Linear)
+        down, up = (rank, layer.in_features), (layer.out_features, rank)
+    return Matrices(
+        strength * torch.randn(down, generator=generator),
+        strength * torch.randn(up, generator=generator),
+        alpha,
+    )
+
+
+@cache
+def _original_names(family: str) -> dict[str, str]:
+    """Layers of the UNet by diffusers' names, in the original layout's."""
+    unet = tiny_pipeline(family).unet
+    keys = {tensor.data_ptr(): key for key, tensor in original_layout(unet).items()}
+    return {
+        key.removesuffix(".weight"): keys[tensor.data_ptr()].removesuffix(".weight")
+        for key, tensor in unet.state_dict().items()
+    }
+
+
+def _kohya_name(family: str, part: str, name: str) -> str:
+    if part == "unet":
+        name = _original_names(family)[name] if family == "sdxl" else name
+        return "lora_unet_" + name.replace(".", "_")
+    prefix = {"text_encoder": "lora_te1_" if family == "sdxl" else "lora_te_"}
+    return prefix.get(part, "lora_te2_") + _clip_name(name).replace(".", "_")
+
+
+def _clip_name(name: str) -> str:
+    """As transformers named the encoder's layers before it dropped a level."""
+    return name if name.startswith(("text_model.", "text_projection")) else f"text_model.{name}"
+
+
+def _paired(layers: Layers, named: Callable[[str, str, str], str]) -> dict[str, torch.Tensor]:
+    return {
+        f"{part}.{named(part, name, direction)}": getattr(matrices, direction)
+        for part, named_matrices in layers.items()
+        for name, matrices in named_matrices.items()
+        for direction in ("down", "up")
+    }
+
+
+def _old_name(part: str, name: str, direction: str) -> str:
+    if part != "unet" or ".attn" not in name:
+        return _diffusers_name(part, name, direction)
+    block, _, layer = name.removesuffix(".0").rpartition(".")
+    return f"{block}.processor.{layer}_lora.{direction}.weight"
+
+
+def _diffusers_name(part: str, name: str, direction: str) -> str:
+    if part == "unet":
+        return f"{name}.lora.{direction}.weight"
+    return f"{_clip_name(name)}.lora_linear_layer.{direction}.weight"
+
+
+def _peft_name(part: str, name: str, direction: str) -> str:
+    name = name if part == "unet" else _clip_name(name)
+    return f"{name}.lora_{'A' if direction == 'down' else 'B'}.weight"
+
+
+def _save(tensors: Mapping[str, torch.Tensor], path: Path, metadata: Mapping[str, str]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({key: t.contiguous() for key, t in tensors.items()}, path, metadata=dict(metadata))
+    return path
