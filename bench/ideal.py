@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from sdbento.models.cache import Pipeline
+from sdbento.models.pipeline import Pipeline
 from sdbento.request.passes import compile_sampler
 from sdbento.request.schema import GenerateRequest
 from sdbento.request.settle import settle

@@ -21,7 +21,8 @@ from typing import Any, ParamSpec, TypeVar
 
 from PIL import Image
 
-from sdbento.catalog.lookup import Catalog, ControlNetSpec, ModelSpec
+from sdbento.catalog.lookup import Catalog
+from sdbento.catalog.specs import ControlNetSpec, ModelSpec
 from sdbento.engine.calibration import Calibration
 from sdbento.engine.loop import Engine, Event, Handle, Queued
 from sdbento.engine.planner import ROWS_PER_IMAGE, Planner
@@ -36,8 +37,8 @@ from sdbento.errors import (
 from sdbento.images import codec
 from sdbento.malloc import release_freed_memory
 from sdbento.metrics import queue_depth
-from sdbento.models.cache import Lease, PipelineCache
-from sdbento.models.leases import give_up
+from sdbento.models.cache import PipelineCache
+from sdbento.models.leases import Lease, give_up
 from sdbento.request.build import Assembler, Job
 from sdbento.request.resolved import Order
 from sdbento.request.schema import GenerateRequest, GenerateResponse, Timings, describe

@@ -37,8 +37,8 @@ from sdbento.engine.trajectory import (
     Trajectory,
 )
 from sdbento.lora.hooks import WeightedAdapter
-from sdbento.models.cache import Pipeline
 from sdbento.models.device import choose_vae_dtype
+from sdbento.models.pipeline import Pipeline
 from sdbento.prompts.encoder import Conditioning, PreparedPrompt, PromptEncoder
 from sdbento.samplers.names import SamplerSpec, build_scheduler, compile_table
 

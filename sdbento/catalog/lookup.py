@@ -22,27 +22,14 @@ from sdbento.catalog import families, hub
 from sdbento.catalog.families import Traits
 from sdbento.catalog.specs import (
     ControlNetSpec,
-    LoraSpec,
     ModelSpec,
     catalogued,
     catalogued_controlnets,
-    catalogued_loras,
     controlnets_for,
     defaults,
-    family_configs,
 )
 from sdbento.errors import InvalidParameter, SDBentoError, UnknownModel, classify
 from sdbento.settings import Settings
-
-__all__ = [
-    "Catalog",
-    "ControlNetSpec",
-    "LoraSpec",
-    "ModelSpec",
-    "catalogued",
-    "catalogued_loras",
-    "family_configs",
-]
 
 log = logging.getLogger(__name__)
 

@@ -12,12 +12,13 @@ import time
 from collections.abc import Callable, Iterator
 
 from sdbento.catalog.families import VAE_FACTOR
-from sdbento.catalog.lookup import ModelSpec
+from sdbento.catalog.specs import ModelSpec
 from sdbento.engine.cost import ENOUGH, CostModel
 from sdbento.engine.runner import TorchRunner
 from sdbento.engine.trajectory import BatchKey, Stage
 from sdbento.models import torch_compile
-from sdbento.models.cache import Pipeline, PipelineCache
+from sdbento.models.cache import PipelineCache
+from sdbento.models.pipeline import Pipeline
 
 BUDGET = 10.0  # seconds of idle time
 LONGEST = 0.5  # seconds: a request that arrives may have to wait for one call

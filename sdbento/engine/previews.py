@@ -13,7 +13,7 @@ import torch
 from diffusers import DDPMScheduler
 from PIL import Image
 
-from sdbento.models.cache import Pipeline
+from sdbento.models.pipeline import Pipeline
 
 PREVIEW_SIDE = 256  # pixels of the longer side
 

@@ -24,7 +24,7 @@ from sdbento.engine.trajectory import BatchKey, Stage, StepPlan, StepResult, Tra
 from sdbento.engine.vae import decode, draw
 from sdbento.errors import GenerationFailed, SDBentoError
 from sdbento.lora.hooks import applied
-from sdbento.models.cache import Pipeline
+from sdbento.models.pipeline import Pipeline
 from sdbento.prompts.encoder import PromptEncoder, prepare
 
 

@@ -17,7 +17,7 @@ from sdbento.catalog.families import VAE_FACTOR
 from sdbento.engine.trajectory import SizeConditioning, Start, Trajectory
 from sdbento.engine.vae import Posterior, draw, encode
 from sdbento.images.canvas import enlarge
-from sdbento.models.cache import Pipeline
+from sdbento.models.pipeline import Pipeline
 from sdbento.prompts.encoder import Conditioning, PreparedPrompt, PromptEncoder
 
 Texts = list[tuple[int, Conditioning]]  # (first step, what the UNet reads from there on)

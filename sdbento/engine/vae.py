@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sdbento.models.cache import Pipeline
+from sdbento.models.pipeline import Pipeline
 
 
 def draw(shape: Sequence[int], generator: torch.Generator, pipeline: Pipeline) -> torch.Tensor:

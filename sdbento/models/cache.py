@@ -49,11 +49,9 @@ from sdbento.models.device import (
 )
 from sdbento.models.leases import Lease, Spec, Waiter, Wish, explain, fail, hand_out, stopping
 from sdbento.models.offload import Parking
-from sdbento.models.pipeline import ControlNet, Pipeline, Resident
-from sdbento.models.weights import load, pull
+from sdbento.models.pipeline import Resident
+from sdbento.models.weights import load
 from sdbento.settings import Settings
-
-__all__ = ["ControlNet", "Lease", "Pipeline", "PipelineCache", "memory_budget_gb", "pull"]
 
 log = logging.getLogger(__name__)
 

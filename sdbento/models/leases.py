@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from sdbento.catalog.lookup import ControlNetSpec, ModelSpec
+from sdbento.catalog.specs import ControlNetSpec, ModelSpec
 from sdbento.errors import (
     InvalidParameter,
     ModelLoadFailed,

@@ -33,7 +33,7 @@ from diffusers.models.attention_processor import AttnProcessor2_0, XFormersAttnP
 
 from sdbento.catalog import hub
 from sdbento.catalog.families import INPAINT_CHANNELS, LATENT_CHANNELS, VAE_FACTOR, Family, refusal
-from sdbento.catalog.lookup import ControlNetSpec, ModelSpec, family_configs
+from sdbento.catalog.specs import ControlNetSpec, ModelSpec, family_configs
 from sdbento.errors import ModelLoadFailed
 from sdbento.models import torch_compile
 from sdbento.models.device import GB, choose_device, choose_dtype, choose_vae_dtype, say_once

@@ -20,7 +20,7 @@ import torch
 
 from sdbento.errors import InvalidParameter
 from sdbento.lora.hooks import WeightedAdapter, applied
-from sdbento.models.cache import Pipeline
+from sdbento.models.pipeline import Pipeline
 from sdbento.prompts.inversions import Inversion, Inversions
 from sdbento.prompts.syntax import parse_attention
 

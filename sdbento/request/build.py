@@ -14,7 +14,7 @@ from sdbento.engine.trajectory import Trajectory
 from sdbento.errors import InvalidParameter
 from sdbento.images.canvas import Canvas, Overlay, enlarge, prepare_canvas
 from sdbento.lora.hooks import AdapterCache, WeightedAdapter
-from sdbento.models.cache import Pipeline
+from sdbento.models.pipeline import Pipeline
 from sdbento.prompts.inversions import Inversions
 from sdbento.prompts.syntax import extract_loras
 from sdbento.request.loras import choose_loras

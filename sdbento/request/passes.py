@@ -21,15 +21,15 @@ from sdbento.engine.trajectory import (
 )
 from sdbento.images.canvas import Canvas, inpaint_control, prepare_control
 from sdbento.lora.hooks import WeightedAdapter
-from sdbento.models.cache import Pipeline
-from sdbento.models.pipeline import ControlNet
+from sdbento.models.pipeline import ControlNet, Pipeline
 from sdbento.prompts.encoder import PreparedPrompt, prepare
 from sdbento.prompts.inversions import Inversions
 from sdbento.prompts.syntax import schedule
 from sdbento.request.schema import GenerateRequest, Hires, Refiner
 from sdbento.request.settle import Pictures, floor_side
 from sdbento.samplers import stock
-from sdbento.samplers.names import WHOLE, SamplerSpec, StepTable, Window, compile_table
+from sdbento.samplers.names import SamplerSpec, compile_table
+from sdbento.samplers.step_table import WHOLE, StepTable, Window
 
 Texts = tuple[tuple[int, PreparedPrompt], ...]
 

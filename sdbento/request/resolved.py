@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sdbento.catalog.lookup import ControlNetSpec, ModelSpec
-from sdbento.models.cache import Lease, Pipeline
-from sdbento.models.pipeline import ControlNet
+from sdbento.catalog.specs import ControlNetSpec, ModelSpec
+from sdbento.models.leases import Lease
+from sdbento.models.pipeline import ControlNet, Pipeline
 from sdbento.request.passes import Resources
 from sdbento.request.schema import GenerateRequest
 from sdbento.request.settle import Pictures

@@ -15,7 +15,7 @@ from typing import Any
 from PIL import Image
 
 from sdbento.catalog.families import VAE_FACTOR, Family
-from sdbento.catalog.lookup import ModelSpec
+from sdbento.catalog.specs import ModelSpec
 from sdbento.errors import InvalidParameter
 from sdbento.images import codec
 from sdbento.images.canvas import extend, resized

@@ -32,18 +32,6 @@ import diffusers
 from sdbento.errors import InvalidParameter, SDBentoError, UnknownSampler, UnsupportedSampler
 from sdbento.samplers.step_table import WHOLE, StepTable, Window, read_table
 
-__all__ = [
-    "WHOLE",
-    "SamplerInfo",
-    "SamplerSpec",
-    "StepTable",
-    "Window",
-    "build_scheduler",
-    "canonical_name",
-    "compile_table",
-    "list_samplers",
-]
-
 CACHE_SIZE = 256  # tables; one of 50 steps takes 10 kB or less
 SPACINGS = ("leading", "trailing", "linspace")
 _NAMED_SIGMAS = ("karras", "exponential", "beta")

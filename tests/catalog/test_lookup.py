@@ -15,8 +15,15 @@ import pytest
 from sdbento.catalog import families, hub
 from sdbento.catalog import lookup as catalog_module
 from sdbento.catalog.families import Family
-from sdbento.catalog.lookup import Catalog, ModelSpec, catalogued, catalogued_loras, family_configs
-from sdbento.catalog.specs import catalogued_controlnets, controlnets_for
+from sdbento.catalog.lookup import Catalog
+from sdbento.catalog.specs import (
+    ModelSpec,
+    catalogued,
+    catalogued_controlnets,
+    catalogued_loras,
+    controlnets_for,
+    family_configs,
+)
 from sdbento.errors import InvalidParameter, ModelLoadFailed, UnknownModel, UnsupportedModel
 from sdbento.samplers.names import canonical_name
 from sdbento.settings import Settings

@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from sdbento.catalog.families import Family
-from sdbento.catalog.lookup import Catalog, ControlNetSpec, ModelSpec
+from sdbento.catalog.lookup import Catalog
+from sdbento.catalog.specs import ControlNetSpec, ModelSpec
 from sdbento.errors import (
     ModelLoadFailed,
     OutOfMemory,
@@ -27,9 +28,10 @@ from sdbento.errors import (
 )
 from sdbento.models import cache as model_cache
 from sdbento.models import offload
-from sdbento.models.cache import Lease, Pipeline, PipelineCache
+from sdbento.models.cache import PipelineCache
+from sdbento.models.leases import Lease
 from sdbento.models.offload import Parking
-from sdbento.models.pipeline import ControlNet, Resident, networks
+from sdbento.models.pipeline import ControlNet, Pipeline, Resident, networks
 from sdbento.settings import Settings
 
 GB = 10**9

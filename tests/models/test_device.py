@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from sdbento.catalog.families import Family
-from sdbento.catalog.lookup import Catalog, ModelSpec
+from sdbento.catalog.lookup import Catalog
+from sdbento.catalog.specs import ModelSpec
 from sdbento.models import device
 from sdbento.models.device import (
     choose_device,

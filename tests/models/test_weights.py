@@ -18,7 +18,8 @@ from transformers import CLIPTokenizer
 
 from sdbento.catalog import hub
 from sdbento.catalog.families import Family
-from sdbento.catalog.lookup import Catalog, ControlNetSpec, ModelSpec
+from sdbento.catalog.lookup import Catalog
+from sdbento.catalog.specs import ControlNetSpec, ModelSpec
 from sdbento.errors import ModelLoadFailed, UnsupportedModel
 from sdbento.models import weights
 from sdbento.models.pipeline import ControlNet, Pipeline, modules, networks, num_bytes

@@ -11,7 +11,7 @@ import torch
 
 from sdbento.errors import InvalidParameter
 from sdbento.lora.hooks import AdapterCache, WeightedAdapter
-from sdbento.models.cache import Pipeline
+from sdbento.models.pipeline import Pipeline
 from sdbento.prompts.encoder import MAX_CHUNKS, Conditioning, PreparedPrompt, PromptEncoder, prepare
 from sdbento.settings import Settings
 from tests.support.loras import everything, make_lora, save_peft

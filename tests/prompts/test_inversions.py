@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from sdbento.errors import InvalidParameter
-from sdbento.models.cache import Pipeline
+from sdbento.models.pipeline import Pipeline
 from sdbento.prompts.encoder import Conditioning, PromptEncoder, prepare
 from sdbento.prompts.inversions import Inversions
 from sdbento.settings import Settings

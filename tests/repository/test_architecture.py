@@ -98,6 +98,35 @@ def imports_point_downward(module: str, tree: ast.Module) -> Iterator[str]:
             yield f"imports {name}, which is not below it"
 
 
+def defined_names(module: str) -> set[str]:
+    """What a module defines itself, at its top level."""
+    names = set()
+    for node in ast.parse(SOURCES[module].read_text(encoding="utf-8")).body:
+        match node:
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
+                names.add(name)
+            case ast.ClassDef(name=name) | ast.AnnAssign(target=ast.Name(id=name)):
+                names.add(name)
+            case ast.Assign(targets=targets):
+                parts = [part for target in targets for part in ast.walk(target)]
+                names |= {part.id for part in parts if isinstance(part, ast.Name)}
+    return names
+
+
+def names_come_from_where_they_are_defined(module: str, tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        match node:
+            case ast.ImportFrom(module=str(source), names=names, level=0):
+                own = source.removeprefix("sdbento.")
+                if own == source or own not in SOURCES:
+                    continue
+                modules = {name.rpartition(".")[2] for name in SOURCES if name.startswith(own)}
+                known = defined_names(own) | modules
+                yield from (f"{source} has no {n.name}" for n in names if n.name not in known)
+            case ast.Assign(targets=[ast.Name(id="__all__")]):
+                yield "re-exports by __all__"
+
+
 def only_settings_reads_the_environment(module: str, tree: ast.Module) -> Iterator[str]:
     if module in READS_ENVIRONMENT:
         return
@@ -143,6 +172,8 @@ RULES: list[tuple[Rule, str, str]] = [
     (imports_point_downward, "app", "from sdbento.doors.http.guard import Guard"),
     (imports_point_downward, "doors.cli.commands", "import service"),
     (imports_point_downward, "attic", "import json"),
+    (names_come_from_where_they_are_defined, "app", "from sdbento.models.cache import Pipeline"),
+    (names_come_from_where_they_are_defined, "app", "__all__ = ['App']"),
     (only_settings_reads_the_environment, "app", "import os\nos.environ['A']"),
     (only_settings_reads_the_environment, "app", "import os\nos.getenv('A')"),
     (only_settings_reads_the_environment, "app", "from os import environ"),

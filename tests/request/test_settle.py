@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from sdbento.catalog.families import Family
-from sdbento.catalog.lookup import ModelSpec
+from sdbento.catalog.specs import ModelSpec
 from sdbento.errors import InvalidParameter, UnknownSampler
 from sdbento.request.schema import GenerateRequest
 from sdbento.request.settle import Pictures, draw_controls, fix_size, gather, settle

@@ -20,13 +20,12 @@ from sdbento.samplers import names as samplers
 from sdbento.samplers.names import (
     SamplerInfo,
     SamplerSpec,
-    StepTable,
     build_scheduler,
     canonical_name,
     compile_table,
     list_samplers,
 )
-from sdbento.samplers.step_table import Window, read_table
+from sdbento.samplers.step_table import StepTable, Window, read_table
 
 pytestmark = [  # of schedulers stepped here, outside compile_table, which is quiet
     pytest.mark.filterwarnings("ignore:.*deprecated:FutureWarning"),

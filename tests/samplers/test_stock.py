@@ -12,7 +12,7 @@ import diffusers
 import pytest
 
 from sdbento.errors import UnsupportedSampler
-from sdbento.models.cache import Pipeline
+from sdbento.models.pipeline import Pipeline
 from sdbento.samplers import stock
 from sdbento.samplers.names import SamplerSpec, build_scheduler, list_samplers
 from tests.support.oracle import tiny_control, tiny_model

@@ -16,8 +16,7 @@ from PIL import Image
 
 from sdbento.engine.trajectory import Trajectory
 from sdbento.errors import InvalidParameter
-from sdbento.models.cache import Pipeline
-from sdbento.models.pipeline import ControlNet
+from sdbento.models.pipeline import ControlNet, Pipeline
 from sdbento.samplers.names import list_samplers
 from sdbento.settings import Settings
 from tests.support.loras import everything, make_lora, save_kohya, save_peft

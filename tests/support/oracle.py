@@ -11,12 +11,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sdbento.catalog.families import Family
-from sdbento.catalog.lookup import ControlNetSpec, ModelSpec
+from sdbento.catalog.specs import ControlNetSpec, ModelSpec
 from sdbento.engine.planner import Planner
 from sdbento.engine.runner import TorchRunner, decode_pixels
 from sdbento.engine.trajectory import Stage, StepPlan, StepResult, Trajectory
-from sdbento.models.cache import Pipeline
-from sdbento.models.pipeline import ControlNet
+from sdbento.models.pipeline import ControlNet, Pipeline
 from sdbento.request.build import Assembler, Job
 from sdbento.request.passes import Resources
 from sdbento.request.schema import GenerateRequest

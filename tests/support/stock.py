@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from sdbento.models.cache import Pipeline
+from sdbento.models.pipeline import Pipeline
 from sdbento.request.schema import GenerateRequest
 from sdbento.samplers.names import SamplerSpec, build_scheduler
 

@@ -158,7 +158,7 @@ def pull(model: str, controlnet: tuple[str, ...]) -> None:
     settings = use_volume(Settings.load())
     keep_quiet(settings)
     from sdbento.catalog.lookup import Catalog
-    from sdbento.models.cache import pull as download
+    from sdbento.models.weights import pull as download
 
     try:
         catalog = Catalog(settings)

@@ -20,7 +20,8 @@ import torch
 from huggingface_hub import constants
 
 from sdbento.catalog import hub
-from sdbento.catalog.lookup import Catalog, ModelSpec
+from sdbento.catalog.lookup import Catalog
+from sdbento.catalog.specs import ModelSpec
 from sdbento.doors.cli.commands import listening_problem
 from sdbento.models import device
 from sdbento.settings import Settings, SettingsError, unknown_variables
