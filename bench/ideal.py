@@ -14,7 +14,9 @@ from typing import Any
 
 import torch
 
+from sdbento.engine.inputs import FromNoise
 from sdbento.models.pipeline import Pipeline
+from sdbento.request.inputs import InputImages
 from sdbento.request.passes import compile_sampler
 from sdbento.request.schema import GenerateRequest
 from sdbento.request.settle import settle
@@ -72,8 +74,9 @@ def ideal_seconds(
     """Seconds that `trace` would take under perfect packing."""
     total = 0.0
     for fields in trace:
-        settled = settle(GenerateRequest(**fields), pipeline.spec)
-        num_calls = compile_sampler(settled, pipeline).num_steps
+        request = GenerateRequest(**fields)
+        settled, _ = settle(request, pipeline.spec, InputImages(), max_pixels=4096**2)
+        num_calls = compile_sampler(settled, pipeline, FromNoise()).num_steps
         rows = 2 if fields["guidance_scale"] > 1 else 1
         side = costs[fields["width"]]
         total += num_calls * rows * side.best_row + side.vae

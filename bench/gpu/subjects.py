@@ -27,15 +27,10 @@ from bench.gpu.bench import Bench
 from bench.gpu.timing import Marks
 from sdbento.catalog.families import Family
 from sdbento.catalog.specs import ModelSpec
+from sdbento.engine.inputs import FromNoise, PassInputs, SizeConditioning
 from sdbento.engine.runner import TorchRunner
-from sdbento.engine.trajectory import (
-    BatchKey,
-    ImageInputs,
-    SizeConditioning,
-    Stage,
-    StepPlan,
-    Trajectory,
-)
+from sdbento.engine.state import state_of
+from sdbento.engine.trajectory import BatchKey, Pass, Stage, StepPlan, Trajectory
 from sdbento.lora.hooks import WeightedAdapter
 from sdbento.models.device import choose_vae_dtype
 from sdbento.models.pipeline import Pipeline
@@ -217,13 +212,13 @@ def trajectory(subject: Subject, seed: int, steps: int, sampler: str = "Euler") 
     size = SizeConditioning((subject.side, subject.side), (0, 0), (subject.side, subject.side))
     table = compile_table(SamplerSpec(sampler), subject.pipeline.scheduler_config, steps)
     prompt, absent = PreparedPrompt(()), PreparedPrompt((), is_absent=True)
-    return Trajectory(
-        subject.key,
-        table.num_steps,
-        range(table.num_steps),
-        ImageInputs(((0, prompt),), ((0, absent),), seed, GUIDANCE, 0.0, table, size, size),
-        pipeline=subject.pipeline,
+    prompts, negative_prompts = ((0, prompt),), ((0, absent),)
+    inputs = PassInputs(
+        prompts, negative_prompts, GUIDANCE, 0.0, table, size, size, start=FromNoise()
     )
+    guided = range(table.num_steps)
+    one = Pass(subject.key, table.num_steps, guided, inputs, subject.pipeline)
+    return Trajectory((one,), seed)
 
 
 class EngineRun:
@@ -243,7 +238,7 @@ class EngineRun:
         """[B, C, h, w] after all steps."""
         while self.trajectories[0].stage is Stage.STEP:
             self.step()
-        return torch.stack([one.state.slots[0] for one in self.trajectories])
+        return torch.stack([state_of(one).slots[0] for one in self.trajectories])
 
     def _execute(self, stage: Stage) -> None:
         self._runner.execute(StepPlan(stage, self.trajectories[0].key, self.trajectories))

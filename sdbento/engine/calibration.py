@@ -14,8 +14,7 @@ from collections.abc import Callable, Iterator
 from sdbento.catalog.families import VAE_FACTOR
 from sdbento.catalog.specs import ModelSpec
 from sdbento.engine.cost import ENOUGH, CostModel
-from sdbento.engine.runner import TorchRunner
-from sdbento.engine.trajectory import BatchKey, Stage
+from sdbento.engine.trajectory import BatchKey, Runner, Stage
 from sdbento.models import torch_compile
 from sdbento.models.cache import PipelineCache
 from sdbento.models.pipeline import Pipeline
@@ -32,7 +31,7 @@ class Calibration:
         self,
         spec: ModelSpec,
         pipelines: PipelineCache,
-        runner: TorchRunner,
+        runner: Runner,
         cost: CostModel,
         max_rows: int,
         clock: Callable[[], float] = time.monotonic,

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 import torch
 
-from sdbento.engine.state import Row
-from sdbento.engine.trajectory import Trajectory, within
+from sdbento.engine.inputs import within
+from sdbento.engine.state import Row, state_of
+from sdbento.engine.trajectory import Trajectory
 from sdbento.models.pipeline import ControlNet
 
 
@@ -67,8 +68,8 @@ def compute_residuals(
 def _uses(owners: Sequence[Trajectory]) -> dict[ControlNet, list[_Use]]:
     uses: dict[ControlNet, list[_Use]] = defaultdict(list)
     for row, owner in enumerate(owners):
-        for control, image in zip(owner.inputs.controls, owner.state.controls, strict=True):
-            if within(owner.step, owner.num_steps, control.start, control.end):
+        for control, image in zip(owner.inputs.controls, state_of(owner).controls, strict=True):
+            if within(owner.step, owner.current.num_steps, control.start, control.end):
                 uses[control.network].append(_Use(row, image, control.scale))
     return uses
 

@@ -3,28 +3,24 @@
     submit -> inbox -> planner.plan -> runner.execute -> planner.update -> handle
 
 Requests reach the loop as commands in an inbox and are taken up between two steps; an idle engine
-waits on the inbox, so that what arrives starts at once. The engine knows nothing of HTTP, prompts,
-models or torch: it drives whatever `Runner` it was given, and whoever submits has made sure that
-the trajectories' model stays resident until the handle is done.
+waits for the inbox, so that a request that arrives starts at once. The engine knows nothing of
+HTTP, prompts, models or torch: it drives whatever `Runner` it was given, and whoever submits makes
+sure that the trajectories' models stay resident until the handle is done.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass
-from itertools import chain
 from queue import Empty, SimpleQueue
 from statistics import mean
 from traceback import clear_frames
 
-from PIL import Image
-
+from sdbento.engine.handle import Accepted, Handle, Stepped
 from sdbento.engine.planner import Planner
 from sdbento.engine.trajectory import Runner, Stage, StepPlan, StepResult, Trajectory
 from sdbento.errors import (
@@ -39,94 +35,6 @@ from sdbento.errors import (
 log = logging.getLogger(__name__)
 
 LATELY = 32  # completions whose intervals count; batch mates are done together, hence so many
-
-
-@dataclass(frozen=True)
-class Queued:
-    """The request was taken up beside `position` other images; `eta` seconds until it is done."""
-
-    position: int
-    eta: float
-
-
-@dataclass(frozen=True)
-class Stepped:
-    """Image `image` of the request has done `step` of `num_steps` steps."""
-
-    image: int
-    step: int
-    num_steps: int
-    eta: float
-    preview: Image.Image | None = None
-
-
-Event = Queued | Stepped
-
-
-class Handle:
-    """One request under way: its result, its events, and the means to stop it."""
-
-    def __init__(self, engine: Engine, trajectories: list[Trajectory]) -> None:
-        self.trajectories = trajectories  # one an image: the leg of its chain that is under way
-        self.done: Future[None] = Future()
-        self.submitted = time.monotonic()
-        self.started: float | None = None  # when the first step began; set by the engine
-        self.decoding = 0.0  # seconds this request's plans spent decoding; set by the engine
-        self._chains = [list(trajectory.chain) for trajectory in trajectories]
-        self._engine = engine
-        self._listeners: list[Callable[[Event], None]] = []
-
-    @property
-    def has_listeners(self) -> bool:
-        return bool(self._listeners)
-
-    def cancel(self) -> None:
-        """Stop between two steps; the result becomes Cancelled. From any thread, any time."""
-        self._engine.cancel(self)
-
-    async def wait(self) -> None:
-        """Return when every image is there; raise what went wrong. Cancelling this cancels it."""
-        done = asyncio.wrap_future(self.done)
-        try:
-            await asyncio.shield(done)
-        except asyncio.CancelledError:
-            self.cancel()
-            done.add_done_callback(lambda future: future.cancelled() or future.exception())
-            raise
-
-    async def events(self) -> AsyncGenerator[Event, None]:
-        """Events until the request ends; then raises what went wrong, if anything did."""
-        loop = asyncio.get_running_loop()
-        queue: asyncio.Queue[Event | None] = asyncio.Queue()
-
-        def publish(event: Event | None) -> None:
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(queue.put_nowait, event)
-
-        self._listeners.append(publish)
-        self._engine.announce(self)
-        self.done.add_done_callback(lambda _: publish(None))
-        try:
-            while (event := await queue.get()) is not None:
-                yield event
-            await self.wait()
-        finally:
-            self._listeners.remove(publish)
-            self.cancel()  # nothing to do when it is done; a lost listener means a lost client
-
-    @property
-    def legs(self) -> Iterator[Trajectory]:
-        return chain.from_iterable(self._chains)
-
-    def place(self, trajectory: Trajectory) -> tuple[int, int]:
-        """Steps before this leg of its chain, and steps of the whole chain."""
-        legs = next(legs for legs in self._chains if trajectory in legs)
-        before = legs[: legs.index(trajectory)]
-        return sum(leg.num_steps for leg in before), sum(leg.num_steps for leg in legs)
-
-    def emit(self, event: Event) -> None:
-        for listener in list(self._listeners):
-            listener(event)
 
 
 class Engine:
@@ -163,25 +71,16 @@ class Engine:
 
         From any thread. Raises Unavailable when the engine is stopping.
         """
-        handle = Handle(self, trajectories)
-        for leg in handle.legs:
-            leg.submitted = handle.submitted
-            leg.deadline = deadline
+        handle = Handle(trajectories, self._cancel, self._announce)
+        for trajectory in trajectories:
+            trajectory.submitted = handle.submitted
+            trajectory.deadline = deadline
         with self._lock:
             if not self._accepting:
                 raise Unavailable("the server is stopping; send the request to another one")
             self._unfinished.add(handle)
         self._inbox.put(lambda: self._admit(handle))
         return handle
-
-    def cancel(self, handle: Handle) -> None:
-        if not handle.done.done():
-            error = Cancelled("the request was cancelled")
-            self._inbox.put(lambda: self._finish(handle, error))
-
-    def announce(self, handle: Handle) -> None:
-        """Tell a new listener where its request stands."""
-        self._inbox.put(lambda: self._publish_queued(handle))
 
     def call(self, function: Callable[[], None]) -> Future[None]:
         """Run `function` on the loop's thread between two steps, e.g. to compile a model."""
@@ -214,6 +113,15 @@ class Engine:
         if self.alive:
             self._thread.join()
 
+    def _cancel(self, handle: Handle) -> None:
+        if not handle.done.done():
+            error = Cancelled("the request was cancelled")
+            self._inbox.put(lambda: self._finish(handle, error))
+
+    def _announce(self, handle: Handle) -> None:
+        """Tell a new listener where its request stands."""
+        self._inbox.put(lambda: self._publish_accepted(handle))
+
     # From here on, everything runs on the loop thread.
 
     def _loop(self) -> None:
@@ -240,7 +148,7 @@ class Engine:
         finished = self._planner.update(plan, result, time.monotonic())
         self._publish_steps(plan)
         for trajectory in finished:
-            self._settle(trajectory)
+            self._end(trajectory)
 
     def _advance_idle_work(self) -> None:
         try:
@@ -312,11 +220,9 @@ class Engine:
             elif handle.started is None:
                 handle.started = time.monotonic() - result.seconds
 
-    def _publish_queued(self, handle: Handle) -> None:
-        if handle not in self._unfinished:
-            return
-        others = sum(1 for t in self._planner.active if self._owner[t] is not handle)
-        handle.emit(Queued(position=others, eta=self._planner.eta(handle.trajectories)))
+    def _publish_accepted(self, handle: Handle) -> None:
+        if handle in self._unfinished:
+            handle.emit(Accepted(eta=self._planner.eta(handle.trajectories)))
 
     def _publish_steps(self, plan: StepPlan) -> None:
         if plan.stage is not Stage.STEP:
@@ -324,35 +230,24 @@ class Engine:
         for trajectory in plan.trajectories:
             handle = self._owner[trajectory]
             if handle.has_listeners and trajectory.error is None:
-                steps_before, num_steps = handle.place(trajectory)
                 handle.emit(
                     Stepped(
                         image=handle.trajectories.index(trajectory),
-                        step=steps_before + trajectory.step,
-                        num_steps=num_steps,
+                        step=trajectory.steps_done,
+                        num_steps=trajectory.steps_in_all,
                         eta=self._planner.eta(handle.trajectories),
                         preview=trajectory.preview,
                     )
                 )
             trajectory.preview = None
 
-    def _settle(self, trajectory: Trajectory) -> None:
-        """A trajectory is finished: go on with its successor, or end its request if it failed or
-        was the last."""
+    def _end(self, trajectory: Trajectory) -> None:
+        """A trajectory is finished: its request ends with it if it failed or was the last."""
         handle = self._owner.get(trajectory)
         if handle is None:  # a sibling's failure has ended the request already
             return
-        if trajectory.successor is not None and trajectory.error is None:
-            self._hand_over(handle, trajectory, trajectory.successor)
-            return
-        done = all(t.finished and t.successor is None for t in handle.trajectories)
-        if done or trajectory.error is not None:
+        if trajectory.error is not None or all(t.finished for t in handle.trajectories):
             self._finish(handle, trajectory.error)
-
-    def _hand_over(self, handle: Handle, trajectory: Trajectory, successor: Trajectory) -> None:
-        handle.trajectories[handle.trajectories.index(trajectory)] = successor
-        self._owner[successor] = self._owner.pop(trajectory)
-        self._planner.add([successor])
 
     def _finish(self, handle: Handle, error: SDBentoError | None) -> None:
         """End a request, once; whatever it held is free again."""
@@ -361,9 +256,9 @@ class Engine:
                 return
             self._unfinished.remove(handle)
         self._planner.remove(handle.trajectories)
-        for leg in handle.legs:
-            self._owner.pop(leg, None)
-            leg.state = leg.pipeline = None
+        for trajectory in handle.trajectories:
+            self._owner.pop(trajectory, None)
+            trajectory.release()
         if error is None:
             self._note_completion(handle)
             handle.done.set_result(None)

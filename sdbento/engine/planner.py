@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 
 from sdbento.engine.caps import Cap
 from sdbento.engine.cost import CostModel
-from sdbento.engine.trajectory import BatchKey, Stage, StepPlan, StepResult, Trajectory
+from sdbento.engine.trajectory import BatchKey, Pass, Stage, StepPlan, StepResult, Trajectory
 from sdbento.errors import DeadlineExceeded, SDBentoError
 
 PATIENCE = 10.0  # a wait of so many typical works quadruples a trajectory's urgency
@@ -72,8 +72,12 @@ class Planner:
             self._num_plans[plan.key] += 1
         for trajectory in plan.trajectories:
             trajectory.error = result.failures.get(trajectory)
-            if plan.stage is Stage.STEP and trajectory.error is None:
+            if trajectory.error is not None:
+                continue
+            if plan.stage is Stage.STEP:
                 trajectory.step += 1
+            if trajectory.pass_finished and trajectory.has_next_pass:
+                trajectory.begin_next_pass()
         finished = [trajectory for trajectory in plan.trajectories if trajectory.finished]
         self.remove(finished)
         return finished + self._expire(now)
@@ -85,7 +89,9 @@ class Planner:
 
     def work(self, trajectory: Trajectory) -> float:
         """Seconds of device time that `trajectory` still needs in a full batch."""
-        return sum(self._work(leg.key, leg.remaining_rows) for leg in trajectory.chain)
+        return sum(
+            self._work(one.key, one.remaining_rows(step)) for one, step in trajectory.remaining
+        )
 
     def eta(self, trajectories: Iterable[Trajectory]) -> float:
         """Seconds until all of `trajectories` are done, were they to arrive, or run on, now.
@@ -101,11 +107,11 @@ class Planner:
 
     def fastest(self, trajectory: Trajectory) -> float:
         """Seconds that `trajectory` needs if it has the device for itself."""
-        return sum(_alone(leg, self.cost.seconds) for leg in trajectory.chain)
+        return sum(_alone(*part, self.cost.seconds) for part in trajectory.remaining)
 
     def lower_bound(self, trajectory: Trajectory) -> float:
         """Seconds that it needs at least, by proof: what was never measured counts as nothing."""
-        return sum(_alone(leg, self.cost.lower_bound) for leg in trajectory.chain)
+        return sum(_alone(*part, self.cost.lower_bound) for part in trajectory.remaining)
 
     def _decode(self, key: BatchKey) -> StepPlan:
         finished = [t for t in self._active if t.key == key and t.stage is Stage.DECODE]
@@ -138,7 +144,7 @@ class Planner:
 
     def _typical_wait(self) -> float:
         """PATIENCE times the harmonic mean of all work, which one long trajectory hardly moves."""
-        works = [self._work(t.key, t.num_rows) for t in self._active]
+        works = [self._work(t.key, t.current.num_rows) for t in self._active]
         return PATIENCE * len(works) / sum(1 / work for work in works) if works else PATIENCE
 
     def _worth(self, plan: StepPlan, now: float) -> float:
@@ -164,7 +170,7 @@ class Planner:
 
     def _prepared_first(self, plan: StepPlan) -> StepPlan:
         """Who was chosen to step but has not begun is prepared before; nobody else is, however many
-        wait: a picture to encode takes as long as a step."""
+        wait: an image to encode takes as long as a step."""
         unprepared = tuple(t for t in plan.trajectories if t.stage is Stage.PREPARE)
         if not unprepared:
             return plan
@@ -179,11 +185,12 @@ class Planner:
         return late
 
 
-def _alone(leg: Trajectory, price: Callable[[BatchKey, Stage, int], float]) -> float:
-    """Seconds of what is left of a leg with no company, by the price of one call."""
-    guided = leg.remaining_guided_steps
-    steps = (leg.remaining_steps - guided) * price(leg.key, Stage.STEP, 1)
-    return steps + guided * price(leg.key, Stage.STEP, 2) + price(leg.key, Stage.DECODE, 1)
+def _alone(one: Pass, step: int, price: Callable[[BatchKey, Stage, int], float]) -> float:
+    """Seconds of what is left of a pass from `step` on, with no company, by the price of a call."""
+    guided = one.remaining_guided_steps(step)
+    unguided = one.num_steps - step - guided
+    seconds = unguided * price(one.key, Stage.STEP, 1) + guided * price(one.key, Stage.STEP, 2)
+    return seconds + price(one.key, Stage.DECODE, 1)
 
 
 def _late(trajectory: Trajectory) -> SDBentoError:
@@ -191,6 +198,6 @@ def _late(trajectory: Trajectory) -> SDBentoError:
     seconds = trajectory.deadline - trajectory.submitted
     return DeadlineExceeded(
         f"not done within its timeout of {seconds:g} s "
-        f"(step {trajectory.step} of {trajectory.num_steps})",
+        f"(step {trajectory.steps_done} of {trajectory.steps_in_all})",
         param="timeout",
     )

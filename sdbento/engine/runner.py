@@ -19,9 +19,9 @@ from PIL import Image
 
 from sdbento.engine.controlnets import added_conditioning, compute_residuals
 from sdbento.engine.previews import preview_images
-from sdbento.engine.state import Row, State, first_state
+from sdbento.engine.state import Row, first_state, state_of
 from sdbento.engine.trajectory import BatchKey, Stage, StepPlan, StepResult, Trajectory
-from sdbento.engine.vae import decode, draw
+from sdbento.engine.vae import decode, draw_noise
 from sdbento.errors import GenerationFailed, SDBentoError
 from sdbento.lora.hooks import applied
 from sdbento.models.pipeline import Pipeline
@@ -74,22 +74,20 @@ class TorchRunner:
         states = [first_state(trajectory, self._prompts) for trajectory in trajectories]
         for trajectory, state in zip(trajectories, states, strict=True):
             trajectory.state = state
-            if trajectory.predecessor is not None:
-                trajectory.predecessor.state = None
-                trajectory.predecessor = None
+            trajectory.previous = None
 
 
 def _step(trajectories: Sequence[Trajectory]) -> None:
     """One UNet call and one matmul; states change at the very end, when nothing can fail."""
-    pipeline: Pipeline = trajectories[0].pipeline
+    pipeline = trajectories[0].pipeline
     slots = _stack_slots(trajectories)
     output = _guided_output(trajectories, slots[:, 0], pipeline)
     advanced = _advance(trajectories, slots, output)
-    _keep_unmasked(trajectories, advanced)
+    _put_back_unmasked(trajectories, advanced)
     _preview(trajectories, slots[:, 0], output, pipeline)
     _synchronize(pipeline)
     for trajectory, new in zip(trajectories, advanced, strict=True):
-        state: State = trajectory.state
+        state = state_of(trajectory)
         state.slots = new[: trajectory.inputs.table.num_slots]
         state.noise = None
 
@@ -97,10 +95,10 @@ def _step(trajectories: Sequence[Trajectory]) -> None:
 def _stack_slots(trajectories: Sequence[Trajectory]) -> torch.Tensor:
     """[B, slots, C, h, w]; samplers with little memory are padded with zeros."""
     num_slots = max(trajectory.inputs.table.num_slots for trajectory in trajectories)
-    first: torch.Tensor = trajectories[0].state.slots
+    first = state_of(trajectories[0]).slots
     slots = first.new_zeros(len(trajectories), num_slots, *first.shape[1:])
     for row, trajectory in zip(slots, trajectories, strict=True):
-        row[: len(trajectory.state.slots)] = trajectory.state.slots
+        row[: len(state_of(trajectory).slots)] = state_of(trajectory).slots
     return slots
 
 
@@ -113,8 +111,8 @@ def _guided_output(
     """
     guided = [i for i, trajectory in enumerate(trajectories) if trajectory.rows == 2]
     owners = [*trajectories, *(trajectories[i] for i in guided)]
-    rows = [trajectory.state.row(trajectory.step) for trajectory in trajectories]
-    rows += [trajectories[i].state.negative_row(trajectories[i].step) for i in guided]
+    rows = [state_of(trajectory).row(trajectory.step) for trajectory in trajectories]
+    rows += [state_of(trajectories[i]).negative_row(trajectories[i].step) for i in guided]
     tables = [(owner.inputs.table, owner.step) for owner in owners]
     scale = torch.stack([table.input_scale[step] for table, step in tables]).to(latents.device)
     timesteps = torch.stack([table.timesteps[step] for table, step in tables]).to(latents.device)
@@ -156,11 +154,11 @@ def _unet(
 
 
 def _with_mask_channels(latents: torch.Tensor, owners: Sequence[Trajectory]) -> torch.Tensor:
-    """What a 9-channel UNet reads: latents, mask, latents of the masked picture."""
+    """What a 9-channel UNet reads: latents, mask, latents of the masked image."""
     if not owners:  # random rows, to measure
         return latents
-    extra = torch.cat([owner.state.inpainting.extra_channels for owner in owners])
-    return torch.cat([latents, extra], dim=1)
+    channels = [state_of(owner).mask_channels for owner in owners]
+    return torch.cat([latents, torch.cat([c for c in channels if c is not None])], dim=1)
 
 
 def _guide(
@@ -201,24 +199,25 @@ def _advance(
 
 def _noise(trajectory: Trajectory) -> torch.Tensor:
     """The step's fresh noise [C, h, w]: the last of the draws that the scheduler would make."""
-    state: State = trajectory.state
+    state = state_of(trajectory)
     if state.noise is None:
         shape = (1, *state.slots.shape[1:])
         for _ in range(trajectory.inputs.table.draws[trajectory.step]):
-            state.noise = draw(shape, state.generator, trajectory.pipeline)[0]
+            state.noise = draw_noise(shape, state.generator, trajectory.pipeline)[0]
     assert state.noise is not None
     return state.noise
 
 
-def _keep_unmasked(trajectories: Sequence[Trajectory], slots: torch.Tensor) -> None:
-    """Inpainting with a 4-channel model: outside the mask, latents are the picture's, as noisy."""
+def _put_back_unmasked(trajectories: Sequence[Trajectory], slots: torch.Tensor) -> None:
+    """Inpainting with a 4-channel model: outside the mask the latents are the image's, as noisy."""
     for trajectory, advanced in zip(trajectories, slots, strict=True):
-        kept = trajectory.state.inpainting
-        if kept is None or kept.latents is None:
+        original = state_of(trajectory).original
+        if original is None:
             continue
-        table, step = trajectory.inputs.table, trajectory.step
-        original = kept.latents * table.kept_signal[step] + kept.noise * table.kept_noise[step]
-        advanced[:1] = (1 - kept.mask[0]) * original[0] + kept.mask[0] * advanced[0]
+        table, step, mask = trajectory.inputs.table, trajectory.step, original.mask[0]
+        signal, noise = table.kept_signal[step], table.kept_noise[step]
+        noised = original.latents * signal + original.noise * noise
+        advanced[:1] = (1 - mask) * noised[0] + mask * advanced[0]
 
 
 def _preview(
@@ -247,14 +246,14 @@ def _preview(
 
 
 def _decode(trajectories: Sequence[Trajectory]) -> dict[Trajectory, SDBentoError]:
-    """Latents to pictures; returns those trajectories whose picture is not finite."""
+    """Latents to images; returns the trajectories whose image is not finite."""
     failures: dict[Trajectory, SDBentoError] = {}
     for trajectory, pixels in zip(trajectories, decode_pixels(trajectories), strict=True):
         if np.isfinite(pixels).all():
             trajectory.image = Image.fromarray((pixels * 255).round().astype("uint8"))
         else:
             failures[trajectory] = GenerationFailed(
-                "the picture is not finite (NaN); try PRECISION=fp32 or other parameters"
+                "the image is not finite (NaN); try PRECISION=fp32 or other parameters"
             )
     return failures
 
@@ -262,7 +261,7 @@ def _decode(trajectories: Sequence[Trajectory]) -> dict[Trajectory, SDBentoError
 @torch.inference_mode()
 def decode_pixels(trajectories: Sequence[Trajectory]) -> NDArray[np.float32]:
     """Finished latents through the VAE: [B, H, W, 3] on [0, 1]."""
-    latents = torch.stack([trajectory.state.slots[0] for trajectory in trajectories])
+    latents = torch.stack([state_of(trajectory).slots[0] for trajectory in trajectories])
     return decode(latents, trajectories[0].pipeline)
 
 

@@ -1,7 +1,7 @@
-"""What the runner keeps of a trajectory between two steps, and how it begins.
+"""What the runner keeps of a trajectory between two steps, and how a pass begins.
 
-The generator is drawn from in the order of the stock pipelines: the picture's posterior, the noise,
-then the masked picture's posterior, whether or not it is used. Runs on the engine's thread.
+The generator is drawn from in the order of the stock pipelines: the image's posterior, the noise,
+then the masked image's posterior, whether or not it is used. Runs on the engine's thread.
 """
 
 from __future__ import annotations
@@ -14,13 +14,21 @@ import torch
 from torch.nn.functional import interpolate
 
 from sdbento.catalog.families import VAE_FACTOR
-from sdbento.engine.trajectory import SizeConditioning, Start, Trajectory
-from sdbento.engine.vae import Posterior, draw, encode
+from sdbento.engine.inputs import (
+    Continue,
+    Enlarge,
+    FromImage,
+    FromNoise,
+    Repaint,
+    SizeConditioning,
+)
+from sdbento.engine.trajectory import PassOutcome, Trajectory
+from sdbento.engine.vae import Posterior, draw_noise, encode
 from sdbento.images.canvas import enlarge
 from sdbento.models.pipeline import Pipeline
 from sdbento.prompts.encoder import Conditioning, PreparedPrompt, PromptEncoder
 
-Texts = list[tuple[int, Conditioning]]  # (first step, what the UNet reads from there on)
+ScheduledConditioning = list[tuple[int, Conditioning]]  # (first step, what the UNet reads then)
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,14 +41,12 @@ class Row:
 
 
 @dataclass(frozen=True, eq=False)
-class Inpainting:
-    """What is kept of a picture that is repainted in part."""
+class Original:
+    """The image that a 4-channel model repaints in part: it is put back outside of the mask."""
 
     mask: torch.Tensor  # [1, 1, h, w], 1: repaint
-    latents: torch.Tensor | None = None  # [1, C, h, w] of the picture, for 4-channel models
-    noise: torch.Tensor | None = None  # [1, C, h, w], the first noise
-    # [1, 1 + C, h, w], what a 9-channel UNet reads after the latents: mask and masked picture
-    extra_channels: torch.Tensor | None = None
+    latents: torch.Tensor  # [1, C, h, w] of the image
+    noise: torch.Tensor  # [1, C, h, w], the first noise
 
 
 @dataclass
@@ -49,46 +55,56 @@ class State:
 
     slots: torch.Tensor  # [1 + memory, C, h, w] float32: latents, then the sampler's memory
     generator: torch.Generator  # on the CPU
-    texts: Texts
-    negative_texts: Texts
+    prompts: ScheduledConditioning
+    negative_prompts: ScheduledConditioning
     time_ids: torch.Tensor | None  # [1, 6], SDXL
     negative_time_ids: torch.Tensor | None
-    inpainting: Inpainting | None = None
+    original: Original | None = None
+    # [1, 1 + C, h, w], what a 9-channel UNet reads after the latents: mask and masked image
+    mask_channels: torch.Tensor | None = None
     controls: list[torch.Tensor] = field(default_factory=list)  # on the device
     noise: torch.Tensor | None = None  # drawn for the step under way, kept for another try
 
     def row(self, step: int) -> Row:
-        text = _at(self.texts, step)
+        text = _at(self.prompts, step)
         return Row(text.embeds, text.pooled, self.time_ids)
 
     def negative_row(self, step: int) -> Row:
-        text = _at(self.negative_texts, step)
+        text = _at(self.negative_prompts, step)
         return Row(text.embeds, text.pooled, self.negative_time_ids)
 
 
-def _at(texts: Texts, step: int) -> Conditioning:
-    return next(text for first, text in reversed(texts) if first <= step)
+def state_of(trajectory: Trajectory) -> State:
+    """The state of a trajectory that has begun; planner and loop make sure that it has."""
+    assert trajectory.state is not None
+    return trajectory.state
 
 
-def first_state(trajectory: Trajectory, prompts: PromptEncoder) -> State:
-    """Prompts encoded, pictures encoded, noise drawn."""
-    pipeline: Pipeline = trajectory.pipeline
-    inputs = trajectory.inputs
-    guided = len(trajectory.guided_steps) > 0
-    texts = _encode(prompts, trajectory, inputs.prompts)
-    has_sizes = texts[0][1].pooled is not None
+def _at(prompts: ScheduledConditioning, step: int) -> Conditioning:
+    return next(conditioning for first, conditioning in reversed(prompts) if first <= step)
+
+
+def first_state(trajectory: Trajectory, encoder: PromptEncoder) -> State:
+    """Prompts encoded, images encoded, noise drawn."""
+    pipeline, inputs = trajectory.pipeline, trajectory.inputs
+    guided = len(trajectory.current.guided_steps) > 0
+    prompts = _encode(encoder, trajectory, inputs.prompts)
+    has_sizes = prompts[0][1].pooled is not None
     generator = _generator(trajectory)
-    latents, inpainting = _begin(trajectory, generator)
-    slots = torch.zeros(inputs.table.num_slots, *latents.shape[1:], device=pipeline.device)
-    slots[:1] = latents
+    beginning = _begin(trajectory, generator)
+    slots = torch.zeros(
+        inputs.table.num_slots, *beginning.latents.shape[1:], device=pipeline.device
+    )
+    slots[:1] = beginning.latents
     return State(
         slots=slots,
         generator=generator,
-        texts=texts,
-        negative_texts=_encode(prompts, trajectory, inputs.negative_prompts) if guided else [],
+        prompts=prompts,
+        negative_prompts=_encode(encoder, trajectory, inputs.negative_prompts) if guided else [],
         time_ids=_time_ids(inputs.size, pipeline) if has_sizes else None,
         negative_time_ids=_time_ids(inputs.negative_size, pipeline) if has_sizes else None,
-        inpainting=inpainting,
+        original=beginning.original,
+        mask_channels=beginning.mask_channels,
         controls=[
             control.image.to(pipeline.device, control.network.dtype) for control in inputs.controls
         ],
@@ -96,85 +112,94 @@ def first_state(trajectory: Trajectory, prompts: PromptEncoder) -> State:
 
 
 def _encode(
-    prompts: PromptEncoder,
+    encoder: PromptEncoder,
     trajectory: Trajectory,
-    texts: Sequence[tuple[int, PreparedPrompt]],
-) -> Texts:
+    prompts: Sequence[tuple[int, PreparedPrompt]],
+) -> ScheduledConditioning:
     key, adapters = trajectory.key, trajectory.inputs.adapters
     return [
-        (first, prompts.encode(trajectory.pipeline, text, key.text_chunks, adapters))
-        for first, text in texts
+        (first, encoder.encode(trajectory.pipeline, prompt, key.text_chunks, adapters))
+        for first, prompt in prompts
     ]
 
 
 def _generator(trajectory: Trajectory) -> torch.Generator:
-    """A successor draws on from where its predecessor stopped."""
-    if trajectory.predecessor is not None:
-        state: State = trajectory.predecessor.state
-        copy = torch.Generator()
-        copy.set_state(state.generator.get_state())  # lest a second try draws other noise
-        return copy
-    return torch.Generator().manual_seed(trajectory.inputs.seed)
+    """A later pass draws on from where the one before has stopped."""
+    if trajectory.previous is None:
+        return torch.Generator().manual_seed(trajectory.seed)
+    copy = torch.Generator()  # lest a second try draws other noise
+    copy.set_state(trajectory.previous.state.generator.get_state())
+    return copy
 
 
 def _time_ids(size: SizeConditioning, pipeline: Pipeline) -> torch.Tensor:
     return torch.tensor([size.time_ids], dtype=pipeline.dtype, device=pipeline.device)
 
 
-def _begin(
-    trajectory: Trajectory, generator: torch.Generator
-) -> tuple[torch.Tensor, Inpainting | None]:
-    """The first latents [1, C, h, w], and what inpainting needs to know of the picture."""
-    pipeline: Pipeline = trajectory.pipeline
-    table, key, start = trajectory.inputs.table, trajectory.key, trajectory.inputs.start
-    shape = (1, pipeline.latent_channels, key.latent_height, key.latent_width)
-    if start is None:
-        latents = draw(shape, generator, pipeline) * table.init_noise_sigma
-        return latents, _all_repainted(shape, generator, pipeline) if pipeline.inpaints else None
-    picture = None
-    if not (start.pure_noise and pipeline.inpaints):
-        picture = _picture_latents(trajectory, start, generator)
-    if not start.add_noise:
-        assert picture is not None
-        return picture, None
-    noise = draw(shape, generator, pipeline)
-    if start.pure_noise:
-        latents = noise * table.init_noise_sigma
-    else:
-        assert picture is not None
-        latents = picture * table.start_signal + noise * table.start_noise
-    if start.mask is None:
-        whole = _all_repainted(shape, generator, pipeline) if pipeline.inpaints else None
-        return latents, whole
-    return latents, _inpainting(start, picture, noise, generator, pipeline)
+@dataclass(frozen=True, eq=False)
+class _Beginning:
+    """The first latents [1, C, h, w], and what inpainting needs to know of the image."""
+
+    latents: torch.Tensor
+    original: Original | None = None
+    mask_channels: torch.Tensor | None = None
 
 
-def _picture_latents(
-    trajectory: Trajectory, start: Start, generator: torch.Generator
+def _begin(trajectory: Trajectory, generator: torch.Generator) -> _Beginning:
+    pipeline, table = trajectory.pipeline, trajectory.inputs.table
+    match trajectory.inputs.start:
+        case Continue():
+            return _Beginning(_outcome(trajectory).state.slots[:1])
+        case Repaint() as repaint:
+            return _begin_repainting(repaint, trajectory, generator)
+        case FromNoise():
+            latents = draw_noise(_shape(trajectory), generator, pipeline) * table.init_noise_sigma
+        case FromImage() as start:
+            image = _posterior(start, start.pixels, pipeline).sample(generator, pipeline)
+            latents = _noised(image, trajectory, generator)
+        case Enlarge(upscaler=upscaler):
+            latents = _noised(_enlarged(trajectory, upscaler, generator), trajectory, generator)
+    channels = _all_repainted(latents.shape, generator, pipeline) if pipeline.inpaints else None
+    return _Beginning(latents, mask_channels=channels)
+
+
+def _shape(trajectory: Trajectory) -> tuple[int, int, int, int]:
+    key = trajectory.key
+    return 1, trajectory.pipeline.latent_channels, key.latent_height, key.latent_width
+
+
+def _noised(
+    image: torch.Tensor, trajectory: Trajectory, generator: torch.Generator
 ) -> torch.Tensor:
-    pipeline: Pipeline = trajectory.pipeline
-    if start.pixels is not None:
-        return _posterior(start, start.pixels, pipeline).sample(generator, pipeline)
-    key, made = trajectory.key, trajectory.predecessor
-    assert made is not None
-    if made.image is not None:
-        assert start.upscaler is not None
-        width, height = key.latent_width * VAE_FACTOR, key.latent_height * VAE_FACTOR
-        larger = enlarge(made.image, width, height, start.upscaler)
-        return encode(larger, pipeline).sample(generator, pipeline)
-    latents: torch.Tensor = made.state.slots[:1]
-    if start.upscaler is None:
-        return latents
-    size = (key.latent_height, key.latent_width)
-    return interpolate(latents, size=size, mode="bilinear", antialias=True)
+    table = trajectory.inputs.table
+    noise = draw_noise(_shape(trajectory), generator, trajectory.pipeline)
+    return image * table.start_signal + noise * table.start_noise
 
 
-# All images of a request start from the same picture: it is encoded once.
-_posteriors: WeakKeyDictionary[Start, dict[str, Posterior]] = WeakKeyDictionary()
+def _outcome(trajectory: Trajectory) -> PassOutcome:
+    """Of the pass before; a first pass never starts from one."""
+    assert trajectory.previous is not None
+    return trajectory.previous
+
+
+def _enlarged(trajectory: Trajectory, upscaler: str, generator: torch.Generator) -> torch.Tensor:
+    """Latents, at this pass's size, of what the pass before has made."""
+    key, pipeline, previous = trajectory.key, trajectory.pipeline, _outcome(trajectory)
+    if previous.image is None:
+        size = (key.latent_height, key.latent_width)
+        latents = previous.state.slots[:1]
+        return interpolate(latents, size=size, mode="bilinear", antialias=True)
+    width, height = key.latent_width * VAE_FACTOR, key.latent_height * VAE_FACTOR
+    larger = enlarge(previous.image, width, height, upscaler)
+    return encode(larger, pipeline).sample(generator, pipeline)
+
+
+# All images of a request start from the same image: it is encoded once.
+_posteriors: WeakKeyDictionary[FromImage | Repaint, dict[str, Posterior]] = WeakKeyDictionary()
 
 
 def _posterior(
-    start: Start, pixels: torch.Tensor, pipeline: Pipeline, part: str = "whole"
+    start: FromImage | Repaint, pixels: torch.Tensor, pipeline: Pipeline, part: str = "whole"
 ) -> Posterior:
     known = _posteriors.setdefault(start, {})
     if part not in known:
@@ -182,29 +207,33 @@ def _posterior(
     return known[part]
 
 
-def _inpainting(
-    start: Start,
-    picture: torch.Tensor | None,
-    noise: torch.Tensor,
-    generator: torch.Generator,
-    pipeline: Pipeline,
-) -> Inpainting:
-    assert start.mask is not None and start.pixels is not None
-    mask = interpolate(start.mask, size=noise.shape[-2:]).to(pipeline.device)
-    if pipeline.inpaints:
-        known = start.pixels * (start.mask < 0.5)
-        masked = _posterior(start, known, pipeline, "masked").sample(generator, pipeline)
-        return Inpainting(mask, extra_channels=torch.cat([mask, masked], dim=1))
-    draw(noise.shape, generator, pipeline)  # stock encodes the masked picture here as well
-    return Inpainting(mask, latents=picture, noise=noise)
+def _begin_repainting(
+    repaint: Repaint, trajectory: Trajectory, generator: torch.Generator
+) -> _Beginning:
+    pipeline, table = trajectory.pipeline, trajectory.inputs.table
+    image = None
+    if not (repaint.pure_noise and pipeline.inpaints):
+        image = _posterior(repaint, repaint.pixels, pipeline).sample(generator, pipeline)
+    noise = draw_noise(_shape(trajectory), generator, pipeline)
+    if repaint.pure_noise or image is None:
+        latents = noise * table.init_noise_sigma
+    else:
+        latents = image * table.start_signal + noise * table.start_noise
+    mask = interpolate(repaint.mask, size=noise.shape[-2:]).to(pipeline.device)
+    if image is None or pipeline.inpaints:
+        known = repaint.pixels * (repaint.mask < 0.5)
+        masked = _posterior(repaint, known, pipeline, "masked").sample(generator, pipeline)
+        return _Beginning(latents, mask_channels=torch.cat([mask, masked], dim=1))
+    draw_noise(noise.shape, generator, pipeline)  # stock encodes the masked image here as well
+    return _Beginning(latents, Original(mask, image, noise))
 
 
 def _all_repainted(
     shape: Sequence[int], generator: torch.Generator, pipeline: Pipeline
-) -> Inpainting:
+) -> torch.Tensor:
     """For an inpainting model without a mask: everything is repainted, nothing is known."""
     batch, _, height, width = shape
     nothing = torch.zeros(batch, 3, height * VAE_FACTOR, width * VAE_FACTOR)
     mask = torch.ones(batch, 1, height, width, device=pipeline.device)
     masked = encode(nothing, pipeline).sample(generator, pipeline)
-    return Inpainting(mask, extra_channels=torch.cat([mask, masked], dim=1))
+    return torch.cat([mask, masked], dim=1)

@@ -1,10 +1,12 @@
-"""The shared vocabulary of planner, runner and engine; no logic beyond a trajectory's counter.
+"""The shared vocabulary of planner, runner and engine; no logic beyond a trajectory's counters.
 
-A *trajectory* is the path of one image from noise to picture. It joins and leaves the running
-batch between two denoising steps, so its whole life is one counter, `step`, and what the runner
-keeps for it (`state`). A step costs `rows` rows of a UNet call: two with guidance, one without.
-A picture that takes two models or two sizes is a chain: the successor goes on where the
-predecessor has finished.
+A *trajectory* is the path of one image from noise to pixels. It joins and leaves the running batch
+between two denoising steps, so its whole life is two counters, `pass_index` and `step`, and what
+the runner keeps for it (`state`). A step costs `rows` rows of a UNet call: two with guidance, one
+without.
+
+A *pass* is one run of a sampler. Most images take one; a refiner or a second, larger size is a
+second pass, which goes on from what the first has made.
 """
 
 from __future__ import annotations
@@ -12,17 +14,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from PIL import Image
-    from torch import Tensor
 
+    from sdbento.engine.inputs import PassInputs
+    from sdbento.engine.state import State
     from sdbento.errors import SDBentoError
-    from sdbento.lora.hooks import WeightedAdapter
-    from sdbento.models.pipeline import ControlNet
-    from sdbento.prompts.encoder import PreparedPrompt
-    from sdbento.samplers.step_table import StepTable
+    from sdbento.models.pipeline import Pipeline
 
 
 @dataclass(frozen=True)
@@ -39,145 +39,131 @@ class BatchKey:
         return self.latent_height * self.latent_width
 
 
-@dataclass(frozen=True)
-class SizeConditioning:
-    """SDXL's micro-conditioning (section 2.2 of Podell et al. 2023); all sizes (height, width).
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """One run of a sampler, the same for all images of a request."""
 
-    The refiner reads an aesthetic score in place of the target size.
-    """
-
-    original_size: tuple[int, int]
-    crops_coords_top_left: tuple[int, int]
-    target_size: tuple[int, int]
-    aesthetic_score: float | None = None
+    key: BatchKey
+    num_steps: int
+    guided_steps: range  # the steps that take a second row, for guidance
+    inputs: PassInputs
+    pipeline: Pipeline  # resident: whoever submits holds its lease
+    decodes: bool = True  # False: the next pass starts from the latents
 
     @property
-    def time_ids(self) -> tuple[float, ...]:
-        last = self.target_size if self.aesthetic_score is None else (self.aesthetic_score,)
-        return (*self.original_size, *self.crops_coords_top_left, *last)
+    def num_rows(self) -> int:
+        """UNet rows of all its steps."""
+        return self.remaining_rows(0)
 
+    def remaining_rows(self, step: int) -> int:
+        """UNet rows from `step` on."""
+        return self.num_steps - step + self.remaining_guided_steps(step)
 
-@dataclass(frozen=True, eq=False)
-class Control:
-    """A ControlNet on one image: its residuals are added to that image's rows, scaled."""
-
-    network: ControlNet
-    image: Tensor  # [1, 3, H, W] on [0, 1]
-    scale: float
-    start: float  # shares of the steps; see `within`
-    end: float
-
-
-@dataclass(frozen=True, eq=False)
-class Start:
-    """What denoising starts from, where that is not noise alone.
-
-    `pixels` None: from what the predecessor made. `mask` 1: repaint.
-    """
-
-    pixels: Tensor | None = None  # [1, 3, H, W] on [-1, 1]
-    mask: Tensor | None = None  # [1, 1, H, W], 0 or 1
-    pure_noise: bool = False  # full strength under a mask: the picture is only kept outside of it
-    add_noise: bool = True  # False: the predecessor's latents still carry their noise
-    upscaler: str | None = None  # how the predecessor's picture or ("latent") latents grow
-
-
-@dataclass(frozen=True, eq=False)
-class ImageInputs:
-    """What one image is made from; set by intake, read by the runner, opaque to the planner.
-
-    Prompts are (first step, prompt) pairs, the first at step 0: prompt editing changes them on the
-    way.
-    """
-
-    prompts: tuple[tuple[int, PreparedPrompt], ...]
-    negative_prompts: tuple[tuple[int, PreparedPrompt], ...]
-    seed: int
-    guidance_scale: float
-    guidance_rescale: float
-    table: StepTable
-    size: SizeConditioning
-    negative_size: SizeConditioning
-    start: Start | None = None
-    controls: tuple[Control, ...] = ()
-    adapters: tuple[WeightedAdapter, ...] = ()
-
-
-def within(step: int, num_steps: int, start: float, end: float) -> bool:
-    """Whether `step` lies between two shares of a run, as diffusers' ControlNet pipelines count."""
-    return not (step / num_steps < start or (step + 1) / num_steps > end)
+    def remaining_guided_steps(self, step: int) -> int:
+        return len(range(max(step, self.guided_steps.start), self.guided_steps.stop))
 
 
 class Stage(StrEnum):
     PREPARE = "prepare"  # encode the prompts, draw the first noise
     STEP = "step"  # one denoising step
-    DECODE = "decode"  # latents to picture
+    DECODE = "decode"  # latents to image
+
+
+@dataclass(frozen=True, eq=False)
+class PassOutcome:
+    """What a pass leaves to the next: its latents and generator, and its image if it decodes."""
+
+    state: State
+    image: Image.Image | None
 
 
 @dataclass(eq=False)
 class Trajectory:
     """One image under way. Compared by identity: two requests may ask for the very same image."""
 
-    key: BatchKey
-    num_steps: int
-    guided_steps: range  # the steps that take a second row, for guidance
-    inputs: ImageInputs
-    submitted: float = 0.0  # monotonic seconds; set by the engine
-    deadline: float | None = None  # monotonic seconds
+    passes: tuple[Pass, ...]
+    seed: int
     preview_every: int = 0
-    step: int = 0  # UNet evaluations done; set by the planner
-    pipeline: Any = None  # the resident model; whoever submits holds its lease
-    successor: Trajectory | None = None  # goes on from what this one makes: refiner, hires
-    predecessor: Trajectory | None = None  # set with its successor; forgotten when it has begun
-    decodes: bool = True  # False: the successor starts from the latents
-    state: Any = None  # latents, conditioning, noise generator; owned by the runner
+    submitted: float = 0.0  # monotonic seconds; set by the engine
+    deadline: float | None = None  # monotonic seconds; set by the engine
+    pass_index: int = 0  # set by the planner
+    step: int = 0  # UNet evaluations done in this pass; set by the planner
+    previous: PassOutcome | None = None  # set by the planner, dropped by the runner once it is used
+    state: State | None = None  # latents, conditioning, noise generator; owned by the runner
     preview: Image.Image | None = None  # of the last previewed step; set by the runner
-    image: Image.Image | None = None  # set by the runner when decoded
+    image: Image.Image | None = None  # of this pass; set by the runner when decoded
     error: SDBentoError | None = None  # set by the planner
+
+    @property
+    def current(self) -> Pass:
+        return self.passes[self.pass_index]
+
+    @property
+    def key(self) -> BatchKey:
+        return self.current.key
+
+    @property
+    def inputs(self) -> PassInputs:
+        return self.current.inputs
+
+    @property
+    def pipeline(self) -> Pipeline:
+        return self.current.pipeline
 
     @property
     def stage(self) -> Stage:
         if self.state is None:
             return Stage.PREPARE
-        return Stage.STEP if self.step < self.num_steps else Stage.DECODE
-
-    @property
-    def finished(self) -> bool:
-        """Whether nobody has anything to do for it any more; its successor is another matter."""
-        if self.error is not None or self.image is not None:
-            return True
-        return not self.decodes and self.step == self.num_steps
+        return Stage.STEP if self.step < self.current.num_steps else Stage.DECODE
 
     @property
     def rows(self) -> int:
         """UNet rows of the next step."""
-        return 2 if self.step in self.guided_steps else 1
+        return 2 if self.step in self.current.guided_steps else 1
 
     @property
-    def remaining_steps(self) -> int:
-        return self.num_steps - self.step
+    def remaining(self) -> Iterator[tuple[Pass, int]]:
+        """The passes that are not done, each with the step at which it goes on."""
+        yield self.current, self.step
+        for later in self.passes[self.pass_index + 1 :]:
+            yield later, 0
 
     @property
-    def remaining_guided_steps(self) -> int:
-        return len(range(max(self.step, self.guided_steps.start), self.guided_steps.stop))
+    def steps_done(self) -> int:
+        """Of all passes."""
+        return sum(done.num_steps for done in self.passes[: self.pass_index]) + self.step
 
     @property
-    def remaining_rows(self) -> int:
-        """UNet rows of all steps that are left."""
-        return self.remaining_steps + self.remaining_guided_steps
+    def steps_in_all(self) -> int:
+        return sum(one.num_steps for one in self.passes)
 
     @property
-    def num_rows(self) -> int:
-        """UNet rows of all its steps."""
-        return self.num_steps + len(self.guided_steps)
+    def pass_finished(self) -> bool:
+        if self.current.decodes:
+            return self.image is not None
+        return self.step == self.current.num_steps
 
     @property
-    def chain(self) -> Iterator[Trajectory]:
-        """This trajectory and its successors."""
-        trajectory: Trajectory | None = self
-        while trajectory is not None:
-            yield trajectory
-            trajectory = trajectory.successor
+    def has_next_pass(self) -> bool:
+        return self.pass_index + 1 < len(self.passes)
+
+    @property
+    def finished(self) -> bool:
+        """Whether nobody has anything to do for it any more."""
+        return self.error is not None or (self.pass_finished and not self.has_next_pass)
+
+    def begin_next_pass(self) -> None:
+        """Go on from what the current pass has made."""
+        assert self.state is not None
+        self.previous = PassOutcome(self.state, self.image)
+        self.pass_index += 1
+        self.step = 0
+        self.state = self.image = None
+
+    def release(self) -> None:
+        """Let go of models and tensors, whoever still holds this; image and error stay."""
+        self.passes = ()
+        self.state = self.previous = None
 
 
 @dataclass(frozen=True)
@@ -200,7 +186,7 @@ class StepPlan:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What came of a plan: how long it took and whom it failed."""
+    """What came of a plan: how long it took, and which trajectories failed."""
 
     seconds: float
     failures: dict[Trajectory, SDBentoError] = field(default_factory=dict)
@@ -208,10 +194,13 @@ class StepResult:
 
 
 class Runner(Protocol):
-    """The only caller of UNet and VAE. `execute` runs on the engine's thread.
+    """The only caller of UNet and VAE. Everything runs on the engine's thread."""
 
-    It either does the whole plan or changes nothing and raises, so that a failed plan can be tried
-    again in parts.
-    """
+    def execute(self, plan: StepPlan) -> StepResult:
+        """Do the whole plan, or change nothing and raise: it can be tried again in parts."""
 
-    def execute(self, plan: StepPlan) -> StepResult: ...
+    def measure(self, pipeline: Pipeline, key: BatchKey, rows: int) -> float:
+        """Seconds of one UNet call on `rows` random rows."""
+
+    def measure_decode(self, pipeline: Pipeline, key: BatchKey) -> float:
+        """Seconds of decoding one image."""

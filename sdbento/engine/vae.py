@@ -1,4 +1,4 @@
-"""Pictures to latents and back, as the stock pipelines do it. Runs on the engine's thread."""
+"""Images to latents and back, as the stock pipelines do it. Runs on the engine's thread."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from sdbento.models.pipeline import Pipeline
 
 
-def draw(shape: Sequence[int], generator: torch.Generator, pipeline: Pipeline) -> torch.Tensor:
+def draw_noise(
+    shape: Sequence[int], generator: torch.Generator, pipeline: Pipeline
+) -> torch.Tensor:
     """Noise as diffusers' randn_tensor draws it with a CPU generator: on the CPU, then moved."""
     noise = torch.randn(tuple(shape), generator=generator, dtype=pipeline.dtype)
     return noise.to(pipeline.device, torch.float32)
@@ -20,7 +22,7 @@ def draw(shape: Sequence[int], generator: torch.Generator, pipeline: Pipeline) -
 
 @dataclass(frozen=True, eq=False)
 class Posterior:
-    """What the encoder makes of a picture: a normal distribution of latents, [1, C, h, w]."""
+    """What the encoder makes of an image: a normal distribution of latents, [1, C, h, w]."""
 
     mean: torch.Tensor
     std: torch.Tensor
@@ -33,13 +35,13 @@ class Posterior:
 
 
 def encode(pixels: torch.Tensor, pipeline: Pipeline) -> Posterior:
-    """The posterior of a picture [1, 3, H, W] on [-1, 1]."""
+    """The posterior of an image [1, 3, H, W] on [-1, 1]."""
     posterior = pipeline.vae.encode(pixels.to(pipeline.device, pipeline.vae_dtype)).latent_dist
     return Posterior(posterior.mean, posterior.std)
 
 
 def decode(latents: torch.Tensor, pipeline: Pipeline) -> NDArray[np.float32]:
-    """Pictures [B, H, W, 3] on [0, 1] of scaled latents [B, C, h, w]."""
+    """Images [B, H, W, 3] on [0, 1] of scaled latents [B, C, h, w]."""
     scaled = _unscale(latents, pipeline).to(pipeline.vae_dtype)
     decoded = pipeline.vae.decode(scaled, return_dict=False)[0].float()
     pixels: NDArray[np.float32] = (decoded / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()

@@ -18,7 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from sdbento.errors import MalformedRequest, SDBentoError
 from sdbento.jobs.table import Job, NewJob
 from sdbento.outbound import check
-from sdbento.request.schema import GenerateRequest, GenerateResponse, explain, parse
+from sdbento.request.parse import explain, parse
+from sdbento.request.schema import GenerateRequest, GenerateResponse
 from sdbento.settings import Settings
 
 SYNC_PREFIX = "sync-"  # of the ids of /runsync jobs

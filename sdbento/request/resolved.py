@@ -1,27 +1,46 @@
-"""A request on its way to the engine: what is known of it before its models are resident."""
+"""A request of which everything is decided, before and after its models are in memory."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from PIL import Image
+
 from sdbento.catalog.specs import ControlNetSpec, ModelSpec
+from sdbento.images.canvas import Canvas
 from sdbento.models.leases import Lease
 from sdbento.models.pipeline import ControlNet, Pipeline
-from sdbento.request.passes import Resources
-from sdbento.request.schema import GenerateRequest
-from sdbento.request.settle import Pictures
+from sdbento.request.loras import ChosenLora
+from sdbento.request.settle import SettledRequest
 
 
 @dataclass(frozen=True, eq=False)
-class Order:
-    """`settled` is the request with everything decided; `controlnets` are in its order."""
+class ResidentModels:
+    """The models of one request, in memory; `controlnets` in the order of the request's."""
 
-    settled: GenerateRequest
+    pipeline: Pipeline
+    controlnets: tuple[ControlNet, ...] = ()
+    refiner: Pipeline | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class ResolvedRequest:
+    """A settled request with its names looked up and its images read.
+
+    `controlnets` and `control_images` are in the order of the request's ControlNets.
+    """
+
+    settled: SettledRequest
+    prompt: str  # this and the next without their LoRA tags
+    prompt_2: str | None
+    loras: tuple[ChosenLora, ...]
     spec: ModelSpec
-    controlnets: list[ControlNetSpec]
+    controlnets: tuple[ControlNetSpec, ...]
     refiner: ModelSpec | None
-    pictures: Pictures
-    warnings: list[str]
+    canvas: Canvas | None  # the image to start from; None: text to image
+    control_images: tuple[Image.Image | None, ...]  # None: the canvas with its mask
+    warnings: tuple[str, ...]
+    arrived: float  # monotonic seconds
     deadline: float
 
     @property
@@ -32,11 +51,12 @@ class Order:
             wanted.append(self.refiner)
         return list(dict.fromkeys(wanted))
 
-    def resources(self, lease: Lease) -> Resources:
+    def models(self, lease: Lease) -> ResidentModels:
+        """What a lease of `specs` holds."""
         resident = dict(zip(self.specs, lease.resources, strict=True))
         pipelines = {spec: r for spec, r in resident.items() if isinstance(r, Pipeline)}
         networks = {spec: r for spec, r in resident.items() if isinstance(r, ControlNet)}
-        return Resources(
+        return ResidentModels(
             pipeline=pipelines[self.spec],
             controlnets=tuple(networks[spec] for spec in self.controlnets),
             refiner=pipelines[self.refiner] if self.refiner else None,

@@ -6,13 +6,15 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from weakref import WeakKeyDictionary
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdbento.engine.cost import FRESH, RECENT, CostModel
-from sdbento.engine.loop import Engine, Event, Handle, Queued, Stepped
+from sdbento.engine.handle import Accepted, Event, Handle, Stepped
+from sdbento.engine.loop import Engine
 from sdbento.engine.planner import Planner
 from sdbento.engine.trajectory import Stage, StepPlan, StepResult, Trajectory
 from sdbento.errors import (
@@ -26,6 +28,7 @@ from sdbento.errors import (
 from tests.support.fakes import FakeRunner, chained, expected_pixel, make_trajectory
 
 FAR = 60.0
+_expected: WeakKeyDictionary[Trajectory, tuple[int, int, int]] = WeakKeyDictionary()
 
 
 @contextmanager
@@ -47,6 +50,8 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 def submit(engine: Engine, *trajectories: Trajectory, timeout: float = FAR) -> Handle:
+    for trajectory in trajectories:
+        _expected[trajectory] = expected_pixel(trajectory.seed, trajectory.passes[-1].num_steps)
     return engine.submit(list(trajectories), time.monotonic() + timeout)
 
 
@@ -58,11 +63,11 @@ def pixel(trajectory: Trajectory) -> tuple[int, int, int]:
 def assert_right(handle: Handle) -> None:
     handle.done.result(timeout=5)
     for trajectory in handle.trajectories:
-        assert pixel(trajectory) == expected_pixel(trajectory.inputs.seed, trajectory.num_steps)
+        assert pixel(trajectory) == _expected[trajectory]
 
 
 def fails_on_seed(seed: int, error: Exception) -> FakeRunner:
-    return FakeRunner(lambda t: error if t.inputs.seed == seed and t.stage is Stage.STEP else None)
+    return FakeRunner(lambda t: error if t.seed == seed and t.stage is Stage.STEP else None)
 
 
 def test_a_request_gets_all_its_images() -> None:
@@ -84,7 +89,7 @@ def test_requests_share_calls_and_newcomers_join_at_the_next_step() -> None:
 
 
 @pytest.mark.parametrize("decodes", [True, False])
-def test_a_chain_goes_on_where_its_first_leg_ends(decodes: bool) -> None:
+def test_a_second_pass_goes_on_where_the_first_ends(decodes: bool) -> None:
     runner = FakeRunner()
     with running(runner) as engine:
         chains = [
@@ -97,13 +102,13 @@ def test_a_chain_goes_on_where_its_first_leg_ends(decodes: bool) -> None:
         ]
         handle = submit(engine, *chains, make_trajectory(9, seed=8))
         assert_right(handle)
-    assert [t.num_steps for t in handle.trajectories] == [2, 2, 2, 9]
-    assert all(leg.state is None and leg.pipeline is None for leg in handle.legs)
+    assert [t.step for t in handle.trajectories] == [2, 2, 2, 9]
+    assert all(t.state is None and t.passes == () for t in handle.trajectories)
     decoded = [t for plan in runner.plans if plan.stage is Stage.DECODE for t in plan.trajectories]
     assert len(decoded) == (7 if decodes else 4)
 
 
-async def test_the_events_of_a_chain_count_its_steps_through() -> None:
+async def test_events_count_the_steps_of_all_passes() -> None:
     with running(FakeRunner(seconds=0.002)) as engine:
         chain = chained(make_trajectory(3), make_trajectory(2, side=16), decodes=True)
         handle = submit(engine, chain)
@@ -112,14 +117,14 @@ async def test_the_events_of_a_chain_count_its_steps_through() -> None:
     assert {event.num_steps for event in steps} == {5}
 
 
-def test_a_failing_second_leg_fails_its_request_only() -> None:
+def test_a_failing_second_pass_fails_its_request_only() -> None:
     def fails(t: Trajectory) -> Exception | None:
-        return GenerationFailed("second") if t.inputs.seed == 77 else None
+        return GenerationFailed("second") if t.pass_index == 1 else None
 
     with running(FakeRunner(fails)) as engine:
         bad = submit(
             engine,
-            chained(make_trajectory(2, seed=1), make_trajectory(2, seed=77, side=16), decodes=True),
+            chained(make_trajectory(2, seed=1), make_trajectory(2, side=16), decodes=True),
         )
         good = submit(engine, make_trajectory(6, seed=2))
         with pytest.raises(GenerationFailed, match="second"):
@@ -363,7 +368,7 @@ async def test_events_tell_of_the_queue_and_of_every_step() -> None:
     with running(FakeRunner(seconds=0.002)) as engine:
         handle = submit(engine, make_trajectory(5, seed=1), make_trajectory(5, seed=2))
         events: list[Event] = [event async for event in handle.events()]
-    assert isinstance(events[0], Queued)
+    assert isinstance(events[0], Accepted)
     for image in (0, 1):
         steps = [e.step for e in events if isinstance(e, Stepped) and e.image == image]
         assert steps == sorted(steps)
@@ -412,7 +417,7 @@ def test_no_mix_of_arrivals_cancels_and_failures_harms_those_who_stay(
 ) -> None:
     doomed = {seed for seed, visit in enumerate(visits) if visit[3] == "fail"}
     runner = FakeRunner(
-        lambda t: ValueError("x") if t.inputs.seed // 10 in doomed and t.step > 0 else None
+        lambda t: ValueError("x") if t.seed // 10 in doomed and t.step > 0 else None
     )
     with running(runner, max_images=3) as engine:
         handles = []

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any, cast
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,7 +24,7 @@ def planner_with(*trajectories: Trajectory, max_images: int = 4) -> Planner:
 
 
 def prepared(trajectory: Trajectory) -> Trajectory:
-    trajectory.state = 0
+    trajectory.state = cast(Any, 0)  # as FakeRunner
     return trajectory
 
 
@@ -65,16 +67,15 @@ def test_nobody_is_prepared_who_would_have_to_wait_anyway() -> None:
 
 
 def test_a_step_costs_two_rows_only_while_it_is_guided() -> None:
-    trajectory = prepared(make_trajectory(10))
-    trajectory.guided_steps = range(2, 5)
+    trajectory = prepared(make_trajectory(10, guided_steps=range(2, 5)))
     rows = []
     for trajectory.step in range(10):
         rows.append(trajectory.rows)
-        assert trajectory.remaining_rows == 13 - sum(rows[:-1])
+        assert trajectory.current.remaining_rows(trajectory.step) == 13 - sum(rows[:-1])
     assert rows == [1, 1, 2, 2, 2, 1, 1, 1, 1, 1]
 
 
-def test_the_work_of_a_chain_includes_what_is_to_follow() -> None:
+def test_the_work_of_an_image_includes_the_passes_to_follow() -> None:
     alone, first, second = (prepared(make_trajectory(6)) for _ in range(3))
     planner = planner_with(alone, first)
     work, fastest = planner.work(alone), planner.fastest(alone)
@@ -260,7 +261,7 @@ def test_every_mix_runs_to_its_end_in_plans_within_the_bounds(
         if plan.stage is not Stage.PREPARE:
             assert len(plan.trajectories) <= max_images
         planner.update(plan, runner.execute(plan), 0.0)
-    assert all(t.image is not None and t.step == t.num_steps for t in members)
+    assert all(t.image is not None and t.step == t.current.num_steps for t in members)
 
 
 def test_keys_differ_by_model_and_size_only() -> None:

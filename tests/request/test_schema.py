@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdbento.errors import InvalidParameter, MalformedRequest, SDBentoError
+from sdbento.request.parse import ELSEWHERE, parse
+from sdbento.request.result import describe
 from sdbento.request.schema import (
-    ELSEWHERE,
     MAX_CLIP_SKIP,
     MAX_IMAGES,
     MAX_PROMPT_CHARS,
@@ -23,8 +24,6 @@ from sdbento.request.schema import (
     GenerateRequest,
     ImageRequest,
     MaskedRequest,
-    describe,
-    parse,
 )
 
 

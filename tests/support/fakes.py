@@ -1,17 +1,18 @@
-"""A runner whose pictures can be computed by hand, for planner, engine and HTTP tests."""
+"""A runner whose images can be computed by hand, for planner, engine and HTTP tests."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 from PIL import Image
 
+from sdbento.engine.inputs import FromNoise, PassInputs, SizeConditioning
 from sdbento.engine.trajectory import (
     BatchKey,
-    ImageInputs,
-    SizeConditioning,
+    Pass,
     Stage,
     StepPlan,
     StepResult,
@@ -26,38 +27,33 @@ def make_trajectory(
     num_steps: int = 4,
     *,
     rows: int = 2,
+    guided_steps: range | None = None,
     seed: int = 0,
     model: str = "a",
     side: int = 8,
     submitted: float = 0.0,
     deadline: float | None = None,
 ) -> Trajectory:
-    no_table: Any = None  # only the real runner reads it
-    inputs = ImageInputs((), (), seed, 7.5, 0.0, no_table, SQUARE, SQUARE)
-    guided_steps = range(num_steps if rows == 2 else 0)
-    return Trajectory(
-        BatchKey(model, side, side),
-        num_steps,
-        guided_steps,
-        inputs,
-        submitted=submitted,
-        deadline=deadline,
-    )
+    nothing: Any = None  # tables and pipelines are for the real runner
+    inputs = PassInputs((), (), 7.5, 0.0, nothing, SQUARE, SQUARE, FromNoise())
+    guided = range(num_steps if rows == 2 else 0) if guided_steps is None else guided_steps
+    one = Pass(BatchKey(model, side, side), num_steps, guided, inputs, nothing)
+    return Trajectory((one,), seed, submitted=submitted, deadline=deadline)
 
 
 def chained(first: Trajectory, second: Trajectory, *, decodes: bool) -> Trajectory:
-    """`first` with `second` to follow it; `decodes`: through a picture, else through latents."""
-    first.successor, second.predecessor, first.decodes = second, first, decodes
+    """`first`, and the pass of `second` after it; `decodes`: through an image, else latents."""
+    first.passes = (replace(first.current, decodes=decodes), second.current)
     return first
 
 
 def expected_pixel(seed: int, num_steps: int) -> tuple[int, int, int]:
-    """What FakeRunner paints: it depends on the trajectory alone."""
+    """What FakeRunner paints: it depends on seed and steps of the last pass alone."""
     return seed % 256, num_steps % 256, (seed * 7 + num_steps) % 256
 
 
 class FakeRunner:
-    """State is a count of steps; the picture is one pixel. Records every plan it executed.
+    """State is a count of steps; the image is one pixel. Records every plan it executed.
 
     `fails` makes a plan raise, atomically, when it holds of any trajectory of it.
     """
@@ -82,12 +78,18 @@ class FakeRunner:
             self._advance(plan.stage, trajectory)
         return StepResult(self.seconds or 0.001)
 
+    def measure(self, *_: object) -> float:
+        return self.seconds or 0.001
+
+    def measure_decode(self, *_: object) -> float:
+        return self.seconds or 0.001
+
     def _advance(self, stage: Stage, trajectory: Trajectory) -> None:
+        state: Any = trajectory.state
         if stage is Stage.PREPARE:
-            trajectory.state = 0
+            trajectory.state, trajectory.previous = cast(Any, 0), None
         elif stage is Stage.STEP:
-            trajectory.state += 1
+            trajectory.state = state + 1
         else:
-            assert trajectory.state == trajectory.num_steps
-            pixel = expected_pixel(trajectory.inputs.seed, trajectory.state)
-            trajectory.image = Image.new("RGB", (1, 1), pixel)
+            assert state == trajectory.current.num_steps
+            trajectory.image = Image.new("RGB", (1, 1), expected_pixel(trajectory.seed, state))

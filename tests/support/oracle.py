@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -11,15 +14,18 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sdbento.catalog.families import Family
+from sdbento.catalog.lookup import Catalog
 from sdbento.catalog.specs import ControlNetSpec, ModelSpec
 from sdbento.engine.planner import Planner
 from sdbento.engine.runner import TorchRunner, decode_pixels
 from sdbento.engine.trajectory import Stage, StepPlan, StepResult, Trajectory
 from sdbento.models.pipeline import ControlNet, Pipeline
-from sdbento.request.build import Assembler, Job
-from sdbento.request.passes import Resources
+from sdbento.request.build import TrajectoryBuilder
+from sdbento.request.inputs import InputImages, make_control_images, read_images
+from sdbento.request.resolve import Resolver
+from sdbento.request.resolved import ResidentModels, ResolvedRequest
 from sdbento.request.schema import GenerateRequest
-from sdbento.request.settle import Pictures, draw_controls, fix_size, gather, settle
+from sdbento.request.settle import SettledRequest, check, settle
 from sdbento.settings import Settings
 from tests.support.stock import stock_run
 from tests.support.tiny import tiny_controlnet, tiny_pipeline
@@ -72,30 +78,65 @@ def tiny_control(family: str, seed: int = 0) -> ControlNet:
     return ControlNet(spec, module, torch.device("cpu"), torch.float32, nbytes=0)
 
 
+class Known(Catalog):
+    """A catalogue of just the models of one request, whatever they are called in it."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        model: Pipeline,
+        controlnets: Sequence[ControlNet],
+        refiner: Pipeline | None,
+    ) -> None:
+        super().__init__(settings)
+        self._model, self._refiner = model, refiner
+        self._asked = iter(controlnets)
+
+    def known(self, name: str) -> ModelSpec | None:
+        by_default = name == self._settings.sd_model
+        return self._model.spec if by_default or self._refiner is None else self._refiner.spec
+
+    def known_controlnet(self, name: str, model: ModelSpec) -> ControlNetSpec | None:
+        return next(self._asked).spec
+
+
 def settled(
     model: Pipeline, settings: Settings = SETTINGS, **fields: Any
-) -> tuple[GenerateRequest, Pictures]:
-    request = settle(GenerateRequest(**fields), model.spec)
-    pictures = gather(request, settings)
-    sized, _ = fix_size(request, model.spec, pictures, max_pixels=2048**2)
-    return sized, draw_controls(sized, pictures)
+) -> tuple[SettledRequest, InputImages]:
+    request = GenerateRequest(**fields)
+    check(request, model.spec)
+    images = read_images(request, settings)
+    sized, _ = settle(request, model.spec, images, max_pixels=2048**2)
+    return sized, make_control_images(sized, images)
 
 
-def job_of(
+def resolved(
     model: Pipeline,
     *,
     controlnets: Sequence[ControlNet] = (),
     refined_by: Pipeline | None = None,
     settings: Settings = SETTINGS,
     **fields: Any,
-) -> Job:
-    request, pictures = settled(model, settings, **fields)
-    resources = Resources(model, tuple(controlnets), refined_by)
-    return Assembler(settings).assemble(request, pictures, resources)
+) -> ResolvedRequest:
+    resolver = Resolver(settings, Known(settings, model, controlnets, refined_by))
+    resolving = resolver.resolve(GenerateRequest(**fields), time.monotonic())
+    with ThreadPoolExecutor(1) as thread:  # the test may itself run on an event loop
+        return thread.submit(asyncio.run, resolving).result()
 
 
-def trajectories_of(model: Pipeline, **options: Any) -> list[Trajectory]:
-    return job_of(model, **options).trajectories
+def trajectories_of(
+    model: Pipeline,
+    *,
+    controlnets: Sequence[ControlNet] = (),
+    refined_by: Pipeline | None = None,
+    settings: Settings = SETTINGS,
+    **fields: Any,
+) -> list[Trajectory]:
+    request = resolved(
+        model, controlnets=controlnets, refined_by=refined_by, settings=settings, **fields
+    )
+    models = ResidentModels(model, tuple(controlnets), refined_by)
+    return TrajectoryBuilder(settings).build(request, models)
 
 
 def run_together(
@@ -113,34 +154,28 @@ def run_together(
         plan = planner.plan(float(num_plans))
         num_plans += 1
         if plan is not None:
-            for done in planner.update(plan, runner.execute(plan), float(num_plans)):
-                planner.add([done.successor] if done.successor is not None else [])
+            planner.update(plan, runner.execute(plan), float(num_plans))
         elif not waiting:
-            return [[runner.pixels[last(t)] for t in group] for group in groups]
-
-
-def last(trajectory: Trajectory) -> Trajectory:
-    *_, leg = trajectory.chain
-    return leg
+            return [[runner.pixels[t] for t in group] for group in groups]
 
 
 def engine_pixels(model: Pipeline, **options: Any) -> Pixels:
     """The one image of one request that has the engine for itself."""
-    job = job_of(model, **options)
-    pixels = run_together([job.trajectories])[0][0]
-    if job.overlay is None:
+    pixels = run_together([trajectories_of(model, **options)])[0][0]
+    canvas = resolved(model, **options).canvas
+    if canvas is None or canvas.overlay is None:
         return pixels
     image = Image.fromarray((pixels * 255).round().astype("uint8"))
-    overlaid: Pixels = np.asarray(job.overlay.apply(image), np.float32) / np.float32(255)
+    overlaid: Pixels = np.asarray(canvas.overlay.apply(image), np.float32) / np.float32(255)
     return overlaid
 
 
 def stock_pixels(model: Pipeline, *, controlnets: Sequence[ControlNet] = (), **fields: Any) -> Any:
     """The same image by the stock pipeline."""
-    request, pictures = settled(model, **fields)
+    request, images = settled(model, **fields)
     controls = [
-        (network.module, picture)
-        for network, picture in zip(controlnets, pictures.controls, strict=True)
-        if picture is not None
+        (network.module, image)
+        for network, image in zip(controlnets, images.controls, strict=True)
+        if image is not None
     ]
-    return stock_run(model, request, image=pictures.image, mask=pictures.mask, controls=controls)
+    return stock_run(model, request, image=images.image, mask=images.mask, controls=controls)

@@ -19,7 +19,8 @@ from statistics import quantiles
 from bench.gpu.bench import Bench
 from bench.gpu.rows import Label
 from bench.gpu.subjects import FixedPrompts, Subject, build, stock_images, trajectory
-from sdbento.engine.loop import Engine, Handle
+from sdbento.engine.handle import Handle
+from sdbento.engine.loop import Engine
 from sdbento.engine.planner import Planner
 from sdbento.engine.runner import TorchRunner
 

@@ -26,7 +26,8 @@ from sdbento.doors.runpod.volume import use_volume
 from sdbento.errors import SDBentoError, reraise
 from sdbento.heavy_imports import without_collector
 from sdbento.malloc import keep_freed_memory
-from sdbento.request.schema import GenerateRequest, GenerateResponse, OutputFormat, explain
+from sdbento.request.parse import explain
+from sdbento.request.schema import GenerateRequest, GenerateResponse, OutputFormat
 from sdbento.settings import Settings, SettingsError
 
 INTERRUPTED = 130  # what shells call a command that SIGINT ended

@@ -34,7 +34,7 @@ from sdbento.errors import (
     Unavailable,
     classify,
 )
-from sdbento.request import schema
+from sdbento.request.parse import parse
 from sdbento.request.schema import GenerateRequest
 from sdbento.settings import Settings
 
@@ -173,7 +173,7 @@ class Guard:
                 headers = Headers(scope=scope)
                 if is_form(headers):
                     body = await as_json(headers, body)
-                schema.parse(body, model)
+                parse(body, model)
                 scope = _as_json(scope)
         except SDBentoError as error:
             await error_response(error)(scope, receive, send)

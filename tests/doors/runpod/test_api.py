@@ -265,7 +265,7 @@ def served_without_bentoml(folder: Path, *, seconds: float = 0.0, **options: Any
     """The routes on an App whose runner takes so many `seconds` a step; their address."""
     settings = Settings(sd_model="shapes", state_dir=folder, **options)
     routes = Starlette(routes=api.ROUTES, lifespan=api.lifespan)
-    app = routes.state.app = App(settings, QuickRunner(seconds=seconds))  # type: ignore[arg-type]
+    app = routes.state.app = App(settings, QuickRunner(seconds=seconds))
     app.start()
     port = free_port()
     guarded = Guard(routes, lambda: settings, {})

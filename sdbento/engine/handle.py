@@ -1,0 +1,106 @@
+"""One request in the engine, as seen by whoever submitted it: its end, its events, how to stop it.
+
+Knows nothing of planning or computing; the engine's thread fills it in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from sdbento.engine.trajectory import Trajectory
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """The engine has taken the request up; `eta` seconds until it is done."""
+
+    eta: float
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """Image `image` of the request has done `step` of `num_steps` steps, those of all passes."""
+
+    image: int
+    step: int
+    num_steps: int
+    eta: float
+    preview: Image.Image | None = None
+
+
+Event = Accepted | Stepped
+
+
+class Handle:
+    """One request under way.
+
+    `cancel` and `announce` reach the engine, from any thread.
+    """
+
+    def __init__(
+        self,
+        trajectories: list[Trajectory],
+        cancel: Callable[[Handle], None],
+        announce: Callable[[Handle], None],
+    ) -> None:
+        self.trajectories = trajectories  # one an image
+        self.done: Future[None] = Future()
+        self.submitted = time.monotonic()
+        self.started: float | None = None  # when the first step began; set by the engine
+        self.decoding = 0.0  # seconds this request's plans spent decoding; set by the engine
+        self._cancel = cancel
+        self._announce = announce
+        self._listeners: list[Callable[[Event], None]] = []
+
+    @property
+    def has_listeners(self) -> bool:
+        return bool(self._listeners)
+
+    def cancel(self) -> None:
+        """Stop between two steps; the result becomes Cancelled. From any thread, any time."""
+        self._cancel(self)
+
+    async def wait(self) -> None:
+        """Return when every image is there; raise what went wrong. Cancelling this cancels it."""
+        done = asyncio.wrap_future(self.done)
+        try:
+            await asyncio.shield(done)
+        except asyncio.CancelledError:
+            self.cancel()
+            done.add_done_callback(lambda future: future.cancelled() or future.exception())
+            raise
+
+    async def events(self) -> AsyncGenerator[Event, None]:
+        """Events until the request ends; then raises what went wrong, if anything did.
+
+        Closing the generator cancels the request: a lost listener means a lost client.
+        """
+        loop = asyncio.get_running_loop()
+        queue: asyncio.Queue[Event | None] = asyncio.Queue()
+
+        def publish(event: Event | None) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(queue.put_nowait, event)
+
+        self._listeners.append(publish)
+        self._announce(self)
+        self.done.add_done_callback(lambda _: publish(None))
+        try:
+            while (event := await queue.get()) is not None:
+                yield event
+            await self.wait()
+        finally:
+            self._listeners.remove(publish)
+            self.cancel()  # nothing happens when it is done
+
+    def emit(self, event: Event) -> None:
+        for listener in list(self._listeners):
+            listener(event)

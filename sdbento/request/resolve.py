@@ -1,0 +1,171 @@
+"""From a request to a resolved one: whatever can be told, and refused, before a model is in memory.
+
+    look names up -> check -> choose LoRAs -> read images -> settle -> control images and canvas
+
+Files, hosts and the Hub may be slow, so whatever asks them runs in threads. Knows nothing of doors
+or of the engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import ParamSpec, TypeVar
+
+from sdbento.catalog.lookup import Catalog
+from sdbento.catalog.specs import ControlNetSpec, ModelSpec
+from sdbento.errors import DeadlineExceeded, InvalidParameter, reraise
+from sdbento.images.canvas import Canvas, enlarge, prepare_canvas
+from sdbento.prompts.syntax import extract_loras
+from sdbento.request.inputs import (
+    InputImages,
+    has_images,
+    has_urls,
+    make_control_images,
+    read_images,
+)
+from sdbento.request.loras import ChosenLora, choose_loras
+from sdbento.request.resolved import ResolvedRequest
+from sdbento.request.schema import GenerateRequest
+from sdbento.request.settle import SettledRequest, check, settle
+from sdbento.settings import Settings
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+HUB_LOOKUPS = 4  # names that may be looked up at once
+READERS = 16  # requests whose images may be fetched at once; hosts may be slow
+
+
+@dataclass(frozen=True)
+class _Prompts:
+    """The prompts without their LoRA tags, and the LoRAs that the tags and the request name."""
+
+    prompt: str
+    prompt_2: str | None
+    loras: tuple[ChosenLora, ...]
+
+
+class Resolver:
+    """Resolves requests, many at a time."""
+
+    def __init__(self, settings: Settings, catalog: Catalog) -> None:
+        self._settings = settings
+        self._catalog = catalog
+        self._lookups = ThreadPoolExecutor(HUB_LOOKUPS, thread_name_prefix="sdbento-lookup")
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="sdbento-reader")
+
+    async def resolve(self, request: GenerateRequest, arrived: float) -> ResolvedRequest:
+        """Raises errors of the `errors` tree only. `arrived`: monotonic seconds."""
+        deadline = arrived + (request.timeout or self._settings.request_timeout)
+        spec = await self._look_up(request.model or self._settings.sd_model)
+        check(request, spec)
+        controlnets = [
+            await self._look_up_controlnet(control.type, spec)
+            for control in request.controlnet or ()
+        ]
+        refiner = None
+        if request.refiner is not None:
+            refiner = await self._look_up(request.refiner.model)
+            _check_refiner(refiner, spec)
+        prompts = await asyncio.to_thread(self._read_prompts, request)
+        images = await self._read_images(request, deadline)
+        settled, warnings = settle(request, spec, images, self._settings.max_pixels)
+        canvas = None
+        if images.image is not None or images.controls:
+            images, canvas = await asyncio.to_thread(_prepare, settled, images)
+        return ResolvedRequest(
+            settled=settled,
+            prompt=prompts.prompt,
+            prompt_2=prompts.prompt_2,
+            loras=prompts.loras,
+            spec=spec,
+            controlnets=tuple(controlnets),
+            refiner=refiner,
+            canvas=canvas,
+            control_images=images.controls,
+            warnings=tuple(warnings),
+            arrived=arrived,
+            deadline=deadline,
+        )
+
+    def close(self) -> None:
+        for threads in (self._lookups, self._readers):
+            threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _look_up(self, name: str) -> ModelSpec:
+        known = self._catalog.known(name)
+        return known if known is not None else await self._call_hub(self._catalog.resolve, name)
+
+    async def _look_up_controlnet(self, name: str, spec: ModelSpec) -> ControlNetSpec:
+        known = self._catalog.known_controlnet(name, spec)
+        if known is not None:
+            return known
+        return await self._call_hub(self._catalog.resolve_controlnet, name, spec)
+
+    async def _call_hub(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Ask files or the Hub about a name; in threads of its own, for the Hub may be slow."""
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._lookups, partial(function, *args, **kwargs))
+        except Exception as exc:
+            reraise(exc)
+
+    def _read_prompts(self, request: GenerateRequest) -> _Prompts:
+        """Blocking. Raises InvalidParameter for a LoRA that cannot be had."""
+        prompt, tags = extract_loras(request.prompt)
+        prompt_2 = request.prompt_2
+        if prompt_2 is not None:
+            prompt_2, more = extract_loras(prompt_2)
+            tags = [*tags, *more]
+        loras = choose_loras(request.lora or [], tags, self._settings)
+        return _Prompts(prompt, prompt_2, tuple(loras))
+
+    async def _read_images(self, request: GenerateRequest, deadline: float) -> InputImages:
+        if not has_images(request):
+            return InputImages()
+        threads = self._readers if has_urls(request) else None  # None: asyncio's own
+        loop = asyncio.get_running_loop()
+        reading = loop.run_in_executor(threads, read_images, request, self._settings)
+        try:
+            async with asyncio.timeout(deadline - time.monotonic()):
+                return await reading
+        except TimeoutError:
+            raise DeadlineExceeded(
+                "the images were not fetched within the request's timeout", param="timeout"
+            ) from None
+
+
+def _check_refiner(refiner: ModelSpec, spec: ModelSpec) -> None:
+    if refiner.family is not spec.family:
+        raise InvalidParameter(
+            f"refiner.model must be an SDXL model; {refiner.name} is not one",
+            param="refiner.model",
+        )
+
+
+def _prepare(request: SettledRequest, images: InputImages) -> tuple[InputImages, Canvas | None]:
+    """Blocking. Control images are made before the canvas, whose faults are found last."""
+    images = make_control_images(request, images)
+    return images, _canvas(request, images)
+
+
+def _canvas(request: SettledRequest, images: InputImages) -> Canvas | None:
+    if images.image is None:
+        return None
+    if request.upscale is not None:
+        upscaler = request.upscale.upscaler
+        return Canvas(enlarge(images.image, request.width, request.height, upscaler))
+    return prepare_canvas(
+        images.image,
+        request.width,
+        request.height,
+        request.resize_mode,
+        mask=images.mask,
+        blur=request.mask_blur or 0,
+        crop_padding=request.padding_mask_crop,
+    )

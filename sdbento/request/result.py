@@ -1,0 +1,113 @@
+"""What a request comes to: its images, how they were made, and the answer that carries them."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from base64 import b64encode
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+from sdbento.engine.handle import Handle
+from sdbento.images import codec
+from sdbento.images.canvas import Overlay
+from sdbento.request.resolved import ResolvedRequest
+from sdbento.request.schema import GenerateRequest, GenerateResponse, Timings
+from sdbento.request.settle import SettledRequest
+
+NOT_PARAMETERS = {"output_format", "preview_every", "timeout", "num_images"}
+
+
+@dataclass(frozen=True)
+class Result:
+    """The images of a request and how they were made."""
+
+    request: SettledRequest
+    images: list[Image.Image]
+    timings: Timings
+    warnings: tuple[str, ...]
+
+    @property
+    def seeds(self) -> list[int]:
+        return [self.request.seed + i for i in range(len(self.images))]
+
+    def parameters(self, image: int = 0) -> dict[str, Any]:
+        """What makes image number `image` again when sent as a request, but for images sent along,
+        of which it has the digests."""
+        asked = describe(self.request)
+        chosen = {name: value for name, value in asked.items() if name not in NOT_PARAMETERS}
+        return chosen | {"seed": self.seeds[image]}
+
+    def encode(self, image: int = 0) -> bytes:
+        """Image number `image` as a file, with its parameters embedded."""
+        return codec.encode(self.images[image], self.request.output_format, self.parameters(image))
+
+    async def respond(self) -> GenerateResponse:
+        """The answer; images are encoded off the event loop, which takes milliseconds for each."""
+
+        def encode_all() -> list[str]:
+            return [b64encode(self.encode(i)).decode("ascii") for i in range(len(self.images))]
+
+        return GenerateResponse(
+            images=await asyncio.to_thread(encode_all),
+            seeds=self.seeds,
+            model=self.request.model,
+            parameters=self.parameters(),
+            timings=self.timings,
+            warnings=list(self.warnings),
+        )
+
+
+class Generation:
+    """A request in the engine: its handle, and what of it the result still needs.
+
+    The images that came with it are not among that, so that they do not stay in memory.
+    """
+
+    def __init__(self, request: ResolvedRequest, handle: Handle) -> None:
+        self.handle = handle
+        self._settled = request.settled
+        self._overlay: Overlay | None = None if request.canvas is None else request.canvas.overlay
+        self._warnings = request.warnings
+        self._arrived = request.arrived
+
+    async def result(self) -> Result:
+        """Wait until all images are there; raises what went wrong. Cancelling this stops it."""
+        await self.handle.wait()
+        return await asyncio.to_thread(self._result, time.monotonic())
+
+    def _result(self, now: float) -> Result:
+        """Blocking: images may have to be put back into their originals."""
+        handle, overlay = self.handle, self._overlay
+        started = handle.started or now
+        images = [t.image for t in handle.trajectories if t.image is not None]
+        return Result(
+            request=self._settled,
+            images=images if overlay is None else [overlay.apply(image) for image in images],
+            timings=Timings(
+                queued=round(started - self._arrived, 4),
+                denoising=round(now - started - handle.decoding, 4),
+                decoding=round(handle.decoding, 4),
+                total=round(now - self._arrived, 4),
+            ),
+            warnings=self._warnings,
+        )
+
+
+def describe(request: GenerateRequest) -> dict[str, Any]:
+    """What was asked for, as JSON, without defaults; pictures by URL or else by their digest."""
+    described = request.model_dump(mode="json", exclude_defaults=True)
+    for holder in (described, *described.get("controlnet", ())):
+        for field in ("image", "mask_image"):
+            if (source := holder.get(field)) is not None:
+                holder[field] = _digest(source)
+    return described
+
+
+def _digest(source: str) -> str:
+    if source[:8].lower() == "https://" or source[:7].lower() == "http://":
+        return source
+    return f"sha256:{hashlib.sha256(source.encode()).hexdigest()}"

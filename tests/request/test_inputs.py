@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import pytest
+
+from sdbento.errors import InvalidParameter
+from sdbento.request.inputs import make_control_images, read_images
+from sdbento.request.settle import settle
+from sdbento.settings import Settings
+from tests.request.test_settle import IMAGE, MASK, MAX_PIXELS, request, spec
+from tests.support.pictures import gradient
+
+SETTINGS = Settings.load()
+
+
+def test_images_are_read_from_whatever_they_came_in() -> None:
+    images = read_images(
+        request(
+            image=IMAGE,
+            mask_image=MASK,
+            controlnet=[{"type": "canny", "preprocess": True}, {"type": "x", "image": IMAGE}],
+        ),
+        SETTINGS,
+    )
+    assert images.image is not None and images.mask is not None
+    assert all(image is not None for image in images.controls)
+
+
+def test_control_images_are_made_at_the_size_of_the_image() -> None:
+    controls = [{"type": "canny", "preprocess": True}, {"type": "x"}]
+    asked = request(image=IMAGE, controlnet=controls, width=128, height=72)
+    images = read_images(asked, SETTINGS)
+    settled, _ = settle(asked, spec(), images, MAX_PIXELS)
+    edges, other = make_control_images(settled, images).controls
+    assert edges is not None and other is not None
+    assert edges.size == (128, 72)
+    assert len(edges.getcolors() or ()) == 2  # black and white
+    assert other.tobytes() == gradient().tobytes()
+
+
+def test_a_controlnet_without_any_image_is_refused() -> None:
+    with pytest.raises(InvalidParameter, match="required") as caught:
+        read_images(request(controlnet={"type": "canny"}), SETTINGS)
+    assert caught.value.param == "controlnet.0.image"
+
+
+def test_outpainting_enlarges_the_image_before_its_size_is_settled() -> None:
+    asked = request(image=IMAGE, outpaint={"left": 32, "top": 16})
+    images = read_images(asked, SETTINGS)
+    assert images.image is not None and images.image.size == (96, 80)
+    settled, _ = settle(asked, spec(), images, MAX_PIXELS)
+    assert (settled.width, settled.height) == (96, 80)
