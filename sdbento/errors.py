@@ -202,6 +202,36 @@ def unexplained(exc: BaseException) -> BaseException | None:
     return exc if type(classify(exc)) is SDBentoError else None
 
 
+def is_sick(error: BaseException) -> bool:
+    """Whether the GPU has failed for good: it reported any error but a lack of memory.
+
+    The error may be what `classify` made of the device's own. After such an error CUDA answers
+    every later call of the process with the same one ("CUDA error: an illegal memory access was
+    encountered", "unspecified launch failure"); only a new process can use the device again.
+    """
+    return any(_is_device_failure(cause) for cause in _causes(error))
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """`error` and what caused it, each once: `raise e from e` makes an error its own cause."""
+    causes: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in causes:
+        causes.append(cause)
+        cause = cause.__cause__
+    return causes
+
+
+def _is_device_failure(error: BaseException) -> bool:
+    names, text = {cls.__name__ for cls in type(error).__mro__}, str(error)
+    if "OutOfMemoryError" in names or "out of memory" in text or "_ALLOC_FAILED" in text:
+        return False
+    # torch raises AcceleratorError for CUDA itself, RuntimeError for CUDA's libraries.
+    return "AcceleratorError" in names or (
+        "RuntimeError" in names and text.startswith(("CUDA error", "cuDNN error"))
+    )
+
+
 def _recognise(exc: BaseException) -> tuple[type[SDBentoError], str] | None:
     if getattr(getattr(exc, "orig", None), "sqlite_errorname", None) == "SQLITE_FULL":
         return Unavailable, "the disk is full"

@@ -28,7 +28,9 @@ from sdbento.errors import (
     UnknownModel,
     UnsupportedModel,
     classify,
+    is_sick,
 )
+from tests.support.device_errors import SICK
 
 TREE = [
     cls for _, cls in inspect.getmembers(errors, inspect.isclass) if issubclass(cls, SDBentoError)
@@ -176,3 +178,14 @@ def test_the_unknown_is_a_500_with_an_id_and_no_internals() -> None:
 )
 def test_ordinary_errors_are_not_taken_for_something_else(exc: Exception) -> None:
     assert classify(exc).type == "internal_error"
+
+
+@pytest.mark.parametrize(("error", "sick"), SICK)
+def test_only_a_failure_of_the_device_itself_makes_it_sick(error: Exception, sick: bool) -> None:
+    assert is_sick(classify(error)) is sick
+
+
+def test_an_error_that_is_its_own_cause_is_judged_once() -> None:
+    error = InvalidParameter("width is bad")
+    error.__cause__ = error
+    assert not is_sick(error)

@@ -28,7 +28,7 @@ from sdbento.doors.runpod.delivery import Delivery, Output, Wish
 from sdbento.doors.runpod.loop import DrainingScaler
 from sdbento.doors.runpod.stream import JobStream
 from sdbento.doors.runpod.volume import use_volume
-from sdbento.errors import MalformedRequest, classify, unexplained
+from sdbento.errors import MalformedRequest, classify, is_sick, unexplained
 from sdbento.heavy_imports import without_collector
 from sdbento.jobs import format as job_format
 from sdbento.jobs.format import Flags
@@ -169,31 +169,3 @@ class Worker:
             if DrainingScaler.current is not None:
                 DrainingScaler.current.drain()  # no more jobs for a device that fails them all
         return output
-
-
-def is_sick(error: BaseException) -> bool:
-    """Whether the GPU failed for good: any of its errors but a lack of memory.
-
-    After one, CUDA answers every later call of the process with the same error.
-    """
-    return any(_is_device_failure(cause) for cause in _causes(error))
-
-
-def _causes(error: BaseException) -> list[BaseException]:
-    """`error` and what caused it, each once: `raise e from e` makes an error its own cause."""
-    causes: list[BaseException] = []
-    cause: BaseException | None = error
-    while cause is not None and cause not in causes:
-        causes.append(cause)
-        cause = cause.__cause__
-    return causes
-
-
-def _is_device_failure(error: BaseException) -> bool:
-    names, text = {cls.__name__ for cls in type(error).__mro__}, str(error)
-    if "OutOfMemoryError" in names or "out of memory" in text or "_ALLOC_FAILED" in text:
-        return False
-    # torch raises AcceleratorError for CUDA itself, RuntimeError for its libraries
-    return "AcceleratorError" in names or (
-        "RuntimeError" in names and text.startswith(("CUDA error", "cuDNN error"))
-    )

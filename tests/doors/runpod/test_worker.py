@@ -16,15 +16,15 @@ from PIL import Image
 
 from sdbento.doors.runpod.delivery import Delivery
 from sdbento.doors.runpod.loop import DrainingScaler
-from sdbento.doors.runpod.worker import Worker, concurrency, is_sick, read
+from sdbento.doors.runpod.worker import Worker, concurrency, read
 from sdbento.errors import (
     InvalidParameter,
     MalformedRequest,
-    OutOfMemory,
     classify,
 )
 from sdbento.request.schema import GenerateRequest, GenerateResponse
 from sdbento.settings import Settings
+from tests.support.device_errors import SICK, AcceleratorError
 from tests.support.platform import Job, Platform, WorkerProcess, decoded, working
 
 PROMPT = "a large red circle on a blue background"
@@ -306,25 +306,8 @@ def worker_with(response: GenerateResponse | Exception) -> Worker:
     return Worker(app, Delivery(Settings.load()), num_jobs=1)
 
 
-class AcceleratorError(RuntimeError):
-    """As torch.AcceleratorError, which cannot be raised without a device."""
-
-
-SICK: list[tuple[Exception, bool]] = [
-    (AcceleratorError("CUDA error: an illegal memory access was encountered"), True),
-    (AcceleratorError("CUDA error: out of memory"), False),
-    (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `x`"), True),
-    (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `x`"), False),
-    (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), True),
-    (OutOfMemory("the device ran out of memory"), False),
-    (InvalidParameter("width is bad"), False),
-    (ValueError("a bug"), False),
-]
-
-
 @pytest.mark.parametrize(("error", "sick"), SICK)
 async def test_only_a_sick_gpu_asks_for_a_fresh_worker(error: Exception, sick: bool) -> None:
-    assert is_sick(classify(error)) is sick
     output = await worker_with(classify(error)).handle({"id": "a", "input": {"prompt": "x"}})
     assert isinstance(output, dict)
     assert output.get("refresh_worker", False) is sick
@@ -372,12 +355,6 @@ async def test_a_worker_with_a_sick_gpu_takes_no_more_jobs(
     error = classify(AcceleratorError("CUDA error: unspecified launch failure"))
     await worker_with(error).handle({"id": "a", "input": {"prompt": "x"}})
     assert scaler._draining.is_set()
-
-
-def test_an_error_that_is_its_own_cause_is_judged_once() -> None:
-    error = InvalidParameter("width is bad")
-    error.__cause__ = error
-    assert not is_sick(error)
 
 
 async def test_a_bug_becomes_an_id_and_no_internals() -> None:
