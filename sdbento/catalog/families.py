@@ -115,8 +115,9 @@ _TEXT_KEYS = (  # the first cross-attention, which lies deeper in SDXL
     _UNET + "input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight",
 )
 _LAST_NORM = _UNET + "output_blocks.11.1.transformer_blocks.0.norm1.bias"
-_FAMILY_BY_TEXT_WIDTH = {768: Family.SD15, 1024: Family.SD21, 2048: Family.SDXL}
-_TEXT_WIDTHS = {family: width for width, family in _FAMILY_BY_TEXT_WIDTH.items()}
+# The width of the text embeddings that the cross-attention of a family's UNet reads.
+FAMILY_BY_TEXT_WIDTH = {768: Family.SD15, 1024: Family.SD21, 2048: Family.SDXL}
+_TEXT_WIDTHS = {family: width for width, family in FAMILY_BY_TEXT_WIDTH.items()}
 _REFINER_TEXT_WIDTH = 1280
 
 
@@ -132,7 +133,7 @@ def from_checkpoint(name: str, path: Path) -> Traits:
     width = next((header[key]["shape"][1] for key in _TEXT_KEYS if key in header), None)
     if width == _REFINER_TEXT_WIDTH:
         raise refusal(name, "it is the SDXL refiner, which is read from a diffusers folder only")
-    family = _FAMILY_BY_TEXT_WIDTH.get(width or 0)
+    family = FAMILY_BY_TEXT_WIDTH.get(width or 0)
     if family is None or (family is Family.SDXL) != (_SDXL_LABELS in header):
         raise refusal(name, "its UNet is none of Stable Diffusion 1.x, 2.x or XL base")
     for part, prefixes in _PARTS.items():

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 from sdbento.catalog import families, hub
 from sdbento.catalog.families import Traits
+from sdbento.catalog.folder import list_files
 from sdbento.catalog.specs import (
     ControlNetSpec,
     ModelSpec,
@@ -33,6 +34,7 @@ from sdbento.settings import Settings
 
 log = logging.getLogger(__name__)
 
+SUFFIX = ".safetensors"
 MAX_CACHED = 256  # models that are neither catalogued nor resident; ControlNets likewise
 BYTES_HALF = 2
 ACTIVATIONS = 1.4  # memory of a running model over that of its weights
@@ -157,13 +159,15 @@ class Catalog:
         return spec
 
     def _models_dir(self) -> dict[str, Path]:
-        """Names and paths of the models folder; a name never becomes part of a path."""
-        folder = self._settings.models_dir
-        entries = sorted(folder.iterdir()) if folder.is_dir() else []
+        """The diffusers folders and single files of the models folder, by name."""
+        root = self._settings.models_dir
+        files = list_files(root, (SUFFIX, hub.INDEX), max_depth=1).values()
+        entries = [file.parent for file in files if file.name == hub.INDEX]
+        entries += [file for file in files if file.suffix == SUFFIX]
         return {
             entry.stem if entry.is_file() else entry.name: entry.absolute()
-            for entry in entries
-            if _is_model(entry)
+            for entry in sorted(entries)
+            if entry.parent == root
         }
 
     def _unknown(self, name: str) -> UnknownModel:
@@ -205,7 +209,7 @@ def _remember(known: dict[K, V], key: K, value: V) -> None:
 
 def _is_model(path: Path) -> bool:
     """Whether something lies there that can be looked into: a diffusers folder, a single file."""
-    return (path.suffix == ".safetensors" and _lies(path)) or _lies(path / hub.INDEX)
+    return (path.suffix == SUFFIX and _lies(path)) or _lies(path / hub.INDEX)
 
 
 def _lies(file: Path) -> bool:
