@@ -24,6 +24,7 @@ from diffusers.utils.state_dict_utils import (
 from torch import Tensor, nn
 
 from sdbento.catalog.families import Family
+from sdbento.catalog.specs import ModelSpec
 from sdbento.errors import UnsupportedModel
 from sdbento.lora.files import LoraFile, LoraSource, refusal
 from sdbento.models.pipeline import Pipeline
@@ -74,6 +75,12 @@ class LowRank:
 Parts = Mapping[str, Mapping[str, LowRank]]
 
 
+def check_family(source: LoraSource, spec: ModelSpec) -> None:
+    """Raise UnsupportedModel for a LoRA that the catalogue has for another family."""
+    if source.family not in (None, spec.family):
+        raise _misfit(source, source.family, spec, "the catalogue says so")
+
+
 def to_parts(source: LoraSource, file: LoraFile, pipeline: Pipeline) -> Parts:
     """The matrices by part and layer, copied to the model's device in its precision.
 
@@ -83,8 +90,7 @@ def to_parts(source: LoraSource, file: LoraFile, pipeline: Pipeline) -> Parts:
         for mark, kind in _VARIANTS.items():
             if mark in key:
                 raise refusal(source.name, f"it is {kind}; only plain LoRA and LoCon are")
-    if source.family not in (None, pipeline.spec.family):
-        raise _misfit(source, file, pipeline, "the catalogue says so")
+    check_family(source, pipeline.spec)
     try:
         tensors, alphas = _by_part(file, pipeline)
     except (LookupError, ValueError, TypeError, RuntimeError) as error:
@@ -160,16 +166,19 @@ def _layers_of(
     tensors: Mapping[str, Tensor],
     alphas: Mapping[str, float],
 ) -> Iterator[tuple[str, LowRank]]:
+    def misfit(reason: str) -> UnsupportedModel:
+        return _misfit(source, _likely_family(source, file), pipeline.spec, reason)
+
     network = getattr(pipeline.pipe, part, None)
     if network is None:
-        raise _misfit(source, file, pipeline, f"the model has no {part}")
+        raise misfit(f"the model has no {part}")
     layers = dict(network.named_modules())
     stated = _stated_alphas(part, source, file)
     for name, (down, up) in _pairs(source.name, tensors):
         rank = len(down)
         fitted = _fit(layers.get(name), down, up)
         if fitted is None:
-            raise _misfit(source, file, pipeline, _mismatch(name, layers.get(name), down, up))
+            raise misfit(_mismatch(name, layers.get(name), down, up))
         scale = _scale(name, rank, alphas, stated)
         if not math.isfinite(scale):
             raise refusal(source.name, f"the alpha of its layer {_short(name)} is not finite")
@@ -250,19 +259,23 @@ def _mismatch(name: str, layer: nn.Module | None, down: Tensor, up: Tensor) -> s
 
 
 def _misfit(
-    source: LoraSource, file: LoraFile, pipeline: Pipeline, reason: str
+    source: LoraSource, made_for: Family | None, spec: ModelSpec, reason: str
 ) -> UnsupportedModel:
-    spec, likely = pipeline.spec, source.family or _likely_family(file)
-    made_for = "another model" if likely in (None, spec.family) else _FAMILY_NAMES[likely]
+    likely = "another model"
+    if made_for not in (None, spec.family):
+        likely = _FAMILY_NAMES[made_for]
     return UnsupportedModel(
         f"LoRA {source.name} does not fit model {spec.name} ({_FAMILY_NAMES[spec.family]}): it is "
-        f"likely made for {made_for} ({reason})",
+        f"likely made for {likely} ({reason})",
         param="lora",
     )
 
 
-def _likely_family(file: LoraFile) -> Family | None:
-    """By what the file says of itself, else by the width of the text that its layers read."""
+def _likely_family(source: LoraSource, file: LoraFile) -> Family | None:
+    """What the catalogue or the file says, else a guess from the width of the text its layers
+    read."""
+    if source.family is not None:
+        return source.family
     stated = " ".join(
         file.metadata.get(key, "") for key in ("ss_base_model_version", "modelspec.architecture")
     )

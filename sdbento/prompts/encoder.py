@@ -21,6 +21,7 @@ import torch
 from sdbento.errors import InvalidParameter
 from sdbento.lora.hooks import WeightedAdapter, applied
 from sdbento.models.pipeline import Pipeline
+from sdbento.prompts.check import check_second_prompt
 from sdbento.prompts.inversions import Inversion, Inversions
 from sdbento.prompts.syntax import parse_attention
 
@@ -105,18 +106,14 @@ def prepare(
     Thread-safe. Raises InvalidParameter for what is too long or does not fit the model.
     """
     encoders = _encoders(pipeline)
-    if text_2 is not None and len(encoders) < 2:
-        raise InvalidParameter(
-            f"prompt_2 is for SDXL models, which have two text encoders; "
-            f"{pipeline.spec.name} is not one",
-            param="prompt_2",
-        )
+    if text_2 is not None:
+        check_second_prompt(pipeline.spec)
     _check_clip_skip(encoders, clip_skip, pipeline)
     texts = [text or "", text or "" if text_2 is None else text_2]
+    indices = [encoder.index for encoder in encoders]
     return PreparedPrompt(
         chunks=tuple(
-            _chunks(texts[i], encoder, len(encoders), inversions)
-            for i, encoder in enumerate(encoders)
+            _chunks(texts[encoder.index], encoder, indices, inversions) for encoder in encoders
         ),
         clip_skip=clip_skip,
         is_absent=text is None,
@@ -136,7 +133,7 @@ def _check_clip_skip(
 
 
 def _chunks(
-    text: str, encoder: _Encoder, num_encoders: int, inversions: Inversions | None
+    text: str, encoder: _Encoder, encoders: Sequence[int], inversions: Inversions | None
 ) -> tuple[Chunk, ...]:
     """At least one chunk. BREAK closes one; an inversion is never divided."""
     done: list[Chunk] = []
@@ -155,8 +152,9 @@ def _chunks(
             continue
         for piece in inversions.split(span.text) if inversions else [span.text]:
             if isinstance(piece, Inversion):
+                piece.check_encoders(encoders)
                 width = encoder.model.config.hidden_size
-                count = len(piece.for_encoder(encoder.index, width, num_encoders))
+                count = len(piece.for_encoder(encoder.index, width))
                 if len(tokens) + count > CHUNK:
                     close()
                 vectors += [Vector(len(tokens) + row, piece, row) for row in range(count)]

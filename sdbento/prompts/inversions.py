@@ -12,7 +12,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,18 +38,28 @@ class Inversion:
     name: str
     vectors: Mapping[int, torch.Tensor]
 
-    def for_encoder(self, index: int, width: int, num_encoders: int) -> torch.Tensor:
-        """[n, width]. Raises InvalidParameter for a file that was made for another family."""
-        fitting = self.vectors.get(index)
-        misses_one = index == 0 and len(self.vectors) != num_encoders
-        if misses_one or fitting is None or fitting.shape[1] != width:
-            widths = " and ".join(str(vector.shape[1]) for vector in self.vectors.values())
-            raise InvalidParameter(
-                f"the textual inversion {self.name} has vectors of width {widths}: it was made for "
-                "another family of models",
-                param="prompt",
-            )
-        return fitting
+    def check_encoders(self, encoders: Collection[int]) -> None:
+        """Raise InvalidParameter for a file that was made for other text encoders than these."""
+        made_for = self.vectors.keys()
+        # The SDXL refiner has the second encoder only, and takes the vectors for it from a file
+        # that was made for both.
+        if not made_for >= set(encoders) or (0 in encoders and len(made_for) != len(encoders)):
+            raise self._misfit()
+
+    def for_encoder(self, index: int, width: int) -> torch.Tensor:
+        """[n, width]. Raises InvalidParameter where the vectors have another width."""
+        vectors = self.vectors[index]
+        if vectors.shape[1] != width:
+            raise self._misfit()
+        return vectors
+
+    def _misfit(self) -> InvalidParameter:
+        widths = " and ".join(str(vectors.shape[1]) for vectors in self.vectors.values())
+        return InvalidParameter(
+            f"the textual inversion {self.name} has vectors of width {widths}: it was made for "
+            "another family of models",
+            param="prompt",
+        )
 
 
 @dataclass(frozen=True)

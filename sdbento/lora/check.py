@@ -1,0 +1,29 @@
+"""What of a request's LoRAs can be refused before a model is loaded for them.
+
+That a name means something, that the settings allow it, and that the catalogue has it for the
+model's family. Whether a file's layers fit the model is known only with both in memory: `layers`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from sdbento import outbound
+from sdbento.catalog.specs import ModelSpec
+from sdbento.lora.files import Url, locate
+from sdbento.lora.layers import check_family
+from sdbento.settings import Settings
+
+
+def check_loras(names: Iterable[str], spec: ModelSpec, settings: Settings) -> None:
+    """Raise what `AdapterCache.get` would raise for these names and any model like `spec`.
+
+    Blocking: looks at this machine's disk, but asks neither the Hub nor a URL's host. Raises
+    InvalidParameter for a name that is unknown, ambiguous or forbidden, UnsupportedModel for a
+    pickled file or a LoRA of another family, and ModelLoadFailed for a file that cannot be read.
+    """
+    for name in names:
+        source = locate(name, settings)
+        check_family(source, spec)
+        if isinstance(source.place, Url):
+            outbound.check(source.place.address, settings, param="lora")
