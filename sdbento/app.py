@@ -31,6 +31,7 @@ from sdbento.malloc import release_freed_memory
 from sdbento.metrics import queue_depth
 from sdbento.models.cache import PipelineCache
 from sdbento.models.leases import Lease, give_up
+from sdbento.prompts.inversions import Inversions
 from sdbento.request.build import TrajectoryBuilder
 from sdbento.request.resolve import Resolver
 from sdbento.request.resolved import ResolvedRequest
@@ -61,8 +62,9 @@ class App:
         self.planner = Planner(settings.max_batch_size)
         self.runner = runner or TorchRunner()
         self.engine = Engine(self.runner, self.planner)
-        self._resolver = Resolver(settings, self.catalog)
-        self._builder = TrajectoryBuilder(settings)
+        inversions = Inversions(settings)
+        self._resolver = Resolver(settings, self.catalog, inversions)
+        self._builder = TrajectoryBuilder(settings, inversions)
         self._num_requests = 0
         self._idle_timer: asyncio.TimerHandle | None = None
         self._default_loaded = threading.Event()

@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import pytest_asyncio
+import torch
 from numpy.typing import NDArray
+from safetensors.torch import save_file
 
 from sdbento.app import App
 from sdbento.errors import DeadlineExceeded, InvalidParameter, SDBentoError
@@ -109,6 +111,33 @@ async def measuring(**options: Any) -> AsyncIterator[tuple[App, Measuring]]:
     finally:
         runner.go_on.set()
         await asyncio.to_thread(app.close)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"lora": {"model_id": "misspelt"}}, "lora"),
+        ({"prompt": "a cat <lora:misspelt:1>"}, "prompt"),
+        ({"prompt_2": "a dog"}, "prompt_2"),
+        ({"negative_prompt_2": "a dog"}, "negative_prompt_2"),
+        ({"prompt": "a cat in ink"}, "prompt"),
+        ({"negative_prompt": "broken"}, "prompt"),
+    ],
+    ids=str,
+)
+async def test_what_needs_no_model_is_refused_before_one_is_loaded(
+    folder: Path, tmp_path: Path, fields: dict[str, Any], param: str
+) -> None:
+    for_sdxl = {"clip_l": torch.ones(1, 768), "clip_g": torch.ones(1, 1280)}
+    save_file(for_sdxl, tmp_path / "ink.safetensors")
+    (tmp_path / "broken.safetensors").write_bytes(b"no")
+    settings = Settings.load(sd_model="shapes", models_dir=folder, embeddings_dir=tmp_path)
+    app = App(settings)  # not started: it has not even loaded the default model
+    with pytest.raises(InvalidParameter) as caught:
+        await made(app, model="tiny-sd15", **fields)
+    assert caught.value.param == param
+    assert app.pipelines.loaded() == []
+    await asyncio.to_thread(app.close)
 
 
 async def until(condition: Callable[[], object]) -> None:

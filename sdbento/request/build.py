@@ -16,11 +16,11 @@ from sdbento.settings import Settings
 
 
 class TrajectoryBuilder:
-    """Keeps the LoRAs and textual inversions that requests use. Thread-safe."""
+    """Keeps the LoRAs that requests use. Thread-safe."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, inversions: Inversions) -> None:
         self._adapters = AdapterCache(settings)
-        self._inversions = Inversions(settings)
+        self._inversions = inversions
 
     def build(self, request: ResolvedRequest, models: ResidentModels) -> list[Trajectory]:
         """One trajectory an image.

@@ -1,6 +1,6 @@
 """From a request to a resolved one: whatever can be told, and refused, before a model is in memory.
 
-    look names up -> check -> choose LoRAs -> read images -> settle -> control images and canvas
+    look names up -> check -> choose LoRAs -> read images -> settle -> prepare images
 
 Files, hosts and the Hub may be slow, so whatever asks them runs in threads. Knows nothing of doors
 or of the engine.
@@ -20,6 +20,9 @@ from sdbento.catalog.lookup import Catalog
 from sdbento.catalog.specs import ControlNetSpec, ModelSpec
 from sdbento.errors import DeadlineExceeded, InvalidParameter, reraise
 from sdbento.images.canvas import Canvas, enlarge, prepare_canvas
+from sdbento.lora.check import check_loras
+from sdbento.prompts.check import check_inversions
+from sdbento.prompts.inversions import Inversions
 from sdbento.prompts.syntax import extract_loras
 from sdbento.request.inputs import (
     InputImages,
@@ -53,9 +56,10 @@ class _Prompts:
 class Resolver:
     """Resolves requests, many at a time."""
 
-    def __init__(self, settings: Settings, catalog: Catalog) -> None:
+    def __init__(self, settings: Settings, catalog: Catalog, inversions: Inversions) -> None:
         self._settings = settings
         self._catalog = catalog
+        self._inversions = inversions
         self._lookups = ThreadPoolExecutor(HUB_LOOKUPS, thread_name_prefix="sdbento-lookup")
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="sdbento-reader")
 
@@ -72,7 +76,7 @@ class Resolver:
         if request.refiner is not None:
             refiner = await self._look_up(request.refiner.model)
             _check_refiner(refiner, spec)
-        prompts = await asyncio.to_thread(self._read_prompts, request)
+        prompts = await asyncio.to_thread(self._read_prompts, request, spec)
         images = await self._read_images(request, deadline)
         settled, warnings = settle(request, spec, images, self._settings.max_pixels)
         canvas = None
@@ -115,14 +119,20 @@ class Resolver:
         except Exception as exc:
             reraise(exc)
 
-    def _read_prompts(self, request: GenerateRequest) -> _Prompts:
-        """Blocking. Raises InvalidParameter for a LoRA that cannot be had."""
+    def _read_prompts(self, request: GenerateRequest, spec: ModelSpec) -> _Prompts:
+        """Blocking. Raises InvalidParameter and its kin for LoRAs and textual inversions that
+        cannot be had, or not for this model."""
         prompt, tags = extract_loras(request.prompt)
         prompt_2 = request.prompt_2
         if prompt_2 is not None:
             prompt_2, more = extract_loras(prompt_2)
             tags = [*tags, *more]
         loras = choose_loras(request.lora or [], tags, self._settings)
+        check_loras([lora.name for lora in loras], spec, self._settings)
+        num_steps = request.num_inference_steps or spec.num_inference_steps
+        for text in (prompt, prompt_2, request.negative_prompt, request.negative_prompt_2):
+            if text is not None:
+                check_inversions(text, spec, num_steps, self._inversions)
         return _Prompts(prompt, prompt_2, tuple(loras))
 
     async def _read_images(self, request: GenerateRequest, deadline: float) -> InputImages:

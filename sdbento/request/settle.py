@@ -13,6 +13,7 @@ from typing import Any
 from sdbento.catalog.families import VAE_FACTOR, Family
 from sdbento.catalog.specs import ModelSpec
 from sdbento.errors import InvalidParameter
+from sdbento.prompts.check import check_second_prompt
 from sdbento.request.inputs import InputImages, mask_blur
 from sdbento.request.schema import ControlNetInput, GenerateRequest
 from sdbento.samplers.names import canonical_name
@@ -53,6 +54,9 @@ def check(request: GenerateRequest, spec: ModelSpec) -> None:
         raise InvalidParameter(
             f"refiner is for SDXL models; {spec.name} is not one", param="refiner"
         )
+    for field in ("prompt_2", "negative_prompt_2"):
+        if field in given:
+            check_second_prompt(spec, param=field)
     _check_intervals(request)
     if (sampler := request.scheduler or spec.sampler) is not None:
         canonical_name(sampler)

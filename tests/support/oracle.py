@@ -20,6 +20,7 @@ from sdbento.engine.planner import Planner
 from sdbento.engine.runner import TorchRunner, decode_pixels
 from sdbento.engine.trajectory import Stage, StepPlan, StepResult, Trajectory
 from sdbento.models.pipeline import ControlNet, Pipeline
+from sdbento.prompts.inversions import Inversions
 from sdbento.request.build import TrajectoryBuilder
 from sdbento.request.inputs import InputImages, make_control_images, read_images
 from sdbento.request.resolve import Resolver
@@ -118,7 +119,9 @@ def resolved(
     settings: Settings = SETTINGS,
     **fields: Any,
 ) -> ResolvedRequest:
-    resolver = Resolver(settings, Known(settings, model, controlnets, refined_by))
+    resolver = Resolver(
+        settings, Known(settings, model, controlnets, refined_by), Inversions(settings)
+    )
     resolving = resolver.resolve(GenerateRequest(**fields), time.monotonic())
     with ThreadPoolExecutor(1) as thread:  # the test may itself run on an event loop
         return thread.submit(asyncio.run, resolving).result()
@@ -136,7 +139,7 @@ def trajectories_of(
         model, controlnets=controlnets, refined_by=refined_by, settings=settings, **fields
     )
     models = ResidentModels(model, tuple(controlnets), refined_by)
-    return TrajectoryBuilder(settings).build(request, models)
+    return TrajectoryBuilder(settings, Inversions(settings)).build(request, models)
 
 
 def run_together(
