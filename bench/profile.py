@@ -16,9 +16,9 @@ from dataclasses import dataclass
 
 from bench.trace import make_trace
 from sdbento.app import App
-from sdbento.engine.runner import TorchRunner
 from sdbento.engine.trajectory import Stage, StepPlan, StepResult
 from sdbento.request.schema import GenerateRequest
+from sdbento.runner.torch_runner import TorchRunner
 from sdbento.settings import Settings
 
 CONCURRENCY = 8

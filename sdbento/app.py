@@ -23,7 +23,6 @@ from sdbento.engine.calibration import Calibration
 from sdbento.engine.handle import Accepted, Event
 from sdbento.engine.loop import Engine
 from sdbento.engine.planner import ROWS_PER_IMAGE, Planner
-from sdbento.engine.runner import TorchRunner
 from sdbento.engine.trajectory import Runner
 from sdbento.errors import DeadlineExceeded, Overloaded, classify, reraise
 from sdbento.images import codec
@@ -37,6 +36,7 @@ from sdbento.request.resolve import Resolver
 from sdbento.request.resolved import ResolvedRequest
 from sdbento.request.result import Generation, Result
 from sdbento.request.schema import GenerateRequest, GenerateResponse
+from sdbento.runner.torch_runner import TorchRunner
 from sdbento.samplers.names import list_samplers
 from sdbento.settings import Settings, unknown_variables
 from sdbento.threads import compute_only_on, num_cores

@@ -28,13 +28,13 @@ from bench.gpu.timing import Marks
 from sdbento.catalog.families import Family
 from sdbento.catalog.specs import ModelSpec
 from sdbento.engine.inputs import FromNoise, PassInputs, SizeConditioning
-from sdbento.engine.runner import TorchRunner
-from sdbento.engine.state import state_of
 from sdbento.engine.trajectory import BatchKey, Pass, Stage, StepPlan, Trajectory
 from sdbento.lora.hooks import WeightedAdapter
 from sdbento.models.device import choose_vae_dtype
 from sdbento.models.pipeline import Pipeline
 from sdbento.prompts.encoder import Conditioning, PreparedPrompt, PromptEncoder
+from sdbento.runner.state import state_of
+from sdbento.runner.torch_runner import TorchRunner
 from sdbento.samplers.names import SamplerSpec, build_scheduler, compile_table
 
 CONFIGS = Path(__file__).parent.parent / "configs"

@@ -1,1 +1,1 @@
-"""Step-level continuous batching: what runs next, and running it."""
+"""Step-level continuous batching: who advances next, and what that costs. Computes nothing."""

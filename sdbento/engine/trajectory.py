@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from sdbento.engine.inputs import PassInputs
-    from sdbento.engine.state import State
     from sdbento.errors import SDBentoError
     from sdbento.models.pipeline import Pipeline
+    from sdbento.runner.state import State
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,10 @@ import pytest
 import torch
 from torch._inductor.runtime.cache_dir_utils import cache_dir
 
-from sdbento.engine.runner import TorchRunner
 from sdbento.engine.trajectory import BatchKey
 from sdbento.models import torch_compile
 from sdbento.models.pipeline import Pipeline
+from sdbento.runner.torch_runner import TorchRunner
 from sdbento.settings import Settings
 from tests.support.loras import make_lora, save_peft
 from tests.support.oracle import engine_pixels, run_together, tiny_control, tiny_model

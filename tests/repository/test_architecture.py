@@ -24,7 +24,7 @@ FLOORS = (
     {"doors"},
     {"jobs"},
     {"app"},
-    {"request"},
+    {"request", "runner"},
     {"engine"},
     {"prompts"},
     {"images", "lora"},
@@ -45,7 +45,8 @@ NO_TORCH += [
     "jobs.service",
     "doors.cli.commands",
 ]
-NO_TORCH += [f"engine.{name}" for name in ("loop", "planner", "cost", "caps", "trajectory")]
+NO_TORCH += [f"engine.{name}" for name in ("loop", "handle", "planner", "cost", "caps")]
+NO_TORCH += ["engine.trajectory", "engine.inputs"]
 READS_ENVIRONMENT = {"settings"}
 LOADS_WEIGHTS = {"models.weights"}
 MAX_FUNCTION_LINES = 60
@@ -177,7 +178,7 @@ RULES: list[tuple[Rule, str, str]] = [
     (only_settings_reads_the_environment, "app", "import os\nos.environ['A']"),
     (only_settings_reads_the_environment, "app", "import os\nos.getenv('A')"),
     (only_settings_reads_the_environment, "app", "from os import environ"),
-    (weights_are_loaded_in_one_place, "engine.runner", "UNet2DConditionModel.from_pretrained('x')"),
+    (weights_are_loaded_in_one_place, "runner.state", "UNet2DConditionModel.from_pretrained('x')"),
     (weights_are_loaded_in_one_place, "app", "load = Pipeline.from_single_file"),
     (only_the_service_knows_bentoml, "app", "import bentoml"),
     (

@@ -17,7 +17,6 @@ from sdbento.catalog.families import Family
 from sdbento.catalog.lookup import Catalog
 from sdbento.catalog.specs import ControlNetSpec, ModelSpec
 from sdbento.engine.planner import Planner
-from sdbento.engine.runner import TorchRunner, decode_pixels
 from sdbento.engine.trajectory import Stage, StepPlan, StepResult, Trajectory
 from sdbento.models.pipeline import ControlNet, Pipeline
 from sdbento.prompts.inversions import Inversions
@@ -27,6 +26,7 @@ from sdbento.request.resolve import Resolver
 from sdbento.request.resolved import ResidentModels, ResolvedRequest
 from sdbento.request.schema import GenerateRequest
 from sdbento.request.settle import SettledRequest, check, settle
+from sdbento.runner.torch_runner import TorchRunner, decode_pixels
 from sdbento.settings import Settings
 from tests.support.stock import stock_run
 from tests.support.tiny import tiny_controlnet, tiny_pipeline

@@ -19,10 +19,10 @@ from bench.gpu.bench import Bench
 from bench.gpu.timing import true_fp32
 from sdbento.app import App
 from sdbento.catalog.lookup import Catalog
-from sdbento.engine.vae import decode
 from sdbento.models.pipeline import ControlNet, Pipeline
 from sdbento.models.weights import load
 from sdbento.request.schema import GenerateRequest
+from sdbento.runner.vae import decode
 from sdbento.settings import Settings
 from tests.support.oracle import Pixels, engine_pixels, settled
 from tests.support.pictures import data_uri, gradient, half_mask

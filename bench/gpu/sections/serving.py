@@ -22,7 +22,7 @@ from bench.gpu.subjects import FixedPrompts, Subject, build, stock_images, traje
 from sdbento.engine.handle import Handle
 from sdbento.engine.loop import Engine
 from sdbento.engine.planner import Planner
-from sdbento.engine.runner import TorchRunner
+from sdbento.runner.torch_runner import TorchRunner
 
 BATCH = 8
 LOADS = (0.6, 0.9)

@@ -12,7 +12,7 @@ from bench.gpu.bench import DTYPES, Bench
 from bench.gpu.rows import Label
 from bench.gpu.subjects import Subject, build
 from bench.gpu.timing import median_seconds, peak_gb, reset_peak
-from sdbento.engine.vae import decode
+from sdbento.runner.vae import decode
 
 
 def measure(bench: Bench, model: str) -> None:

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 
 from sdbento.engine.inputs import within
-from sdbento.engine.state import Row, state_of
 from sdbento.engine.trajectory import Trajectory
 from sdbento.models.pipeline import ControlNet
+from sdbento.runner.state import Row, state_of
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,15 +17,15 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from sdbento.engine.controlnets import added_conditioning, compute_residuals
-from sdbento.engine.previews import preview_images
-from sdbento.engine.state import Row, first_state, state_of
 from sdbento.engine.trajectory import BatchKey, Stage, StepPlan, StepResult, Trajectory
-from sdbento.engine.vae import decode, draw_noise
 from sdbento.errors import GenerationFailed, SDBentoError
 from sdbento.lora.hooks import applied
 from sdbento.models.pipeline import Pipeline
 from sdbento.prompts.encoder import PromptEncoder, prepare
+from sdbento.runner.controlnets import added_conditioning, compute_residuals
+from sdbento.runner.previews import preview_images
+from sdbento.runner.state import Row, first_state, state_of
+from sdbento.runner.vae import decode, draw_noise
 
 
 class TorchRunner:

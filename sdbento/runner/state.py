@@ -23,10 +23,10 @@ from sdbento.engine.inputs import (
     SizeConditioning,
 )
 from sdbento.engine.trajectory import PassOutcome, Trajectory
-from sdbento.engine.vae import Posterior, draw_noise, encode
 from sdbento.images.canvas import enlarge
 from sdbento.models.pipeline import Pipeline
 from sdbento.prompts.encoder import Conditioning, PreparedPrompt, PromptEncoder
+from sdbento.runner.vae import Posterior, draw_noise, encode
 
 ScheduledConditioning = list[tuple[int, Conditioning]]  # (first step, what the UNet reads then)
 
