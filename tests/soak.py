@@ -36,7 +36,7 @@ from tests.support.server import Server, free_port, generated, pixels, serving
 CLIENTS = 4
 KILL_AFTER = (0.0, 15.0)  # seconds from a start; ready after about 6
 BETWEEN_JOBS = (0.0, 6.0)  # seconds a client waits before its next
-PATIENCE = 900.0  # seconds for everything to be completed after the last kill
+COMPLETION_LIMIT = 900.0  # seconds for everything to be completed after the last kill
 DONE = "COMPLETED"
 VARIABLES: Any = {"SDBENTO_ALLOW_PRIVATE_URLS": "true"}  # webhooks on loopback
 
@@ -116,7 +116,7 @@ def kill_again_and_again(folder: Path, kills: int, jobs: Jobs, chance: random.Ra
 
 
 def finish(server: Server, jobs: Jobs, listener: Listener) -> None:
-    give_up = time.monotonic() + PATIENCE
+    give_up = time.monotonic() + COMPLETION_LIMIT
     while time.monotonic() < give_up and not jobs.ended_otherwise:
         told = {body["id"] for body in list(listener.heard)}
         if jobs.completed.keys() >= jobs.accepted.keys() <= told:

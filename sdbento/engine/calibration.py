@@ -1,9 +1,9 @@
 """The first cost curves of a model: small measurements for the engine's idle time.
 
-They begin when the server is ready, since nothing waits for them: what was not measured is guessed,
-and service teaches the rest. Each row count is called once before it is timed, so that whatever is
-done once for a shape (cuDNN plans, page faults) is done here, on the engine's thread. Small sizes
-come first: they tell whether the model's own size would keep a request waiting.
+They begin when the server is ready, since nothing waits for them: until a size is measured its cost
+is guessed, and serving measures the rest. Each row count is called once before it is timed, so that
+work done once for a shape (cuDNN plans, page faults) is done here, on the engine's thread. Small
+sizes come first: they tell whether measuring the model's own size would keep a request waiting.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sdbento.models.cache import PipelineCache
 from sdbento.models.pipeline import Pipeline
 
 BUDGET = 10.0  # seconds of idle time
-LONGEST = 0.5  # seconds: a request that arrives may have to wait for one call
+LONGEST = 0.5  # seconds of one call, for which a request may have to wait
 SMALLEST = 8  # latents: the side at which the measuring begins
 
 
@@ -51,9 +51,9 @@ class Calibration:
                 self._runner.measure(pipeline, self._key, rows)
 
     def measurements(self) -> Iterator[None]:
-        """One call between two `next`; ends when it has all, the time is up or the model is gone.
+        """One call for each `next`, until all is measured, the time is up or the model is evicted.
 
-        Whatever is expected to take longer than LONGEST, or than what is left, is not begun.
+        A call that is expected to take longer than LONGEST, or than the time left, is left out.
         """
         left = BUDGET
         for key, stage, size, num_calls in self._calls():

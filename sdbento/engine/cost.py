@@ -1,13 +1,13 @@
-"""What a plan costs: seconds of a UNet call by rows, of a decode by images; learned in service.
+"""What a plan costs: seconds of a UNet call by rows, of a decode by images; learned while serving.
 
-A curve t(rows) is kept per (model, latent size, stage): the median of the last timings of each row
-count, straight lines between those counts, and beyond them the hope that batching pays, so that
-larger batches get tried. A size that was never run borrows the curve of the nearest size of its
-model, scaled by the number of latent pixels.
+A curve of seconds by rows is kept for each (model, latent size, stage). At row counts that were
+timed it is the median of the last timings, and between them a straight line. Beyond them it assumes
+that larger batches pay, so that they get tried. A size that has never run borrows the curve of the
+nearest size of its model, scaled by the number of latent pixels.
 
-No single timing can be trusted. The process may have been stopped while it ran, and the first call
-of a row count also pays for what is done once: cuDNN plans, page faults. So a row count counts when
-it was timed ENOUGH times, and nothing else does where anything was. Knows nothing of torch.
+No single timing can be trusted: the process may have been stopped during the call, and the first
+call of a row count includes work that is done only once (cuDNN plans, page faults). So a row count
+is believed after ENOUGH timings, and once any is, the others are ignored. Imports no torch.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from statistics import median_low
 
 from sdbento.engine.trajectory import BatchKey, Stage
 
-FIRST_GUESS = 0.05  # seconds of one row at 64x64 latents, used only until the first measurement
+FIRST_GUESS = 0.05  # seconds for one row at 64x64 latents, until the first measurement
 RECENT = 9  # the timings of a row count that are kept
-ENOUGH = 3  # the fewest of which one may be wrong in either direction
-FRESH = 120.0  # seconds after its last timing for which a row count says what is impossible
-HOPE = 0.7  # beyond the measured counts seconds are taken to grow as rows ** HOPE
-WORTHWHILE = 1.02  # more rows must be this much cheaper a row to be worth the longer step
+ENOUGH = 3  # timings: the fewest whose median survives a wrong one
+FRESH = 120.0  # seconds for which a timing can prove that a deadline cannot be met
+GROWTH = 0.7  # beyond the timed row counts, seconds are assumed to grow as rows ** GROWTH
+WORTHWHILE = 1.02  # a longer step must make a row cheaper by this factor
 
 
 class RecentTimings:
@@ -42,15 +42,15 @@ class RecentTimings:
 
 
 class Curve:
-    """t(rows) for one kind of call."""
+    """Seconds by rows, for one kind of call."""
 
     def __init__(self) -> None:
         self._timings: dict[int, RecentTimings] = {}
-        self._seconds: dict[int, float] = {}  # what the timings come to; row counts ascend
+        self._seconds: dict[int, float] = {}  # by row count, in ascending order
         self.confirmed = False  # whether any row count was timed often enough
 
     def observe(self, rows: int, seconds: float, now: float = 0.0) -> None:
-        """Take in the timing of one call that ended at `now`."""
+        """Record the timing of one call that ended at `now`."""
         timings = self._timings.setdefault(rows, RecentTimings())
         timings.recent.append(seconds)
         timings.latest = now
@@ -69,16 +69,16 @@ class Curve:
             return self._seconds[known[0]]  # fewer rows never cost more
         low = known[at - 1]
         if at == len(known):
-            return float(self._seconds[low] * (rows / low) ** HOPE)
+            return float(self._seconds[low] * (rows / low) ** GROWTH)
         high = known[at]
         share = (rows - low) / (high - low)
         return self._seconds[low] + share * (self._seconds[high] - self._seconds[low])
 
     def lower_bound(self, rows: int, now: float) -> float:
-        """Seconds that `rows` rows take at least: the best that was seen of as many or fewer.
+        """Seconds that `rows` rows take at least: the best timing of as many rows or fewer.
 
-        0 without enough timings, or when the last is too long ago: whoever is turned away because
-        of them adds no better ones.
+        0 without enough timings, or where the last is not FRESH any more: requests that are refused
+        because of a bad timing never run, and so never replace it.
         """
         evidence = (
             min(timings.recent)
@@ -98,17 +98,17 @@ class Curve:
 
 
 class CostModel:
-    """The curves of all kinds of calls. Owned by the planner, used on the engine's thread only."""
+    """The curves of all kinds of calls. Owned by the planner; used on the engine's thread only."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._curves: dict[tuple[BatchKey, Stage], Curve] = {}
-        # Found in the curves, until the next observation.
+        # Caches of what the curves say, until the next observation.
         self._sources: dict[tuple[BatchKey, Stage], BatchKey | None] = {}
         self._knees: dict[tuple[BatchKey, int], int] = {}
 
     def observe(self, key: BatchKey, stage: Stage, rows: int, seconds: float) -> None:
-        """Take in what a call with `rows` rows, or images of a decode, has just taken."""
+        """Record the seconds of a call that has just ended: `rows` rows, or images of a decode."""
         self._curves.setdefault((key, stage), Curve()).observe(rows, seconds, self._clock())
         self._sources.clear()
         self._knees.clear()
@@ -119,18 +119,18 @@ class CostModel:
             self._sources[key, stage] = self._source(key, stage)
         source = self._sources[key, stage]
         if source is None:
-            return FIRST_GUESS * float(rows**HOPE) * key.latent_pixels / 64**2
+            return FIRST_GUESS * float(rows**GROWTH) * key.latent_pixels / 64**2
         predicted = self._curves[source, stage].predict(rows)
         assert predicted is not None  # a curve is made by its first measurement
         return max(predicted * key.latent_pixels / source.latent_pixels, 1e-6)
 
     def lower_bound(self, key: BatchKey, stage: Stage, rows: int) -> float:
-        """Seconds that one call takes at least, as recent calls of this very key prove; else 0."""
+        """Seconds that one call takes at least, by recent calls of this very key; 0 without any."""
         own = self._curves.get((key, stage))
         return 0.0 if own is None else own.lower_bound(rows, self._clock())
 
     def knee(self, key: BatchKey, max_rows: int) -> int:
-        """The row count past which more rows only make everybody slower.
+        """The row count beyond which more rows only make everybody slower.
 
         The smallest count whose seconds a row are within WORTHWHILE of the best up to `max_rows`.
         """
@@ -148,7 +148,7 @@ class CostModel:
         return self.seconds(key, Stage.STEP, knee) / knee
 
     def _source(self, key: BatchKey, stage: Stage) -> BatchKey | None:
-        """Whose curve to go by: the key's own, or the nearest size's while only that is confirmed.
+        """Whose curve to use: the key's own, or the nearest size's while only that is confirmed.
 
         None where nothing of the model was measured.
         """

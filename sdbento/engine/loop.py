@@ -1,4 +1,4 @@
-"""The loop: once per denoising step, plan, execute, record. One thread, the only one on the device.
+"""The loop: plan, execute, record, once per denoising step, on the only thread that computes.
 
     submit -> inbox -> planner.plan -> runner.execute -> planner.update -> handle
 
@@ -34,7 +34,7 @@ from sdbento.errors import (
 
 log = logging.getLogger(__name__)
 
-LATELY = 32  # completions whose intervals count; batch mates are done together, hence so many
+INTERVALS = 32  # completions that are averaged; many, since images of a batch end together
 
 
 class Engine:
@@ -54,7 +54,7 @@ class Engine:
         self._unfinished: set[Handle] = set()
         self._owner: dict[Trajectory, Handle] = {}
         self._last_completion = 0.0
-        self._intervals = deque([1.0], maxlen=LATELY)  # from one completion to the next under load
+        self._intervals = deque([1.0], maxlen=INTERVALS)  # from one completion to the next
         self.seconds_per_request = 1.0  # their mean
         self._running = True
         self._thread = threading.Thread(target=self._loop, name="sdbento-engine", daemon=True)
@@ -98,8 +98,8 @@ class Engine:
         return done
 
     def when_idle(self, work: Iterator[None]) -> None:
-        """Advance `work` on the loop's thread whenever nobody can: a request waits for one `next`
-        at most. Work that fails is given up. From any thread."""
+        """Advance `work` on the loop's thread while there is nothing else to do, so that a request
+        waits for one `next` at most. Work that fails is given up. From any thread."""
         self._inbox.put(lambda: self._idle_work.append(work))
 
     def close(self, grace: float = 30.0) -> None:
@@ -128,7 +128,7 @@ class Engine:
         while self._running:
             try:
                 self._iterate()
-            except Exception as exc:  # a bug: nobody may wait for ever because of it
+            except Exception as exc:  # a bug; without this every request would hang
                 log.exception("the engine's loop failed; all unfinished requests fail")
                 self._fail_everyone(classify(exc))
 
@@ -160,7 +160,7 @@ class Engine:
             log.warning("work for idle time is given up: %s", classify(exc).message, exc_info=exc)
 
     def _take_commands(self, *, block: bool) -> None:
-        """Run the commands that wait in the inbox; with `block`, wait for a first one."""
+        """Run the commands in the inbox; with `block`, wait for the first one."""
         try:
             command = self._inbox.get(block=block)
             while True:
@@ -170,7 +170,7 @@ class Engine:
             return
 
     def _admit(self, handle: Handle) -> None:
-        if handle not in self._unfinished:  # cancelled before it was taken up
+        if handle not in self._unfinished:  # cancelled before the loop saw it
             return
         for trajectory in handle.trajectories:
             self._owner[trajectory] = handle
@@ -180,7 +180,7 @@ class Engine:
         self._planner.add(handle.trajectories)
 
     def _hopeless(self, handle: Handle) -> SDBentoError | None:
-        """The error for a request whose deadline could not be met on an empty machine either."""
+        """The error for a request whose deadline could not be met even on an idle machine."""
         first = handle.trajectories[0]
         assert first.deadline is not None
         needed = self._planner.lower_bound(first)
@@ -194,7 +194,7 @@ class Engine:
         )
 
     def _execute(self, plan: StepPlan) -> StepResult:
-        """Run a plan; one that fails is tried again in halves, down to the trajectory at fault."""
+        """Run a plan; if it fails, run its halves, and so on down to the trajectory at fault."""
         try:
             return self._runner.execute(plan)
         except Exception as exc:
@@ -203,7 +203,8 @@ class Engine:
                 self._planner.shrink(plan)
             if len(plan.trajectories) == 1:
                 log.warning("%s failed: %s", plan.stage, error.message, exc_info=exc)
-            clear_frames(exc.__traceback__)  # they hold what the failed call had allocated
+            # The frames hold the failed call's tensors, and the next try would run out of memory.
+            clear_frames(exc.__traceback__)
             if len(plan.trajectories) == 1:
                 return StepResult(0.0, {plan.trajectories[0]: error})
         middle = len(plan.trajectories) // 2
@@ -213,7 +214,7 @@ class Engine:
         return StepResult(results[0].seconds + results[1].seconds, failures, split=True)
 
     def _attribute(self, plan: StepPlan, result: StepResult) -> None:
-        """Note on the handles when denoising began and what decoding took."""
+        """Note on the handles when denoising began and how long decoding took."""
         for handle in {self._owner[trajectory] for trajectory in plan.trajectories}:
             if plan.stage is Stage.DECODE:
                 handle.decoding += result.seconds
@@ -242,7 +243,7 @@ class Engine:
             trajectory.preview = None
 
     def _end(self, trajectory: Trajectory) -> None:
-        """A trajectory is finished: its request ends with it if it failed or was the last."""
+        """A trajectory is finished: so is its request, if this one failed or was the last."""
         handle = self._owner.get(trajectory)
         if handle is None:  # a sibling's failure has ended the request already
             return
@@ -250,7 +251,7 @@ class Engine:
             self._finish(handle, trajectory.error)
 
     def _finish(self, handle: Handle, error: SDBentoError | None) -> None:
-        """End a request, once; whatever it held is free again."""
+        """End a request, once, and free what it held."""
         with self._lock:
             if handle not in self._unfinished:
                 return
@@ -269,7 +270,7 @@ class Engine:
         now = time.monotonic()
         self._intervals.append(now - max(self._last_completion, handle.submitted))
         self._last_completion = now
-        # The longest counts as the one below it: it may hold a pause of the whole process.
+        # The longest interval may include a pause of the whole process: the next one replaces it.
         *others, second, _longest = sorted(self._intervals)
         self.seconds_per_request = mean([*others, second, second])
 

@@ -1,13 +1,14 @@
 """Who advances next. Decides and records; computes nothing, imports no torch, knows no requests.
 
-`plan` picks one stage for trajectories that share a BatchKey; `update` records what came of it. The
-order is by least remaining work, with aging on the time scale of the work that is there, and the
-plan taken is the one that buys most urgency a second. So a 4-step image passes a 50-step one, a
-full batch passes an under-filled one, and nobody starves, because age grows without bound while
-remaining work does not.
+`plan` picks one stage for trajectories that share a BatchKey; `update` records the result.
 
-Stopping a trajectory costs nothing (its state is a few latents), so every plan is made from nothing
-and nobody keeps a place in the batch.
+A trajectory is the more urgent the less work it has left and the longer it has waited. Of all the
+batches that could run, the one with the most urgency for each second it takes does. So a 4-step
+image overtakes a 50-step one, and a full batch goes before one that is half empty. Nobody starves:
+the time waited grows without bound, the remaining work does not.
+
+Pausing a trajectory costs nothing, since its state is a few latents. Every plan is therefore made
+from scratch, and nobody keeps a place in the batch.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from sdbento.engine.cost import CostModel
 from sdbento.engine.trajectory import BatchKey, Pass, Stage, StepPlan, StepResult, Trajectory
 from sdbento.errors import DeadlineExceeded, SDBentoError
 
-PATIENCE = 10.0  # a wait of so many typical works quadruples a trajectory's urgency
+AGING = 10.0  # waiting as long as this many typical images take quadruples the urgency
 ROWS_PER_IMAGE = 2  # at most: with guidance
-DECODE_PIXELS = 4 * 128**2  # latent pixels: 8 images of 1024x1024 are 2^31 elements in the VAE
-EXPLORE_EVERY = 64  # so many plans of a key are filled to the knee, then one to the bound
+DECODE_PIXELS = 4 * 128**2  # latent pixels: in the VAE 8 images of 1024x1024 have 2^31 elements
+EXPLORE_EVERY = 64  # plans of a key until one is filled to the bound instead of the knee
 
 
 class Planner:
@@ -38,7 +39,7 @@ class Planner:
         self._active: dict[Trajectory, None] = {}  # an ordered set: oldest first
         self._caps: dict[tuple[BatchKey, Stage], Cap] = {}  # where memory was too small
         self._num_plans: Counter[BatchKey] = Counter()
-        self._patience = PATIENCE  # seconds; made anew for every plan
+        self._aging_seconds = AGING  # set anew for every plan
 
     @property
     def active(self) -> Iterable[Trajectory]:
@@ -59,7 +60,7 @@ class Planner:
             if trajectory.stage is Stage.DECODE:  # short work that frees the batch
                 return self._decode(trajectory.key)
             groups[trajectory.key].append(trajectory)
-        self._patience = self._typical_wait()
+        self._aging_seconds = self._typical_wait()
         plans = [self._fill(key, members, now) for key, members in groups.items()]
         best = max(plans, key=lambda plan: self._worth(plan, now), default=None)
         return best and self._prepared_first(best)
@@ -94,9 +95,10 @@ class Planner:
         )
 
     def eta(self, trajectories: Iterable[Trajectory]) -> float:
-        """Seconds until all of `trajectories` are done, were they to arrive, or run on, now.
+        """Seconds until all of `trajectories` are done, whether they run already or arrive now.
 
-        Those with less work go first, and a lone image cannot use the batch's discount.
+        Those with less work go first, and an image that runs alone takes longer than its share of a
+        full batch.
         """
         mine = list(trajectories)
         most = max(self.work(trajectory) for trajectory in mine)
@@ -110,7 +112,7 @@ class Planner:
         return sum(_alone(*part, self.cost.seconds) for part in trajectory.remaining)
 
     def lower_bound(self, trajectory: Trajectory) -> float:
-        """Seconds that it needs at least, by proof: what was never measured counts as nothing."""
+        """Seconds that it needs at least: what was never measured counts as nothing."""
         return sum(_alone(*part, self.cost.lower_bound) for part in trajectory.remaining)
 
     def _decode(self, key: BatchKey) -> StepPlan:
@@ -120,8 +122,8 @@ class Planner:
     def _fill(self, key: BatchKey, members: list[Trajectory], now: float) -> StepPlan:
         """The most urgent members, up to the knee of the cost curve; always at least one.
 
-        Now and then up to the bound instead: a timing that was disturbed once would otherwise keep
-        the knee low for ever.
+        Now and then up to the bound instead: otherwise a single disturbed timing could keep the
+        knee low for ever.
         """
         bound = self._max_size(key, Stage.STEP)
         explore = self._num_plans[key] % EXPLORE_EVERY == EXPLORE_EVERY - 1
@@ -140,12 +142,12 @@ class Planner:
 
     def _urgency(self, trajectory: Trajectory, now: float) -> float:
         age = max(0.0, now - trajectory.submitted)
-        return (1 + age / self._patience) ** 2 / self.work(trajectory)
+        return (1 + age / self._aging_seconds) ** 2 / self.work(trajectory)
 
     def _typical_wait(self) -> float:
-        """PATIENCE times the harmonic mean of all work, which one long trajectory hardly moves."""
+        """AGING times the harmonic mean of all work, which one long trajectory hardly moves."""
         works = [self._work(t.key, t.current.num_rows) for t in self._active]
-        return PATIENCE * len(works) / sum(1 / work for work in works) if works else PATIENCE
+        return AGING * len(works) / sum(1 / work for work in works) if works else AGING
 
     def _worth(self, plan: StepPlan, now: float) -> float:
         urgency = sum(self._urgency(trajectory, now) for trajectory in plan.trajectories)
@@ -169,8 +171,8 @@ class Planner:
         return bound if cap is None else min(bound, cap.limit)
 
     def _prepared_first(self, plan: StepPlan) -> StepPlan:
-        """Who was chosen to step but has not begun is prepared before; nobody else is, however many
-        wait: an image to encode takes as long as a step."""
+        """Trajectories that were chosen to step but have not begun are prepared first. The others
+        that wait are not prepared yet, since encoding an image takes as long as a step."""
         unprepared = tuple(t for t in plan.trajectories if t.stage is Stage.PREPARE)
         if not unprepared:
             return plan

@@ -1,4 +1,4 @@
-"""ControlNet residuals for the rows of one UNet call that have any; runs on the engine's thread.
+"""ControlNet residuals of the rows of one UNet call. Runs on the engine's thread.
 
 A ControlNet runs on its own rows only. Its residuals, times each row's scale, are added to those
 rows; all other rows get zeros, which is what a UNet without a ControlNet adds.

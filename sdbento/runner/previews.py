@@ -1,7 +1,7 @@
-"""Cheap previews: the denoised estimate of a step, projected linearly from latents to RGB.
+"""Cheap previews: a step's estimate of the final latents, projected linearly to RGB.
 
-No VAE: a 4 x 3 matrix per model family, as the catalogue has it. One pixel of preview stands for
-8 x 8 of the picture; it is scaled up for the eye.
+In place of the VAE a 4 x 3 matrix for each model family, from the catalogue. One pixel of the
+preview stands for 8 x 8 pixels of the image, and is enlarged to be seen.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ def preview_images(
     output: torch.Tensor,
     timesteps: Sequence[float],
 ) -> list[Image.Image]:
-    """What each row [B, C, h, w] is heading for; `model_input` is the scaled latents."""
+    """One for each row [B, C, h, w]; `model_input` is the scaled latents."""
     estimate = denoised(pipeline, model_input, output, timesteps)
     factors = torch.tensor(pipeline.spec.latent_rgb, device=estimate.device)  # [C + 1, 3]
     rgb = torch.einsum("bchw,cr->bhwr", estimate, factors[:-1]) + factors[-1]
     pixels = ((rgb / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
-    return [_enlarge(Image.fromarray(picture)) for picture in pixels]
+    return [_enlarge(Image.fromarray(image)) for image in pixels]
 
 
 def denoised(

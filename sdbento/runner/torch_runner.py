@@ -1,10 +1,10 @@
-"""Plans to tensors: the only caller of UNet and VAE. One UNet call and one matmul advance a batch.
+"""Plans to tensors. One UNet call and one matmul advance a batch by a step.
 
 With x the latents, o the guided model output and s the sampler's memory, a step of every
-trajectory is  [x', s'] = A [x, o, s] + c n  with its own small A and c from its compiled sampler,
-so a batch of different samplers at different steps advances together (see `step_table`). Latents,
-memory and noise stay in float32 whatever the UNet computes in. Knows nothing of requests or of who
-comes next.
+trajectory is  [x', s'] = A [x, o, s] + c n  with a small A and c of its own from its compiled
+sampler (see `samplers.step_table`). So a batch of different samplers at different steps advances
+together. Latents, memory and noise stay in float32 whatever the UNet computes in. Knows nothing of
+requests or of planning.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class TorchRunner:
 
     @torch.inference_mode()
     def measure(self, pipeline: Pipeline, key: BatchKey, rows: int) -> float:
-        """Seconds of one UNet call on `rows` random rows, for the first cost curve."""
+        """Seconds of one UNet call on `rows` random rows."""
         text = self._prompts.encode(pipeline, prepare(pipeline, ""), key.text_chunks)
         channels = int(pipeline.unet.config.in_channels)
         latents = torch.randn(rows, channels, key.latent_height, key.latent_width)
@@ -78,7 +78,7 @@ class TorchRunner:
 
 
 def _step(trajectories: Sequence[Trajectory]) -> None:
-    """One UNet call and one matmul; states change at the very end, when nothing can fail."""
+    """One UNet call and one matmul. States change at the very end, when nothing can fail."""
     pipeline = trajectories[0].pipeline
     slots = _stack_slots(trajectories)
     output = _guided_output(trajectories, slots[:, 0], pipeline)
@@ -135,7 +135,8 @@ def _unet(
     rows: Sequence[Row],
     owners: Sequence[Trajectory] = (),
 ) -> torch.Tensor:
-    """One call for all rows; `owners` says whose adapters, ControlNets and masks each row has."""
+    """One call for all rows. `owners` are the trajectories that the rows belong to, with their
+    adapters, ControlNets and masks; empty for random rows."""
     residuals = compute_residuals(owners, rows, latents, timesteps)
     model_input = _with_mask_channels(latents, owners) if pipeline.inpaints else latents
     adapters = [owner.inputs.adapters for owner in owners]
@@ -155,7 +156,7 @@ def _unet(
 
 def _with_mask_channels(latents: torch.Tensor, owners: Sequence[Trajectory]) -> torch.Tensor:
     """What a 9-channel UNet reads: latents, mask, latents of the masked image."""
-    if not owners:  # random rows, to measure
+    if not owners:
         return latents
     channels = [state_of(owner).mask_channels for owner in owners]
     return torch.cat([latents, torch.cat([c for c in channels if c is not None])], dim=1)
@@ -266,6 +267,6 @@ def decode_pixels(trajectories: Sequence[Trajectory]) -> NDArray[np.float32]:
 
 
 def _synchronize(pipeline: Pipeline) -> None:
-    """Wait for the device, so that measured seconds are its seconds and errors surface here."""
+    """Wait for the device, so that the seconds are the device's and its errors are raised here."""
     if pipeline.device.type == "cuda":
         torch.cuda.synchronize(pipeline.device)
