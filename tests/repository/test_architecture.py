@@ -33,6 +33,7 @@ FLOORS = (
     {"samplers", "outbound"},
     {"settings"},
     {"errors", "heavy_imports", "malloc", "metrics", "serving_settings", "threads"},
+    {"backoff", "background"},
 )
 FLOOR = {package: floor for floor, packages in enumerate(FLOORS) for package in packages}
 MAX_FILES_IN_A_FOLDER = 12
@@ -42,6 +43,8 @@ NO_TORCH += [
     "samplers.stock",
     "request.schema",
     "models.budget",
+    "backoff",
+    "background",
     "jobs.service",
     "doors.cli.commands",
 ]

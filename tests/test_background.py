@@ -1,0 +1,64 @@
+"""Tasks that somebody watches, and threads that are awaited."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+
+from sdbento.background import ThreadPool, start_task
+
+
+async def forever() -> None:
+    await asyncio.Event().wait()
+
+
+async def fail() -> None:
+    raise KeyError("a bug")
+
+
+async def test_a_task_that_dies_is_logged_and_told(caplog: pytest.LogCaptureFixture) -> None:
+    told = asyncio.Event()
+    task = start_task(fail(), "tidy", told.set)
+    await asyncio.wait_for(told.wait(), 5)
+    assert task.done()
+    [record] = caplog.records
+    assert record.levelname == "ERROR" and "'tidy' died" in record.getMessage()
+    assert record.exc_info is not None and "a bug" in caplog.text
+
+
+async def test_nobody_need_be_told(caplog: pytest.LogCaptureFixture) -> None:
+    await asyncio.wait({start_task(fail(), "tidy")})
+    await asyncio.sleep(0)
+    assert "'tidy' died" in caplog.text
+
+
+async def test_a_task_that_returns_or_is_cancelled_has_not_died(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    told = asyncio.Event()
+    returning = start_task(asyncio.sleep(0, "done"), "returns", told.set)
+    cancelled = start_task(forever(), "waits", told.set)
+    assert await returning == "done"
+    cancelled.cancel()
+    await asyncio.wait({cancelled})
+    await asyncio.sleep(0)
+    assert not told.is_set() and not caplog.records
+    assert (returning.get_name(), cancelled.get_name()) == ("returns", "waits")
+
+
+async def test_a_thread_pool_gives_back_what_the_function_returns_or_raises() -> None:
+    with ThreadPool(1, "sdbento-test") as pool:
+        thread = await pool.run(threading.current_thread)
+        assert thread.name.startswith("sdbento-test")
+        assert await pool.run(int, "ff", base=16) == 255
+        with pytest.raises(ValueError, match="invalid literal"):
+            await pool.run(int, "x")
+
+
+async def test_as_many_calls_run_at_once_as_there_are_threads() -> None:
+    meeting = threading.Barrier(2)
+    with ThreadPool(2, "sdbento-test") as pool:
+        async with asyncio.timeout(5):
+            await asyncio.gather(*(pool.run(meeting.wait, 5) for _ in range(2)))
