@@ -17,6 +17,7 @@ from contextlib import aclosing, contextmanager
 from functools import partial
 from typing import Any
 
+from sdbento.backoff import Backoff
 from sdbento.catalog.lookup import Catalog
 from sdbento.catalog.specs import ControlNetSpec, ModelSpec
 from sdbento.engine.calibration import Calibration
@@ -44,7 +45,7 @@ from sdbento.threads import compute_only_on, num_cores
 log = logging.getLogger(__name__)
 
 FIRST_RETRY = 5.0  # seconds until the default model is tried again; doubled each time, up to
-LAST_RETRY = 60.0
+LAST_RETRY = 60.0  # this
 IDLE = 60.0  # seconds without a request after which freed memory goes back to the kernel
 
 
@@ -205,27 +206,28 @@ class App:
 
     def _load_default(self) -> None:
         """Load, and compile, the default model; where that may help, try again until it works."""
-        name, pause = self.settings.sd_model, FIRST_RETRY
-        while not self._closed.is_set():
-            try:
-                spec = self.catalog.resolve(name)
-                calibration = self._calibration(spec)
-                with self.pipelines.lease(spec) as pipeline:
-                    if self.settings.compile:
-                        self.engine.call(partial(calibration.compile, pipeline)).result()
-                self._default_loaded.set()
-                self.engine.when_idle(calibration.measurements())
-                return
-            except Exception as exc:
-                if self._closed.is_set():
-                    return
-                error = classify(exc)
+        backoff = Backoff(FIRST_RETRY, LAST_RETRY)
+        while not (self._closed.is_set() or self._try_default()):
+            self._closed.wait(backoff.next_pause())
+
+    def _try_default(self) -> bool:
+        """Whether there is nothing more to try: it was loaded, or no such model can be had."""
+        name = self.settings.sd_model
+        try:
+            spec = self.catalog.resolve(name)
+            calibration = self._calibration(spec)
+            with self.pipelines.lease(spec) as pipeline:
+                if self.settings.compile:
+                    self.engine.call(partial(calibration.compile, pipeline)).result()
+        except Exception as exc:
+            error = classify(exc)
+            if not self._closed.is_set():
                 log.error("the default model %s cannot be loaded: %s", name, error.message)
                 log.debug("details", exc_info=exc)
-                if error.status < 500:  # no such model: trying again will not help
-                    return
-            self._closed.wait(pause)
-            pause = min(2 * pause, LAST_RETRY)
+            return error.status < 500
+        self._default_loaded.set()
+        self.engine.when_idle(calibration.measurements())
+        return True
 
     def _calibration(self, spec: ModelSpec) -> Calibration:
         max_rows = ROWS_PER_IMAGE * self.settings.max_batch_size

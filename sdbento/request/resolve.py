@@ -11,11 +11,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from typing import ParamSpec, TypeVar
 
+from sdbento.background import ThreadPool
 from sdbento.catalog.lookup import Catalog
 from sdbento.catalog.specs import ControlNetSpec, ModelSpec
 from sdbento.errors import DeadlineExceeded, InvalidParameter, reraise
@@ -60,8 +59,8 @@ class Resolver:
         self._settings = settings
         self._catalog = catalog
         self._inversions = inversions
-        self._lookups = ThreadPoolExecutor(HUB_LOOKUPS, thread_name_prefix="sdbento-lookup")
-        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="sdbento-reader")
+        self._lookups = ThreadPool(HUB_LOOKUPS, "sdbento-lookup")
+        self._readers = ThreadPool(READERS, "sdbento-reader")
 
     async def resolve(self, request: GenerateRequest, arrived: float) -> ResolvedRequest:
         """Raises errors of the `errors` tree only. `arrived`: monotonic seconds."""
@@ -113,9 +112,8 @@ class Resolver:
 
     async def _call_hub(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Ask files or the Hub about a name; in threads of its own, for the Hub may be slow."""
-        loop = asyncio.get_running_loop()
         try:
-            return await loop.run_in_executor(self._lookups, partial(function, *args, **kwargs))
+            return await self._lookups.run(function, *args, **kwargs)
         except Exception as exc:
             reraise(exc)
 
@@ -138,12 +136,10 @@ class Resolver:
     async def _read_images(self, request: GenerateRequest, deadline: float) -> InputImages:
         if not has_images(request):
             return InputImages()
-        threads = self._readers if has_urls(request) else None  # None: asyncio's own
-        loop = asyncio.get_running_loop()
-        reading = loop.run_in_executor(threads, read_images, request, self._settings)
+        run = self._readers.run if has_urls(request) else asyncio.to_thread
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
-                return await reading
+                return await run(read_images, request, self._settings)
         except TimeoutError:
             raise DeadlineExceeded(
                 "the images were not fetched within the request's timeout", param="timeout"
