@@ -1,7 +1,7 @@
 """Which LoRAs a request means: those it lists and those its prompt's tags name. Reads no weights.
 
-A tag whose name is not known, beside exactly one listed LoRA, means that one, and their weights
-multiply: so does the worker's page use the two together.
+If a tag's name is not known and exactly one LoRA is listed, the tag means that one, and their
+weights multiply. This is how the worker's page uses the two together.
 """
 
 from __future__ import annotations

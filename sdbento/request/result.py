@@ -98,7 +98,7 @@ class Generation:
 
 
 def describe(request: GenerateRequest) -> dict[str, Any]:
-    """What was asked for, as JSON, without defaults; pictures by URL or else by their digest."""
+    """What was asked for, as JSON, without defaults; images by URL or else by their digest."""
     described = request.model_dump(mode="json", exclude_defaults=True)
     for holder in (described, *described.get("controlnet", ())):
         for field in ("image", "mask_image"):

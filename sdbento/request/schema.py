@@ -1,7 +1,7 @@
 """The requests and answers of every door, typed and bounded. Knows neither HTTP nor torch.
 
 Unknown fields are refused, so that a misspelt parameter is an error and not silence. What a model
-decides (size, steps, guidance, sampler) is None here and filled in by `intake`.
+decides (size, steps, guidance, sampler) is None here and filled in by `settle`.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class _Strict(BaseModel):
 
 
 class ControlNetInput(_Strict):
-    """One ControlNet and the picture that steers it (Zhang et al. 2023)."""
+    """One ControlNet and the image that steers it (Zhang et al. 2023)."""
 
     type: Name = Field(
         description="canny, depth, openpose, scribble, softedge, lineart, mlsd, normal, seg, "
@@ -76,7 +76,7 @@ class ControlNetInput(_Strict):
     guidance_start: Fraction = Field(0.0, description="Share of the steps after which it begins")
     guidance_end: Fraction = Field(1.0, description="Share of the steps after which it stops")
     preprocess: bool = Field(
-        False, description="Make the control image (edges, depth, ...) out of an ordinary picture"
+        False, description="Make the control image (edges, depth, ...) out of an ordinary image"
     )
 
 
@@ -145,7 +145,7 @@ class GenerateRequest(_Strict):
     """
 
     prompt: Prompt = Field(description="What to draw")
-    negative_prompt: Prompt | None = Field(None, description="What to keep out of the picture")
+    negative_prompt: Prompt | None = Field(None, description="What to keep out of the image")
     prompt_2: Prompt | None = Field(
         None, description="SDXL: what its second text encoder reads; absent: `prompt`"
     )
@@ -178,8 +178,8 @@ class GenerateRequest(_Strict):
     outpaint: Outpaint | None = Field(None, description="Pixels to add around `image`")
     resize_mode: Literal["stretch", "crop", "fit"] = Field(
         "stretch",
-        description="How pictures come to width x height: stretch, crop what is over, or fit and "
-        "fill the margins",
+        description="How images are brought to width x height: stretch, crop what is over, or fit "
+        "and fill the margins",
     )
     width: Side | None = Field(
         None,
