@@ -1,4 +1,4 @@
-"""The files of a folder from which models, LoRAs and textual inversions are taken by name.
+"""The files of a folder, such as those of which models, LoRAs and inversions are taken by name.
 
 A requested name is compared with what the folder lists. It never becomes part of a path, so that no
 name can lead out of the folder.
@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def list_files(
-    root: Path, suffixes: str | tuple[str, ...], max_depth: int | None = None
+    root: Path, suffixes: str | tuple[str, ...] = "", max_depth: int | None = None
 ) -> dict[str, Path]:
     """The files below `root` that end in one of `suffixes`: `styles/ink.safetensors` -> its path.
 
@@ -33,11 +33,12 @@ def list_files(
         visited.add(real)
         folders.sort()
         files = (folder / name for name in sorted(names) if name.endswith(suffixes))
-        found |= {file.relative_to(root).as_posix(): file for file in files if _is_file(file)}
+        found |= {file.relative_to(root).as_posix(): file for file in files if is_file(file)}
     return found
 
 
-def _is_file(path: Path) -> bool:
+def is_file(path: Path) -> bool:
+    """False also for what cannot be asked: `path` is too long, or in an unreadable folder."""
     try:
         return path.is_file()
     except OSError:

@@ -1,17 +1,16 @@
-"""A model's or ControlNet's files on the Hub: which are needed, from which mirror, also offline.
+"""A model's or ControlNet's files: from a folder, from the Hub or one of its mirrors, or offline.
 
-Only configurations, tokenizers and safetensors weights are ever asked for. Knows nothing of names
-and devices; progress is shown by huggingface_hub's own bars.
+Knows nothing of devices and of what is in the files. huggingface_hub shows progress by its own
+bars.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from huggingface_hub import (
     HfApi,
@@ -22,23 +21,15 @@ from huggingface_hub import (
 )
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
-from sdbento.catalog.families import PICKLED, Kind, refusal
+from sdbento.catalog.families import Kind, refusal
+from sdbento.catalog.folder import list_files
+from sdbento.catalog.layout import INDEX, Layout, controlnet_layout, model_layout
+from sdbento.catalog.specs import ControlNetSpec, ModelSpec, Spec
 from sdbento.errors import ModelLoadFailed, SDBentoError
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
-INDEX = "model_index.json"
-UNET = "unet/config.json"
-SCHEDULER = "scheduler/scheduler_config.json"
-CONFIG = "config.json"  # of a network; a ControlNet's lies beside its weights
-NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
-TOKENIZERS = ("tokenizer", "tokenizer_2")
-_SHARD = r"(?:-\d{5}-of-\d{5})?"
-_WEIGHTS = re.compile(
-    rf"(?:diffusion_pytorch_)?model(\.fp16)?{_SHARD}(\.fp16)?\.safetensors(?:\.index(\.fp16)?\.json)?"
-)
+Select = Callable[[Layout, Collection[str]], list[str]]
 
 
 def read_json(source: str, path: str, offline: bool, kind: Kind = "model") -> dict[str, Any]:
@@ -58,187 +49,85 @@ def read_json(source: str, path: str, offline: bool, kind: Kind = "model") -> di
     return content
 
 
-def fetch(
-    name: str, sources: Sequence[str], half: bool, offline: bool, prefer_cache: bool = False
-) -> Path:
-    """The folder or file that `name` is loaded from, downloaded where it must be.
+def read_layout(spec: Spec, source: str, offline: bool) -> Layout:
+    """Which parts `spec` has in `source`, a Hub id or the absolute path of a folder."""
+    if isinstance(spec, ControlNetSpec):
+        return controlnet_layout(spec.name)
+    return model_layout(spec.name, read_json(source, INDEX, offline))
 
-    `half` prefers fp16 variants of the weights. What cannot be reached is taken from the cache if
-    it is all there. Raises what the Hub raises, or errors of the `errors` tree.
+
+def fetch(spec: Spec, half: bool, offline: bool, prefer_cache: bool = False) -> Path:
+    """The folder or single file that `spec` is loaded from, downloaded where it must be.
+
+    `half` prefers fp16 variants of the weights. When the Hub cannot be reached, the cache serves if
+    it holds everything; `prefer_cache` looks there first. Raises what the Hub raises, or errors of
+    the `errors` tree.
     """
-    if (path := Path(sources[0])).is_absolute():
-        if path.is_dir():
-            require_configs(name, path, read_json(sources[0], INDEX, offline))
-        return path
-    return _first(
-        sources, offline, prefer_cache, lambda source, local: _fetch(name, source, half, local)
-    )
+
+    def select(layout: Layout, files: Collection[str]) -> list[str]:
+        return layout.configs(files) + layout.weights(files, half)
+
+    return _fetch(spec, select, offline, prefer_cache)
 
 
-def fetch_controlnet(
-    name: str, sources: Sequence[str], half: bool, offline: bool, prefer_cache: bool = False
-) -> Path:
-    """As `fetch`, of a ControlNet."""
-    if Path(sources[0]).is_absolute():
-        return Path(sources[0])
-    return _first(
-        sources,
-        offline,
-        prefer_cache,
-        lambda source, local: _fetch_controlnet(name, source, half, local),
-    )
-
-
-def fetch_configs(
-    name: str, sources: Sequence[str], offline: bool, prefer_cache: bool = False
-) -> Path:
+def fetch_configs(spec: ModelSpec, offline: bool, prefer_cache: bool = False) -> Path:
     """As `fetch`, but the configurations and tokenizers only: 2 MB."""
-    return _first(
-        sources, offline, prefer_cache, lambda source, local: _fetch_configs(name, source, local)
-    )
+    return _fetch(spec, Layout.configs, offline, prefer_cache)
 
 
 def is_offline(offline: bool) -> bool:
+    """Whether downloads are switched off, by our setting or by huggingface_hub's."""
     return offline or constants.HF_HUB_OFFLINE
 
 
-def local_files(folder: Path) -> list[str]:
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return [path.relative_to(folder).as_posix() for path in files]
+def _fetch(spec: Spec, select: Select, offline: bool, prefer_cache: bool) -> Path:
+    path = Path(spec.sources[0])
+    if path.is_dir() and path.is_absolute():
+        read_layout(spec, str(path), offline=True).check_configs(list_files(path))
+    if path.is_absolute():
+        return path
 
-
-def needed_weights(
-    name: str, files: Iterable[str], index: Mapping[str, Any], half: bool
-) -> list[str]:
-    """The safetensors files of every network in `index`, in one variant each.
-
-    Raises UnsupportedModel where there are only pickled weights, ModelLoadFailed where none.
-    """
-    files = list(files)
-    return [
-        file
-        for network in NETWORKS
-        if _has(index, network)
-        for file in _weights_of(name, network, files, half)
-    ]
-
-
-def controlnet_weights(name: str, files: Iterable[str], half: bool) -> list[str]:
-    """As `needed_weights`, of a ControlNet, whose weights lie beside its configuration."""
-    beside = [file for file in files if "/" not in file and not file.startswith("model.")]
-    if found := _one_variant(beside, "", half):
-        return found
-    if any(file.endswith(PICKLED) for file in beside):
-        reason = "it has pickled weights only; safetensors are needed"
-        raise refusal(name, reason, "ControlNet")
-    raise ModelLoadFailed(f"ControlNet {name}: its weights are not there")
-
-
-def _weights_of(name: str, network: str, files: Sequence[str], half: bool) -> list[str]:
-    inside = [file for file in files if file.startswith(f"{network}/")]
-    if found := _one_variant(inside, f"{network}/", half):
-        return found
-    if any(file.endswith(PICKLED) for file in inside):
-        raise refusal(name, f"its {network} has pickled weights only; safetensors are needed")
-    raise ModelLoadFailed(f"model {name}: the weights of its {network} are not there")
-
-
-def _one_variant(files: Sequence[str], prefix: str, half: bool) -> list[str]:
-    """The weights in half precision or in full, whichever is wanted, else the other."""
-    by_half: dict[bool, list[str]] = {True: [], False: []}
-    for file in files:
-        if match := _WEIGHTS.fullmatch(file.removeprefix(prefix)):
-            by_half[any(match.groups())].append(file)
-    return by_half[half] or by_half[not half]
-
-
-def require_configs(name: str, folder: Path, index: Mapping[str, Any]) -> None:
-    """Raise ModelLoadFailed where `folder` lacks what a component of `index` is made from.
-
-    transformers makes an empty tokenizer of a folder without a vocabulary, and every prompt would
-    give the same picture.
-    """
-    files = set(local_files(folder))
-    needed = [SCHEDULER, *(f"{network}/{CONFIG}" for network in NETWORKS if _has(index, network))]
-    for tokenizer in (tokenizer for tokenizer in TOKENIZERS if _has(index, tokenizer)):
-        parts = ("vocab.json", "merges.txt") if f"{tokenizer}/tokenizer.json" not in files else ()
-        needed += [f"{tokenizer}/{part}" for part in (*parts, "tokenizer_config.json")]
-    if lacking := [file for file in needed if file not in files]:
-        raise ModelLoadFailed(f"model {name} lacks {', '.join(lacking)}")
-
-
-def _needed_configs(files: Iterable[str], index: Mapping[str, Any]) -> list[str]:
-    wanted = {INDEX, SCHEDULER}
-    wanted |= {f"{network}/{CONFIG}" for network in NETWORKS if _has(index, network)}
-    folders = tuple(f"{tokenizer}/" for tokenizer in TOKENIZERS if _has(index, tokenizer))
-    return [
-        file
-        for file in files
-        if file in wanted or (file.startswith(folders) and file.endswith((".json", ".txt")))
-    ]
-
-
-def _has(index: Mapping[str, Any], component: str) -> bool:
-    return any(index.get(component) or ())
-
-
-def _fetch(name: str, source: str, half: bool, offline: bool) -> Path:
-    index = read_json(source, INDEX, offline)
-    if offline:
-        folder = Path(snapshot_download(source, local_files_only=True))
-        needed_weights(name, local_files(folder), index, half)
-    else:
-        files = HfApi().list_repo_files(source)
-        wanted = _needed_configs(files, index) + needed_weights(name, files, index, half)
-        folder = Path(snapshot_download(source, allow_patterns=wanted))
-    require_configs(name, folder, index)
-    return folder
-
-
-def _fetch_controlnet(name: str, source: str, half: bool, offline: bool) -> Path:
-    if offline:
-        folder = Path(snapshot_download(source, local_files_only=True))
-        controlnet_weights(name, local_files(folder), half)
+    def download(source: str, cached_only: bool) -> Path:
+        layout = read_layout(spec, source, cached_only)
+        if cached_only:
+            folder = Path(snapshot_download(source, local_files_only=True))
+            select(layout, list_files(folder))  # raises if the cache lacks weights
+        else:
+            wanted = select(layout, HfApi().list_repo_files(source))
+            folder = Path(snapshot_download(source, allow_patterns=wanted))
+        layout.check_configs(list_files(folder))
         return folder
-    weights = controlnet_weights(name, HfApi().list_repo_files(source), half)
-    return Path(snapshot_download(source, allow_patterns=[CONFIG, *weights]))
+
+    return _try_sources(spec.sources, offline, prefer_cache, download)
 
 
-def _fetch_configs(name: str, source: str, offline: bool) -> Path:
-    index = read_json(source, INDEX, offline)
-    if offline:
-        folder = Path(snapshot_download(source, local_files_only=True))
-    else:
-        wanted = _needed_configs(HfApi().list_repo_files(source), index)
-        folder = Path(snapshot_download(source, allow_patterns=wanted))
-    require_configs(name, folder, index)
-    return folder
+def _try_sources(
+    sources: Sequence[str],
+    offline: bool,
+    prefer_cache: bool,
+    download: Callable[[str, bool], Path],
+) -> Path:
+    """What `download(source, cached_only)` returns for the first source that succeeds.
 
-
-def _first(
-    sources: Sequence[str], offline: bool, prefer_cache: bool, attempt: Callable[[str, bool], T]
-) -> T:
-    """What the first source gives that can be reached; else what the cache has of any.
-
-    `prefer_cache`: the other way round.
+    The Hub is tried before the cache, or after it with `prefer_cache`. An error that says that the
+    network is down ends the attempts at the Hub; otherwise each mirror would wait for its timeout.
     """
     errors: list[Exception] = []
     reachable = not is_offline(offline)
     places = (True, False) if prefer_cache else (False, True)
-    attempts = [(source, local) for local in places for source in sources]
-    for source, local in attempts:
-        if not (reachable or local):
+    for source, cached_only in [(source, place) for place in places for source in sources]:
+        if not (reachable or cached_only):
             continue
         try:
-            return attempt(source, local)
+            return download(source, cached_only)
         except (HfHubHTTPError, ModelLoadFailed) as error:  # of this source, not of the network
             errors.append(error)
         except SDBentoError:
             raise
         except Exception as error:
             errors.append(error)
-            reachable = reachable and local
-        log.info("%s (%s): %s", source, "cache" if local else "Hub", errors[-1])
-    # A mirror that failed says more than a repository that left the Hub.
-    telling = [error for error in errors if not isinstance(error, RepositoryNotFoundError)]
-    raise (telling or errors)[0]
+            reachable = reachable and cached_only
+        log.info("%s (%s): %s", source, "cache" if cached_only else "Hub", errors[-1])
+    # That a mirror failed is more helpful to know than that the original has left the Hub.
+    helpful = [error for error in errors if not isinstance(error, RepositoryNotFoundError)]
+    raise (helpful or errors)[0]

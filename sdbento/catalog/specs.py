@@ -88,6 +88,9 @@ class ControlNetSpec:
         return f"controlnet:{self.name}"
 
 
+Spec = ModelSpec | ControlNetSpec
+
+
 @dataclass(frozen=True)
 class LoraSpec:
     """One LoRA of the catalogue (Hu et al. 2021)."""

@@ -26,6 +26,7 @@ from safetensors import SafetensorError, safe_open
 
 from sdbento.catalog import hub
 from sdbento.catalog.families import PICKLED, Family
+from sdbento.catalog.folder import list_files
 from sdbento.catalog.specs import LoraSpec, catalogued_loras
 from sdbento.errors import (
     InvalidParameter,
@@ -279,7 +280,7 @@ def _from_hub(name: str, place: HubFile) -> Path:
 def _from_cache(name: str, place: HubFile) -> Path:
     # Nothing is demanded of the snapshot: it need not be complete.
     folder = Path(snapshot_download(place.repo, local_files_only=True, ignore_patterns="*"))
-    files = hub.local_files(folder)
+    files = list_files(folder)
     try:
         return folder / _pick(name, place, files)
     except InvalidParameter as error:

@@ -37,6 +37,7 @@ from functools import partial
 
 import torch
 
+from sdbento.catalog.specs import Spec
 from sdbento.errors import OutOfMemory, classify, unexplained
 from sdbento.models.budget import Budget
 from sdbento.models.device import (
@@ -47,7 +48,7 @@ from sdbento.models.device import (
     memory_budget_gb,
     memory_need,
 )
-from sdbento.models.leases import Lease, Spec, Waiter, Wish, explain, fail, hand_out, stopping
+from sdbento.models.leases import Lease, Waiter, Wish, explain, fail, hand_out, stopping
 from sdbento.models.offload import Parking
 from sdbento.models.pipeline import Resident
 from sdbento.models.weights import load

@@ -13,7 +13,7 @@ import psutil
 import torch
 
 from sdbento.catalog.families import Family
-from sdbento.catalog.specs import ControlNetSpec, ModelSpec
+from sdbento.catalog.specs import ModelSpec, Spec
 from sdbento.malloc import release_freed_memory
 from sdbento.settings import Settings, SettingsError
 
@@ -78,7 +78,7 @@ def host_memory() -> tuple[int, int]:
     )
 
 
-def memory_need(spec: ModelSpec | ControlNetSpec, dtype: torch.dtype) -> int:
+def memory_need(spec: Spec, dtype: torch.dtype) -> int:
     """Bytes to reserve before something is loaded and can be measured."""
     return int(spec.memory_gb * GB * dtype.itemsize / torch.float16.itemsize)
 

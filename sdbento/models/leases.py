@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from sdbento.catalog.specs import ControlNetSpec, ModelSpec
+from sdbento.catalog.specs import Spec
 from sdbento.errors import (
     InvalidParameter,
     ModelLoadFailed,
@@ -19,8 +19,6 @@ from sdbento.errors import (
     Unavailable,
 )
 from sdbento.models.pipeline import Pipeline, Resident
-
-Spec = ModelSpec | ControlNetSpec
 
 
 class Lease:

@@ -1,6 +1,6 @@
 """From files to modules on the device: the only `from_pretrained` of the project.
 
-Only safetensors are read. Knows nothing of who uses a model or for how long: `pipelines`.
+Only safetensors are read. Knows nothing of who uses a model or for how long.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -33,7 +33,8 @@ from diffusers.models.attention_processor import AttnProcessor2_0, XFormersAttnP
 
 from sdbento.catalog import hub
 from sdbento.catalog.families import INPAINT_CHANNELS, LATENT_CHANNELS, VAE_FACTOR, Family, refusal
-from sdbento.catalog.specs import ControlNetSpec, ModelSpec, family_configs
+from sdbento.catalog.folder import list_files
+from sdbento.catalog.specs import ControlNetSpec, ModelSpec, Spec, family_configs
 from sdbento.errors import ModelLoadFailed
 from sdbento.models import torch_compile
 from sdbento.models.device import GB, choose_device, choose_dtype, choose_vae_dtype, say_once
@@ -49,32 +50,26 @@ WORD_END, NUM_WORDS = "</w>", 20
 constructing = threading.Lock()
 
 
-def load(spec: ModelSpec | ControlNetSpec, settings: Settings) -> Resident:
+def load(spec: Spec, settings: Settings) -> Resident:
     """Files to modules on the device. Blocking, for minutes where files must be downloaded.
 
     Raises errors of the `errors` tree and whatever the libraries raise.
     """
     device = choose_device(settings)
     dtype = choose_dtype(settings, device)
+    path = hub.fetch(spec, dtype is not torch.float32, settings.offline, settings.prefer_cache)
     if isinstance(spec, ControlNetSpec):
-        return _load_controlnet(spec, settings, device, dtype)
-    return _load_pipeline(spec, settings, device, dtype)
+        return _load_controlnet(spec, path, settings, device, dtype)
+    return _load_model(spec, path, settings, device, dtype)
 
 
-def _load_pipeline(
-    spec: ModelSpec, settings: Settings, device: torch.device, dtype: torch.dtype
+def _load_model(
+    spec: ModelSpec, path: Path, settings: Settings, device: torch.device, dtype: torch.dtype
 ) -> Pipeline:
-    path = hub.fetch(
-        spec.name,
-        spec.sources,
-        dtype is not torch.float32,
-        settings.offline,
-        settings.prefer_cache,
-    )
     configs = _single_file_configs(spec, settings) if path.is_file() else None
     pipe = _construct(spec, path, configs, dtype)
-    # The repository's own: the constructor may have changed its configuration, as `stock` does by
-    # task.
+    # The scheduler as its repository configures it: the stock constructor changes some of its
+    # options, depending on the task.
     pipe.scheduler = type(pipe.scheduler).from_pretrained(configs or path, subfolder="scheduler")
     _check(spec, pipe)
     _set_prediction(spec, pipe)
@@ -85,39 +80,36 @@ def _load_pipeline(
     attention = _set_attention(pipe.unet, settings, device)
     if settings.compile:
         torch_compile.enable(pipe.unet, settings.compile_dir)
-    pipeline = Pipeline(spec, pipe, device, dtype, vae_dtype, num_bytes(modules(pipe)))
     for module in modules(pipe):
         module.eval().requires_grad_(False)
-    log.info(
-        "model %s is on %s: %.2f GB, UNet %s, VAE %s, attention by %s",
-        *(spec.name, device, pipeline.nbytes / GB, dtype, vae_dtype, attention),
-    )
+    pipeline = Pipeline(spec, pipe, device, dtype, vae_dtype, num_bytes(modules(pipe)))
+    _log_loaded(pipeline, f"UNet {dtype}, VAE {vae_dtype}", attention)
     return pipeline
 
 
 def _load_controlnet(
-    spec: ControlNetSpec, settings: Settings, device: torch.device, dtype: torch.dtype
+    spec: ControlNetSpec, path: Path, settings: Settings, device: torch.device, dtype: torch.dtype
 ) -> ControlNet:
-    half = dtype is not torch.float32
-    folder = hub.fetch_controlnet(
-        spec.name, spec.sources, half, settings.offline, settings.prefer_cache
-    )
-    files = hub.controlnet_weights(spec.name, hub.local_files(folder), half)
-    options = {"dtype": dtype, "local_files_only": True, "variant": _variant_of(files)}
+    options = {"dtype": dtype, "local_files_only": True, "variant": _variant(spec, path, dtype)}
     with constructing, _without_progress_bars():
-        module = ControlNetModel.from_pretrained(folder, use_safetensors=True, **options)
+        module = ControlNetModel.from_pretrained(path, use_safetensors=True, **options)
     _check_complete(spec, "network", module)
     module.to(device).eval().requires_grad_(False)
     attention = _set_attention(module, settings, device)
-    nbytes = num_bytes([module])
+    network = ControlNet(spec, module, device, dtype, num_bytes([module]))
+    _log_loaded(network, str(dtype), attention)
+    return network
+
+
+def _log_loaded(loaded: Resident, dtypes: str, attention: str) -> None:
     log.info(
-        "%s is on %s: %.2f GB, %s, attention by %s", spec, device, nbytes / GB, dtype, attention
+        "%s is on %s: %.2f GB, %s, attention by %s",
+        *(loaded.spec, loaded.device, loaded.nbytes / GB, dtypes, attention),
     )
-    return ControlNet(spec, module, device, dtype, nbytes)
 
 
 def pull(
-    spec: ModelSpec | ControlNetSpec,
+    spec: Spec,
     settings: Settings,
     progress: Callable[[str], None] = log.info,
 ) -> list[Path]:
@@ -128,11 +120,9 @@ def pull(
     on_gpu = settings.device != "cpu" and (settings.device == "cuda" or torch.cuda.is_available())
     half = on_gpu and settings.precision != "fp32"
     progress(f"{spec.name}: {'fp16' if half else 'fp32'} weights from {', '.join(spec.sources)}")
-    if isinstance(spec, ControlNetSpec):
-        paths = [hub.fetch_controlnet(spec.name, spec.sources, half, settings.offline)]
-    else:
-        paths = [hub.fetch(spec.name, spec.sources, half, settings.offline)]
-        paths += [_single_file_configs(spec, settings)] if paths[0].is_file() else []
+    paths = [hub.fetch(spec, half, settings.offline)]
+    if isinstance(spec, ModelSpec) and paths[0].is_file():
+        paths.append(_single_file_configs(spec, settings))
     progress(f"{spec.name}: complete in {', '.join(map(str, paths))}")
     return paths
 
@@ -141,9 +131,7 @@ def _single_file_configs(spec: ModelSpec, settings: Settings) -> Path:
     """A single file holds weights only: configurations and tokenizers are those of its family."""
     configs = family_configs(spec.family)
     try:
-        return hub.fetch_configs(
-            configs.name, configs.sources, settings.offline, settings.prefer_cache
-        )
+        return hub.fetch_configs(configs, settings.offline, settings.prefer_cache)
     except Exception as exc:
         lacking = f" ({exc.message})" if isinstance(exc, ModelLoadFailed) else ""
         raise ModelLoadFailed(
@@ -154,20 +142,18 @@ def _single_file_configs(spec: ModelSpec, settings: Settings) -> Path:
 
 
 def _options(spec: ModelSpec, dtype: torch.dtype) -> dict[str, Any]:
-    """What is left out is never used here: neither what judges pictures nor what marks them."""
+    """What stock pipelines have and we never use is left out: safety checker and watermark."""
     options = {"dtype": dtype, "local_files_only": True, "feature_extractor": None}
     if spec.family is Family.SDXL:
         return {**options, "add_watermarker": False}
     return {**options, "safety_checker": None, "requires_safety_checker": False}
 
 
-def _variant(spec: ModelSpec, folder: Path, half: bool) -> str | None:
-    index = hub.read_json(str(folder), hub.INDEX, offline=True)
-    return _variant_of(hub.needed_weights(spec.name, hub.local_files(folder), index, half))
-
-
-def _variant_of(weights: Iterable[str]) -> str | None:
-    return "fp16" if any(".fp16" in file for file in weights) else None
+def _variant(spec: Spec, folder: Path, dtype: torch.dtype) -> str | None:
+    """The variant of the weights that `from_pretrained` is to read; None for files without one."""
+    layout = hub.read_layout(spec, str(folder), offline=True)
+    files = layout.weights(list_files(folder), half=dtype is not torch.float32)
+    return "fp16" if any(".fp16" in file for file in files) else None
 
 
 def _construct(spec: ModelSpec, path: Path, configs: Path | None, dtype: torch.dtype) -> Any:
@@ -192,7 +178,7 @@ def _construct(spec: ModelSpec, path: Path, configs: Path | None, dtype: torch.d
                 raise ModelLoadFailed(
                     f"model {spec.name}: weights of its UNet or VAE are not in the file"
                 ) from exc
-        variant = _variant(spec, path, half=dtype is not torch.float32)
+        variant = _variant(spec, path, dtype)
         return kind.from_pretrained(path, use_safetensors=True, variant=variant, **options)
 
 
@@ -223,7 +209,7 @@ def _check(spec: ModelSpec, pipe: Any) -> None:
         raise refusal(spec.name, f"its VAE has {channels} latent channels, not {LATENT_CHANNELS}")
 
 
-def _check_complete(spec: ModelSpec | ControlNetSpec, name: str, module: torch.nn.Module) -> None:
+def _check_complete(spec: Spec, name: str, module: torch.nn.Module) -> None:
     if missing := [key for key, tensor in module.named_parameters() if tensor.is_meta]:
         raise ModelLoadFailed(
             f"{spec}: {len(missing)} weights of its {name} are not in the file, {missing[0]} the "

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ParamSpec, TypeVar
+from typing import TypeVar
 
 from sdbento.background import ThreadPool
-from sdbento.catalog.lookup import Catalog
-from sdbento.catalog.specs import ControlNetSpec, ModelSpec
+from sdbento.catalog.lookup import Catalog, Names
+from sdbento.catalog.specs import ModelSpec, Spec
 from sdbento.errors import DeadlineExceeded, InvalidParameter, reraise
 from sdbento.images.canvas import Canvas, enlarge, prepare_canvas
 from sdbento.lora.check import check_loras
@@ -36,8 +35,7 @@ from sdbento.request.schema import GenerateRequest
 from sdbento.request.settle import SettledRequest, check, settle
 from sdbento.settings import Settings
 
-P = ParamSpec("P")
-T = TypeVar("T")
+S = TypeVar("S", bound=Spec)
 
 HUB_LOOKUPS = 4  # names that may be looked up at once
 READERS = 16  # requests whose images may be fetched at once; hosts may be slow
@@ -65,15 +63,15 @@ class Resolver:
     async def resolve(self, request: GenerateRequest, arrived: float) -> ResolvedRequest:
         """Raises errors of the `errors` tree only. `arrived`: monotonic seconds."""
         deadline = arrived + (request.timeout or self._settings.request_timeout)
-        spec = await self._look_up(request.model or self._settings.sd_model)
+        spec = await self._look_up(self._catalog, request.model or self._settings.sd_model)
         check(request, spec)
         controlnets = [
-            await self._look_up_controlnet(control.type, spec)
+            await self._look_up(self._catalog.controlnets(spec), control.type)
             for control in request.controlnet or ()
         ]
         refiner = None
         if request.refiner is not None:
-            refiner = await self._look_up(request.refiner.model)
+            refiner = await self._look_up(self._catalog, request.refiner.model)
             _check_refiner(refiner, spec)
         prompts = await asyncio.to_thread(self._read_prompts, request, spec)
         images = await self._read_images(request, deadline)
@@ -100,20 +98,12 @@ class Resolver:
         for threads in (self._lookups, self._readers):
             threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _look_up(self, name: str) -> ModelSpec:
-        known = self._catalog.known(name)
-        return known if known is not None else await self._call_hub(self._catalog.resolve, name)
-
-    async def _look_up_controlnet(self, name: str, spec: ModelSpec) -> ControlNetSpec:
-        known = self._catalog.known_controlnet(name, spec)
-        if known is not None:
+    async def _look_up(self, names: Names[S], name: str) -> S:
+        """What `name` stands for; asks files and the Hub in threads of their own, if it must."""
+        if (known := names.known(name)) is not None:
             return known
-        return await self._call_hub(self._catalog.resolve_controlnet, name, spec)
-
-    async def _call_hub(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Ask files or the Hub about a name; in threads of its own, for the Hub may be slow."""
         try:
-            return await self._lookups.run(function, *args, **kwargs)
+            return await self._lookups.run(names.resolve, name)
         except Exception as exc:
             reraise(exc)
 

@@ -1,4 +1,4 @@
-"""Which files of a repository are needed, and from which mirror they come."""
+"""From which mirror, or from the cache, the files of a model come."""
 
 from __future__ import annotations
 
@@ -10,19 +10,14 @@ import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 
 from sdbento.catalog import hub
-from sdbento.errors import ModelLoadFailed, UnsupportedModel
+from sdbento.catalog.families import Family
+from sdbento.catalog.folder import list_files
+from sdbento.catalog.specs import ControlNetSpec, ModelSpec
+from sdbento.errors import ModelLoadFailed
 from tests.support.tiny import save_tiny, save_tiny_controlnet
 
-INDEX = {"unet": ["diffusers", "UNet2DConditionModel"], "tokenizer": ["transformers", "CLIP"]}
-FULL, HALF = (
-    "unet/diffusion_pytorch_model.safetensors",
-    "unet/diffusion_pytorch_model.fp16.safetensors",
-)
-SHARDS = [
-    "unet/diffusion_pytorch_model.fp16-00001-of-00002.safetensors",
-    "unet/diffusion_pytorch_model.fp16-00002-of-00002.safetensors",
-    "unet/diffusion_pytorch_model.safetensors.index.fp16.json",
-]
+FULL = "unet/diffusion_pytorch_model.safetensors"
+CONTROL_FULL = "diffusion_pytorch_model.safetensors"
 CLUTTER = [
     "unet/diffusion_pytorch_model.bin",
     "unet/diffusion_pytorch_model.non_ema.safetensors",
@@ -32,26 +27,12 @@ CLUTTER = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("files", "half", "chosen"),
-    [
-        ([FULL, HALF], True, [HALF]),
-        ([FULL, HALF], False, [FULL]),
-        ([FULL], True, [FULL]),
-        ([HALF], False, [HALF]),
-        ([FULL, *SHARDS], True, SHARDS),
-        (["unet/model.safetensors"], True, ["unet/model.safetensors"]),
-    ],
-)
-def test_one_variant_of_the_weights_is_needed(
-    files: list[str], half: bool, chosen: list[str]
-) -> None:
-    assert hub.needed_weights("m", [*files, *CLUTTER], INDEX, half) == chosen
+def model(*sources: str) -> ModelSpec:
+    return ModelSpec("m", Family.SDXL, sources, 64, 64, 4, 5.0, None, 0.1)
 
 
-def test_pickled_weights_alone_are_refused() -> None:
-    with pytest.raises(UnsupportedModel, match="pickled weights only"):
-        hub.needed_weights("m", CLUTTER[:1], INDEX, half=False)
+def controlnet(*sources: str) -> ControlNetSpec:
+    return ControlNetSpec("c", Family.SD15, sources, 0.1)
 
 
 class FakeHub:
@@ -87,7 +68,7 @@ class FakeHub:
         return str(self.find(source, local_files_only))
 
     def list_repo_files(self, source: str) -> list[str]:
-        return [*hub.local_files(self.find(source)), *CLUTTER, "README.md", "LICENSE"]
+        return [*list_files(self.find(source)), *CLUTTER, "README.md", "LICENSE"]
 
 
 def gone() -> Exception:
@@ -101,13 +82,13 @@ def remote(tmp_path: Path) -> Path:
 
 def test_only_what_is_needed_is_downloaded(remote: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = FakeHub(monkeypatch, main=remote)
-    assert hub.fetch("m", ["main"], half=True, offline=False) == remote
-    assert sorted(fake.patterns) == sorted(hub.local_files(remote))
+    assert hub.fetch(model("main"), half=True, offline=False) == remote
+    assert sorted(fake.patterns) == sorted(list_files(remote))
 
 
 def test_configurations_come_without_weights(remote: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = FakeHub(monkeypatch, main=remote)
-    hub.fetch_configs("m", ["main"], offline=False)
+    hub.fetch_configs(model("main"), offline=False)
     assert not any(pattern.endswith(".safetensors") for pattern in fake.patterns)
     assert "tokenizer_2/tokenizer.json" in fake.patterns
     assert "vae/config.json" in fake.patterns
@@ -117,7 +98,7 @@ def test_the_next_mirror_is_tried_when_one_is_gone(
     remote: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake = FakeHub(monkeypatch, first=gone(), second=remote)
-    assert hub.fetch("m", ["first", "second"], half=False, offline=False) == remote
+    assert hub.fetch(model("first", "second"), half=False, offline=False) == remote
     assert fake.asked[0] == ("first", False)
 
 
@@ -126,7 +107,7 @@ def test_without_a_network_the_cache_serves_and_no_mirror_is_waited_for(
 ) -> None:
     fake = FakeHub(monkeypatch, first=ConnectionError(), second=remote)
     fake.cached = {"second"}
-    assert hub.fetch("m", ["first", "second"], half=False, offline=False) == remote
+    assert hub.fetch(model("first", "second"), half=False, offline=False) == remote
     assert ("second", False) not in fake.asked
 
 
@@ -136,10 +117,10 @@ def test_where_the_cache_is_preferred_the_hub_is_asked_for_what_is_not_in_it_onl
     fake = FakeHub(monkeypatch, first=remote)
     fake.cached = {"first"}
     options: dict[str, Any] = {"half": False, "offline": False, "prefer_cache": True}
-    assert hub.fetch("m", ["first"], **options) == remote
+    assert hub.fetch(model("first"), **options) == remote
     assert all(local for _, local in fake.asked)
     fake.cached.clear()
-    assert hub.fetch("m", ["first"], **options) == remote
+    assert hub.fetch(model("first"), **options) == remote
     assert ("first", False) in fake.asked
 
 
@@ -148,7 +129,7 @@ def test_offline_nothing_is_asked_of_the_network(
 ) -> None:
     fake = FakeHub(monkeypatch, first=remote)
     with pytest.raises(LocalEntryNotFoundError):
-        hub.fetch("m", ["first"], half=False, offline=True)
+        hub.fetch(model("first"), half=False, offline=True)
     assert all(local for _, local in fake.asked)
 
 
@@ -159,7 +140,7 @@ def test_an_incomplete_cache_is_told_so(
     FakeHub(monkeypatch, main=remote).cached.add("main")
     (remote / file).unlink()
     with pytest.raises(ModelLoadFailed):
-        hub.fetch("m", ["main"], half=False, offline=True)
+        hub.fetch(model("main"), half=False, offline=True)
 
 
 @pytest.mark.parametrize(
@@ -179,10 +160,10 @@ def test_a_missing_configuration_or_vocabulary_is_named_wherever_the_model_lies(
     FakeHub(monkeypatch, main=remote).cached.add("main")
     for source, offline in ((str(remote), True), ("main", False), ("main", True)):
         with pytest.raises(ModelLoadFailed, match=told):
-            hub.fetch("m", [source], half=False, offline=offline)
+            hub.fetch(model(source), half=False, offline=offline)
     for offline in (False, True):
         with pytest.raises(ModelLoadFailed, match=told):
-            hub.fetch_configs("m", ["main"], offline=offline)
+            hub.fetch_configs(model("main"), offline=offline)
 
 
 def test_a_vocabulary_may_come_in_one_file_or_in_two(
@@ -192,9 +173,9 @@ def test_a_vocabulary_may_come_in_one_file_or_in_two(
     fake = FakeHub(monkeypatch, main=remote)
     (remote / "tokenizer/tokenizer.json").rename(remote / "tokenizer/vocab.json")
     with pytest.raises(ModelLoadFailed, match=r"m lacks tokenizer/merges\.txt$"):
-        hub.fetch("m", ["main"], half=False, offline=False)
+        hub.fetch(model("main"), half=False, offline=False)
     (remote / "tokenizer/merges.txt").touch()
-    hub.fetch("m", ["main"], half=False, offline=False)
+    hub.fetch(model("main"), half=False, offline=False)
     assert {"tokenizer/vocab.json", "tokenizer/merges.txt"} <= {*fake.patterns}
 
 
@@ -205,7 +186,7 @@ def test_a_cache_without_the_vocabulary_is_completed_from_the_hub(
     (cache / "tokenizer_2/tokenizer.json").unlink()
     fake = FakeHub(monkeypatch, main=remote)
     monkeypatch.setattr(fake, "find", lambda _, local=False: cache if local else remote)
-    found = hub.fetch("m", ["main"], half=False, offline=False, prefer_cache=True)
+    found = hub.fetch(model("main"), half=False, offline=False, prefer_cache=True)
     assert found == remote
 
 
@@ -214,27 +195,10 @@ def test_the_mirrors_failure_is_told_rather_than_that_the_original_is_gone(
 ) -> None:
     FakeHub(monkeypatch, first=gone(), second=ConnectionError("the cable"))
     with pytest.raises(ConnectionError, match="the cable"):
-        hub.fetch("m", ["first", "second"], half=False, offline=False)
+        hub.fetch(model("first", "second"), half=False, offline=False)
 
 
-# ControlNets, whose weights lie beside their configuration
-
-CONTROL_FULL, CONTROL_HALF = (file.removeprefix("unet/") for file in (FULL, HALF))
-
-
-@pytest.mark.parametrize(
-    ("files", "half", "chosen"),
-    [
-        ([CONTROL_FULL, CONTROL_HALF], True, [CONTROL_HALF]),
-        ([CONTROL_FULL, CONTROL_HALF], False, [CONTROL_FULL]),
-        ([CONTROL_FULL, "diffusion_pytorch_model.bin", "model.safetensors"], True, [CONTROL_FULL]),
-        ([CONTROL_FULL, "diffusion_pytorch_model_V2.safetensors", FULL], False, [CONTROL_FULL]),
-    ],
-)
-def test_one_variant_of_a_controlnets_weights_is_needed(
-    files: list[str], half: bool, chosen: list[str]
-) -> None:
-    assert hub.controlnet_weights("c", files, half) == chosen
+# ControlNets
 
 
 def test_a_controlnet_comes_without_the_rest_of_its_repository(
@@ -242,7 +206,7 @@ def test_a_controlnet_comes_without_the_rest_of_its_repository(
 ) -> None:
     folder = save_tiny_controlnet("sd15", tmp_path / "remote")
     fake = FakeHub(monkeypatch, first=gone(), second=folder)
-    assert hub.fetch_controlnet("c", ["first", "second"], half=True, offline=False) == folder
+    assert hub.fetch(controlnet("first", "second"), half=True, offline=False) == folder
     assert sorted(fake.patterns) == ["config.json", "diffusion_pytorch_model.safetensors"]
 
 
@@ -253,6 +217,4 @@ def test_a_controlnet_without_weights_is_told_so(
     (folder / CONTROL_FULL).unlink()
     FakeHub(monkeypatch, main=folder).cached.add("main")
     with pytest.raises(ModelLoadFailed, match="ControlNet c: its weights are not there"):
-        hub.fetch_controlnet("c", ["main"], half=False, offline=True)
-    with pytest.raises(UnsupportedModel, match="ControlNet c is not supported: it has pickled"):
-        hub.controlnet_weights("c", ["diffusion_pytorch_model.bin"], half=False)
+        hub.fetch(controlnet("main"), half=False, offline=True)

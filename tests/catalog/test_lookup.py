@@ -11,10 +11,13 @@ from typing import Any
 import huggingface_hub
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from sdbento.catalog import families, hub
 from sdbento.catalog import lookup as catalog_module
 from sdbento.catalog.families import Family
+from sdbento.catalog.layout import CONFIG, INDEX
 from sdbento.catalog.lookup import Catalog
 from sdbento.catalog.specs import (
     ModelSpec,
@@ -55,7 +58,7 @@ def make(**settings: Any) -> Catalog:
 def changed(folder: Path, file: str, **values: Any) -> Path:
     path = folder / file
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
-    os.utime(folder / hub.INDEX, ns=(0, 0))  # caches notice a change by the time
+    os.utime(folder / INDEX, ns=(0, 0))  # caches notice a change by the time
     return folder
 
 
@@ -114,7 +117,7 @@ def test_the_embedded_model_is_there() -> None:
     shapes = make().resolve("shapes")
     assert (shapes.width, shapes.height) == (128, 128)
     assert (shapes.num_inference_steps, shapes.guidance_scale) == (20, 4)
-    assert Path(shapes.sources[0], hub.INDEX).is_file()
+    assert Path(shapes.sources[0], INDEX).is_file()
 
 
 def test_every_family_has_configurations_for_its_single_files() -> None:
@@ -213,23 +216,14 @@ def test_an_unknown_name_brings_the_nearest() -> None:
 
 
 @pytest.mark.parametrize(("spread", "side"), [(0.2, 768), (0.01, 512)])
-@pytest.mark.parametrize("dtype", ["F16", "F32", "BF16"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.bfloat16])
 def test_sd2_tells_v_prediction_by_the_spread_of_a_bias(
-    dtype: str, spread: float, side: int, tmp_path: Path
+    dtype: torch.dtype, spread: float, side: int, tmp_path: Path
 ) -> None:
-    bias = np.random.default_rng(0).normal(0, spread, 320).astype(np.float32)
-    as_bytes = {
-        "F16": bias.astype(np.float16).tobytes(),
-        "F32": bias.tobytes(),
-        "BF16": (bias.view(np.uint32) >> 16).astype(np.uint16).tobytes(),
-    }[dtype]
-    header: dict[str, Any] = {
-        key: {"dtype": "F16", "shape": shape, "data_offsets": [0, 0]} for key, shape in SD21.items()
-    }
-    header[LAST_NORM] = {"dtype": dtype, "shape": [320], "data_offsets": [0, len(as_bytes)]}
-    text = json.dumps(header).encode()
+    bias = torch.from_numpy(np.random.default_rng(0).normal(0, spread, 320)).to(dtype)
+    tensors = {key: torch.zeros(*shape) for key, shape in SD21.items()} | {LAST_NORM: bias}
     path = tmp_path / "model.safetensors"
-    path.write_bytes(struct.pack("<Q", len(text)) + text + as_bytes)
+    save_file(tensors, path)
     traits = families.from_checkpoint("model", path)
     assert traits.prediction_type == ("v_prediction" if side == 768 else "epsilon")
     assert traits.side == side
@@ -272,12 +266,12 @@ def test_an_incomplete_folder_is_told_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "values", "reason"),
     [
-        (hub.INDEX, {"_class_name": "FluxPipeline"}, "it is a FluxPipeline"),
-        (hub.INDEX, {"_class_name": ["code", "Mine"]}, "it is a"),
-        (hub.INDEX, {"vae": ["diffusers", "AutoencoderTiny"]}, "its vae is diffusers.Auto"),
-        (hub.INDEX, {"unet": ["code", "UNet2DConditionModel"]}, "its unet is code.UNet2D"),
-        (hub.INDEX, {"text_encoder": [None, None]}, "its text_encoder is missing"),
-        (hub.INDEX, {"scheduler": ["code", "Mine"]}, "its scheduler is not one of diffusers"),
+        (INDEX, {"_class_name": "FluxPipeline"}, "it is a FluxPipeline"),
+        (INDEX, {"_class_name": ["code", "Mine"]}, "it is a"),
+        (INDEX, {"vae": ["diffusers", "AutoencoderTiny"]}, "its vae is diffusers.Auto"),
+        (INDEX, {"unet": ["code", "UNet2DConditionModel"]}, "its unet is code.UNet2D"),
+        (INDEX, {"text_encoder": [None, None]}, "its text_encoder is missing"),
+        (INDEX, {"scheduler": ["code", "Mine"]}, "its scheduler is not one of diffusers"),
         ("unet/config.json", {"in_channels": 8}, "8 input channels"),
         ("unet/config.json", {"time_cond_proj_dim": 256}, "takes guidance"),
         ("unet/config.json", {"addition_embed_type": "text"}, "takes conditions"),
@@ -301,9 +295,9 @@ def test_an_inpainting_model_is_known_by_the_inputs_of_its_unet(
     spec = make().resolve(str(save_tiny(f"{family}-inpaint", tmp_path / "mine")))
     assert (spec.family, spec.inpaints, spec.refines) == (family, True, False)
     plain = save_tiny(family, tmp_path / "plain")
-    kind = json.loads((tmp_path / "mine" / hub.INDEX).read_text())["_class_name"]
+    kind = json.loads((tmp_path / "mine" / INDEX).read_text())["_class_name"]
     assert "Inpaint" in kind
-    assert not make().resolve(str(changed(plain, hub.INDEX, _class_name=kind))).inpaints
+    assert not make().resolve(str(changed(plain, INDEX, _class_name=kind))).inpaints
 
 
 @pytest.mark.parametrize(("tensors", "family"), [(SD15, "sd15"), (SD21, "sd21"), (SDXL, "sdxl")])
@@ -321,7 +315,7 @@ def test_the_refiner_is_known_by_its_aesthetic_score(tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", Family)
 def test_an_image_to_image_pipeline_is_an_ordinary_model(family: Family, tmp_path: Path) -> None:
     kind = f"StableDiffusion{'XL' if family is Family.SDXL else ''}Img2ImgPipeline"
-    folder = changed(save_tiny(family, tmp_path / "mine"), hub.INDEX, _class_name=kind)
+    folder = changed(save_tiny(family, tmp_path / "mine"), INDEX, _class_name=kind)
     spec = make().resolve(str(folder))
     assert (spec.family, spec.refines, spec.inpaints) == (family, False, False)
 
@@ -335,7 +329,7 @@ def test_an_image_to_image_pipeline_is_an_ordinary_model(family: Family, tmp_pat
     ],
 )
 def test_half_a_refiner_is_refused(values: dict[str, Any], reason: str, tmp_path: Path) -> None:
-    folder = changed(save_tiny("sdxl-refiner", tmp_path / "mine"), hub.INDEX, **values)
+    folder = changed(save_tiny("sdxl-refiner", tmp_path / "mine"), INDEX, **values)
     with pytest.raises(UnsupportedModel, match=reason):
         make().resolve(str(folder))
 
@@ -392,6 +386,13 @@ def test_what_is_no_safetensors_file_is_refused(content: bytes, tmp_path: Path) 
         make().resolve(str(path))
 
 
+def test_a_file_that_is_shorter_than_it_says_is_refused(tmp_path: Path) -> None:
+    path = save_header(tmp_path / "model.safetensors", SD15)
+    os.truncate(path, path.stat().st_size - 1)
+    with pytest.raises(UnsupportedModel, match="or a damaged one"):
+        make().resolve(str(path))
+
+
 # ControlNets
 
 TYPES = ["canny", "depth", "openpose", "scribble", "softedge", "lineart", "mlsd", "normal", "seg"]
@@ -430,30 +431,30 @@ def test_a_type_means_the_controlnet_of_the_models_family(
 ) -> None:
     catalog = make()
     wanted = catalog.resolve(model)
-    spec = catalog.resolve_controlnet(name, wanted)
+    spec = catalog.controlnets(wanted).resolve(name)
     assert (spec.name, spec.sources[0], spec.kind) == (source, source, name.lower())
-    assert catalog.known_controlnet(name, wanted) is spec
-    by_source = make(allow_any_model=False).resolve_controlnet(source, wanted)
+    assert catalog.controlnets(wanted).known(name) is spec
+    by_source = make(allow_any_model=False).controlnets(wanted).resolve(source)
     assert by_source is spec, "what is in the catalogue goes by its name, too"
 
 
 def test_the_embedded_model_has_controlnets_of_its_own_whether_or_not_they_are_there() -> None:
     shapes = make().resolve("shapes")
     assert [*controlnets_for(shapes)] == ["canny"]
-    spec = make().resolve_controlnet("canny", shapes)
+    spec = make().controlnets(shapes).resolve("canny")
     assert (spec.name, spec.family) == ("shapes-canny", Family.SD15)
     assert Path(spec.sources[0]).parent == Path(shapes.sources[0]).parent
     with pytest.raises(InvalidParameter, match=r"for model shapes; there are: canny$"):
-        make().resolve_controlnet("depth", shapes)
+        make().controlnets(shapes).resolve("depth")
 
 
 def test_an_unknown_type_brings_those_of_the_family_and_the_nearest() -> None:
     with pytest.raises(InvalidParameter, match="there is no ControlNet 'open-pose' for") as caught:
-        make().resolve_controlnet("open-pose", make().resolve("sdxl"))
+        make().controlnets(make().resolve("sdxl")).resolve("open-pose")
     assert "canny, depth, openpose, scribble, tile; the nearest: openpose" in caught.value.message
     assert caught.value.param == "controlnet.type"
     assert type(caught.value) is InvalidParameter
-    assert make().known_controlnet("open-pose", make().resolve("sdxl")) is None
+    assert make().controlnets(make().resolve("sdxl")).known("open-pose") is None
 
 
 @pytest.mark.parametrize("family", Family)
@@ -461,7 +462,7 @@ def test_a_folder_with_a_controlnet_is_known_by_its_configuration(
     family: Family, tmp_path: Path
 ) -> None:
     folder = str(save_tiny_controlnet(family, tmp_path / "mine"))
-    spec = make().resolve_controlnet(folder, tiny_model(family, tmp_path))
+    spec = make().controlnets(tiny_model(family, tmp_path)).resolve(folder)
     assert (spec.name, spec.family, spec.sources) == (folder, family, (folder,))
     assert 0 < spec.memory_gb < 0.1
     assert spec.kind is None
@@ -471,7 +472,7 @@ def test_a_folder_with_a_controlnet_is_known_by_its_configuration(
 def test_a_controlnet_of_another_family_is_refused(theirs: str, ours: str, tmp_path: Path) -> None:
     folder = save_tiny_controlnet(theirs, tmp_path / "mine")
     with pytest.raises(InvalidParameter, match=f"it is for {theirs}, not {ours}") as caught:
-        make().resolve_controlnet(str(folder), tiny_model(ours, tmp_path))
+        make().controlnets(tiny_model(ours, tmp_path)).resolve(str(folder))
     assert caught.value.param == "controlnet.type"
 
 
@@ -486,18 +487,18 @@ def test_a_controlnet_of_other_widths_is_refused(
     values: dict[str, Any], reason: str, tmp_path: Path
 ) -> None:
     folder = save_tiny_controlnet("sd15", tmp_path / "mine")
-    config = folder / hub.CONFIG
+    config = folder / CONFIG
     config.write_text(json.dumps({**json.loads(config.read_text()), **values}))
     with pytest.raises(InvalidParameter, match=reason):
-        make().resolve_controlnet(str(folder), tiny_model("sd15", tmp_path))
+        make().controlnets(tiny_model("sd15", tmp_path)).resolve(str(folder))
 
 
 def test_what_fits_the_family_does_not_fit_a_model_of_other_widths(tmp_path: Path) -> None:
     with pytest.raises(InvalidParameter, match="its cross_attention_dim is 768, not 32"):
-        make().resolve_controlnet("canny", tiny_model("sd15", tmp_path))
+        make().controlnets(tiny_model("sd15", tmp_path)).resolve("canny")
     mine = save_tiny_controlnet("sd15", tmp_path / "mine")
     with pytest.raises(InvalidParameter, match="its cross_attention_dim is 32, not 768"):
-        make().resolve_controlnet(str(mine), make().resolve("sd15"))
+        make().controlnets(make().resolve("sd15")).resolve(str(mine))
 
 
 @pytest.mark.parametrize(
@@ -515,23 +516,23 @@ def test_another_kind_of_controlnet_is_refused(
     values: dict[str, Any], reason: str, tmp_path: Path
 ) -> None:
     folder = save_tiny_controlnet("sd15", tmp_path / "mine")
-    config = folder / hub.CONFIG
+    config = folder / CONFIG
     config.write_text(json.dumps({**json.loads(config.read_text()), **values}))
     with pytest.raises(UnsupportedModel, match=reason) as caught:
-        make().resolve_controlnet(str(folder), tiny_model("sd15", tmp_path))
+        make().controlnets(tiny_model("sd15", tmp_path)).resolve(str(folder))
     assert caught.value.param == "controlnet.type"
 
 
 def test_pickled_controlnets_are_refused(tmp_path: Path) -> None:
     model = tiny_model("sd15", tmp_path)
     with pytest.raises(UnsupportedModel, match="only safetensors are read") as caught:
-        make().resolve_controlnet("control.pth", model)
+        make().controlnets(model).resolve("control.pth")
     assert caught.value.param == "controlnet.type"
     folder = save_tiny_controlnet("sd15", tmp_path / "mine")
     weights = folder / "diffusion_pytorch_model.safetensors"
     weights.rename(weights.with_suffix(".bin"))
     with pytest.raises(UnsupportedModel, match="it has pickled weights only"):
-        make().resolve_controlnet(str(folder), model)
+        make().controlnets(model).resolve(str(folder))
 
 
 def test_other_controlnets_can_be_forbidden(tmp_path: Path) -> None:
@@ -539,7 +540,7 @@ def test_other_controlnets_can_be_forbidden(tmp_path: Path) -> None:
     model = make().resolve("sd15")
     for name in (str(folder), "some/controlnet"):
         with pytest.raises(InvalidParameter, match="this server serves only these"):
-            make(allow_any_model=False).resolve_controlnet(name, model)
+            make(allow_any_model=False).controlnets(model).resolve(name)
 
 
 # LoRAs
@@ -581,7 +582,7 @@ def test_any_repository_of_the_hub_is_known_by_its_configurations(hub_folder: Pa
 def test_the_hub_is_asked_once_a_name(hub_folder: Path) -> None:
     catalog = make(offline=False)
     first = catalog.resolve("someone/theirs")
-    (hub_folder / hub.INDEX).unlink()
+    (hub_folder / INDEX).unlink()
     assert catalog.resolve("someone/theirs") is first
 
 
@@ -619,31 +620,31 @@ def test_a_controlnet_of_the_hub_is_known_by_its_configuration_and_asked_for_onc
     catalog = make(offline=False)
     model = catalog.resolve("someone/their-sdxl")
     save_tiny_controlnet("sdxl", hub_folder)
-    config = hub_folder / hub.CONFIG
+    config = hub_folder / CONFIG
     usual = {**json.loads(config.read_text()), "cross_attention_dim": 2048}
     config.write_text(json.dumps(usual))
-    assert catalog.known_controlnet("someone/control", model) is None
-    spec = catalog.resolve_controlnet("someone/control", model)
+    assert catalog.controlnets(model).known("someone/control") is None
+    spec = catalog.controlnets(model).resolve("someone/control")
     assert (spec.name, spec.family, spec.sources) == (
         *("someone/control", Family.SDXL),
         ("someone/control",),
     )
     config.unlink()
-    assert catalog.resolve_controlnet("someone/control", model) is spec
-    assert catalog.known_controlnet("someone/control", model) is spec
+    assert catalog.controlnets(model).resolve("someone/control") is spec
+    assert catalog.controlnets(model).known("someone/control") is spec
 
 
 def test_a_controlnet_of_the_hub_must_fit_the_model(hub_folder: Path) -> None:
     catalog = make(offline=False)
     save_tiny_controlnet("sdxl", hub_folder)
     with pytest.raises(InvalidParameter, match="ControlNet some/control does not fit model"):
-        catalog.resolve_controlnet("some/control", catalog.resolve("sdxl"))
+        catalog.controlnets(catalog.resolve("sdxl")).resolve("some/control")
     with pytest.raises(InvalidParameter, match="it is for sdxl, not sd15"):
-        catalog.resolve_controlnet("some/control", catalog.resolve("sd15"))
+        catalog.controlnets(catalog.resolve("sd15")).resolve("some/control")
 
 
 def test_offline_a_controlnet_that_is_not_cached_is_told_so(hub_folder: Path) -> None:
     catalog = make(offline=True)
     with pytest.raises(ModelLoadFailed, match=r"ControlNet some/control: .* not on") as caught:
-        catalog.resolve_controlnet("some/control", catalog.resolve("sdxl"))
+        catalog.controlnets(catalog.resolve("sdxl")).resolve("some/control")
     assert caught.value.param == "controlnet.type"

@@ -109,6 +109,6 @@ def test_a_containers_limit_is_the_machines_memory(tmp_path: Path, monkeypatch: 
 def test_fp32_needs_twice_the_memory() -> None:
     catalog = Catalog(settings())
     sdxl = catalog.resolve("sdxl")
-    for wanted in (sdxl, catalog.resolve_controlnet("canny", sdxl)):
+    for wanted in (sdxl, catalog.controlnets(sdxl).resolve("canny")):
         assert memory_need(wanted, torch.float16) == wanted.memory_gb * 10**9
         assert memory_need(wanted, torch.float32) == 2 * wanted.memory_gb * 10**9

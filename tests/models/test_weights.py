@@ -18,6 +18,7 @@ from transformers import CLIPTokenizer
 
 from sdbento.catalog import hub
 from sdbento.catalog.families import Family
+from sdbento.catalog.layout import INDEX, TOKENIZERS
 from sdbento.catalog.lookup import Catalog
 from sdbento.catalog.specs import ControlNetSpec, ModelSpec
 from sdbento.errors import ModelLoadFailed, UnsupportedModel
@@ -59,7 +60,7 @@ def load_controlnet(spec: ControlNetSpec) -> ControlNet:
 
 
 def resolve_controlnet(folder: Path, model: ModelSpec) -> ControlNetSpec:
-    return Catalog(settings()).resolve_controlnet(str(folder), model)
+    return Catalog(settings()).controlnets(model).resolve(str(folder))
 
 
 def assert_same_networks(pipe: Any, kind: str) -> None:
@@ -144,7 +145,7 @@ def without_limit(folder: Path) -> None:
 
 def test_a_tokenizer_in_two_files_reads_as_the_one_in_one(tmp_path: Path) -> None:
     folder = save_tiny("sdxl", tmp_path / "mine")
-    for tokenizer in hub.TOKENIZERS:
+    for tokenizer in TOKENIZERS:
         in_two_files(folder / tokenizer)
     pipe = load(resolve(folder), settings()).pipe
     for tokenizer in (pipe.tokenizer, pipe.tokenizer_2):
@@ -152,7 +153,7 @@ def test_a_tokenizer_in_two_files_reads_as_the_one_in_one(tmp_path: Path) -> Non
         assert tokenizer("a cat and a dog").input_ids == ids
 
 
-@pytest.mark.parametrize("tokenizer", hub.TOKENIZERS)
+@pytest.mark.parametrize("tokenizer", TOKENIZERS)
 @pytest.mark.parametrize(
     ("spoil", "told"),
     [
@@ -231,7 +232,7 @@ def test_what_was_saved_for_image_to_image_is_loaded_all_the_same(
     family: Family, tmp_path: Path
 ) -> None:
     folder = save_tiny(family, tmp_path / "mine")
-    index = folder / hub.INDEX
+    index = folder / INDEX
     index.write_text(
         re.sub(r"(StableDiffusion(XL)?)Pipeline", r"\1Img2ImgPipeline", index.read_text())
     )
@@ -327,11 +328,11 @@ def test_a_single_file_without_its_familys_configurations_says_how_to_get_them(
 def test_fp16_variants_are_taken_where_they_are_wanted_or_all_there_is(tmp_path: Path) -> None:
     folder = save_tiny("sd15", tmp_path / "mine", variant="fp16")
     mine = resolve(folder)
-    assert weights._variant(mine, folder, half=True) == "fp16"
+    assert weights._variant(mine, folder, torch.float16) == "fp16"
     assert_same_networks(load(mine, settings()).pipe, Family.SD15)
     save_tiny("sd15", folder)
-    assert weights._variant(mine, folder, half=True) == "fp16"
-    assert weights._variant(mine, folder, half=False) is None
+    assert weights._variant(mine, folder, torch.float16) == "fp16"
+    assert weights._variant(mine, folder, torch.float32) is None
 
 
 def test_a_vae_of_another_factor_is_refused(tmp_path: Path, monkeypatch: Any) -> None:
@@ -361,7 +362,7 @@ def test_pulling_fetches_what_loading_will_need(
 ) -> None:
     asked: list[bool] = []
 
-    def fetch(name: str, sources: Any, half: bool, offline: bool) -> Path:
+    def fetch(spec: ModelSpec, half: bool, offline: bool) -> Path:
         asked.append(half)
         return tmp_path
 
@@ -390,10 +391,10 @@ def test_pulling_a_controlnet_fetches_what_loading_will_need(
         asked.append(given)
         return tmp_path
 
-    monkeypatch.setattr(hub, "fetch_controlnet", fetch)
+    monkeypatch.setattr(hub, "fetch", fetch)
     catalog = Catalog(settings())
-    wanted = catalog.resolve_controlnet("canny", catalog.resolve("sd15"))
+    wanted = catalog.controlnets(catalog.resolve("sd15")).resolve("canny")
     said: list[str] = []
     assert pull(wanted, settings(device="cuda", offline=False), said.append) == [tmp_path]
-    assert asked == [(wanted.name, wanted.sources, True, False)]
+    assert asked == [(wanted, True, False)]
     assert "fp16 weights from lllyasviel/control_v11p_sd15_canny" in said[0]

@@ -6,9 +6,7 @@ The way back of diffusers' own conversion (loaders/single_file_utils.py), for th
 
 from __future__ import annotations
 
-import json
 import re
-import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -89,12 +87,9 @@ def save_tiny_checkpoint(kind: str, path: Path, seed: int = 0) -> Path:
 def save_header(
     path: Path, shapes: Mapping[str, Sequence[int]], metadata: Mapping[str, str] | None = None
 ) -> Path:
-    """A safetensors file that has a header and no data."""
-    header: dict[str, object] = {"__metadata__": dict(metadata or {})}
-    for key, shape in shapes.items():
-        header[key] = {"dtype": "F16", "shape": list(shape), "data_offsets": [0, 0]}
-    text = json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(text)) + text)
+    """A safetensors file of zeros in fp16."""
+    tensors = {key: torch.zeros(tuple(shape), dtype=torch.float16) for key, shape in shapes.items()}
+    save_file(tensors, path, dict(metadata or {}))
     return path
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sdbento.catalog.families import Family
-from sdbento.catalog.lookup import Catalog
+from sdbento.catalog.lookup import Catalog, ControlNets
 from sdbento.catalog.specs import ControlNetSpec, ModelSpec
 from sdbento.engine.planner import Planner
 from sdbento.engine.trajectory import Stage, StepPlan, StepResult, Trajectory
@@ -79,6 +79,19 @@ def tiny_control(family: str, seed: int = 0) -> ControlNet:
     return ControlNet(spec, module, torch.device("cpu"), torch.float32, nbytes=0)
 
 
+class KnownControlNets(ControlNets):
+    """The ControlNets of one request, in the order in which it names them."""
+
+    def __init__(
+        self, settings: Settings, model: ModelSpec, controlnets: Sequence[ControlNet]
+    ) -> None:
+        super().__init__(settings, model)
+        self._asked = iter(controlnets)
+
+    def known(self, name: str) -> ControlNetSpec | None:
+        return next(self._asked).spec
+
+
 class Known(Catalog):
     """A catalogue of just the models of one request, whatever they are called in it."""
 
@@ -91,14 +104,14 @@ class Known(Catalog):
     ) -> None:
         super().__init__(settings)
         self._model, self._refiner = model, refiner
-        self._asked = iter(controlnets)
+        self._asked = KnownControlNets(settings, model.spec, controlnets)
 
     def known(self, name: str) -> ModelSpec | None:
         by_default = name == self._settings.sd_model
         return self._model.spec if by_default or self._refiner is None else self._refiner.spec
 
-    def known_controlnet(self, name: str, model: ModelSpec) -> ControlNetSpec | None:
-        return next(self._asked).spec
+    def controlnets(self, model: ModelSpec) -> ControlNets:
+        return self._asked
 
 
 def settled(

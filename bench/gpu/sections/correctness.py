@@ -72,7 +72,7 @@ def load_models(precision: str) -> Models:
     settings = Settings.load(sd_model="shapes", precision=precision, offline=True)
     catalog = Catalog(settings)
     spec = catalog.resolve("shapes")
-    control = catalog.resolve_controlnet("canny", spec)
+    control = catalog.controlnets(spec).resolve("canny")
     plain, with_lora, network = load(spec, settings), load(spec, settings), load(control, settings)
     assert isinstance(plain, Pipeline) and isinstance(with_lora, Pipeline)
     assert isinstance(network, ControlNet)

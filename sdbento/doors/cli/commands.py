@@ -166,7 +166,7 @@ def pull(model: str, controlnet: tuple[str, ...]) -> None:
         spec = catalog.resolve(model)
         download(spec, settings, progress=say)
         for name in controlnet:
-            download(catalog.resolve_controlnet(name, spec), settings, progress=say)
+            download(catalog.controlnets(spec).resolve(name), settings, progress=say)
     except Exception as exc:
         reraise(exc)
 

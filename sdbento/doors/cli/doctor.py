@@ -155,7 +155,7 @@ def examine_models(settings: Settings) -> Iterator[Finding]:
 
 def is_here(spec: ModelSpec, dtype: torch.dtype) -> bool:
     try:
-        hub.fetch(spec.name, spec.sources, dtype is not torch.float32, offline=True)
+        hub.fetch(spec, dtype is not torch.float32, offline=True)
     except Exception:  # whatever the reason: it would have to be downloaded
         return False
     return True
