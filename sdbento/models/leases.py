@@ -1,6 +1,6 @@
-"""What somebody waits for and what they get: wishes, leases, and why there is none.
+"""Leases of resident models, the requests that wait for one, and why one cannot be had.
 
-Knows nothing of memory or of loading; `pipelines` grants the wishes, and its lock guards them.
+Knows nothing of memory or of loading. The cache grants leases, and its lock guards what waits.
 """
 
 from __future__ import annotations
@@ -22,12 +22,14 @@ from sdbento.models.pipeline import Pipeline, Resident
 
 
 class Lease:
-    """The right to use what it holds, the model first; as a context manager it gives the Pipeline,
-    and releases."""
+    """The right to use `resources`, a model first, which stay on the device until `release`.
 
-    def __init__(self, resources: tuple[Resident, ...], give_back: Callable[[Lease], None]) -> None:
+    As a context manager it gives the model's Pipeline, and releases at the end.
+    """
+
+    def __init__(self, resources: tuple[Resident, ...], release: Callable[[Lease], None]) -> None:
         self.resources = resources
-        self._give_back = give_back
+        self._release = release
 
     @property
     def pipeline(self) -> Pipeline:
@@ -41,8 +43,8 @@ class Lease:
         return [resource.spec.key for resource in self.resources]
 
     def release(self) -> None:
-        """Let all be evicted, as far as this lease is concerned. Idempotent, thread-safe."""
-        self._give_back(self)
+        """Allow all to be evicted, as far as this lease is concerned. Idempotent, thread-safe."""
+        self._release(self)
 
     def __enter__(self) -> Pipeline:
         return self.pipeline
@@ -51,34 +53,52 @@ class Lease:
         self.release()
 
 
+Grant = tuple[Future[Lease], Lease]
+
+
 @dataclass(eq=False)
 class Waiter:
-    """One request's future; it gets its resources in the order in which it named them."""
+    """A request that waits for a lease of `specs`, in the order in which it named them."""
 
     future: Future[Lease]
     specs: tuple[Spec, ...]
 
 
 @dataclass(eq=False)
-class Wish:
-    """What must be resident at the same time, and all who wait for just that."""
+class PendingSet:
+    """Models and ControlNets that must be resident together, and the requests that wait for that.
+
+    Requests for the same set, whatever its order, wait together.
+    """
 
     specs: dict[str, Spec]  # by key
     waiters: list[Waiter] = field(default_factory=list)
-    blocked_since: float | None = None  # when it first found no room; set by the loader
+    blocked_since: float | None = None  # since when it waits for room, by time.monotonic()
 
     @property
-    def abandoned(self) -> bool:
+    def keys(self) -> frozenset[str]:
+        return frozenset(self.specs)
+
+    @property
+    def cancelled(self) -> bool:
         return all(waiter.future.cancelled() for waiter in self.waiters)
 
 
-def hand_out(grants: Iterable[tuple[Future[Lease], Lease]]) -> None:
+def hand_out(grants: Iterable[Grant]) -> None:
+    """Complete futures with their leases. Callbacks run here: hold no lock."""
     for future, lease in grants:
         future.set_result(lease)
 
 
+def fail(waiters: Iterable[Waiter], error: SDBentoError) -> None:
+    """Fail the futures of all who have not given up. Callbacks run here: hold no lock."""
+    for waiter in waiters:
+        if waiter.future.set_running_or_notify_cancel():
+            waiter.future.set_exception(error)
+
+
 def give_up(future: Future[Lease]) -> None:
-    """A lease is no longer wanted, whether or not it has come yet."""
+    """Stop waiting for a lease; if it has been granted, or is just being granted, release it."""
 
     def release(done: Future[Lease]) -> None:
         if not done.cancelled() and done.exception() is None:
@@ -88,14 +108,8 @@ def give_up(future: Future[Lease]) -> None:
         future.add_done_callback(release)
 
 
-def fail(waiters: Iterable[Waiter], error: SDBentoError) -> None:
-    for waiter in waiters:
-        if waiter.future.set_running_or_notify_cancel():
-            waiter.future.set_exception(error)
-
-
 def explain(spec: Spec, error: SDBentoError) -> SDBentoError:
-    """Why something is not there, with its name."""
+    """`error` as the reason why `spec` could not be loaded, with its name in the message."""
     reason = error.message
     if isinstance(error, OutOfMemory) and error.__cause__ is not None:  # the device's, not ours
         reason = "the device ran out of memory"
@@ -108,4 +122,5 @@ def explain(spec: Spec, error: SDBentoError) -> SDBentoError:
 
 
 def stopping() -> Unavailable:
+    """The error for requests that come or wait while the server stops."""
     return Unavailable("the server is stopping")

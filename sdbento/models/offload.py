@@ -1,6 +1,7 @@
-"""Where waits what was evicted from a GPU: pinned host memory, as long as there is room.
+"""Models that were evicted from a GPU are offloaded to pinned host memory, while there is room.
 
-From there one is back in a second; loading it takes a minute. Used by one thread, the loader's.
+Coming back from there takes about a second, loading from files up to a minute. On a CPU nothing is
+offloaded. Used by one thread only, the cache's loader.
 """
 
 from __future__ import annotations
@@ -17,54 +18,57 @@ from sdbento.models.pipeline import Resident, networks
 
 log = logging.getLogger(__name__)
 
-HOST_RESERVE = 0.25  # of the machine's memory stays free
+HOST_RESERVE = 0.25  # share of the machine's memory that stays free
 
 
-class Parking:
-    """By key, the least recently parked dropped first. On a CPU it takes none."""
+class Offloaded:
+    """What has been offloaded, by key. When memory is short, the oldest is dropped first."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._parked: OrderedDict[str, Resident] = OrderedDict()
-
-    def names(self) -> list[str]:
-        return list(self._parked)
+        self._offloaded: OrderedDict[str, Resident] = OrderedDict()
 
     def put(self, resident: Resident) -> None:
-        """Take `resident` off the GPU; where there is no room for it, it is dropped."""
+        """Move `resident` off the GPU. Where host memory has no room for it, it is dropped."""
         if self._device.type == "cpu":
             return
         while not has_room(resident.nbytes):
-            if not self._parked:
+            if not self._offloaded:
                 log.info("%s is dropped: no room in host memory", resident.spec)
                 return
-            self._parked.popitem(last=False)
+            self._offloaded.popitem(last=False)
         try:
-            self._parked[resident.spec.key] = to_host(resident)
-        except RuntimeError as error:  # no more memory can be pinned; it loads again
+            self._offloaded[resident.spec.key] = to_host(resident)
+        except RuntimeError as error:  # no more memory can be pinned; it will be loaded from files
             log.warning("%s is dropped: %s", resident.spec, error)
 
     def take(self, key: str) -> Resident | None:
-        """What has that key, back on the GPU, if it was parked."""
-        parked = self._parked.pop(key, None)
-        return None if parked is None else to_device(parked, self._device)
+        """What was offloaded under `key`, moved back to the GPU; None if it is not here."""
+        offloaded = self._offloaded.pop(key, None)
+        return None if offloaded is None else to_device(offloaded, self._device)
 
     def clear(self) -> None:
-        self._parked.clear()
+        self._offloaded.clear()
 
 
 def has_room(nbytes: int) -> bool:
+    """Whether the host can hold `nbytes` more and still keep its reserve."""
     total, available = host_memory()
     return available - nbytes >= HOST_RESERVE * total
 
 
 def to_host(resident: Resident) -> Resident:
-    """A new one: what others remember of the old, such as embeddings, lies on the GPU."""
+    """Move all tensors to pinned host memory.
+
+    Returns a new object. With the old one go the caches that are keyed by it, such as the prompt
+    encoder's, whose tensors would otherwise stay on the GPU.
+    """
     _move(resident, lambda tensor: tensor.cpu().pin_memory())
     return replace(resident, device=torch.device("cpu"))
 
 
 def to_device(resident: Resident, device: torch.device) -> Resident:
+    """Move all tensors to `device`, a GPU; waits until they are there. Returns a new object."""
     _move(resident, lambda tensor: tensor.to(device, non_blocking=True))
     torch.cuda.synchronize(device)
     return replace(resident, device=device)

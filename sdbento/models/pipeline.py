@@ -63,10 +63,6 @@ class Pipeline:
         """Whether the UNet reads an aesthetic score in place of a target size: SDXL's refiner."""
         return bool(self.pipe.config.get("requires_aesthetics_score", False))
 
-    @property
-    def vae_scale_factor(self) -> int:
-        return int(self.pipe.vae_scale_factor)
-
 
 @dataclass(eq=False)
 class ControlNet:

@@ -30,7 +30,7 @@ from sdbento.models import cache as model_cache
 from sdbento.models import offload
 from sdbento.models.cache import PipelineCache
 from sdbento.models.leases import Lease
-from sdbento.models.offload import Parking
+from sdbento.models.offload import Offloaded
 from sdbento.models.pipeline import ControlNet, Pipeline, Resident, networks
 from sdbento.settings import Settings
 
@@ -165,12 +165,11 @@ def test_acquire_does_not_wait_for_the_load(cache: PipelineCache, loader: FakeLo
     loader.gate.clear()
     waiters = [cache.acquire(spec("a")) for _ in range(3)]
     assert not any(waiter.done() for waiter in waiters)
-    assert cache.is_loading("a")
+    until(lambda: loader.loaded == ["a"])
     assert cache.loaded() == []
     loader.gate.set()
     assert len({get(waiter).pipeline for waiter in waiters}) == 1
     assert loader.loaded == ["a"]
-    assert not cache.is_loading("a")
 
 
 def test_others_are_leased_while_a_model_loads(cache: PipelineCache, loader: FakeLoader) -> None:
@@ -229,7 +228,6 @@ def test_a_load_waits_until_a_lease_is_released(cache: PipelineCache) -> None:
     lease = cache.lease(spec("a", 2))
     waiter = cache.acquire(spec("b", 2))
     assert still_waiting(waiter)
-    assert cache.is_loading("b")
     lease.release()
     assert get(waiter).pipeline.spec.name == "b"
 
@@ -275,8 +273,7 @@ def test_a_set_is_leased_when_all_of_it_is_resident(
 ) -> None:
     loader.gate.clear()
     waiter = cache.acquire(spec("a"), control("c"))
-    assert cache.is_loading("a")
-    assert cache.is_loading("controlnet:c")
+    assert still_waiting(waiter)
     loader.gate.set()
     lease = get(waiter)
     assert [resource.spec.name for resource in lease.resources] == ["a", "c"]
@@ -327,7 +324,7 @@ def test_what_two_sets_share_is_loaded_once(cache: PipelineCache, loader: FakeLo
     assert sorted(loader.loaded) == ["a", "c"]
 
 
-def test_a_load_serves_the_other_wishes_it_completes(
+def test_a_load_serves_the_other_sets_that_it_completes(
     cache: PipelineCache, loader: FakeLoader
 ) -> None:
     loader.gate.clear()
@@ -401,7 +398,7 @@ def test_a_set_larger_than_the_budget_is_refused_with_all_sizes(
 def test_three_overlapping_sets_in_a_tight_budget_all_get_their_turn(
     cache: PipelineCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model_cache, "PATIENCE", 0.01)
+    monkeypatch.setattr(model_cache, "QUEUE_AFTER", 0.01)
     monkeypatch.setattr(gc, "collect", lambda: 0)
     things: list[ModelSpec | ControlNetSpec] = [spec("a"), control("b"), spec("c")]
     turns = [0, 0, 0]
@@ -440,7 +437,7 @@ def test_a_failure_fails_only_those_who_wait_for_what_failed(
     for waiter in (first, *others):
         get(waiter).release()
     until(lambda: not any(leased for *_, leased in cache.loaded()))
-    assert cache._budget.used == 4 * GB, "nothing is reserved for what failed"
+    assert cache._residency.used == 4 * GB, "nothing is reserved for what failed"
 
 
 def test_the_rest_of_a_set_that_everybody_gave_up_is_not_loaded(
@@ -451,9 +448,9 @@ def test_the_rest_of_a_set_that_everybody_gave_up_is_not_loaded(
     until(lambda: loader.loaded == ["a"])
     assert waiter.cancel()
     loader.gate.set()
-    until(lambda: not cache._wishes)
+    until(lambda: not cache._pending)
     assert cache.loaded() == [("a", GB, False)]
-    until(lambda: cache._budget.used == GB)
+    until(lambda: cache._residency.used == GB)
     assert loader.loaded == ["a"]
 
 
@@ -464,13 +461,13 @@ def test_a_lease_without_a_model_has_no_pipeline(cache: PipelineCache) -> None:
     lease.release()
 
 
-# Patience
+# Who queues
 
 
 def test_a_model_in_constant_use_does_not_starve_another(
     cache: PipelineCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model_cache, "PATIENCE", 0.05)
+    monkeypatch.setattr(model_cache, "QUEUE_AFTER", 0.05)
     lease = cache.lease(spec("a", 2))
     waiter = cache.acquire(spec("b", 2))
     until(lambda: not still_waiting_at_once(cache, lease))
@@ -502,10 +499,10 @@ def test_before_that_leases_are_given_as_ever(cache: PipelineCache) -> None:
     get(waiter).release()
 
 
-def test_who_queued_behind_the_impatient_need_not_wait_for_its_load(
+def test_who_queued_behind_a_blocked_set_need_not_wait_for_its_load(
     make: Callable[..., PipelineCache], loader: FakeLoader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model_cache, "PATIENCE", -1.0)
+    monkeypatch.setattr(model_cache, "QUEUE_AFTER", -1.0)
     cache = make(3.0)
     small, large = cache.lease(spec("small")), cache.lease(spec("large", 2))
     waiter = cache.acquire(spec("new", 2))
@@ -523,7 +520,7 @@ def test_who_queued_behind_the_impatient_need_not_wait_for_its_load(
 def test_giving_up_lets_the_others_pass(
     cache: PipelineCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model_cache, "PATIENCE", -1.0)
+    monkeypatch.setattr(model_cache, "QUEUE_AFTER", -1.0)
     lease = cache.lease(spec("a", 2))
     waiter = cache.acquire(spec("b", 2))
     until(lambda: not still_waiting_at_once(cache, lease))
@@ -560,7 +557,7 @@ def test_what_nobody_waits_for_any_more_is_not_loaded(
 ) -> None:
     lease = cache.lease(spec("a", 2))
     assert cache.acquire(spec("b", 2)).cancel()
-    until(lambda: not cache.is_loading("b"))
+    until(lambda: not cache._pending)
     lease.release()
     cache.lease(spec("c")).release()
     assert loader.loaded == ["a", "c"]
@@ -640,6 +637,19 @@ def test_the_loader_outlives_its_own_mistakes(
     get(cache.acquire(spec("a"))).release()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_loader_that_died_is_replaced_by_the_next_request(
+    cache: PipelineCache, loader: FakeLoader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, "_fail_waiters", lambda *_: 1 / 0)
+        loader.errors = [OSError("disk on fire")]
+        waiter = cache.acquire(spec("a"))
+        until(lambda: cache._loader is not None and not cache._loader.is_alive())
+    get(cache.acquire(spec("b"))).release()
+    get(waiter).release()
+
+
 # Closing
 
 
@@ -659,7 +669,7 @@ def test_closing_fails_whoever_waits_and_whoever_comes(
 def test_a_load_that_ends_after_closing_harms_nobody(
     cache: PipelineCache, loader: FakeLoader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model_cache, "CLOSE_PATIENCE", 0.01)
+    monkeypatch.setattr(model_cache, "CLOSE_TIMEOUT", 0.01)
     loader.gate.clear()
     waiter = cache.acquire(spec("a"))
     until(lambda: loader.loaded == ["a"])
@@ -678,7 +688,7 @@ def test_a_load_that_ends_after_closing_harms_nobody(
 def test_many_threads_never_exceed_the_budget_and_leak_no_lease(
     make: Callable[..., PipelineCache], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model_cache, "PATIENCE", 0.01)
+    monkeypatch.setattr(model_cache, "QUEUE_AFTER", 0.01)
     monkeypatch.setattr(gc, "collect", lambda: 0)  # it takes longer than all the rest
     cache = make(2.0)
     worst = 0.0
@@ -700,11 +710,11 @@ def test_many_threads_never_exceed_the_budget_and_leak_no_lease(
         thread.join(60)
     assert worst <= 2 * GB
     until(lambda: not any(leased for *_, leased in cache.loaded()))
-    until(lambda: not cache._wishes)
+    until(lambda: not cache._pending)
     assert not cache._leases
 
 
-# Parking, on a GPU that is played by the CPU
+# Offloading, on a GPU that is played by the CPU
 
 
 @pytest.fixture
@@ -726,10 +736,10 @@ def moves(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     return made
 
 
-def test_a_gpu_model_is_parked_and_comes_back_without_loading(
+def test_a_gpu_model_is_offloaded_and_comes_back_without_loading(
     cache: PipelineCache, loader: FakeLoader, moves: list[tuple[str, str]]
 ) -> None:
-    cache._parking = Parking(torch.device("cuda"))
+    cache._offloaded = Offloaded(torch.device("cuda"))
     for name in ("a", "b", "a"):
         cache.lease(spec(name, 2)).release()
     assert loader.loaded == ["a", "b"]
@@ -739,7 +749,7 @@ def test_a_gpu_model_is_parked_and_comes_back_without_loading(
 def test_so_is_a_controlnet(
     cache: PipelineCache, loader: FakeLoader, moves: list[tuple[str, str]]
 ) -> None:
-    cache._parking = Parking(torch.device("cuda"))
+    cache._offloaded = Offloaded(torch.device("cuda"))
     for specs in ([spec("a"), control("a")], [spec("b", 2)], [spec("a"), control("a")]):
         cache.lease(*specs).release()
     assert loader.loaded == ["a", "a", "b"]
@@ -752,24 +762,26 @@ def test_what_moves_is_every_tensor(loader: FakeLoader, monkeypatch: pytest.Monk
     for wanted in (spec("a"), control("c")):
         loaded = loader(wanted)
         before = [tensor.clone() for part in networks(loaded) for tensor in part.parameters()]
-        parked = offload.to_host(loaded)
-        after = [tensor for part in networks(parked) for tensor in part.parameters()]
-        assert parked is not loaded
+        offloaded = offload.to_host(loaded)
+        after = [tensor for part in networks(offloaded) for tensor in part.parameters()]
+        assert offloaded is not loaded
         assert all(torch.equal(a, b + 1) for a, b in zip(after, before, strict=True))
 
 
-def test_parked_models_leave_when_the_host_has_no_room(
+def test_offloaded_models_are_dropped_when_the_host_has_no_room(
     loader: FakeLoader, moves: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lot = Parking(torch.device("cuda"))
-    monkeypatch.setattr(offload, "has_room", lambda nbytes: len(lot.names()) < 2)
+    offloaded = Offloaded(torch.device("cuda"))
+    room = iter([True, True, False, True])
+    monkeypatch.setattr(offload, "has_room", lambda nbytes: next(room))
     for name in ("a", "b", "c"):
-        lot.put(loader(spec(name)))
-    assert lot.names() == ["b", "c"]
-    assert lot.take("a") is None
+        offloaded.put(loader(spec(name)))
+    assert [name for name in "abc" if offloaded.take(name)] == ["b", "c"]
+    monkeypatch.setattr(offload, "has_room", lambda nbytes: True)
+    offloaded.put(loader(spec("b")))
     monkeypatch.setattr(offload, "has_room", lambda nbytes: False)
-    lot.put(loader(spec("d")))
-    assert lot.names() == []
+    offloaded.put(loader(spec("d")))
+    assert not [name for name in "bd" if offloaded.take(name)]
 
 
 def test_what_cannot_be_pinned_is_dropped(
@@ -779,15 +791,15 @@ def test_what_cannot_be_pinned_is_dropped(
         raise RuntimeError("cannot pin")
 
     monkeypatch.setattr(offload, "to_host", fail)
-    lot = Parking(torch.device("cuda"))
-    lot.put(loader(spec("a")))
-    assert lot.names() == []
+    offloaded = Offloaded(torch.device("cuda"))
+    offloaded.put(loader(spec("a")))
+    assert offloaded.take("a") is None
 
 
-def test_on_a_cpu_nothing_is_parked(loader: FakeLoader) -> None:
-    lot = Parking(torch.device("cpu"))
-    lot.put(loader(spec("a")))
-    assert lot.names() == []
+def test_on_a_cpu_nothing_is_offloaded(loader: FakeLoader) -> None:
+    offloaded = Offloaded(torch.device("cpu"))
+    offloaded.put(loader(spec("a")))
+    assert offloaded.take("a") is None
 
 
 # The real thing
@@ -799,7 +811,7 @@ def test_the_embedded_model_is_leased_and_ready(tmp_path: Path) -> None:
     try:
         with cache.lease(Catalog(settings).resolve("shapes")) as pipeline:
             assert pipeline.latent_channels == 4
-            assert pipeline.vae_scale_factor == 8
+            assert pipeline.pipe.vae_scale_factor == 8
             assert not pipeline.is_sdxl
             [(name, nbytes, leased)] = cache.loaded()
             assert (name, leased) == ("shapes", True)

@@ -81,7 +81,7 @@ def test_a_folder_is_loaded_ready_to_use(family: Family, tmp_path: Path) -> None
     assert pipeline.scheduler_config.items() >= told.items()
     assert pipeline.scheduler_config["_class_name"] == original["_class_name"]
     assert pipeline.nbytes == num_bytes(modules(tiny_pipeline(family)))
-    assert (pipeline.latent_channels, pipeline.vae_scale_factor) == (4, 8)
+    assert (pipeline.latent_channels, pipeline.pipe.vae_scale_factor) == (4, 8)
     assert not (pipeline.inpaints or pipeline.requires_aesthetics_score)
     for module in networks(pipeline):
         assert not module.training

@@ -42,7 +42,7 @@ NO_TORCH = ["errors", "settings", "outbound", "metrics", "catalog.lookup", "imag
 NO_TORCH += [
     "samplers.stock",
     "request.schema",
-    "models.budget",
+    "models.residency",
     "backoff",
     "background",
     "jobs.service",
