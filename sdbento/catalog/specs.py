@@ -1,6 +1,6 @@
-"""What can be named, as data, and what configs/models.yaml has: models, ControlNets, LoRAs.
+"""Specs of models, ControlNets and LoRAs, and those of the catalogue, configs/models.yaml.
 
-Knows nothing of how a name is looked up (`catalog`), of loading or of devices.
+Knows nothing of how a name is looked up, of loading or of devices.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import yaml
 from sdbento.catalog.families import Family, PredictionType
 
 PACKAGE = Path(__file__).parents[1]
-CATALOG_FILE = PACKAGE.parent / "configs" / "models.yaml"  # a wheel, too, has it beside the package
+CATALOG_FILE = PACKAGE.parent / "configs" / "models.yaml"  # also where a wheel installs it
 BUNDLED = "bundled:"
 
 LatentRGB = tuple[tuple[float, float, float], ...]
@@ -23,7 +23,7 @@ LatentRGB = tuple[tuple[float, float, float], ...]
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """One model: where it comes from and what it does where a request does not say.
+    """One model: where it comes from, and its defaults for what a request does not say.
 
     `sources`: Hub ids in order of preference, or one absolute path of a diffusers folder or a
     single .safetensors file.
@@ -40,15 +40,15 @@ class ModelSpec:
     guidance_scale: float
     sampler: str | None  # None: the model's own scheduler
     memory_gb: float  # weights and activations in fp16
-    latent_rgb: LatentRGB = ()  # [5, 3]: one row a latent channel, then the bias; () the family's
+    latent_rgb: LatentRGB = ()  # [5, 3]: a row for each latent channel, then the bias
     prediction_type: PredictionType | None = None  # None: as the scheduler's configuration says
     zero_snr: bool = False
     aliases: tuple[str, ...] = ()
-    inpaints: bool = False  # its UNet also reads the mask and the masked picture
+    inpaints: bool = False  # its UNet also reads the mask and the masked image
     refines: bool = False  # the SDXL refiner: one text encoder, and an aesthetic score
 
     def __post_init__(self) -> None:
-        if not self.latent_rgb:
+        if not self.latent_rgb:  # the family's
             rows = document()["families"][self.family]["latent_rgb"]
             object.__setattr__(self, "latent_rgb", _matrix(rows))
 
@@ -61,7 +61,7 @@ class ModelSpec:
 
     @property
     def key(self) -> str:
-        """What no other model and no ControlNet goes by."""
+        """Unique among models and ControlNets."""
         return self.name
 
 
@@ -78,7 +78,6 @@ class ControlNetSpec:
     family: Family
     sources: tuple[str, ...]
     memory_gb: float  # weights and activations in fp16
-    kind: str | None = None  # the type that the catalogue has it for
 
     def __str__(self) -> str:
         return f"ControlNet {self.name}"
@@ -113,7 +112,7 @@ def catalogued() -> tuple[ModelSpec, ...]:
 
 @cache
 def catalogued_loras() -> tuple[LoraSpec, ...]:
-    """The LoRAs of configs/models.yaml; the file of a bundled one need not be there."""
+    """The LoRAs of configs/models.yaml; the file of a bundled one may be missing."""
     return tuple(_lora(**entry) for entry in document()["loras"])
 
 
@@ -123,7 +122,7 @@ def catalogued_controlnets() -> dict[str, dict[str, ControlNetSpec]]:
     families: dict[str, Family] = {family: family for family in Family}
     families |= {spec.name: spec.family for spec in catalogued()}
     return {
-        owner: {kind: _controlnet(families[owner], kind, **entry) for kind, entry in types.items()}
+        owner: {kind: _controlnet(families[owner], **entry) for kind, entry in types.items()}
         for owner, types in document()["controlnets"].items()
     }
 
@@ -135,13 +134,13 @@ def controlnets_for(model: ModelSpec) -> dict[str, ControlNetSpec]:
 
 
 def family_configs(family: Family) -> ModelSpec:
-    """The model with whose configurations single files of that family are read."""
+    """The model whose configurations and tokenizers complete single files of that family."""
     name = document()["families"][family]["configs"]
     return next(spec for spec in catalogued() if spec.name == name)
 
 
 def defaults(family: Family) -> dict[str, Any]:
-    """What a model of that family has that says nothing else."""
+    """Fields of a model of that family that its entry or its files do not state."""
     given = document()["families"][family]
     chosen = ("num_inference_steps", "guidance_scale", "memory_gb")
     return {"sampler": None, **{field: given[field] for field in chosen}}
@@ -166,11 +165,9 @@ def _model(
     )
 
 
-def _controlnet(
-    family: Family, kind: str, *, sources: list[str], memory_gb: float
-) -> ControlNetSpec:
+def _controlnet(family: Family, *, sources: list[str], memory_gb: float) -> ControlNetSpec:
     name = sources[0].removeprefix(BUNDLED)
-    return ControlNetSpec(name, family, tuple(map(_locate, sources)), memory_gb, kind)
+    return ControlNetSpec(name, family, tuple(map(_locate, sources)), memory_gb)
 
 
 def _lora(*, name: str, family: str, source: str, aliases: tuple[str, ...] = ()) -> LoraSpec:

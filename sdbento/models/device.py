@@ -1,6 +1,6 @@
-"""What the hardware can do of what the settings ask: device, precision, memory.
+"""Device, precision and memory: what the settings ask for, as far as the hardware can do it.
 
-Where it cannot do what is asked, the nearest right thing is chosen and the log says so.
+Where it cannot, the nearest thing that is right is chosen, and the log says so once.
 """
 
 from __future__ import annotations
@@ -49,14 +49,15 @@ def choose_dtype(settings: Settings, device: torch.device) -> torch.dtype:
 
 
 def choose_vae_dtype(spec: ModelSpec, force_upcast: bool, dtype: torch.dtype) -> torch.dtype:
-    """SDXL's VAE overflows in fp16 (black pictures): bf16 has the range, fp32 is the fallback."""
+    """What the VAE computes in. SDXL's overflows in fp16, which makes black images; bf16 has the
+    range, and fp32 is the fallback."""
     if dtype is torch.float16 and spec.family is Family.SDXL and force_upcast:
         return torch.bfloat16 if has_bf16() else torch.float32
     return dtype
 
 
 def memory_budget_gb(settings: Settings) -> float:
-    """What resident models may take together. Raises SettingsError as `choose_device` does."""
+    """GB that resident models may take together. Raises SettingsError as `choose_device` does."""
     if settings.memory_gb is not None:
         return settings.memory_gb
     device = choose_device(settings)
@@ -67,7 +68,7 @@ def memory_budget_gb(settings: Settings) -> float:
 
 
 def host_memory() -> tuple[int, int]:
-    """(total, available) bytes; in a container, of what it may use."""
+    """(total, available) bytes of main memory; in a container, of what the container may use."""
     memory = psutil.virtual_memory()
     try:
         limit = int(CGROUP_LIMIT.read_text())
@@ -79,7 +80,7 @@ def host_memory() -> tuple[int, int]:
 
 
 def memory_need(spec: Spec, dtype: torch.dtype) -> int:
-    """Bytes to reserve before something is loaded and can be measured."""
+    """Bytes to reserve for `spec` until it is loaded and can be measured."""
     return int(spec.memory_gb * GB * dtype.itemsize / torch.float16.itemsize)
 
 
@@ -93,7 +94,7 @@ def say_once(message: str) -> None:
 
 
 def free_unused(device: torch.device) -> None:
-    """Hand the memory of dropped models back to the driver, or to the kernel."""
+    """Return the memory of models that were dropped to the driver, or to the kernel."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
     else:

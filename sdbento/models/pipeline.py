@@ -1,6 +1,6 @@
-"""What is in memory and ready to use: a model's pipeline, a ControlNet.
+"""A model or ControlNet in memory, ready to use.
 
-Knows nothing of how it came there (`weights`) or of who uses it (`pipelines`).
+Knows nothing of how it was loaded or of who uses it.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from sdbento.catalog.specs import ControlNetSpec, ModelSpec
 class Pipeline:
     """A resident model: the stock pipeline's components, ready on `device`.
 
-    What it is made of counts, not what it was saved as: a stock text-to-image pipeline also where
-    the UNet is one for inpainting; for the SDXL refiner, which draws nothing by itself, the
-    image-to-image one.
+    `pipe` is the stock text-to-image pipeline, whichever one saved the model and also where the
+    UNet is one for inpainting. Only of the SDXL refiner, which needs an image to start from, it is
+    the image-to-image pipeline.
     """
 
     spec: ModelSpec
@@ -41,7 +41,7 @@ class Pipeline:
 
     @property
     def scheduler_config(self) -> dict[str, Any]:
-        """With the name of its class, which schedulers that were not loaded do not state."""
+        """With the class's name, which only schedulers that were loaded from files have in it."""
         scheduler = self.pipe.scheduler
         return {**scheduler.config, "_class_name": type(scheduler).__name__}
 
@@ -55,12 +55,12 @@ class Pipeline:
 
     @property
     def inpaints(self) -> bool:
-        """Whether the UNet also reads the mask and the masked picture."""
+        """Whether the UNet also reads the mask and the masked image."""
         return bool(self.unet.config.in_channels == INPAINT_CHANNELS)
 
     @property
     def requires_aesthetics_score(self) -> bool:
-        """Whether the UNet reads an aesthetic score in place of a target size: SDXL's refiner."""
+        """Whether the UNet reads an aesthetic score in place of a target size (SDXL refiner)."""
         return bool(self.pipe.config.get("requires_aesthetics_score", False))
 
 
@@ -89,6 +89,6 @@ def modules(pipe: Any) -> Iterator[torch.nn.Module]:
 
 
 def num_bytes(parts: Iterable[torch.nn.Module]) -> int:
-    """Of all parameters and buffers."""
+    """Bytes of all parameters and buffers."""
     tensors = [t for module in parts for t in (*module.parameters(), *module.buffers())]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

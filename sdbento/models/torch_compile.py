@@ -1,9 +1,9 @@
 """torch.compile for UNets, so that no request ever waits for a compiler.
 
 A UNet is compiled while its model is measured, before the server is ready, for any size of images.
-Afterwards nothing is compiled any more: a call that fits nothing compiled (with a ControlNet, of a
-model that was never measured) runs as it is. Calls with LoRAs must go to `forward` itself: what is
-compiled has no hooks.
+Afterwards nothing is compiled any more: a call that no compiled code fits (with a ControlNet, or of
+a model that was never measured) runs uncompiled. Calls with LoRAs must go to `forward` itself,
+because compiled code runs no hooks.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 def enable(unet: torch.nn.Module, folder: Path) -> None:
-    """Let calls of `unet` use what is compiled for them; `folder` keeps it between processes."""
+    """Let calls of `unet` use compiled code; `folder` keeps it from one process to the next."""
     use_compile_dir(folder)
     torch.compiler.set_stance("eager_on_recompile")
     unet.compile(dynamic=True)
@@ -30,12 +30,16 @@ def enable(unet: torch.nn.Module, folder: Path) -> None:
 
 @contextmanager
 def allowed() -> Iterator[None]:
-    """Calls in here are compiled first, where that was enabled. Where it fails nothing ever is."""
-    # Else what is compiled for a square fits squares only. The module makes `patch` at run time.
+    """Within this context, calls of UNets that `enable` was given are compiled first.
+
+    If that fails, everything runs uncompiled from then on.
+    """
+    # Without this, code compiled for a square image fits squares only: torch takes two sizes that
+    # are equal at first to be always equal. (The module makes `patch` at run time.)
     any_size = symbolic_shapes.patch(use_duck_shape=False)  # type: ignore[attr-defined]
     try:
         with any_size, torch.compiler.set_stance("default"):
             yield
     except Exception as exc:
-        log.error("UNets cannot be compiled here, they run as they are: %s", exc)
+        log.error("UNets cannot be compiled here and run uncompiled: %s", exc)
         torch.compiler.set_stance("force_eager")

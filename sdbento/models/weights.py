@@ -5,12 +5,10 @@ Only safetensors are read. Knows nothing of who uses a model or for how long.
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ import diffusers
 import torch
 import transformers
 
-# diffusers makes transformers tell of components that are not used here, while it is imported.
+# While diffusers is imported, transformers would log about components that are not used here.
 transformers.logging.set_verbosity_error()
 
 from diffusers import (
@@ -29,24 +27,23 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from diffusers.loaders.single_file_utils import SingleFileComponentError
-from diffusers.models.attention_processor import AttnProcessor2_0, XFormersAttnProcessor
 
 from sdbento.catalog import hub
-from sdbento.catalog.families import INPAINT_CHANNELS, LATENT_CHANNELS, VAE_FACTOR, Family, refusal
+from sdbento.catalog.families import INPAINT_CHANNELS, Family
 from sdbento.catalog.folder import list_files
 from sdbento.catalog.specs import ControlNetSpec, ModelSpec, Spec, family_configs
 from sdbento.errors import ModelLoadFailed
 from sdbento.models import torch_compile
-from sdbento.models.device import GB, choose_device, choose_dtype, choose_vae_dtype, say_once
+from sdbento.models.attention import set_attention
+from sdbento.models.checks import check_complete, check_pipeline
+from sdbento.models.device import GB, choose_device, choose_dtype, choose_vae_dtype
 from sdbento.models.pipeline import ControlNet, Pipeline, Resident, modules, num_bytes
 from sdbento.settings import Settings
 
 log = logging.getLogger(__name__)
 
-KNOWN_SHARE = 0.9  # of a text encoder's embeddings that some token has; a few may be padding
-WORD_END, NUM_WORDS = "</w>", 20
-
-# diffusers and transformers patch torch.nn.Module for the whole process while they construct.
+# diffusers and transformers patch torch.nn.Module for the whole process while they construct. Two
+# constructions at once leave tensors without data: "Cannot copy out of meta tensor; no data!".
 constructing = threading.Lock()
 
 
@@ -71,13 +68,13 @@ def _load_model(
     # The scheduler as its repository configures it: the stock constructor changes some of its
     # options, depending on the task.
     pipe.scheduler = type(pipe.scheduler).from_pretrained(configs or path, subfolder="scheduler")
-    _check(spec, pipe)
+    check_pipeline(spec, pipe)
     _set_prediction(spec, pipe)
     vae_dtype = choose_vae_dtype(spec, bool(pipe.vae.config.get("force_upcast")), dtype)
     pipe.to(device)
     if vae_dtype is not dtype:
         pipe.vae.to(vae_dtype)
-    attention = _set_attention(pipe.unet, settings, device)
+    attention = set_attention(pipe.unet, settings, device)
     if settings.compile:
         torch_compile.enable(pipe.unet, settings.compile_dir)
     for module in modules(pipe):
@@ -93,9 +90,9 @@ def _load_controlnet(
     options = {"dtype": dtype, "local_files_only": True, "variant": _variant(spec, path, dtype)}
     with constructing, _without_progress_bars():
         module = ControlNetModel.from_pretrained(path, use_safetensors=True, **options)
-    _check_complete(spec, "network", module)
+    check_complete(spec, "network", module)
     module.to(device).eval().requires_grad_(False)
-    attention = _set_attention(module, settings, device)
+    attention = set_attention(module, settings, device)
     network = ControlNet(spec, module, device, dtype, num_bytes([module]))
     _log_loaded(network, str(dtype), attention)
     return network
@@ -184,7 +181,7 @@ def _construct(spec: ModelSpec, path: Path, configs: Path | None, dtype: torch.d
 
 @contextmanager
 def _without_progress_bars() -> Iterator[None]:
-    """Theirs are for people who load by hand; downloads keep huggingface_hub's."""
+    """Without those of diffusers and transformers; downloads keep huggingface_hub's."""
     libraries = (diffusers.utils.logging, transformers.utils.logging)
     for library in libraries:
         library.disable_progress_bar()
@@ -195,64 +192,8 @@ def _without_progress_bars() -> Iterator[None]:
             library.enable_progress_bar()
 
 
-def _check(spec: ModelSpec, pipe: Any) -> None:
-    """That every weight was found and that latents are what the rest of us believes."""
-    for name, module in pipe.components.items():
-        if isinstance(module, torch.nn.Module):
-            _check_complete(spec, name, module)
-    for suffix in ("", "_2"):
-        if getattr(pipe, f"text_encoder{suffix}", None) is not None:
-            _check_tokenizer(spec, pipe, suffix)
-    if pipe.vae_scale_factor != VAE_FACTOR:
-        raise refusal(spec.name, f"its VAE shrinks by {pipe.vae_scale_factor}, not {VAE_FACTOR}")
-    if (channels := pipe.vae.config.latent_channels) != LATENT_CHANNELS:
-        raise refusal(spec.name, f"its VAE has {channels} latent channels, not {LATENT_CHANNELS}")
-
-
-def _check_complete(spec: Spec, name: str, module: torch.nn.Module) -> None:
-    if missing := [key for key, tensor in module.named_parameters() if tensor.is_meta]:
-        raise ModelLoadFailed(
-            f"{spec}: {len(missing)} weights of its {name} are not in the file, {missing[0]} the "
-            "first"
-        )
-
-
-def _check_tokenizer(spec: ModelSpec, pipe: Any, suffix: str) -> None:
-    """That it tells words apart, as an empty one does not, and fits its text encoder."""
-    tokenizer = getattr(pipe, f"tokenizer{suffix}")
-    encoder = getattr(pipe, f"text_encoder{suffix}")
-    vocabulary, known = tokenizer.get_vocab(), encoder.get_input_embeddings().num_embeddings
-    most, length = max(vocabulary.values(), default=0), encoder.config.max_position_embeddings
-    fault = None
-    if most >= known:
-        fault = f"has token {most}, but its text_encoder{suffix} knows {known} only"
-    elif len(vocabulary) < KNOWN_SHARE * known:
-        fault = f"has {len(vocabulary)} tokens of the {known} that its text_encoder{suffix} knows"
-    elif not _reads_words(tokenizer, vocabulary):
-        fault = "does not read the words of its own vocabulary: merges are missing"
-    elif tokenizer.model_max_length > length:
-        fault = f"has no limit of {length} tokens: its tokenizer_config.json is incomplete"
-    if fault:
-        raise ModelLoadFailed(f"{spec}: its tokenizer{suffix} {fault}")
-
-
-def _reads_words(tokenizer: Any, vocabulary: Mapping[str, int]) -> bool:
-    """Whether one of the last words that byte pair encoding has put together is one token."""
-    words = sorted(
-        (token, word)
-        for text, token in vocabulary.items()
-        if (word := text.removesuffix(WORD_END)) != text
-        and word.isascii()
-        and word.isalpha()
-        and len(word) > 1
-    )[-NUM_WORDS:]
-    return any(
-        tokenizer(word, add_special_tokens=False).input_ids == [token] for token, word in words
-    )
-
-
 def _set_prediction(spec: ModelSpec, pipe: Any) -> None:
-    """What a single file tells of its training and its family's configuration cannot know."""
+    """Take over what a single file says of its training, which its family's configuration lacks."""
     changes: dict[str, Any] = {}
     if spec.prediction_type is not None:
         changes["prediction_type"] = spec.prediction_type
@@ -260,31 +201,3 @@ def _set_prediction(spec: ModelSpec, pipe: Any) -> None:
         changes |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     if changes:
         pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **changes)
-
-
-def _set_attention(network: Any, settings: Settings, device: torch.device) -> str:
-    """xformers in a UNet or ControlNet where it is wanted and works, else SDPA; returns which."""
-    if settings.enable_xformers and _xformers_works(device):
-        network.set_attn_processor(XFormersAttnProcessor())
-        return "xformers"
-    network.set_attn_processor(AttnProcessor2_0())
-    return "SDPA"
-
-
-@cache
-def _xformers_works(device: torch.device) -> bool:
-    if device.type != "cuda":
-        say_once("ENABLE_XFORMERS needs a GPU: using torch's own attention (SDPA)")
-        return False
-    if importlib.util.find_spec("xformers") is None:
-        say_once("xformers is not installed: using torch's own attention (SDPA)")
-        return False
-    try:
-        from xformers.ops import memory_efficient_attention
-
-        probe = torch.randn(1, 16, 1, 64, device=device, dtype=torch.float16)
-        memory_efficient_attention(probe, probe, probe)
-    except Exception as exc:  # a build for another torch or GPU fails in many ways
-        say_once(f"xformers does not work here ({exc}): using torch's own attention (SDPA)")
-        return False
-    return True

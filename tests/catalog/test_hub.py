@@ -134,7 +134,7 @@ def test_offline_nothing_is_asked_of_the_network(
 
 
 @pytest.mark.parametrize("file", [FULL, "vae/diffusion_pytorch_model.safetensors"])
-def test_an_incomplete_cache_is_told_so(
+def test_an_incomplete_cache_is_refused(
     file: str, remote: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     FakeHub(monkeypatch, main=remote).cached.add("main")
@@ -144,7 +144,7 @@ def test_an_incomplete_cache_is_told_so(
 
 
 @pytest.mark.parametrize(
-    ("file", "told"),
+    ("file", "message"),
     [
         ("tokenizer/tokenizer.json", "m lacks tokenizer/vocab.json, tokenizer/merges.txt"),
         ("tokenizer_2/tokenizer.json", "m lacks tokenizer_2/vocab.json, tokenizer_2/merges.txt"),
@@ -153,16 +153,16 @@ def test_an_incomplete_cache_is_told_so(
         ("scheduler/scheduler_config.json", "m lacks scheduler/scheduler_config.json"),
     ],
 )
-def test_a_missing_configuration_or_vocabulary_is_named_wherever_the_model_lies(
-    file: str, told: str, remote: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_missing_configuration_or_vocabulary_is_named_wherever_the_model_is(
+    file: str, message: str, remote: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (remote / file).unlink()
     FakeHub(monkeypatch, main=remote).cached.add("main")
     for source, offline in ((str(remote), True), ("main", False), ("main", True)):
-        with pytest.raises(ModelLoadFailed, match=told):
+        with pytest.raises(ModelLoadFailed, match=message):
             hub.fetch(model(source), half=False, offline=offline)
     for offline in (False, True):
-        with pytest.raises(ModelLoadFailed, match=told):
+        with pytest.raises(ModelLoadFailed, match=message):
             hub.fetch_configs(model("main"), offline=offline)
 
 
@@ -190,7 +190,7 @@ def test_a_cache_without_the_vocabulary_is_completed_from_the_hub(
     assert found == remote
 
 
-def test_the_mirrors_failure_is_told_rather_than_that_the_original_is_gone(
+def test_the_mirrors_failure_is_reported_rather_than_that_the_original_is_gone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     FakeHub(monkeypatch, first=gone(), second=ConnectionError("the cable"))
@@ -210,7 +210,7 @@ def test_a_controlnet_comes_without_the_rest_of_its_repository(
     assert sorted(fake.patterns) == ["config.json", "diffusion_pytorch_model.safetensors"]
 
 
-def test_a_controlnet_without_weights_is_told_so(
+def test_a_controlnet_without_weights_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = save_tiny_controlnet("sd15", tmp_path / "remote")

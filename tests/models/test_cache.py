@@ -1,4 +1,4 @@
-"""Resident models: who gets a lease when, who makes room for whom, and who hears of a failure."""
+"""The model cache: who gets a lease when, what is evicted, and who is told of a failure."""
 
 from __future__ import annotations
 

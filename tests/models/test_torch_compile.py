@@ -1,7 +1,8 @@
-"""SDBENTO_COMPILE: the same pictures, and no request waits for the compiler.
+"""SDBENTO_COMPILE: the same images, and no request waits for the compiler.
 
-Tracing, guards and dispatch are torch.compile's own; only what it generates is left out, for a C++
-compiler takes minutes. `SDBENTO_COMPILE=true python -m bench.profile` runs with that too.
+Tracing, guards and dispatch are torch.compile's own; only the generated code is left out, because
+compiling it with a C++ compiler takes minutes. `SDBENTO_COMPILE=true python -m bench.profile` runs
+with that too.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from tests.support.oracle import engine_pixels, run_together, tiny_control, tiny
 from tests.support.oracle import trajectories_of as images
 from tests.support.pictures import base64, gradient
 
-# Of torch's own, while it imports its compiler.
+# A warning that torch causes itself while it imports its compiler.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 
 PARITY = 1e-3

@@ -3,64 +3,28 @@
 from __future__ import annotations
 
 import json
-import logging
 import re
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from diffusers.models.attention_processor import AttnProcessor2_0
-from safetensors.torch import load_file, save_file
-from transformers import CLIPTokenizer
 
 from sdbento.catalog import hub
 from sdbento.catalog.families import Family
-from sdbento.catalog.layout import INDEX, TOKENIZERS
+from sdbento.catalog.layout import INDEX
 from sdbento.catalog.lookup import Catalog
 from sdbento.catalog.specs import ControlNetSpec, ModelSpec
-from sdbento.errors import ModelLoadFailed, UnsupportedModel
+from sdbento.errors import ModelLoadFailed
 from sdbento.models import weights
-from sdbento.models.pipeline import ControlNet, Pipeline, modules, networks, num_bytes
+from sdbento.models.pipeline import modules, networks, num_bytes
 from sdbento.models.weights import pull
-from sdbento.settings import Settings
 from tests.support.checkpoints import save_tiny_checkpoint
-from tests.support.server import ROOT
+from tests.support.loading import load, load_controlnet, resolve, resolve_controlnet, settings, spec
 from tests.support.tiny import save_tiny, save_tiny_controlnet, tiny_controlnet, tiny_pipeline
 
 GPU = torch.device("cuda")
-SHAPES = ROOT / "sdbento" / "bundled" / "shapes"
-EMPTY = CLIPTokenizer().backend_tokenizer.to_str()
-
-
-def settings(**fields: Any) -> Settings:
-    return Settings.load(**{"sd_model": "shapes", "device": "cpu", "offline": True, **fields})
-
-
-def resolve(path: Path) -> ModelSpec:
-    return Catalog(settings()).resolve(str(path))
-
-
-def spec(family: Family, source: Path, **fields: Any) -> ModelSpec:
-    return ModelSpec("mine", family, (str(source),), 64, 64, 4, 5.0, None, 0.1, **fields)
-
-
-def load(spec: ModelSpec, settings: Settings) -> Pipeline:
-    loaded = weights.load(spec, settings)
-    assert isinstance(loaded, Pipeline)
-    return loaded
-
-
-def load_controlnet(spec: ControlNetSpec) -> ControlNet:
-    loaded = weights.load(spec, settings())
-    assert isinstance(loaded, ControlNet)
-    return loaded
-
-
-def resolve_controlnet(folder: Path, model: ModelSpec) -> ControlNetSpec:
-    return Catalog(settings()).controlnets(model).resolve(str(folder))
 
 
 def assert_same_networks(pipe: Any, kind: str) -> None:
@@ -77,8 +41,8 @@ def test_a_folder_is_loaded_ready_to_use(family: Family, tmp_path: Path) -> None
     assert_same_networks(pipeline.pipe, family)
     assert pipeline.is_sdxl == (family is Family.SDXL)
     original = tiny_pipeline(family).scheduler.config
-    told = {key: value for key, value in original.items() if key[0] != "_"}
-    assert pipeline.scheduler_config.items() >= told.items()
+    stated = {key: value for key, value in original.items() if key[0] != "_"}
+    assert pipeline.scheduler_config.items() >= stated.items()
     assert pipeline.scheduler_config["_class_name"] == original["_class_name"]
     assert pipeline.nbytes == num_bytes(modules(tiny_pipeline(family)))
     assert (pipeline.latent_channels, pipeline.pipe.vae_scale_factor) == (4, 8)
@@ -89,7 +53,7 @@ def test_a_folder_is_loaded_ready_to_use(family: Family, tmp_path: Path) -> None
         assert {parameter.dtype for parameter in module.parameters()} == {torch.float32}
 
 
-def test_what_judges_or_marks_pictures_is_not_loaded(tmp_path: Path) -> None:
+def test_neither_safety_checker_nor_watermark_is_loaded(tmp_path: Path) -> None:
     pipe = load(resolve(save_tiny("sd15", tmp_path / "a")), settings()).pipe
     assert pipe.safety_checker is pipe.feature_extractor is None
     assert load(resolve(save_tiny("sdxl", tmp_path / "b")), settings()).pipe.watermark is None
@@ -116,79 +80,11 @@ def test_a_single_file_gives_the_networks_of_its_folder(
 def test_the_scheduler_is_the_repositorys_and_not_what_a_constructor_made_of_it(
     tmp_path: Path,
 ) -> None:
-    """Which of its options a stock pipeline overrules depends on the task: see `stock`."""
+    """Which of its options a stock pipeline overrules depends on the task."""
     folder = save_tiny("sd15", tmp_path / "mine")
     file = folder / "scheduler" / "scheduler_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "steps_offset": 0}))
     assert load(resolve(folder), settings()).scheduler_config["steps_offset"] == 0
-
-
-# Tokenizers
-
-
-def in_two_files(folder: Path, **changes: Any) -> None:
-    """Write a tokenizer's vocab.json and merges.txt in place of its tokenizer.json."""
-    whole = folder / "tokenizer.json"
-    model = {**json.loads(whole.read_text())["model"], **changes}
-    (folder / "vocab.json").write_text(json.dumps(model["vocab"]))
-    merges = ["#version: 0.2", *(" ".join(pair) for pair in model["merges"])]
-    (folder / "merges.txt").write_text("\n".join(merges) + "\n")
-    whole.unlink()
-
-
-def without_limit(folder: Path) -> None:
-    file = folder / "tokenizer_config.json"
-    config = json.loads(file.read_text())
-    del config["model_max_length"]
-    file.write_text(json.dumps(config))
-
-
-def test_a_tokenizer_in_two_files_reads_as_the_one_in_one(tmp_path: Path) -> None:
-    folder = save_tiny("sdxl", tmp_path / "mine")
-    for tokenizer in TOKENIZERS:
-        in_two_files(folder / tokenizer)
-    pipe = load(resolve(folder), settings()).pipe
-    for tokenizer in (pipe.tokenizer, pipe.tokenizer_2):
-        ids = tiny_pipeline("sdxl").tokenizer("a cat and a dog").input_ids
-        assert tokenizer("a cat and a dog").input_ids == ids
-
-
-@pytest.mark.parametrize("tokenizer", TOKENIZERS)
-@pytest.mark.parametrize(
-    ("spoil", "told"),
-    [
-        (
-            lambda folder: (folder / "tokenizer.json").write_text(EMPTY),
-            "has [23] tokens of the 520",
-        ),
-        (lambda folder: in_two_files(folder, merges=[]), "does not read the words"),
-        (without_limit, "has no limit of 77 tokens"),
-        (
-            lambda folder: shutil.copy(SHAPES / "tokenizer/tokenizer.json", folder),
-            "has token 632, but its text_encoder(_2)? knows 520 only",
-        ),
-    ],
-    ids=["empty", "no merges", "no limit", "another model's"],
-)
-def test_a_tokenizer_that_cannot_tell_prompts_apart_is_no_tokenizer(
-    spoil: Callable[[Path], Any], told: str, tokenizer: str, tmp_path: Path
-) -> None:
-    """Else every prompt would make the same picture, and nobody would be told."""
-    folder = save_tiny("sdxl", tmp_path / "mine")
-    spoil(folder / tokenizer)
-    with pytest.raises(ModelLoadFailed, match=f"model .*mine: its {tokenizer} {told}"):
-        load(resolve(folder), settings())
-
-
-def test_a_single_files_configurations_need_their_vocabulary(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    configs = save_tiny("sd15", tmp_path / "configs")
-    (configs / "tokenizer/tokenizer.json").write_text(EMPTY)
-    monkeypatch.setattr(hub, "fetch_configs", lambda *_: configs)
-    file = save_tiny_checkpoint("sd15", tmp_path / "mine.safetensors")
-    with pytest.raises(ModelLoadFailed, match="model mine: its tokenizer has 2 tokens"):
-        load(spec(Family.SD15, file), settings())
 
 
 # Models for one task
@@ -267,20 +163,6 @@ def test_a_controlnet_in_half_precision_is_taken_where_it_is_all_there_is(tmp_pa
     assert load_controlnet(wanted).dtype is torch.float32
 
 
-def test_a_controlnet_that_lacks_weights_is_told_so(tmp_path: Path) -> None:
-    folder = save_tiny_controlnet("sd15", tmp_path / "control")
-    wanted = ControlNetSpec("mine", Family.SD15, (str(folder),), 0.1)
-    file = folder / "diffusion_pytorch_model.safetensors"
-    tensors = load_file(file)
-    del tensors["conv_in.bias"]
-    save_file(tensors, file, {"format": "pt"})
-    with pytest.raises(ModelLoadFailed, match=r"ControlNet mine: 1 weights .* conv_in\.bias"):
-        load_controlnet(wanted)
-    file.unlink()
-    with pytest.raises(ModelLoadFailed, match="ControlNet mine: its weights are not there"):
-        load_controlnet(wanted)
-
-
 def test_a_single_files_prediction_type_outdoes_its_familys(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -292,29 +174,6 @@ def test_a_single_files_prediction_type_outdoes_its_familys(
     assert config["prediction_type"] == "v_prediction"
     assert config["rescale_betas_zero_snr"] is True
     assert config["timestep_spacing"] == "trailing"
-
-
-@pytest.mark.parametrize(
-    ("lacking", "reason"),
-    [
-        ("model.diffusion_model.out.2.bias", "weights of its UNet or VAE are not in the file"),
-        (
-            "cond_stage_model.transformer.text_model.final_layer_norm.bias",
-            r"1 weights of its text_encoder .* final_layer_norm\.bias",
-        ),
-    ],
-)
-def test_a_single_file_that_lacks_weights_is_told_so(
-    lacking: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    configs = save_tiny("sd15", tmp_path / "configs")
-    monkeypatch.setattr(hub, "fetch_configs", lambda *_: configs)
-    file = save_tiny_checkpoint("sd15", tmp_path / "mine.safetensors")
-    tensors = load_file(file)
-    del tensors[lacking]
-    save_file(tensors, file)
-    with pytest.raises(ModelLoadFailed, match=reason):
-        load(spec(Family.SD15, file), settings())
 
 
 def test_a_single_file_without_its_familys_configurations_says_how_to_get_them(
@@ -333,20 +192,6 @@ def test_fp16_variants_are_taken_where_they_are_wanted_or_all_there_is(tmp_path:
     save_tiny("sd15", folder)
     assert weights._variant(mine, folder, torch.float16) == "fp16"
     assert weights._variant(mine, folder, torch.float32) is None
-
-
-def test_a_vae_of_another_factor_is_refused(tmp_path: Path, monkeypatch: Any) -> None:
-    mine = resolve(save_tiny("sd15", tmp_path / "mine"))
-    monkeypatch.setattr(weights, "VAE_FACTOR", 16)
-    with pytest.raises(UnsupportedModel, match="its VAE shrinks by 8"):
-        load(mine, settings())
-
-
-def test_attention_is_torchs_own_where_there_is_no_gpu(tmp_path: Path, caplog: Any) -> None:
-    caplog.set_level(logging.INFO)
-    pipeline = load(resolve(save_tiny("sd15", tmp_path / "mine")), settings())
-    assert {type(p) for p in pipeline.unet.attn_processors.values()} == {AttnProcessor2_0}
-    assert "attention by SDPA" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,7 @@ def tiny_model(kind: str, name: str | None = None, seed: int = 0) -> Pipeline:
 
 
 def tiny_control(family: str, seed: int = 0) -> ControlNet:
-    spec = ControlNetSpec(f"tiny-control-{family}-{seed}", Family(family), (), 0.1, "canny")
+    spec = ControlNetSpec(f"tiny-control-{family}-{seed}", Family(family), (), 0.1)
     module = tiny_controlnet(family, seed)
     return ControlNet(spec, module, torch.device("cpu"), torch.float32, nbytes=0)
 

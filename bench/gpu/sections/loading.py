@@ -58,8 +58,8 @@ def moving(bench: Bench, subject: Subject, other: Subject) -> None:
     seconds = wall_seconds(leave, bench.device)
     bench.row({"seconds": seconds, "gb": gb}, what="leaves", model=other.name)
     ways: dict[str, Callable[[], Any]] = {"on a stream of its own": partial(copied, other)}
-    if not bench.needs_cuda(what="comes back", way="as parking does it"):
-        ways |= {"as parking does it": lambda: offload.to_device(leave(), bench.device)}
+    if not bench.needs_cuda(what="comes back", way="as offloading does it"):
+        ways |= {"as offloading does it": lambda: offload.to_device(leave(), bench.device)}
     for way, move in ways.items():
         labels: dict[str, Label] = {"model": other.name, "way": way}
         leave()
