@@ -72,7 +72,7 @@ CLOSE_TIMEOUT = 5.0  # seconds that `close` waits for a load under way
 
 
 @dataclass
-class _Load:
+class _Plan:
     """What the loader thread is to do for one pending set."""
 
     pending: PendingSet
@@ -217,7 +217,7 @@ class PipelineCache:
             param="model",
         )
 
-    def _make_room(self, pending: PendingSet) -> _Load | None:
+    def _make_room(self, pending: PendingSet) -> _Plan | None:
         """Evict and reserve for all that `pending` lacks; None where too much is locked."""
         missing = self._missing(pending)
         needs = {spec.key: self._need(spec) for spec in missing}
@@ -232,7 +232,7 @@ class PipelineCache:
         pending.blocked_since = None
         self._loading = pending.keys
         # Who queued behind this set for models that are resident need not wait for its loads.
-        return _Load(pending, missing, evicted, self._grant_leases())
+        return _Plan(pending, missing, evicted, self._grant_leases())
 
     # From any thread
 
@@ -264,13 +264,13 @@ class PipelineCache:
 
     def _serve_oldest(self) -> None:
         match self._next():
-            case _Load() as work:
-                self._execute(work)
+            case _Plan() as plan:
+                self._execute(plan)
             case (pending, error):
                 log.error("%s", error.message)
                 fail(pending.waiters, error)
 
-    def _next(self) -> _Load | tuple[PendingSet, OutOfMemory] | None:
+    def _next(self) -> _Plan | tuple[PendingSet, OutOfMemory] | None:
         """Wait until the oldest pending set can be served; make room for it, or refuse it.
 
         None once the cache is closed.
@@ -285,26 +285,26 @@ class PipelineCache:
                 elif self._missing(pending) and (error := self._too_large(pending)) is not None:
                     del self._pending[pending.keys]
                     return pending, error
-                elif (work := self._make_room(pending)) is not None:
-                    return work
+                elif (plan := self._make_room(pending)) is not None:
+                    return plan
                 else:
                     self._changed.wait()
         return None
 
-    def _execute(self, work: _Load) -> None:
+    def _execute(self, plan: _Plan) -> None:
         """Load what is missing, and grant leases to all who waited for it."""
-        hand_out(work.grants)
+        hand_out(plan.grants)
         try:
-            for spec in work.missing:
+            for spec in plan.missing:
                 try:
-                    self._offload(work.evicted)
-                    if not work.pending.cancelled:
+                    self._offload(plan.evicted)
+                    if not plan.pending.cancelled:
                         self._add(self._offloaded.take(spec.key) or self._load_with_retry(spec))
                 except BaseException as exc:
                     self._fail_waiters(spec, exc)
                     return
         finally:
-            self._cancel_reservations(work.missing)
+            self._cancel_reservations(plan.missing)
 
     def _cancel_reservations(self, specs: list[Spec]) -> None:
         with self._lock:
