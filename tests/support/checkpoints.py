@@ -18,6 +18,27 @@ from tests.support.tiny import tiny_pipeline
 
 Tensors = dict[str, torch.Tensor]
 
+# Shapes of the tensors by which a single file is known.
+UNET_PREFIX = "model.diffusion_model."
+SD15 = {
+    UNET_PREFIX + "input_blocks.0.0.weight": (320, 4, 3, 3),
+    UNET_PREFIX + "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": (320, 768),
+    "first_stage_model.decoder.conv_in.weight": (512, 4, 3, 3),
+    "cond_stage_model.transformer.text_model.final_layer_norm.bias": (768,),
+}
+SD21 = {
+    **SD15,
+    UNET_PREFIX + "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": (320, 1024),
+}
+SDXL = {
+    UNET_PREFIX + "input_blocks.0.0.weight": (320, 4, 3, 3),
+    UNET_PREFIX + "input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight": (640, 2048),
+    UNET_PREFIX + "label_emb.0.0.weight": (1280, 2816),
+    "first_stage_model.decoder.conv_in.weight": (512, 4, 3, 3),
+    "conditioner.embedders.0.transformer.text_model.final_layer_norm.bias": (768,),
+}
+LAST_NORM = UNET_PREFIX + "output_blocks.11.1.transformer_blocks.0.norm1.bias"
+
 RESNET = {
     "norm1": "in_layers.0",
     "conv1": "in_layers.2",
@@ -84,7 +105,7 @@ def save_tiny_checkpoint(kind: str, path: Path, seed: int = 0) -> Path:
     return path
 
 
-def save_header(
+def save_zeros(
     path: Path, shapes: Mapping[str, Sequence[int]], metadata: Mapping[str, str] | None = None
 ) -> Path:
     """A safetensors file of zeros in fp16."""
