@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 import torch
 
-from sdbento.catalog.families import Family
 from sdbento.catalog.lookup import Catalog
 from sdbento.catalog.specs import ControlNetSpec, ModelSpec
 from sdbento.errors import (
@@ -27,60 +26,14 @@ from sdbento.errors import (
     UnsupportedModel,
 )
 from sdbento.models import cache as model_cache
-from sdbento.models import offload
 from sdbento.models.cache import PipelineCache
 from sdbento.models.leases import Lease
 from sdbento.models.offload import Offloaded
-from sdbento.models.pipeline import ControlNet, Pipeline, Resident, networks
+from sdbento.models.pipeline import ControlNet
 from sdbento.settings import Settings
+from tests.support.fake_loader import GB, SOON, FakeLoader, control, spec
 
-GB = 10**9
-SOON = 10.0  # seconds that a busy machine may take for what should be instant
 MOMENT = 0.1  # seconds in which what must not happen would have happened
-
-
-def spec(name: str, gigabytes: float = 1.0) -> ModelSpec:
-    """On a CPU, which computes in fp32, a model that needs `gigabytes`."""
-    return ModelSpec(name, Family.SD15, (), 64, 64, 4, 5.0, None, gigabytes / 2)
-
-
-def control(name: str, gigabytes: float = 1.0) -> ControlNetSpec:
-    return ControlNetSpec(name, Family.SD15, (), gigabytes / 2)
-
-
-class FakeLoader:
-    """Loads nothing, instantly unless told to wait; remembers what it was asked for."""
-
-    def __init__(self) -> None:
-        self.loaded: list[str] = []
-        self.gate = threading.Event()
-        self.gate.set()
-        self.errors: list[BaseException] = []
-        self.failing: dict[str, BaseException] = {}
-        self.sizes: dict[str, float] = {}
-
-    def __call__(self, wanted: ModelSpec | ControlNetSpec) -> Resident:
-        self.loaded.append(wanted.name)
-        assert self.gate.wait(SOON)
-        if self.errors:
-            raise self.errors.pop(0)
-        if wanted.name in self.failing:
-            raise self.failing[wanted.name]
-        nbytes = int(self.sizes.get(wanted.name, 2 * wanted.memory_gb) * GB)
-        cpu, fp32 = torch.device("cpu"), torch.float32
-        if isinstance(wanted, ControlNetSpec):
-            return ControlNet(wanted, torch.nn.Linear(2, 2), cpu, fp32, nbytes)
-        return Pipeline(wanted, FakePipe(), cpu, fp32, fp32, nbytes)
-
-
-class FakePipe:
-    def __init__(self) -> None:
-        self.components = {"unet": torch.nn.Linear(2, 2)}
-
-
-@pytest.fixture
-def loader() -> FakeLoader:
-    return FakeLoader()
 
 
 @pytest.fixture
@@ -717,25 +670,6 @@ def test_many_threads_never_exceed_the_budget_and_leak_no_lease(
 # Offloading, on a GPU that is played by the CPU
 
 
-@pytest.fixture
-def moves(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
-    """Moves between the devices, noted instead of made."""
-    made: list[tuple[str, str]] = []
-
-    def move(where: str) -> Callable[..., Pipeline]:
-        def note(pipeline: Pipeline, *_: object) -> Pipeline:
-            made.append((pipeline.spec.name, where))
-            return pipeline
-
-        return note
-
-    monkeypatch.setattr(offload, "to_host", move("host"))
-    monkeypatch.setattr(offload, "to_device", move("device"))
-    monkeypatch.setattr(offload, "has_room", lambda nbytes: True)
-    monkeypatch.setattr(model_cache, "free_unused", lambda device: None)
-    return made
-
-
 def test_a_gpu_model_is_offloaded_and_comes_back_without_loading(
     cache: PipelineCache, loader: FakeLoader, moves: list[tuple[str, str]]
 ) -> None:
@@ -755,51 +689,6 @@ def test_so_is_a_controlnet(
     assert loader.loaded == ["a", "a", "b"]
     assert moves[:2] == [("a", "host")] * 2
     assert moves[-2:] == [("a", "device")] * 2
-
-
-def test_what_moves_is_every_tensor(loader: FakeLoader, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor + 1)
-    for wanted in (spec("a"), control("c")):
-        loaded = loader(wanted)
-        before = [tensor.clone() for part in networks(loaded) for tensor in part.parameters()]
-        offloaded = offload.to_host(loaded)
-        after = [tensor for part in networks(offloaded) for tensor in part.parameters()]
-        assert offloaded is not loaded
-        assert all(torch.equal(a, b + 1) for a, b in zip(after, before, strict=True))
-
-
-def test_offloaded_models_are_dropped_when_the_host_has_no_room(
-    loader: FakeLoader, moves: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    offloaded = Offloaded(torch.device("cuda"))
-    room = iter([True, True, False, True])
-    monkeypatch.setattr(offload, "has_room", lambda nbytes: next(room))
-    for name in ("a", "b", "c"):
-        offloaded.put(loader(spec(name)))
-    assert [name for name in "abc" if offloaded.take(name)] == ["b", "c"]
-    monkeypatch.setattr(offload, "has_room", lambda nbytes: True)
-    offloaded.put(loader(spec("b")))
-    monkeypatch.setattr(offload, "has_room", lambda nbytes: False)
-    offloaded.put(loader(spec("d")))
-    assert not [name for name in "bd" if offloaded.take(name)]
-
-
-def test_what_cannot_be_pinned_is_dropped(
-    loader: FakeLoader, moves: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(pipeline: Pipeline) -> Pipeline:
-        raise RuntimeError("cannot pin")
-
-    monkeypatch.setattr(offload, "to_host", fail)
-    offloaded = Offloaded(torch.device("cuda"))
-    offloaded.put(loader(spec("a")))
-    assert offloaded.take("a") is None
-
-
-def test_on_a_cpu_nothing_is_offloaded(loader: FakeLoader) -> None:
-    offloaded = Offloaded(torch.device("cpu"))
-    offloaded.put(loader(spec("a")))
-    assert offloaded.take("a") is None
 
 
 # The real thing
