@@ -24,6 +24,7 @@ FOLDER = ROOT / ".gpu-wheels"
 LOCK = ROOT / "requirements.lock"
 WANTED = (
     "annotated-types",
+    "cachetools",
     "diffusers",
     "importlib_metadata",
     "pydantic",
