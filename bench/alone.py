@@ -129,7 +129,7 @@ def run_stock() -> None:
     import torch
     from diffusers import StableDiffusionPipeline
 
-    from sdbento.samplers.names import SamplerSpec, build_scheduler
+    from sdbento.samplers.scheduler import SamplerSpec, build_scheduler
 
     pipe = StableDiffusionPipeline.from_pretrained(SHAPES, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)

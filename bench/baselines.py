@@ -25,7 +25,7 @@ from PIL.Image import Image
 from starlette.responses import Response
 
 from sdbento.malloc import keep_freed_memory
-from sdbento.samplers.names import SamplerSpec, build_scheduler
+from sdbento.samplers.scheduler import SamplerSpec, build_scheduler
 
 keep_freed_memory()
 

@@ -35,7 +35,8 @@ from sdbento.models.pipeline import Pipeline
 from sdbento.prompts.encoder import Conditioning, PreparedPrompt, PromptEncoder
 from sdbento.runner.state import state_of
 from sdbento.runner.torch_runner import TorchRunner
-from sdbento.samplers.names import SamplerSpec, build_scheduler, compile_table
+from sdbento.samplers.compile import compile_table
+from sdbento.samplers.scheduler import SamplerSpec, build_scheduler
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 GUIDANCE = 7.5

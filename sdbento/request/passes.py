@@ -33,7 +33,8 @@ from sdbento.request.resolved import ResidentModels, ResolvedRequest
 from sdbento.request.schema import Hires, Refiner
 from sdbento.request.settle import SettledRequest, floor_side
 from sdbento.samplers import stock
-from sdbento.samplers.names import SamplerSpec, compile_table
+from sdbento.samplers.compile import compile_table
+from sdbento.samplers.scheduler import SamplerSpec
 from sdbento.samplers.step_table import WHOLE, StepTable, Window
 
 ScheduledPrompts = tuple[tuple[int, PreparedPrompt], ...]  # each with the step from which it holds

@@ -14,7 +14,8 @@ import pytest
 from sdbento.errors import UnsupportedSampler
 from sdbento.models.pipeline import Pipeline
 from sdbento.samplers import stock
-from sdbento.samplers.names import SamplerSpec, build_scheduler, list_samplers
+from sdbento.samplers.names import list_samplers
+from sdbento.samplers.scheduler import SamplerSpec, build_scheduler
 from tests.support.oracle import tiny_control, tiny_model
 from tests.support.stock import stock_pipeline
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from sdbento.models.pipeline import Pipeline
 from sdbento.request.schema import GenerateRequest
-from sdbento.samplers.names import SamplerSpec, build_scheduler
+from sdbento.samplers.scheduler import SamplerSpec, build_scheduler
 
 Pixels = NDArray[np.float32]
 
