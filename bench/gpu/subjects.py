@@ -32,7 +32,8 @@ from sdbento.engine.trajectory import BatchKey, Pass, Stage, StepPlan, Trajector
 from sdbento.lora.hooks import WeightedAdapter
 from sdbento.models.device import choose_vae_dtype
 from sdbento.models.pipeline import Pipeline
-from sdbento.prompts.encoder import Conditioning, PreparedPrompt, PromptEncoder
+from sdbento.prompts.encoder import Conditioning, PromptEncoder
+from sdbento.prompts.tokens import PreparedPrompt
 from sdbento.runner.state import state_of
 from sdbento.runner.torch_runner import TorchRunner
 from sdbento.samplers.compile import compile_table

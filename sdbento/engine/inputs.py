@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from sdbento.lora.hooks import WeightedAdapter
     from sdbento.models.pipeline import ControlNet
-    from sdbento.prompts.encoder import PreparedPrompt
+    from sdbento.prompts.tokens import PreparedPrompt
     from sdbento.samplers.step_table import StepTable
 
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from sdbento.engine.trajectory import Trajectory
 from sdbento.errors import InvalidParameter
-from sdbento.lora.hooks import AdapterCache, WeightedAdapter
+from sdbento.lora.cache import AdapterCache
+from sdbento.lora.hooks import WeightedAdapter
 from sdbento.models.pipeline import Pipeline
 from sdbento.prompts.inversions import Inversions
 from sdbento.request.passes import PassBuilder

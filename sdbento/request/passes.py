@@ -26,9 +26,9 @@ from sdbento.engine.trajectory import BatchKey, Pass
 from sdbento.images.canvas import inpaint_control, prepare_control
 from sdbento.lora.hooks import WeightedAdapter
 from sdbento.models.pipeline import Pipeline
-from sdbento.prompts.encoder import PreparedPrompt, prepare
 from sdbento.prompts.inversions import Inversions
 from sdbento.prompts.syntax import schedule
+from sdbento.prompts.tokens import PreparedPrompt, prepare
 from sdbento.request.resolved import ResidentModels, ResolvedRequest
 from sdbento.request.schema import Hires, Refiner
 from sdbento.request.settle import SettledRequest, floor_side

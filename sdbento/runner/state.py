@@ -25,7 +25,8 @@ from sdbento.engine.inputs import (
 from sdbento.engine.trajectory import PassOutcome, Trajectory
 from sdbento.images.canvas import enlarge
 from sdbento.models.pipeline import Pipeline
-from sdbento.prompts.encoder import Conditioning, PreparedPrompt, PromptEncoder
+from sdbento.prompts.encoder import Conditioning, PromptEncoder
+from sdbento.prompts.tokens import PreparedPrompt
 from sdbento.runner.vae import Posterior, draw_noise, encode
 
 ScheduledConditioning = list[tuple[int, Conditioning]]  # (first step, what the UNet reads then)

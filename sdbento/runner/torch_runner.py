@@ -19,9 +19,10 @@ from PIL import Image
 
 from sdbento.engine.trajectory import BatchKey, Stage, StepPlan, StepResult, Trajectory
 from sdbento.errors import GenerationFailed, SDBentoError
-from sdbento.lora.hooks import applied
+from sdbento.lora.hooks import active_adapters
 from sdbento.models.pipeline import Pipeline
-from sdbento.prompts.encoder import PromptEncoder, prepare
+from sdbento.prompts.encoder import PromptEncoder
+from sdbento.prompts.tokens import prepare
 from sdbento.runner.controlnets import added_conditioning, compute_residuals
 from sdbento.runner.previews import preview_images
 from sdbento.runner.state import Row, first_state, state_of
@@ -141,7 +142,7 @@ def _unet(
     model_input = _with_mask_channels(latents, owners) if pipeline.inpaints else latents
     adapters = [owner.inputs.adapters for owner in owners]
     unet = pipeline.unet.forward if any(adapters) else pipeline.unet  # compiled, it sees no hooks
-    with applied(pipeline.unet, "unet", adapters):
+    with active_adapters(pipeline.unet, "unet", adapters):
         output: torch.Tensor = unet(
             model_input.to(pipeline.dtype),
             timesteps,

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import gc
 import weakref
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,11 @@ import pytest
 import torch
 
 from sdbento.errors import InvalidParameter
-from sdbento.lora.hooks import AdapterCache, WeightedAdapter
+from sdbento.lora.cache import AdapterCache
+from sdbento.lora.hooks import WeightedAdapter
 from sdbento.models.pipeline import Pipeline
-from sdbento.prompts.encoder import MAX_CHUNKS, Conditioning, PreparedPrompt, PromptEncoder, prepare
+from sdbento.prompts.encoder import Conditioning, PromptEncoder
+from sdbento.prompts.tokens import PreparedPrompt, prepare
 from sdbento.settings import Settings
 from tests.support.loras import everything, make_lora, save_peft
 from tests.support.oracle import tiny_model
@@ -95,11 +96,6 @@ def test_clip_skip_takes_an_earlier_layer(family: str) -> None:
     assert torch.equal(skipped.embeds, model.pipe.text_encoder.final_layer_norm(states[-2]))
 
 
-def test_clip_skip_beyond_the_layers_names_the_limit() -> None:
-    with pytest.raises(InvalidParameter, match="at most 2 for tiny-sd15; given: 3"):
-        prepare(tiny_model("sd15"), "a cat", clip_skip=3)
-
-
 def test_a_long_prompt_goes_on_in_chunks_of_75_tokens() -> None:
     model = tiny_model("sd15")
     prompt = prepare(model, "cat " * 160)
@@ -115,19 +111,6 @@ def test_a_short_prompt_is_padded_with_empty_chunks() -> None:
     padded = encoded(model, "a cat", 2).embeds
     assert torch.allclose(padded[:, :77], encoded(model, "a cat").embeds, atol=1e-6)
     assert torch.allclose(padded[:, 77:], encoded(model, "").embeds, atol=1e-6)
-
-
-def test_break_begins_a_new_chunk() -> None:
-    model = tiny_model("sd15")
-    prompt = prepare(model, "a cat BREAK a dog")
-    assert [chunk.tokens for chunk in prompt.chunks[0]] == [
-        prepare(model, text).chunks[0][0].tokens for text in ("a cat", "a dog")
-    ]
-
-
-def test_a_prompt_of_too_many_chunks_names_the_limit() -> None:
-    with pytest.raises(InvalidParameter, match=f"at most {MAX_CHUNKS} chunks of 75 tokens"):
-        prepare(tiny_model("sd15"), "word " * 2000)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -179,11 +162,3 @@ def test_loras_reach_the_text_encoder_and_the_cache_does_not_keep_them(tmp_path:
     del adapter
     gc.collect()
     assert remembered() is None
-
-
-def test_prompts_are_prepared_on_many_threads() -> None:
-    model = tiny_model("sdxl")
-    texts = [f"a cat number {i} (of:1.{i % 10}) many" for i in range(200)]
-    with ThreadPoolExecutor(8) as pool:
-        together = list(pool.map(lambda text: prepare(model, text), texts))
-    assert together == [prepare(model, text) for text in texts]

@@ -11,8 +11,9 @@ from safetensors.torch import save_file
 
 from sdbento.errors import InvalidParameter
 from sdbento.models.pipeline import Pipeline
-from sdbento.prompts.encoder import Conditioning, PromptEncoder, prepare
+from sdbento.prompts.encoder import Conditioning, PromptEncoder
 from sdbento.prompts.inversions import Inversions
+from sdbento.prompts.tokens import prepare
 from sdbento.settings import Settings
 from tests.support.oracle import tiny_model
 

@@ -7,7 +7,7 @@ the names that kohya's trainer, diffusers (old) and PEFT give them.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,8 +15,11 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
+from sdbento.lora.cache import AdapterCache
+from sdbento.lora.hooks import Adapter, WeightedAdapter, _Hook
+from sdbento.settings import Settings
 from tests.support.checkpoints import _unet as original_layout
 from tests.support.tiny import tiny_pipeline
 
@@ -24,6 +27,7 @@ ATTENTION = ("attn1.", "attn2.", "ff.net", "proj_in", "proj_out")
 CONV = ("conv", "time_emb", "add_embedding")
 TEXT = ("_proj", "mlp.fc", "text_projection")
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
+NUM_ROWS = 4
 
 Layers = Mapping[str, Mapping[str, "Matrices"]]
 
@@ -195,3 +199,35 @@ def _save(tensors: Mapping[str, torch.Tensor], path: Path, metadata: Mapping[str
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({key: t.contiguous() for key, t in tensors.items()}, path, metadata=dict(metadata))
     return path
+
+
+def cache_of(folder: Path, **settings: Any) -> AdapterCache:
+    return AdapterCache(Settings.load(lora_dir=folder, **settings))
+
+
+def run_unet(unet: Any, rows: Sequence[int] = range(NUM_ROWS)) -> Tensor:
+    """What the UNet makes of some of the rows of one fixed batch."""
+    generator = torch.Generator().manual_seed(5)
+
+    def noise(*shape: int) -> Tensor:
+        return torch.randn(NUM_ROWS, *shape, generator=generator)[list(rows)]
+
+    latents, text = noise(4, 8, 8), noise(77, unet.config.cross_attention_dim)
+    conditions = None
+    if unet.config.addition_embed_type == "text_time":
+        conditions = {"text_embeds": noise(48), "time_ids": noise(6)}
+    timesteps = torch.tensor([981, 501, 21, 1])[list(rows)]
+    with torch.no_grad():
+        output = unet(latents, timesteps, text, added_cond_kwargs=conditions)
+    sample: Tensor = output.sample
+    return sample
+
+
+def num_hooks(module: nn.Module) -> int:
+    """Our own: transformers keeps some of its own on its modules."""
+    hooks = [hook for child in module.modules() for hook in child._forward_hooks.values()]
+    return sum(isinstance(hook, _Hook) for hook in hooks)
+
+
+def on(adapter: Adapter, weight: float = 1.0, text_encoder_weight: float = 1.0) -> WeightedAdapter:
+    return WeightedAdapter(adapter, weight, text_encoder_weight)

@@ -1,0 +1,167 @@
+"""What a LoRA's tensors mean for a model, and those that are refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sdbento.errors import UnsupportedModel
+from tests.support.loras import (
+    TEXT,
+    TEXT_ENCODERS,
+    WRITERS,
+    Layers,
+    cache_of,
+    make_lora,
+    save_diffusers_old,
+    save_kohya,
+    save_peft,
+)
+from tests.support.oracle import tiny_model
+
+FAMILIES = ["sd15", "sd21", "sdxl"]
+
+
+def test_a_rank_stabilised_lora_divides_by_the_root_of_its_rank(tmp_path: Path) -> None:
+    config = {"unet.r": 4, "unet.lora_alpha": 3, "unet.use_rslora": True}
+    lora = make_lora("sd15", rank=4, alpha=None)
+    save_peft("sd15", lora, tmp_path / "a.safetensors", lora_adapter_metadata=json.dumps(config))
+    adapter = cache_of(tmp_path).get(tiny_model("sd15"), "a")
+    assert {low.scale for low in adapter.parts["unet"].values()} == {1.5}
+
+
+def test_names_without_the_part_are_the_unets(tmp_path: Path) -> None:
+    lora = make_lora("sd15", alpha=None)
+    whole = load_file(save_diffusers_old("sd15", lora, tmp_path / "a.safetensors"))
+    save_file({k.removeprefix("unet."): t for k, t in whole.items()}, tmp_path / "b.safetensors")
+    model, cache = tiny_model("sd15"), cache_of(tmp_path)
+    a, b = (cache.get(model, name) for name in "ab")
+    assert a.parts.keys() == b.parts.keys() == {"unet"}
+    assert a.parts["unet"].keys() == b.parts["unet"].keys() == lora["unet"].keys()
+
+
+def test_matrices_fit_layers_that_are_their_like(tmp_path: Path) -> None:
+    """A linear layer and a 1 x 1 convolution are the same; trainers write either for both."""
+    lora = make_lora("sd15", marks={"unet": ("proj_in",)})
+    square = {
+        name: replace(m, down=m.down.flatten(1), up=m.up.flatten(1))
+        for name, m in lora["unet"].items()
+    }
+    other = make_lora("sd15", marks={"unet": ("to_q",)})["unet"]
+    deep = {
+        name: replace(m, down=m.down[..., None, None], up=m.up[..., None, None])
+        for name, m in other.items()
+    }
+    save_kohya("sd15", {"unet": {**square, **deep}}, tmp_path / "a.safetensors")
+    adapter = cache_of(tmp_path).get(tiny_model("sd15"), "a")
+    dims = {name.rpartition(".")[2]: low.down.dim() for name, low in adapter.parts["unet"].items()}
+    assert dims == {"proj_in": 4, "to_q": 2}
+
+
+# What is refused
+
+
+def refused(folder: Path, tensors: Mapping[str, Tensor], **metadata: str) -> str:
+    """The message with which a file is refused for the tiny SD 1.5."""
+    own = {key: tensor.clone() for key, tensor in tensors.items()}
+    save_file(own, folder / "odd.safetensors", metadata=metadata or None)
+    with pytest.raises(UnsupportedModel) as caught:
+        cache_of(folder).get(tiny_model("sd15"), "odd")
+    assert caught.value.param == "lora"
+    return caught.value.message
+
+
+Q = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+DOWN, UP = torch.ones(2, 8), torch.ones(8, 2)
+PLAIN = {f"unet.{Q}.lora_A.weight": DOWN, f"unet.{Q}.lora_B.weight": UP}
+KOHYA = f"lora_unet_{Q.replace('.', '_')}"
+
+
+@pytest.mark.parametrize(
+    ("extra", "reason"),
+    [
+        ({f"{KOHYA}.dora_scale": UP}, "DoRA"),
+        ({f"unet.{Q}.lora_magnitude_vector": UP}, "DoRA"),
+        ({f"{KOHYA}.lokr_w1": UP}, "LoKr"),
+        ({f"{KOHYA}.hada_w1_a": UP}, "LoHa"),
+        ({f"{KOHYA}.lora_mid.weight": UP}, "third matrix"),
+        ({f"unet.{Q}.lora_B.bias": UP}, "biases"),
+        ({f"unet.{Q}.strange": UP}, "a key that is none of a LoRA's: .*strange"),
+        ({f"unet.{Q}x.lora_A.weight": DOWN}, "only one of two matrices"),
+        ({"stray.lora_A.weight": DOWN}, "not named as"),
+        ({f"unet.{Q}.lora_A.weight": torch.ones(0, 8)}, "is empty"),
+        ({f"unet.{Q}.lora_A.weight": DOWN.to(torch.int8)}, "floating-point"),
+        ({f"unet.{Q}.lora_A.weight": DOWN * torch.nan}, "not finite"),
+        ({f"unet.{Q}.lora_A.weight": torch.ones(2, 9)}, "does not fit"),
+        ({f"unet.{Q}.lora_B.weight": torch.ones(8, 3)}, "does not fit"),
+        ({f"unet.{Q}.alpha": torch.tensor(torch.inf)}, "alpha"),
+    ],
+)
+def test_what_is_no_plain_lora_is_refused(
+    extra: dict[str, Tensor], reason: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UnsupportedModel, match=reason):
+        raise UnsupportedModel(refused(tmp_path, {**PLAIN, **extra}))
+
+
+def test_an_empty_file_is_refused(tmp_path: Path) -> None:
+    assert "no LoRA layers" in refused(tmp_path, {})
+
+
+def test_kohyas_layers_come_in_pairs(tmp_path: Path) -> None:
+    assert "not named as" in refused(tmp_path, {f"{KOHYA}.lora_down.weight": DOWN})
+
+
+@pytest.mark.parametrize("config", ["no json", "[]", '{"unet.lora_alpha": "x"}'])
+def test_metadata_that_cannot_be_read_is_refused(config: str, tmp_path: Path) -> None:
+    assert "metadata" in refused(tmp_path, PLAIN, lora_adapter_metadata=config)
+
+
+@pytest.mark.parametrize("writer", ["kohya", "peft"])
+@pytest.mark.parametrize(
+    ("made_for", "used_on"), [(a, b) for a in FAMILIES for b in FAMILIES if a != b]
+)
+def test_a_lora_of_another_family_says_so(
+    made_for: str, used_on: str, writer: str, tmp_path: Path
+) -> None:
+    marks = {"unet": ("attn2",), **dict.fromkeys(TEXT_ENCODERS, TEXT)}
+    if {made_for, used_on} == {"sd15", "sd21"}:
+        marks = {"unet": ("proj_in.x",)}  # the tiny two differ in this alone: it fits neither
+    lora: Layers = make_lora(made_for, marks=marks)
+    if not lora["unet"]:
+        layer = make_lora(made_for)["unet"][f"{Q}"]
+        wide = replace(layer, down=torch.ones(3, 1024 if made_for == "sd21" else 768))
+        lora = {"unet": {Q.replace("attn1.to_q", "attn2.to_k"): wide}}
+    WRITERS[writer](made_for, lora, tmp_path / "a.safetensors")
+    likely = {"sd15": "1.x", "sd21": "2.x", "sdxl": "XL"}
+    told = rf"LoRA a does not fit model tiny-{used_on} \(Stable Diffusion {likely[used_on]}\)"
+    if made_for == "sdxl" or lora.keys() == {"unet"}:
+        told += rf".*likely made for Stable Diffusion {likely[made_for]}"
+    with pytest.raises(UnsupportedModel, match=told):
+        cache_of(tmp_path).get(tiny_model(used_on), "a")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "likely"),
+    [
+        ("ss_base_model_version", "sdxl_base_v1-0", "XL"),
+        ("ss_base_model_version", "sd_v2_768_v", "2.x"),
+        ("modelspec.architecture", "stable-diffusion-xl-v1-base/lora", "XL"),
+        ("ss_base_model_version", "sd_v1", "another model"),
+        ("ss_base_model_version", "flux1", "another model"),
+    ],
+)
+def test_a_file_may_state_what_it_was_made_for(
+    key: str, value: str, likely: str, tmp_path: Path
+) -> None:
+    odd = {k.replace("to_q", "to_z"): tensor for k, tensor in PLAIN.items()}
+    message = refused(tmp_path, odd, **{key: value})
+    assert "the model has no layer" in message
+    assert f"{likely} (" in message
