@@ -2,8 +2,8 @@
 
 Such a URL may point at what only this server can reach: its own ports, its neighbours, its cloud's
 metadata. So a host is resolved once, all its addresses are checked, and the connection goes to one
-of those that were checked; redirects pass the same gate. No proxy, cookie or credential is used.
-Knows nothing of pictures and jobs: what comes back, or is posted, is bytes.
+of those that were checked; redirects are checked in the same way. No proxy, cookie or credential is
+used. Knows nothing of images, LoRAs and jobs: it receives and sends bytes.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ HEADERS = [
 
 NAT64 = ip_network("64:ff9b::/96")
 GLOBAL_UNICAST = ip_network("2000::/3")  # all that IANA has handed out of IPv6
-# What the `ipaddress` of some Python still calls global, and what a cloud has made its own.
+# Addresses that `ipaddress` calls global in some versions of Python, or that a cloud uses for
+# itself.
 SPECIAL = [
     ip_network(network)
     for network in (
@@ -46,7 +47,7 @@ SPECIAL = [
         "192.0.0.0/24",  # protocol assignments; Oracle's metadata
         "192.88.99.0/24",  # relays of 6to4
         "2001::/23",  # protocol assignments, Teredo among them
-        "2001:db8::/32",  # documentation, as the next
+        "2001:db8::/32",  # documentation, like the next
         "3fff::/20",
     )
 ]
@@ -55,7 +56,7 @@ Address = IPv4Address | IPv6Address
 
 
 class _Failed(Exception):
-    """Why a URL gives nothing; `fetch` says it in an error of this kind."""
+    """Why a URL cannot be used. `kind` is the error that the caller gets in its place."""
 
     def __init__(self, reason: str, kind: type[SDBentoError] = InvalidParameter) -> None:
         super().__init__(reason)
@@ -65,11 +66,17 @@ class _Failed(Exception):
 FAILURES = (_Failed, httpcore.TimeoutException, httpcore.NetworkError, httpcore.ProtocolError)
 
 
-def fetch(url: str, settings: Settings, *, max_bytes: int, param: str) -> bytes:
-    """What `url`, given in the request's field `param`, answers with. Blocks.
+def is_url(source: str) -> bool:
+    """Whether a field that may also hold a name, a data URI or base64 holds a URL."""
+    return source[:8].lower().startswith(("https://", "http://"))
 
-    All of it, redirects too, takes at most `settings.fetch_timeout` seconds. Raises TooLarge, and
-    InvalidParameter for everything else: a URL that does not work is no failure of the server.
+
+def fetch(url: str, settings: Settings, *, max_bytes: int, param: str) -> bytes:
+    """The body that `url`, given in the request's field `param`, answers with. Blocks.
+
+    Takes at most `settings.fetch_timeout` seconds, redirects included. Raises TooLarge above
+    `max_bytes`, and InvalidParameter for everything else: a URL that does not work is the fault of
+    the request, not of the server.
     """
     backend = _CheckedBackend(time.monotonic() + settings.fetch_timeout, settings)
     place: httpx.URL | None = None
@@ -89,7 +96,7 @@ def fetch(url: str, settings: Settings, *, max_bytes: int, param: str) -> bytes:
 
 
 def post(url: str, body: bytes, settings: Settings, *, param: str) -> None:
-    """Post JSON to `url`, given in the request's field `param`. Blocks, as long as `fetch` may.
+    """Post JSON to `url`, given in the request's field `param`. Blocks for as long as `fetch` may.
 
     Raises InvalidParameter unless the answer is a 2xx; redirects are not followed.
     """
@@ -108,7 +115,10 @@ def post(url: str, body: bytes, settings: Settings, *, param: str) -> None:
 
 
 def check(url: str, settings: Settings, *, param: str) -> None:
-    """Raise InvalidParameter for a URL that neither of the two would go to, without going there."""
+    """Raise InvalidParameter for a URL that `fetch` and `post` would refuse, without a connection.
+
+    A host name is not looked up.
+    """
     place: httpx.URL | None = None
     try:
         place = _parse(url)
@@ -118,10 +128,10 @@ def check(url: str, settings: Settings, *, param: str) -> None:
 
 
 def is_global(address: Address) -> bool:
-    """Whether `address` is on the public internet, also behind the IPv4 address it may carry."""
+    """Whether `address`, and the IPv4 address it may embed, is on the public internet."""
     if isinstance(address, IPv6Address):
-        if (carried := _carried(address)) is not None:
-            return is_global(carried)
+        if (embedded := _embedded(address)) is not None:
+            return is_global(embedded)
         if address not in GLOBAL_UNICAST:
             return False
     special = any(address in network for network in SPECIAL)
@@ -137,8 +147,8 @@ def look_up(host: str, port: int) -> list[str]:
 class _CheckedBackend(httpcore.NetworkBackend):
     """Connects to no address that it has not checked, and to none after the deadline.
 
-    To connect is to resolve: httpcore hands over the host's name, for which it checks the
-    certificate later, and here the name is looked up once and never again.
+    httpcore passes the host's name, and checks the certificate for it later. The name is looked up
+    here, once, so that a second answer cannot lead to an address that was not checked.
     """
 
     def __init__(self, deadline: float, settings: Settings) -> None:
@@ -168,7 +178,7 @@ class _CheckedBackend(httpcore.NetworkBackend):
 
 
 class _TimedStream(httpcore.NetworkStream):
-    """A connection that ends at the deadline, however steadily it trickles."""
+    """A connection that ends at the deadline, even if the host keeps sending a byte at a time."""
 
     def __init__(self, stream: httpcore.NetworkStream, deadline: float) -> None:
         self._stream = stream
@@ -216,7 +226,7 @@ def _check(place: httpx.URL, settings: Settings) -> None:
         raise _Failed("http is refused, use https; SDBENTO_ALLOW_PRIVATE_URLS=true permits it")
     if place.port is not None and not 0 < place.port <= MAX_PORT:
         raise _Failed(f"its port is not one of 1 to {MAX_PORT}")
-    with suppress(ValueError):  # a name, which is looked up when it is gone to
+    with suppress(ValueError):  # a host name, which is looked up only to connect to it
         _check_addresses([ip_address(place.host)], settings.allow_private_urls)
     if place.userinfo:
         raise _Failed("a URL must not carry a user name or password")
@@ -230,7 +240,7 @@ def _check_addresses(addresses: list[Address], allow_private: bool) -> None:
 
 
 def _get(place: httpx.URL, backend: _CheckedBackend, max_bytes: int) -> bytes | httpx.URL:
-    """The body, or where the host says that it is."""
+    """The body, or the URL that the host redirects to."""
     with _requested("GET", place, backend) as response:
         answered = httpx.Headers(response.headers)
         if response.status in REDIRECTS and "location" in answered:
@@ -282,7 +292,7 @@ def _read(response: httpcore.Response, headers: httpx.Headers, max_bytes: int) -
 
 
 def _resolve(host: str, port: int, timeout: float) -> list[Address]:
-    """The addresses of `host`; a thread waits for the system's resolver, which has no deadline."""
+    """The addresses of `host`. Resolved in a thread, for the system's resolver has no timeout."""
     found: Future[list[str]] = Future()
 
     def work() -> None:
@@ -300,8 +310,8 @@ def _resolve(host: str, port: int, timeout: float) -> list[Address]:
         raise _Failed("its host name cannot be resolved") from error
 
 
-def _carried(address: IPv6Address) -> IPv4Address | None:
-    """The IPv4 address to which packets for `address` may go in the end."""
+def _embedded(address: IPv6Address) -> IPv4Address | None:
+    """The IPv4 address that packets for `address` may be forwarded to."""
     if address in NAT64:
         return IPv4Address(int(address) & 0xFFFFFFFF)
     return address.ipv4_mapped or address.sixtofour

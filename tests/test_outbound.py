@@ -17,7 +17,7 @@ import pytest
 
 from sdbento import outbound as fetch_module
 from sdbento.errors import InvalidParameter, TooLarge
-from sdbento.outbound import MAX_REDIRECTS, check, fetch, is_global, look_up, post
+from sdbento.outbound import MAX_REDIRECTS, check, fetch, is_global, is_url, look_up, post
 from sdbento.settings import Settings
 
 BODY = bytes(range(256)) * 40
@@ -522,3 +522,18 @@ def test_a_url_can_be_checked_without_going_there(resolve: Resolve) -> None:
     with pytest.raises(InvalidParameter, match="webhook cannot go to its URL: only https"):
         check("https://", PUBLIC, param="webhook")
     assert asked == []
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("https://a.example/x.png", True),
+        ("HTTP://a.example", True),
+        ("data:image/png;base64,AAAA", False),
+        ("aHR0cHM6Ly8=", False),
+        ("owner/https", False),
+        ("", False),
+    ],
+)
+def test_urls_are_told_from_names_and_data(source: str, expected: bool) -> None:
+    assert is_url(source) is expected

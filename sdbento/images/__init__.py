@@ -1,1 +1,1 @@
-"""Pictures and bytes, pictures and latents' sizes, control images."""
+"""Images: files and their decoding, resizing and masks, control images."""

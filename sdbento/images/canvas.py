@@ -1,4 +1,4 @@
-"""Pictures brought to the size of the latents, and results put back into the originals.
+"""Sent images resized to what the latents need, and results put back into the originals.
 
 Sizes, crops and masks are what diffusers' VaeImageProcessor makes of them, as the stock img2img and
 inpainting pipelines call it. Knows nothing of requests, VAEs or devices.
@@ -16,12 +16,13 @@ from PIL import Image, ImageFilter
 
 from sdbento.catalog.families import VAE_FACTOR
 from sdbento.errors import InvalidParameter
+from sdbento.images.codec import flatten
 
 ResizeMode = Literal["stretch", "crop", "fit"]
 Box = tuple[int, int, int, int]  # left, top, right, bottom
 
 _MODES = {"stretch": "default", "crop": "crop", "fit": "fill"}  # in diffusers' words
-_pictures = VaeImageProcessor(vae_scale_factor=VAE_FACTOR)
+_images = VaeImageProcessor(vae_scale_factor=VAE_FACTOR)
 _masks = VaeImageProcessor(
     vae_scale_factor=VAE_FACTOR,
     do_normalize=False,
@@ -38,25 +39,25 @@ RESAMPLING = {
 
 @dataclass(frozen=True, eq=False)
 class Overlay:
-    """How a result goes back into the original: white parts of `mask` are the result's."""
+    """How a result is put back into the original: it shows where `mask` is white."""
 
     original: Image.Image
     mask: Image.Image  # "L", of the original's size
     box: Box | None = None  # where in the original the result belongs; None: all of it
 
     def apply(self, image: Image.Image) -> Image.Image:
-        result: Image.Image = _pictures.apply_overlay(self.mask, self.original, image, self.box)
+        result: Image.Image = _images.apply_overlay(self.mask, self.original, image, self.box)
         return result
 
 
 @dataclass(frozen=True, eq=False)
 class Canvas:
-    """What an img2img or inpainting image is made from, shared by all images of a request."""
+    """What image-to-image and inpainting start from; the same for all images of a request."""
 
     pixels: torch.Tensor  # [1, 3, H, W] on [-1, 1]
     mask: torch.Tensor | None = None  # [1, 1, H, W], 1: repaint
     overlay: Overlay | None = None
-    box: Box | None = None  # what was cut out of the pictures before they were resized
+    box: Box | None = None  # what was cut out of image and mask before they were resized
 
 
 def prepare_canvas(
@@ -69,26 +70,28 @@ def prepare_canvas(
     blur: int = 0,
     crop_padding: int | None = None,
 ) -> Canvas:
-    """`image` (and `mask`, white: repaint) at width x height.
+    """`image` at width x height, and its `mask`, which is white where it is to be repainted.
 
-    `blur` fades the repainted part into the original, which is put back outside of it.
-    `crop_padding` repaints only the masked region and so many pixels around it.
+    With a `blur` the repainted part fades into the original, which is put back around it. With
+    `crop_padding` only the masked region and that many pixels around it are repainted, at the full
+    width x height. Raises InvalidParameter for a mask without white, and for a side that would
+    vanish.
     """
-    picture = flatten(image)
+    image = flatten(image)
     if mask is None:
-        return Canvas(_tensor(_pictures, picture, width, height, _MODES[mode]))
-    mask = _same_size(flatten(mask).convert("L"), picture)
+        return Canvas(_tensor(_images, image, width, height, _MODES[mode]))
+    mask = _same_size(flatten(mask).convert("L"), image)
     soft = mask.filter(ImageFilter.GaussianBlur(blur)) if blur else mask
     box, resize = None, _MODES[mode]
     if crop_padding is not None:
         box, resize = _crop_box(soft, width, height, crop_padding), "fill"
     overlay = None
     if box is not None:
-        overlay = Overlay(picture, soft, box)
+        overlay = Overlay(image, soft, box)
     elif blur:
-        overlay = Overlay(*(_pictures.resize(i, height, width, resize) for i in (picture, soft)))
+        overlay = Overlay(*(_images.resize(i, height, width, resize) for i in (image, soft)))
     return Canvas(
-        pixels=_tensor(_pictures, picture, width, height, resize, box),
+        pixels=_tensor(_images, image, width, height, resize, box),
         mask=_tensor(_masks, soft, width, height, resize, box),
         overlay=overlay,
         box=box,
@@ -98,13 +101,16 @@ def prepare_canvas(
 def prepare_control(
     image: Image.Image, width: int, height: int, mode: ResizeMode, box: Box | None = None
 ) -> torch.Tensor:
-    """A control image, [1, 3, H, W] on [0, 1]; `box` is the canvas's."""
+    """A control image as a ControlNet reads it, [1, 3, H, W] on [0, 1]; `box` is the canvas's."""
     resize = _MODES[mode] if box is None else "fill"
     return _tensor(_controls, flatten(image), width, height, resize, box)
 
 
 def inpaint_control(canvas: Canvas) -> torch.Tensor:
-    """The control image of inpainting ControlNets: the picture, -1 where it is repainted."""
+    """The control image of inpainting ControlNets: the image, with -1 where it is repainted.
+
+    Raises InvalidParameter where there is no mask.
+    """
     if canvas.mask is None:
         raise InvalidParameter(
             "an inpaint ControlNet needs a mask_image, or a control image of its own",
@@ -116,15 +122,15 @@ def inpaint_control(canvas: Canvas) -> torch.Tensor:
 def extend(
     image: Image.Image, mask: Image.Image | None, margins: Box, overlap: int
 ) -> tuple[Image.Image, Image.Image]:
-    """A larger canvas: `margins` pixels more on the left, top, right and bottom, and their mask.
+    """The image with `margins` pixels more on the left, top, right and bottom, and a mask of them.
 
-    The margins are filled with the nearest pixels. The mask reaches `overlap` pixels into the
-    picture, so that the seam is repainted too.
+    The margins are filled with the nearest pixels. The new mask includes the given one, and reaches
+    `overlap` pixels into the image, so that the seam is repainted too.
     """
     left, top, right, bottom = margins
-    picture = np.asarray(flatten(image))
-    extended = np.pad(picture, ((top, bottom), (left, right), (0, 0)), mode="edge")
-    repaint = np.zeros(picture.shape[:2], np.uint8)
+    pixels = np.asarray(flatten(image))
+    extended = np.pad(pixels, ((top, bottom), (left, right), (0, 0)), mode="edge")
+    repaint = np.zeros(pixels.shape[:2], np.uint8)
     if mask is not None:
         repaint = np.array(_same_size(flatten(mask).convert("L"), image))
     width, height = image.size
@@ -136,16 +142,8 @@ def extend(
     return Image.fromarray(extended), Image.fromarray(whole)
 
 
-def flatten(image: Image.Image) -> Image.Image:
-    """Without transparency: on white, as a browser would show it."""
-    if image.mode != "RGBA":
-        return image.convert("RGB")
-    background = Image.new("RGBA", image.size, "white")
-    background.alpha_composite(image)
-    return background.convert("RGB")
-
-
 def resized(image: Image.Image, width: int, height: int, mode: ResizeMode) -> Image.Image:
+    """`image` at width x height, in RGB. Raises InvalidParameter for a side that would vanish."""
     if mode == "fit":
         _check_ratio(image, width, height)
     result: Image.Image = _controls.resize(flatten(image), height, width, _MODES[mode])
@@ -155,7 +153,7 @@ def resized(image: Image.Image, width: int, height: int, mode: ResizeMode) -> Im
 def enlarge(image: Image.Image, width: int, height: int, upscaler: str) -> torch.Tensor:
     """`image` at a larger size, [1, 3, H, W] on [-1, 1]."""
     larger = flatten(image).resize((width, height), RESAMPLING[upscaler])
-    return _tensor(_pictures, larger, width, height, "default")
+    return _tensor(_images, larger, width, height, "default")
 
 
 def _same_size(mask: Image.Image, image: Image.Image) -> Image.Image:
@@ -178,8 +176,8 @@ def _check_ratio(image: Image.Image, width: int, height: int) -> None:
     scale = min(width / image.width, height / image.height)
     if scale * min(image.size) < 1:
         raise InvalidParameter(
-            f"a picture of {image.width} x {image.height} cannot be fitted into {width} x "
-            f"{height}: nothing would be left of its short side",
+            f"an image of {image.width} x {image.height} cannot be fitted into {width} x "
+            f"{height}: its short side would vanish",
             param="resize_mode",
         )
 

@@ -1,7 +1,7 @@
-"""Pictures to bytes, with the generation parameters embedded, and back from what clients send.
+"""Images to files, with the generation parameters embedded, and back from what clients send.
 
-What is to be decoded is a stranger's: its bytes and pixels are counted before they are unpacked.
-Knows no torch and no sockets; `fetch` opens those.
+What clients send is not trusted: bytes and pixels are counted before anything is decoded. Uses no
+torch, and opens no sockets itself: see `outbound`.
 """
 
 from __future__ import annotations
@@ -10,41 +10,29 @@ import binascii
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from io import BytesIO
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
-from PIL.ExifTags import Base
-from PIL.Image import Transpose
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from sdbento.errors import InvalidParameter, SDBentoError, TooLarge
-from sdbento.outbound import fetch
+from sdbento.outbound import fetch, is_url
 from sdbento.settings import Settings
 
 QUALITY = 95  # of JPEG and WebP
-USER_COMMENT = 0x9286  # the EXIF tag that JPEG and WebP carry parameters in
-EXIF_IFD = 0x8769
 MEDIA_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # that are decoded
 ACCEPTED = "an https URL, a data URI or base64 of a PNG, JPEG, WebP, GIF, BMP or TIFF file"
-PIXELS_FACTOR = 16  # a photograph may be so many times larger than what is drawn after it
-Image.MAX_IMAGE_PIXELS = None  # PIL's limit, one for the process; ours follows the settings
+PIXELS_FACTOR = 16  # how much larger than the largest generated image a sent one may be
+Image.MAX_IMAGE_PIXELS = None  # PIL's limit for the whole process; ours depends on the settings
 
 _DATA_URI = re.compile(r"data:[^,]{0,200},", re.IGNORECASE)
 _URLSAFE = bytes.maketrans(b"-_", b"+/")
-_UPRIGHT = {
-    2: Transpose.FLIP_LEFT_RIGHT,
-    3: Transpose.ROTATE_180,
-    4: Transpose.FLIP_TOP_BOTTOM,
-    5: Transpose.TRANSPOSE,
-    6: Transpose.ROTATE_270,
-    7: Transpose.TRANSVERSE,
-    8: Transpose.ROTATE_90,
-}
 
 
 def encode(
@@ -52,7 +40,8 @@ def encode(
 ) -> bytes:
     """`image` as a file in `output_format` (a key of MEDIA_TYPES).
 
-    `parameters` go in as JSON: a PNG text chunk "parameters", or the EXIF user comment.
+    `parameters` are embedded as JSON: in the text chunk "parameters" of a PNG, in the EXIF user
+    comment of other formats.
     """
     buffer = BytesIO()
     text = json.dumps(parameters) if parameters else None
@@ -74,16 +63,13 @@ def _png_info(text: str | None) -> PngInfo | None:
 def _exif(text: str | None) -> Image.Exif:
     exif = Image.Exif()
     if text is not None:
-        exif.get_ifd(EXIF_IFD)[USER_COMMENT] = b"UNICODE\0" + text.encode("utf-16-be")
+        comment = b"UNICODE\0" + text.encode("utf-16-be")
+        exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = comment
     return exif
 
 
-def is_url(source: str) -> bool:
-    return source[:8].lower().startswith(("https://", "http://"))
-
-
 def read(source: str, settings: Settings, *, param: str) -> Image.Image:
-    """The picture that the request's field `param` names or carries, as `decode` gives it.
+    """The image that the request's field `param` holds, decoded as by `decode`.
 
     `source` is an https URL, a data URI or base64. Blocks while a URL is fetched. Raises TooLarge
     and InvalidParameter.
@@ -107,24 +93,25 @@ def decode(data: bytes, settings: Settings, *, param: str) -> Image.Image:
     """The first frame of an image file, upright, "RGB" or, where it has transparency, "RGBA".
 
     Raises TooLarge above `settings.max_image_bytes` or 16 × `settings.max_pixels`, the latter
-    before a pixel is decoded, and InvalidParameter where there is no picture in `data`.
+    before a pixel is decoded, and InvalidParameter if `data` is no image.
     """
     _check_bytes(len(data), settings, param)
     try:
         with Image.open(BytesIO(data), formats=FORMATS) as image:
             _check_pixels(image.size, settings, param)
             image.load()
-            return _as_rgb(_upright(image), param)
+            _turn_upright(image)
+            return _as_rgb(image, param)
     except (SDBentoError, MemoryError):
         raise
     except UnidentifiedImageError as error:
         raise InvalidParameter(
-            f"{param} cannot be decoded as a picture; accepted is {ACCEPTED}", param=param
+            f"{param} cannot be decoded as an image; accepted is {ACCEPTED}", param=param
         ) from error
     except Exception as error:  # damaged files make PIL raise nearly everything
         reason = "truncated" if "truncated" in str(error).lower() else "damaged"
         raise InvalidParameter(
-            f"{param} cannot be decoded as a picture: {reason}", param=param
+            f"{param} cannot be decoded as an image: {reason}", param=param
         ) from error
 
 
@@ -161,12 +148,11 @@ def _check_pixels(size: tuple[int, int], settings: Settings, param: str) -> None
         )
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        turn = _UPRIGHT.get(image.getexif().get(Base.Orientation) or 1)
-    except Exception:  # broken EXIF is a pity, but no reason to refuse the picture
-        return image
-    return image if turn is None else image.transpose(turn)
+def _turn_upright(image: Image.Image) -> None:
+    """Turn it as its EXIF orientation says, in place: PIL turns it first and then writes the EXIF
+    data again, so that it is upright even where PIL cannot do the latter."""
+    with suppress(Exception):  # broken EXIF data is no reason to refuse the image
+        ImageOps.exif_transpose(image, in_place=True)
 
 
 def _as_rgb(image: Image.Image, param: str) -> Image.Image:
@@ -178,3 +164,12 @@ def _as_rgb(image: Image.Image, param: str) -> Image.Image:
             f"{param} has pixels of 32 bits, of unknown range; send 8 or 16", param=param
         )
     return image.convert("RGBA" if image.has_transparency_data else "RGB")
+
+
+def flatten(image: Image.Image) -> Image.Image:
+    """Without transparency, in RGB: on white, as a browser would show it."""
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image).convert("RGB")

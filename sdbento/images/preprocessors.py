@@ -1,8 +1,8 @@
-"""Control images out of ordinary pictures: the edges, depth or pose that a ControlNet follows.
+"""Control images made from ordinary images: the edges, depth or pose that a ControlNet follows.
 
-canny, scribble and tile are computed here. The others are networks of their own: those of the
-optional package controlnet_aux (Apache 2.0), on the CPU, with the weights that the authors of
-ControlNet published. Knows nothing of ControlNets, nor of a request's size.
+canny, scribble and tile are computed here. The others are made by networks of the optional package
+controlnet_aux (Apache 2.0), on the CPU, with the weights that the authors of ControlNet published.
+Knows nothing of ControlNets, nor of a request's size.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from huggingface_hub import hf_hub_download
 from PIL import Image
 
 from sdbento.errors import InvalidParameter, ModelLoadFailed, classify
+from sdbento.images.codec import flatten
 
 log = logging.getLogger(__name__)
 
 PARAM = "controlnet.preprocess"
 REPOSITORY = "lllyasviel/Annotators"
 MAX_DETECTORS = 3  # kept in memory, up to half a GB each
-MAX_ASPECT = 8  # the networks see the shorter side as 512 pixels, and the longer one in proportion
+MAX_ASPECT = 8  # the networks read the shorter side as 512 pixels, and the longer in proportion
 OTHERWISE = 'or send a finished control image with "preprocess": false'
 
 Detector = Callable[[Image.Image], Image.Image]
@@ -51,18 +52,18 @@ ANNOTATORS = {
     "mlsd": Annotator("mlsd", ("mlsd_large_512_fp32.pth",)),
     "normal": Annotator("normal_bae", ("scannet.pt",)),
 }
-# One at a time through each network: that of depth keeps its activations in a global. One lock a
-# kind, so that a download holds up no other kind. Taken before `weights.constructing`.
+# Each network takes one image at a time: the one for depth keeps its activations in a global. One
+# lock a kind, so that a download delays no other kind. Taken before `weights.constructing`.
 _locks = {kind: Lock() for kind in ANNOTATORS}
 
 
 def preprocess(kind: str, image: Image.Image) -> Image.Image:
     """The control image of `kind` for `image`, RGB and of its size; transparency counts as white.
 
-    Raises InvalidParameter for kinds that no preprocessor makes or that need the extra, and
-    ModelLoadFailed where a network cannot be had now.
+    Raises InvalidParameter for a kind that is unknown or needs the optional package, and
+    ModelLoadFailed where its network cannot be loaded now.
     """
-    image = _opaque(image)
+    image = flatten(image)
     if kind in BUILT_IN:
         return BUILT_IN[kind](image)
     if kind not in ANNOTATORS:
@@ -74,8 +75,8 @@ def preprocess(kind: str, image: Image.Image) -> Image.Image:
         )
     _check_aspect(image)
     with _locks[kind]:
-        drawn = _detector(kind)(image)
-    return drawn.convert("RGB").resize(image.size, Image.Resampling.BILINEAR)
+        control = _detector(kind)(image)
+    return control.convert("RGB").resize(image.size, Image.Resampling.BILINEAR)
 
 
 def canny(image: Image.Image) -> Image.Image:
@@ -84,18 +85,18 @@ def canny(image: Image.Image) -> Image.Image:
 
 
 def scribble(image: Image.Image) -> Image.Image:
-    """White strokes on black where it is darker than around: a difference of Gaussians.
+    """White strokes on black where the image is darker than its surroundings.
 
-    Winnemöller et al. 2012, thresholded hard.
+    A difference of Gaussians (Winnemöller et al. 2012) with a hard threshold.
     """
     pixels = np.asarray(image)
     wide, narrow = (cv2.GaussianBlur(pixels, (0, 0), sigma) for sigma in (5.0, 0.5))
-    darker = cv2.subtract(wide, narrow).max(axis=2)  # saturating: 0 where it is lighter
+    darker = cv2.subtract(wide, narrow).max(axis=2)  # saturating: 0 where the image is lighter
     return _grey((darker > 16).astype(np.uint8) * 255)
 
 
 def tile(image: Image.Image) -> Image.Image:
-    """The picture itself: the tile ControlNet is taught to draw it again with more detail."""
+    """The image itself: the tile ControlNet was trained to make it again with more detail."""
     return image
 
 
@@ -113,7 +114,7 @@ def _detector(kind: str) -> Detector:
             f"pip install 'sdbento[preprocessors]'; {OTHERWISE}",
             param=PARAM,
         ) from error
-    except Exception as error:  # a torchvision that was built for another torch, for one
+    except Exception as error:  # for example a torchvision that was built for another torch
         raise _load_failed(kind, error) from error
     try:
         return _load(ANNOTATORS[kind], processors)
@@ -122,10 +123,10 @@ def _detector(kind: str) -> Detector:
 
 
 def _load(annotator: Annotator, processors: Any) -> Detector:
-    # Imported late: what is built in needs no torch.
+    # Imported here, because the preprocessors that are built in need no torch.
     from sdbento.models.weights import constructing
 
-    for file in annotator.files:  # minutes, perhaps; under no lock that models wait for
+    for file in annotator.files:  # may take minutes, so not under the lock that models wait for
         hf_hub_download(REPOSITORY, file)
     with constructing:
         processor = processors.Processor(annotator.processor)
@@ -146,18 +147,10 @@ def _load_failed(kind: str, error: Exception) -> ModelLoadFailed:
 def _check_aspect(image: Image.Image) -> None:
     if max(image.size) > MAX_ASPECT * min(image.size):
         raise InvalidParameter(
-            f"{PARAM}: the picture is {image.width} × {image.height} pixels; one side must not be "
+            f"{PARAM}: the image is {image.width} × {image.height} pixels; one side must not be "
             f"more than {MAX_ASPECT} times the other",
             param=PARAM,
         )
-
-
-def _opaque(image: Image.Image) -> Image.Image:
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    image = image.convert("RGBA")
-    white = Image.new("RGBA", image.size, "white")
-    return Image.alpha_composite(white, image).convert("RGB")
 
 
 def _grey(pixels: Any) -> Image.Image:

@@ -37,7 +37,7 @@ from sdbento.errors import (
     UnsupportedModel,
     classify,
 )
-from sdbento.outbound import fetch
+from sdbento.outbound import fetch, is_url
 from sdbento.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ def locate(name: str, settings: Settings) -> LoraSource:
 
     Raises InvalidParameter: an unknown name, an ambiguous one, or one that the settings forbid.
     """
-    if name.lower().startswith(("https://", "http://")):
+    if is_url(name):
         return _url(name, settings)
     if name.lower().endswith(PICKLED):
         raise refusal(name, "pickled weights can run code when loaded; only safetensors are read")

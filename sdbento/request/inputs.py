@@ -14,6 +14,7 @@ from sdbento.errors import InvalidParameter
 from sdbento.images import codec
 from sdbento.images.canvas import extend, resized
 from sdbento.images.preprocessors import preprocess
+from sdbento.outbound import is_url
 from sdbento.request.schema import ControlNetInput, GenerateRequest
 from sdbento.settings import Settings
 
@@ -40,7 +41,7 @@ def has_images(request: GenerateRequest) -> bool:
 def has_urls(request: GenerateRequest) -> bool:
     """Whether an image has to be fetched from somewhere."""
     sources = [request.image, request.mask_image, *(c.image for c in request.controlnet or ())]
-    return any(source is not None and codec.is_url(source) for source in sources)
+    return any(source is not None and is_url(source) for source in sources)
 
 
 def mask_blur(request: GenerateRequest) -> int | None:

@@ -14,6 +14,7 @@ from PIL import Image
 from sdbento.engine.handle import Handle
 from sdbento.images import codec
 from sdbento.images.canvas import Overlay
+from sdbento.outbound import is_url
 from sdbento.request.resolved import ResolvedRequest
 from sdbento.request.schema import GenerateRequest, GenerateResponse, Timings
 from sdbento.request.settle import SettledRequest
@@ -108,6 +109,6 @@ def describe(request: GenerateRequest) -> dict[str, Any]:
 
 
 def _digest(source: str) -> str:
-    if source[:8].lower() == "https://" or source[:7].lower() == "http://":
+    if is_url(source):
         return source
     return f"sha256:{hashlib.sha256(source.encode()).hexdigest()}"

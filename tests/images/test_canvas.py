@@ -6,16 +6,8 @@ import torch
 from PIL import Image
 
 from sdbento.errors import InvalidParameter
-from sdbento.images.canvas import extend, flatten, inpaint_control, prepare_canvas, prepare_control
+from sdbento.images.canvas import extend, inpaint_control, prepare_canvas, prepare_control
 from tests.support.pictures import box_mask, gradient, half_mask
-
-
-def test_transparency_lies_on_white() -> None:
-    image = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
-    image.putpixel((0, 0), (255, 0, 0, 255))
-    flat = flatten(image)
-    assert flat.mode == "RGB"
-    assert (flat.getpixel((0, 0)), flat.getpixel((4, 4))) == ((255, 0, 0), (255, 255, 255))
 
 
 @pytest.mark.parametrize("mode", ["stretch", "crop", "fit"])

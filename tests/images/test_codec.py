@@ -10,17 +10,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from sdbento.errors import InvalidParameter, TooLarge
 from sdbento.images import codec
-from sdbento.images.codec import EXIF_IFD, MEDIA_TYPES, USER_COMMENT, decode, encode, read
+from sdbento.images.codec import MEDIA_TYPES, decode, encode, flatten, read
 from sdbento.settings import Settings
 
 PARAMETERS = {"prompt": "a café ☕", "seed": 2**63 - 1}
 RED = Image.new("RGB", (16, 8), (255, 0, 0))
 SETTINGS = Settings()
-ORIENTATION = 0x0112
 
 
 def file(image: Image.Image, image_format: str = "PNG", **options: Any) -> bytes:
@@ -78,7 +77,7 @@ def test_a_png_carries_its_parameters_as_text() -> None:
 @pytest.mark.parametrize("output_format", ["jpeg", "webp"])
 def test_jpeg_and_webp_carry_them_as_the_exif_user_comment(output_format: str) -> None:
     exif = Image.open(BytesIO(encode(RED, output_format, PARAMETERS))).getexif()
-    comment = exif.get_ifd(EXIF_IFD)[USER_COMMENT]
+    comment = exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment]
     assert comment.startswith(b"UNICODE\0")
     assert json.loads(comment[8:].decode("utf-16-be")) == PARAMETERS
 
@@ -223,7 +222,7 @@ def test_a_picture_is_turned_upright(orientation: int, image_format: str) -> Non
     upright.paste(255, (0, 0, 8, 8))  # a white corner at the upper left
     turned = upright.transpose(INVERSE[orientation]) if orientation > 1 else upright
     exif = Image.Exif()
-    exif[ORIENTATION] = orientation
+    exif[ExifTags.Base.Orientation] = orientation
     data = file(turned.convert("RGB"), image_format, exif=exif)
     image = decode(data, SETTINGS, param="image")
     assert image.size == upright.size
@@ -239,6 +238,20 @@ INVERSE = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_270,
 }
+
+
+def test_an_image_is_turned_upright_though_its_exif_cannot_be_written_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    data = file(Image.new("RGB", (24, 16)), "JPEG", exif=exif)
+
+    def fail(*_: object) -> bytes:
+        raise ValueError
+
+    monkeypatch.setattr(Image.Exif, "tobytes", fail)
+    assert decode(data, SETTINGS, param="image").size == (16, 24)
 
 
 def test_broken_exif_is_overlooked() -> None:
@@ -273,19 +286,19 @@ def test_as_many_pixels_as_the_limit_are_no_bomb() -> None:
 @pytest.mark.parametrize("image_format", ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP"])
 def test_half_a_file_is_refused(image_format: str) -> None:
     data = file(NOISE, image_format)
-    assert "cannot be decoded as a picture" in refusal(text(data[: len(data) // 2]))
+    assert "cannot be decoded as an image" in refusal(text(data[: len(data) // 2]))
 
 
 @pytest.mark.parametrize("image_format", ["PNG", "JPEG"])
 def test_half_a_file_is_called_truncated(image_format: str) -> None:
     data = file(NOISE, image_format)
-    assert refusal(text(data[: len(data) // 2])).endswith("as a picture: truncated")
+    assert refusal(text(data[: len(data) // 2])).endswith("as an image: truncated")
 
 
 def test_a_damaged_file_is_called_damaged() -> None:
     data = bytearray(file(NOISE))
     data[60:90] = bytes(30)
-    assert refusal(text(bytes(data))).endswith("as a picture: damaged")
+    assert refusal(text(bytes(data))).endswith("as an image: damaged")
 
 
 @pytest.mark.parametrize("image_format", ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP"])
@@ -298,3 +311,17 @@ def test_no_damage_raises_anything_else(image_format: str) -> None:
             data[place] = random.integers(256)
         with suppress(InvalidParameter, TooLarge):
             assert decode(bytes(data), SETTINGS, param="image").mode in ("RGB", "RGBA")
+
+
+def test_transparency_lies_on_white() -> None:
+    image = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
+    image.putpixel((0, 0), (255, 0, 0, 255))
+    flat = flatten(image)
+    assert flat.mode == "RGB"
+    assert (flat.getpixel((0, 0)), flat.getpixel((4, 4))) == ((255, 0, 0), (255, 255, 255))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA"])
+def test_transparency_lies_on_white_in_every_mode(mode: str) -> None:
+    image = Image.new("RGBA", (8, 8), (0, 0, 0, 0)).convert(mode)
+    assert flatten(image).tobytes() == Image.new("RGB", (8, 8), "white").tobytes()
