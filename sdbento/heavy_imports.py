@@ -1,4 +1,4 @@
-"""The start of a process, which waits for imports above all."""
+"""A faster start of the process, which spends most of it on imports."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from contextlib import contextmanager
 
 @contextmanager
 def without_collector() -> Iterator[None]:
-    """Import torch and its kin without the garbage collector, and out of its sight for good.
+    """Pause the garbage collector while torch and the like are imported, and hide them from it.
 
-    They make half a million objects that live as long as the process. To look through them again
-    and again while they come is a quarter of the time they take; and every full collection later
-    would hold all threads for 0.3 s. Whatever exists at the end is never collected: models must be
-    loaded afterwards.
+    They create half a million objects that live as long as the process. Collections while they are
+    imported take a quarter of the time, and each full collection later would stop all threads for
+    0.3 s. Whatever exists at the end of the block is never collected, so load models after it.
     """
     gc.disable()
     try:

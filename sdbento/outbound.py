@@ -1,4 +1,4 @@
-"""The only place that opens a socket for a URL that came with a request.
+"""The only target that opens a socket for a URL that came with a request.
 
 Such a URL may point at what only this server can reach: its own ports, its neighbours, its cloud's
 metadata. So a host is resolved once, all its addresses are checked, and the connection goes to one
@@ -56,7 +56,7 @@ Address = IPv4Address | IPv6Address
 
 
 class _Failed(Exception):
-    """Why a URL cannot be used. `kind` is the error that the caller gets in its place."""
+    """Why a URL cannot be used. `kind` is the error that the caller gets in its target."""
 
     def __init__(self, reason: str, kind: type[SDBentoError] = InvalidParameter) -> None:
         super().__init__(reason)
@@ -79,19 +79,19 @@ def fetch(url: str, settings: Settings, *, max_bytes: int, param: str) -> bytes:
     the request, not of the server.
     """
     backend = _CheckedBackend(time.monotonic() + settings.fetch_timeout, settings)
-    place: httpx.URL | None = None
+    target: httpx.URL | None = None
     try:
-        place = _parse(url)
+        target = _parse(url)
         for _ in range(MAX_REDIRECTS + 1):
-            _check(place, settings)
-            answer = _get(place, backend, max_bytes)
+            _check(target, settings)
+            answer = _get(target, backend, max_bytes)
             if isinstance(answer, bytes):
                 return answer
-            place = answer
+            target = answer
         raise _Failed(f"more than {MAX_REDIRECTS} redirects")
     except FAILURES as error:
         raise _explained(
-            error, f"{param} could not be fetched from", place, settings, param
+            error, f"{param} could not be fetched from", target, settings, param
         ) from error
 
 
@@ -101,16 +101,16 @@ def post(url: str, body: bytes, settings: Settings, *, param: str) -> None:
     Raises InvalidParameter unless the answer is a 2xx; redirects are not followed.
     """
     backend = _CheckedBackend(time.monotonic() + settings.fetch_timeout, settings)
-    place: httpx.URL | None = None
+    target: httpx.URL | None = None
     try:
-        place = _parse(url)
-        _check(place, settings)
-        with _requested("POST", place, backend, body) as response:
+        target = _parse(url)
+        _check(target, settings)
+        with _requested("POST", target, backend, body) as response:
             if not 200 <= response.status < 300:
                 raise _Failed(f"the host answered {response.status}")
     except FAILURES as error:
         raise _explained(
-            error, f"{param} could not be posted to", place, settings, param
+            error, f"{param} could not be posted to", target, settings, param
         ) from error
 
 
@@ -119,12 +119,12 @@ def check(url: str, settings: Settings, *, param: str) -> None:
 
     A host name is not looked up.
     """
-    place: httpx.URL | None = None
+    target: httpx.URL | None = None
     try:
-        place = _parse(url)
-        _check(place, settings)
+        target = _parse(url)
+        _check(target, settings)
     except _Failed as error:
-        raise _explained(error, f"{param} cannot go to", place, settings, param) from error
+        raise _explained(error, f"{param} cannot go to", target, settings, param) from error
 
 
 def is_global(address: Address) -> bool:
@@ -219,16 +219,16 @@ def _parse(url: str) -> httpx.URL:
         raise _Failed("it is not valid") from error
 
 
-def _check(place: httpx.URL, settings: Settings) -> None:
-    if place.scheme not in ("https", "http") or not place.host:
+def _check(target: httpx.URL, settings: Settings) -> None:
+    if target.scheme not in ("https", "http") or not target.host:
         raise _Failed("only https URLs are accepted")
-    if place.scheme == "http" and not settings.allow_private_urls:
+    if target.scheme == "http" and not settings.allow_private_urls:
         raise _Failed("http is refused, use https; SDBENTO_ALLOW_PRIVATE_URLS=true permits it")
-    if place.port is not None and not 0 < place.port <= MAX_PORT:
+    if target.port is not None and not 0 < target.port <= MAX_PORT:
         raise _Failed(f"its port is not one of 1 to {MAX_PORT}")
     with suppress(ValueError):  # a host name, which is looked up only to connect to it
-        _check_addresses([ip_address(place.host)], settings.allow_private_urls)
-    if place.userinfo:
+        _check_addresses([ip_address(target.host)], settings.allow_private_urls)
+    if target.userinfo:
         raise _Failed("a URL must not carry a user name or password")
 
 
@@ -239,12 +239,12 @@ def _check_addresses(addresses: list[Address], allow_private: bool) -> None:
         )
 
 
-def _get(place: httpx.URL, backend: _CheckedBackend, max_bytes: int) -> bytes | httpx.URL:
+def _get(target: httpx.URL, backend: _CheckedBackend, max_bytes: int) -> bytes | httpx.URL:
     """The body, or the URL that the host redirects to."""
-    with _requested("GET", place, backend) as response:
+    with _requested("GET", target, backend) as response:
         answered = httpx.Headers(response.headers)
         if response.status in REDIRECTS and "location" in answered:
-            return _join(place, answered["location"])
+            return _join(target, answered["location"])
         if response.status != 200:
             raise _Failed(f"the host answered {response.status}")
         return _read(response, answered, max_bytes)
@@ -252,13 +252,13 @@ def _get(place: httpx.URL, backend: _CheckedBackend, max_bytes: int) -> bytes | 
 
 @contextmanager
 def _requested(
-    method: str, place: httpx.URL, backend: _CheckedBackend, body: bytes | None = None
+    method: str, target: httpx.URL, backend: _CheckedBackend, body: bytes | None = None
 ) -> Iterator[httpcore.Response]:
     """The answer to one request, its body not yet read."""
     url = httpcore.URL(
-        scheme=place.raw_scheme, host=place.raw_host, port=place.port, target=place.raw_path
+        scheme=target.raw_scheme, host=target.raw_host, port=target.port, target=target.raw_path
     )
-    headers = [(b"host", place.netloc), *HEADERS]
+    headers = [(b"host", target.netloc), *HEADERS]
     if body is not None:
         headers += [(b"content-type", b"application/json")]
         headers += [(b"content-length", str(len(body)).encode())]
@@ -269,9 +269,9 @@ def _requested(
         yield response
 
 
-def _join(place: httpx.URL, location: str) -> httpx.URL:
+def _join(target: httpx.URL, location: str) -> httpx.URL:
     try:
-        return place.join(location)
+        return target.join(location)
     except (httpx.InvalidURL, ValueError) as error:
         raise _Failed("it redirects to a URL that is not valid") from error
 
@@ -328,10 +328,10 @@ def _short(host: str) -> str:
 
 
 def _explained(
-    error: Exception, what: str, place: httpx.URL | None, settings: Settings, param: str
+    error: Exception, what: str, target: httpx.URL | None, settings: Settings, param: str
 ) -> SDBentoError:
     kind = error.kind if isinstance(error, _Failed) else InvalidParameter
-    host = _short(place.host) if place is not None and place.host else "its URL"
+    host = _short(target.host) if target is not None and target.host else "its URL"
     return kind(f"{what} {host}: {_reason(error, settings)}", param=param)
 
 

@@ -1,9 +1,9 @@
-"""Who computes with torch on a CPU: the engine's thread with all cores, every other with one.
+"""How many cores torch uses on a CPU: all of them in the engine's thread, one in every other.
 
-A thread that has computed with several keeps its team of OpenMP threads for as long as it lives.
-Once all teams together have more threads than the machine has cores, libgomp no longer spins
-between two operators but sleeps, and each of the 300 operators of a UNet call pays for a wake-up:
-one image alone then takes twice as long. Neither OMP_WAIT_POLICY nor OMP_NUM_THREADS changes that.
+A thread that has computed on several cores keeps its team of OpenMP threads as long as it lives.
+When all teams together have more threads than the machine has cores, libgomp sleeps between two
+operators instead of spinning, and each of the 300 operators of a UNet call waits for a wake-up. The
+symptom: a single image takes twice as long. Neither OMP_WAIT_POLICY nor OMP_NUM_THREADS helps.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ import torch
 
 @cache
 def num_cores() -> int:
-    """Threads that torch would compute with if nobody had told it (OMP_NUM_THREADS can)."""
+    """The number of threads that torch uses by default (or OMP_NUM_THREADS, if that is set)."""
     return torch.get_num_threads()
 
 
 def compute_only_on(call: Callable[[Callable[[], None]], Future[None]], num_threads: int) -> None:
-    """Let the thread that `call` runs functions on compute with `num_threads`, all others with one.
+    """Let torch use `num_threads` in the thread that `call` runs functions on, and one in others.
 
-    Threads that have computed before keep what they have, but for the one that calls this.
+    A thread that has already computed keeps its number, except for the one that calls this.
     """
     call(partial(_use, num_threads)).result()
-    torch.set_num_threads(1)  # and for every thread that has not computed with torch yet
+    torch.set_num_threads(1)  # also for every thread that has not used torch yet
 
 
 def _use(num_threads: int) -> None:
     torch.set_num_threads(num_threads)
-    torch.get_num_threads()  # a thread's first look makes the number its own
+    torch.get_num_threads()  # the first query fixes the number for this thread

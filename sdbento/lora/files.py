@@ -1,9 +1,9 @@
-"""Which file a LoRA's name means, and what that file holds.
+"""Which file a LoRA's name means, and what is in that file.
 
-A name is looked up in the LoRA folder and the catalogue, then among local paths and, where the
-settings allow it, on the Hub; https URLs are fetched where that is allowed. A requested name never
-becomes part of a path in the LoRA folder: it is matched against the listing. Only safetensors are
-read. Knows nothing of models and of what the tensors mean: `adapters`.
+A name is looked up in the LoRA folder and the catalogue. If the settings allow it, it may also be a
+local path, a file on the Hub, or an https URL. A requested name never becomes part of a path in the
+LoRA folder: it is compared with what the folder lists. Only safetensors are read. Knows nothing of
+models or of what the tensors mean: see `layers`.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ from __future__ import annotations
 import difflib
 import json
 import logging
-import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -51,7 +50,7 @@ _HUB_NAME = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:/(.+))?", re.ASCII)
 
 @dataclass(frozen=True)
 class HubFile:
-    """A file of a repository; None: its only LoRA, or the one that diffusers wrote."""
+    """A file of a repository; None: its only safetensors file, or the one that diffusers wrote."""
 
     repo: str
     file: str | None
@@ -64,17 +63,17 @@ class Url:
 
 @dataclass(frozen=True)
 class LoraSource:
-    """Where a LoRA lies. Equal to another as long as both mean the same, unchanged file."""
+    """Where a LoRA is. Two are equal if they mean the same version of the same file."""
 
     name: str
     place: Path | HubFile | Url
-    family: Family | None = None  # as far as the catalogue tells
+    family: Family | None = None  # None: the catalogue does not say
     changed: tuple[int, int] = (0, 0)  # a local file's time and size
 
 
 @dataclass(frozen=True)
 class LoraFile:
-    """What is in a file. The tensors may be views of the file itself: copy them."""
+    """What is in a file. The tensors may share memory with the file: copy them to keep them."""
 
     tensors: dict[str, torch.Tensor]
     metadata: dict[str, str]
@@ -92,16 +91,17 @@ def is_known(name: str, settings: Settings) -> bool:
 
 
 def nearest(name: str, settings: Settings) -> str:
-    """The end of a sentence that says that there is no such LoRA."""
+    """What to add to a message that there is no such LoRA: names like it, if there are any."""
     names = known_names(settings)
     near = difflib.get_close_matches(name, names, n=NUM_NEAREST, cutoff=0.5) or names[:NUM_NEAREST]
     return f"; the nearest: {', '.join(near)}" if near else "; this server has none of its own"
 
 
 def locate(name: str, settings: Settings) -> LoraSource:
-    """Where the LoRA of that name lies. Asks nobody but this machine's disk.
+    """Where the LoRA of that name is. Reads this machine's disk, and uses no network.
 
-    Raises InvalidParameter: an unknown name, an ambiguous one, or one that the settings forbid.
+    Raises InvalidParameter for a name that is unknown, ambiguous or forbidden by the settings,
+    UnsupportedModel for a pickled file, and ModelLoadFailed for a file that cannot be read.
     """
     if is_url(name):
         return _url(name, settings)
@@ -123,9 +123,10 @@ def locate(name: str, settings: Settings) -> LoraSource:
 
 
 def read(source: LoraSource, settings: Settings) -> LoraFile:
-    """Download what must be downloaded, and open the file. Blocking.
+    """Download the file if it is not here, and read it. Blocking.
 
-    Raises InvalidParameter, UnsupportedModel, TooLarge, or what keeps the Hub from being asked.
+    Raises InvalidParameter, UnsupportedModel, TooLarge, or the error that the Hub or the network
+    caused, as `errors.classify` has it.
     """
     try:
         match source.place:
@@ -153,7 +154,7 @@ def refusal(name: str, reason: str) -> UnsupportedModel:
 
 
 def unknown(name: str, settings: Settings) -> InvalidParameter:
-    """The error for a name that means nothing here, with the nearest ones and what is forbidden."""
+    """The error for an unknown name, with those like it and the settings that rule out others."""
     hint = nearest(name, settings)
     if not settings.allow_any_model:
         hint += "; paths are not taken from requests (SDBENTO_ALLOW_ANY_MODEL=false)"
@@ -163,7 +164,7 @@ def unknown(name: str, settings: Settings) -> InvalidParameter:
 
 
 def _url(name: str, settings: Settings) -> LoraSource:
-    shown = name.partition("?")[0]  # what follows may hold somebody's token
+    shown = name.partition("?")[0]  # the query may contain somebody's token
     if not settings.allow_lora_urls:
         raise InvalidParameter(
             f"LoRA {shown}: URLs are not allowed here (SDBENTO_ALLOW_LORA_URLS=false)", param="lora"
@@ -178,7 +179,8 @@ def _url(name: str, settings: Settings) -> LoraSource:
 
 
 def _in_folder(name: str, settings: Settings) -> dict[str, Path]:
-    """The folder's LoRAs that a name may mean; a bare file name is enough where it is unique."""
+    """The LoRAs in the folder that a name may mean. A file name without its path is enough if no
+    other file has it."""
     listed = _folder(settings.lora_dir)
     wanted = name.removesuffix(SUFFIX)
     for key in (wanted, wanted.removesuffix(f"/{STEM}")):
@@ -188,25 +190,13 @@ def _in_folder(name: str, settings: Settings) -> dict[str, Path]:
 
 
 def _folder(root: Path) -> dict[str, Path]:
-    """Names and files; a folder that diffusers wrote goes by its own name where that is free."""
-    files = {file.relative_to(root).as_posix().removesuffix(SUFFIX): file for file in _walk(root)}
+    """Files by name. A folder that diffusers wrote has its own name, unless a file has that."""
+    files = {key.removesuffix(SUFFIX): file for key, file in list_files(root, SUFFIX).items()}
     named = {}
     for key, file in files.items():
         folder, _, stem = key.rpartition("/")
         named[folder if stem == STEM and folder and folder not in files else key] = file
     return named
-
-
-def _walk(root: Path) -> Iterator[Path]:
-    seen = set()  # links may lead anywhere the operator likes, also in circles
-    for folder, folders, files in os.walk(root, followlinks=True):
-        if (real := os.path.realpath(folder)) in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders.sort()
-        found = (Path(folder, file) for file in sorted(files) if file.endswith(SUFFIX))
-        yield from (file for file in found if file.is_file())
 
 
 def _catalogued(name: str) -> LoraSpec | None:
@@ -232,13 +222,13 @@ def _on_disk(name: str, file: Path, family: Family | None = None) -> LoraSource:
 
 
 def _local(name: str) -> Path | None:
-    """A file, with or without its suffix, or a folder that diffusers wrote."""
+    """The path of a file, given with or without its suffix, or of a folder that diffusers wrote."""
     whole = Path(name) if name.endswith(SUFFIX) else Path(f"{name}{SUFFIX}")
     for path in (whole, Path(name, STEM + SUFFIX)):
         try:
             if path.is_file():
                 return path.absolute()
-        except OSError:  # not a path at all: too long, unreadable
+        except OSError:  # not a path: too long, or not readable
             continue
     return None
 
@@ -249,7 +239,7 @@ def _hub_file(name: str) -> HubFile | None:
 
 
 def _download(name: str, place: HubFile, settings: Settings) -> Path:
-    """The file, from the cache where the Hub cannot be reached."""
+    """The file from the Hub, or from this machine's cache if the Hub cannot be reached."""
     if hub.is_offline(settings.offline):
         try:
             return _from_cache(name, place)
@@ -259,7 +249,7 @@ def _download(name: str, place: HubFile, settings: Settings) -> Path:
             ) from error
     try:
         return _from_hub(name, place)
-    except (HfHubHTTPError, SDBentoError):  # what the Hub says of the repository
+    except (HfHubHTTPError, SDBentoError):  # the Hub was reached, and refused
         raise
     except Exception:
         try:
@@ -278,7 +268,7 @@ def _from_hub(name: str, place: HubFile) -> Path:
 
 
 def _from_cache(name: str, place: HubFile) -> Path:
-    # Nothing is demanded of the snapshot: it need not be complete.
+    # All files are ignored, so that a snapshot with only some of the repository's is found too.
     folder = Path(snapshot_download(place.repo, local_files_only=True, ignore_patterns="*"))
     files = list_files(folder)
     try:
@@ -286,11 +276,11 @@ def _from_cache(name: str, place: HubFile) -> Path:
     except InvalidParameter as error:
         if place.file is None and any(file.endswith(SUFFIX) for file in files):
             raise
-        raise FileNotFoundError from error  # the Hub may well have it
+        raise FileNotFoundError from error  # it may be on the Hub and not in the cache
 
 
 def _pick(name: str, place: HubFile, files: Iterable[str]) -> str:
-    """The repository's file that is meant; `name` is never taken as a path."""
+    """The file of the repository that `place` means. `name` is only for messages."""
     weights = [file for file in files if file.endswith(SUFFIX)]
     if place.file is not None:
         wanted = place.file.removesuffix(SUFFIX) + SUFFIX
@@ -325,7 +315,7 @@ def _unreadable(name: str) -> ModelLoadFailed:
 
 
 def _metadata(data: bytes) -> dict[str, str]:
-    """Of a file that the library has read already; it does not give this itself."""
+    """The metadata of a file in memory, which `safetensors.torch.load` does not return."""
     length = int.from_bytes(data[:8], "little")
     metadata: dict[str, str] = json.loads(data[8 : 8 + length]).get("__metadata__") or {}
     return metadata

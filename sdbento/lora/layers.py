@@ -1,8 +1,8 @@
 """What a LoRA's tensors mean for one model: two matrices and a scale for each of its layers.
 
 Reads what kohya's trainer, diffusers (old and new) and PEFT write. The names are translated by
-diffusers' own conversions; each layer keeps its own alpha, which is its rank where the file gives
-none. What cannot be added to a layer's output as a product of two matrices is refused.
+diffusers' own conversions. Each layer has its own alpha, which is its rank if the file gives none.
+Whatever is not two matrices whose product is added to a layer's output is refused.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from diffusers.utils.state_dict_utils import (
 )
 from torch import Tensor, nn
 
-from sdbento.catalog.families import Family
+from sdbento.catalog.families import FAMILY_BY_TEXT_WIDTH, Family
 from sdbento.catalog.specs import ModelSpec
 from sdbento.errors import UnsupportedModel
 from sdbento.lora.files import LoraFile, LoraSource, refusal
@@ -32,7 +32,7 @@ from sdbento.models.pipeline import Pipeline
 T = TypeVar("T")
 
 PARTS = ("unet", "text_encoder", "text_encoder_2")
-MAX_KEY_CHARS = 100  # of a file's key in a message
+MAX_KEY_CHARS = 100  # of a tensor's name in a message
 _KOHYA = ("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_")
 _LAYER = re.compile(r"(.+)\.lora_([AB])\.weight")
 _VARIANTS = {
@@ -50,12 +50,11 @@ _FAMILY_NAMES = {
     Family.SD21: "Stable Diffusion 2.x",
     Family.SDXL: "Stable Diffusion XL",
 }
-_STATED = {  # as kohya's trainer and ModelSpec write it
+_STATED = {  # in the metadata that kohya's trainer and the ModelSpec standard write
     Family.SD15: ("sd_v1", "stable-diffusion-v1"),
     Family.SD21: ("sd_v2", "stable-diffusion-v2"),
     Family.SDXL: ("sdxl", "stable-diffusion-xl"),
 }
-_FAMILY_BY_TEXT_WIDTH = {768: Family.SD15, 1024: Family.SD21, 2048: Family.SDXL}
 _TEXT_DOWN = re.compile(r".*attn2[._](?:processor\.)?to_[kv].*(?:down|lora_A)\.weight")
 
 
@@ -84,7 +83,7 @@ def check_family(source: LoraSource, spec: ModelSpec) -> None:
 def to_parts(source: LoraSource, file: LoraFile, pipeline: Pipeline) -> Parts:
     """The matrices by part and layer, copied to the model's device in its precision.
 
-    Raises UnsupportedModel with the reason.
+    Raises UnsupportedModel, with the reason, for a file that is no plain LoRA or does not fit.
     """
     for key in file.tensors:
         for mark, kind in _VARIANTS.items():
@@ -117,7 +116,10 @@ def num_bytes(parts: Parts) -> int:
 def _by_part(
     file: LoraFile, pipeline: Pipeline
 ) -> tuple[dict[str, dict[str, Tensor]], dict[str, dict[str, float]]]:
-    """Matrices by PEFT's keys and alphas by layer, each by part. What is none of these raises."""
+    """The matrices of each part by PEFT's keys, and the alphas of each part by layer.
+
+    Raises KeyError, or whatever diffusers' conversions raise, for keys that are neither.
+    """
     tensors = dict(file.tensors)
     alphas: dict[str, float] = {}
     if tensors and all(key.startswith(_KOHYA) for key in tensors):
@@ -146,11 +148,11 @@ def _inside(part: str, values: Mapping[str, T]) -> dict[str, T]:
 
 
 def _peft_names(part: str, values: dict[str, T], pipeline: Pipeline) -> dict[str, T]:
-    """Keys as PEFT has them: the layer's name, then lora_A or lora_B."""
+    """With keys as in PEFT: the layer's name, then lora_A or lora_B."""
     if part == "unet":
         named: dict[str, T] = convert_unet_state_dict_to_peft(values)
         return named
-    # Told the type, diffusers need not guess it, which it can do for complete layers only.
+    # Given the type, because diffusers can guess it for complete layers only.
     for kind in (StateDictType.DIFFUSERS_OLD, StateDictType.DIFFUSERS):
         values = convert_state_dict_to_peft(values, kind)
     if hasattr(getattr(pipeline.pipe, part, None), "text_model"):
@@ -207,7 +209,7 @@ def _pairs(name: str, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, tupl
 
 
 def _fit(layer: nn.Module | None, down: Tensor, up: Tensor) -> tuple[Tensor, Tensor] | None:
-    """The matrices in the layer's own form, or None where their shapes are not for it."""
+    """The matrices reshaped for the layer, or None if their shapes do not fit it."""
     rank = len(down)
     if isinstance(layer, nn.Linear):
         down, up = (m[:, :, 0, 0] if m.shape[2:] == (1, 1) else m for m in (down, up))
@@ -223,7 +225,7 @@ def _fit(layer: nn.Module | None, down: Tensor, up: Tensor) -> tuple[Tensor, Ten
 
 
 def _stated_alphas(part: str, source: LoraSource, file: LoraFile) -> dict[str, Any]:
-    """PEFT's configuration of that part, where diffusers wrote one into the file."""
+    """The alphas in PEFT's configuration of `part`, which newer diffusers write into the file."""
     try:
         stated = json.loads(file.metadata.get(LORA_ADAPTER_METADATA_KEY) or "{}")
         config = _inside(part, stated)
@@ -238,7 +240,7 @@ def _stated_alphas(part: str, source: LoraSource, file: LoraFile) -> dict[str, A
 
 
 def _scale(name: str, rank: int, alphas: Mapping[str, float], stated: Mapping[str, Any]) -> float:
-    """alpha / rank; alpha is the layer's own, or as PEFT's configuration has it, or the rank."""
+    """alpha / rank. alpha is the layer's own, else that of PEFT's configuration, else the rank."""
     alpha = alphas.get(name, stated["alpha"])
     for ending, value in stated["alphas"].items():
         if name == ending or name.endswith(f".{ending}"):
@@ -286,7 +288,7 @@ def _likely_family(source: LoraSource, file: LoraFile) -> Family | None:
         return Family.SDXL
     for key, tensor in file.tensors.items():
         if _TEXT_DOWN.fullmatch(key) and tensor.dim() > 1:
-            return _FAMILY_BY_TEXT_WIDTH.get(tensor.shape[1])
+            return FAMILY_BY_TEXT_WIDTH.get(tensor.shape[1])
     return None
 
 

@@ -1,14 +1,13 @@
 """Textual inversions (Gal et al. 2022): words of prompts that stand for learned vectors.
 
-Safetensors files of a folder, by their names; read when a prompt first names one, kept while the
-file is the same. No model and no vocabulary is changed: `prompts` puts the vectors in place of the
-word. Knows nothing of tokens.
+They are the safetensors files of a folder, each used by its name. A file is read when a prompt
+first names it. Models and vocabularies are not changed: `tokens` and `encoder` put the vectors in
+the place of the word. Knows nothing of tokens.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import re
 import threading
 import time
@@ -17,23 +16,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from cachetools import LRUCache
 from safetensors.torch import load_file
 
 from sdbento.catalog.families import PICKLED
+from sdbento.catalog.folder import list_files
 from sdbento.errors import InvalidParameter, classify
 from sdbento.settings import Settings
 
 log = logging.getLogger(__name__)
 
 MAX_VECTORS = 75  # a chunk
+MAX_KEPT = 256  # files in memory, a few kB each
+LISTED_SECONDS = 1.0  # until the folder is listed again; listing it for every word takes too long
 SUFFIX = ".safetensors"
-SETTLED = 1_000_000_000  # ns after which a folder's time of change tells it from a later one
 _KEYS = {"clip_l": 0, "clip_g": 1}  # SDXL's two text encoders
 
 
 @dataclass(frozen=True, eq=False)
 class Inversion:
-    """One word's vectors, [n, width], by the number of the text encoder they are for."""
+    """One word's vectors, [n, width], by the index of the text encoder that they are for."""
 
     name: str
     vectors: Mapping[int, torch.Tensor]
@@ -64,59 +66,47 @@ class Inversion:
 
 @dataclass(frozen=True)
 class _Listing:
-    """What lies in the folder, as of `made_at`."""
+    """What is in the folder, for LISTED_SECONDS."""
 
-    made_at: int  # ns
-    changes: Mapping[Path, int | None]  # by folder
-    files: Mapping[str, Path]  # by name in lower case; a pickle only where nothing else has it
+    made_at: float  # time.monotonic()
+    files: Mapping[str, Path]  # by name in lower case; a pickled file only where no other has it
     names: re.Pattern[str] | None
 
     @property
     def is_current(self) -> bool:
-        """A folder that changed just before it was listed may have changed again since, within the
-        resolution of its file system's clock."""
-        return all(
-            _changed(folder) == change and (change is None or change + SETTLED < self.made_at)
-            for folder, change in self.changes.items()
-        )
+        return time.monotonic() - self.made_at < LISTED_SECONDS
 
 
-def _changed(folder: Path) -> int | None:
-    try:
-        return folder.stat().st_mtime_ns
-    except OSError:
-        return None
-
-
-def _listing(root: Path) -> _Listing:
-    made_at, changes, found = time.time_ns(), {root: _changed(root)}, []
-    for name, _, files in os.walk(root):
-        folder = Path(name)
-        changes[folder] = _changed(folder)
-        found += [folder / file for file in files]
-    readable = sorted(path for path in found if path.suffix == SUFFIX)
-    pickled = [path for path in found if path.suffix in PICKLED]
-    by_name = {path.stem.lower(): path for path in (*pickled, *readable)}
+def _list(root: Path) -> _Listing:
+    made_at = time.monotonic()
+    files = list_files(root, (SUFFIX, *PICKLED)).values()
+    best_first = sorted(files, key=lambda path: path.suffix != SUFFIX)
+    by_name = {path.stem.lower(): path for path in reversed(best_first)}
     words = "|".join(sorted(map(re.escape, by_name), key=len, reverse=True))
     names = re.compile(rf"(?<!\w)({words})(?!\w)", re.IGNORECASE) if words else None
-    return _Listing(made_at, changes, by_name, names)
+    return _Listing(made_at, by_name, names)
 
 
 class Inversions:
-    """The inversions of the settings' folder. Thread-safe."""
+    """The textual inversions of the settings' folder. Thread-safe."""
 
     def __init__(self, settings: Settings) -> None:
         self._folder = settings.embeddings_dir
-        self._listing = _listing(self._folder)
-        self._read: dict[Path, tuple[tuple[int, int], Inversion]] = {}  # with the file's version
+        self._listing = _list(self._folder)
+        # By path, time of change and size, so that a file that was replaced is read again.
+        self._loaded: LRUCache[tuple[Path, int, int], Inversion] = LRUCache(MAX_KEPT)
         self._lock = threading.Lock()
-        self._told: set[Path] = set()
+        self._warned_of: set[Path] = set()
 
     def split(self, text: str) -> list[str | Inversion]:
-        """The text with the inversions that it names in their places."""
+        """The text in pieces, with inversions in place of the words that name them.
+
+        May list the folder and read files. Raises InvalidParameter for a file that cannot be read
+        or is no textual inversion.
+        """
         listing = self._listing
         if not listing.is_current:
-            listing = self._listing = _listing(self._folder)
+            listing = self._listing = _list(self._folder)
         if listing.names is None:
             return [text]
         pieces: list[str | Inversion] = []
@@ -130,24 +120,23 @@ class Inversions:
 
     def _find(self, word: str, listing: _Listing) -> str | Inversion:
         path = listing.files.get(word.lower())
-        if path is None:  # a letter such as the long s, which only `re` takes for another's case
+        if path is None:  # "\u017ftyle" with a long s: to `re` it is "style" in another case
             return word
         if path.suffix == SUFFIX:
-            return self._get(path)
+            return self._load(path)
         with self._lock:
-            if path not in self._told:
-                self._told.add(path)
+            if path not in self._warned_of:
+                self._warned_of.add(path)
                 log.warning("a prompt names %s, which is not read: only safetensors are", path)
         return word
 
-    def _get(self, path: Path) -> Inversion:
+    def _load(self, path: Path) -> Inversion:
         with self._lock:
             try:
                 status = path.stat()
-                version = (status.st_mtime_ns, status.st_size)
-                known = self._read.get(path)
-                if known is None or known[0] != version:
-                    known = self._read[path] = (version, _read(path))
+                version = (path, status.st_mtime_ns, status.st_size)
+                if (inversion := self._loaded.get(version)) is None:
+                    inversion = self._loaded[version] = _read(path)
             except InvalidParameter:
                 raise
             except Exception as exc:
@@ -155,11 +144,12 @@ class Inversions:
                 raise InvalidParameter(
                     f"the textual inversion {path.stem} cannot be read: {reason}", param="prompt"
                 ) from exc
-            return known[1]
+            return inversion
 
 
 def _read(path: Path) -> Inversion:
-    """The formats of AUTOMATIC1111 (`emb_params`), diffusers (one key, the token) and SDXL."""
+    """Reads the formats of AUTOMATIC1111 (`emb_params`), diffusers (one key, the token) and SDXL
+    (`clip_l` and `clip_g`)."""
     tensors = {
         name: tensor.float().reshape(-1, tensor.shape[-1])
         for name, tensor in load_file(path).items()

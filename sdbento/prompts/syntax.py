@@ -2,8 +2,8 @@
 
     (word) ((word)) [word] (word:1.3) \\( BREAK   <lora:name:0.8>   [from:to:0.5]
 
-Knows nothing of tokens or of what a weight does. Every function takes time linear in its text, or
-nearly: prompts come from strangers.
+Knows nothing of tokens or of what a weight does. Every function takes time about linear in the
+length of its text, because anybody may send a prompt made to be slow.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ UP, DOWN = 1.1, 1 / 1.1  # what a round and a square bracket multiply with
 
 @dataclass(frozen=True)
 class Span:
-    """A piece of text with one weight; None: BREAK."""
+    """A piece of text with one weight. A `text` of None is a BREAK."""
 
     text: str | None
     weight: float = 1.0
@@ -45,7 +45,7 @@ _LORA = re.compile(r"<lora:([^<>]*)>", re.IGNORECASE)
 def extract_loras(text: str) -> tuple[str, list[LoraTag]]:
     """The text without its LoRA tags, and the tags.
 
-    One number is both weights; of two, the first is the text encoder's, as AUTOMATIC1111 has it.
+    A single number is both weights; of two, the first is the text encoder's, as in AUTOMATIC1111.
     Raises InvalidParameter for a tag that cannot be read.
     """
     tags = [_lora_tag(match) for match in _LORA.finditer(text)]
@@ -93,12 +93,12 @@ _TOKEN = re.compile(
     re.VERBOSE,
 )
 _BREAK = re.compile(r"\bBREAK\b")
-HUGE = 1e100  # far above MAX_WEIGHT; infinity times 0 would be no number
+HUGE = 1e100  # far above MAX_WEIGHT, and finite: infinity times 0 would be NaN
 
 
 def parse_attention(text: str) -> list[Span]:
-    """Spans of one weight each. Brackets that do not match anything weigh until the end, or are
-    text where they close nothing, as in AUTOMATIC1111."""
+    """Spans of one weight each. As in AUTOMATIC1111, a bracket that is not closed changes the
+    weight up to the end of the text, and one that was not opened is text."""
     pieces: list[str | None] = []
     opened: dict[str, list[int]] = {"(": [], "[": []}
     ranges: list[tuple[int, int, float]] = []
@@ -115,14 +115,14 @@ def parse_attention(text: str) -> list[Span]:
         elif len(token) == 2 and token[0] == "\\":
             pieces.append(token[1])
         else:
-            pieces += _broken(token)
+            pieces += _split_at_breaks(token)
     for bracket, factor in (("(", UP), ("[", DOWN)):
         ranges += [(start, len(pieces), factor) for start in opened[bracket]]
     return _merged(pieces, _weights(len(pieces), ranges))
 
 
-def _broken(text: str) -> list[str | None]:
-    """The text around each BREAK, without the space there, with None for the BREAK itself."""
+def _split_at_breaks(text: str) -> list[str | None]:
+    """The text before and after each BREAK, without the space next to it; None for the BREAK."""
     first, *others = _BREAK.split(text)
     pieces: list[str | None] = [first]
     for part in others:
@@ -157,7 +157,8 @@ _WHEN = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*")
 
 @dataclass(frozen=True)
 class _Edit:
-    """[from:to:when] at `start` to `stop` of a text, of which one of two ranges is kept."""
+    """A [from:to:when] from `start` to `stop` of a text. Up to `step` only the range `before` is
+    kept of it, from then on only `after`."""
 
     step: int
     start: int
@@ -167,10 +168,11 @@ class _Edit:
 
 
 def schedule(text: str, num_steps: int) -> list[tuple[int, str]]:
-    """(first step, text) pairs of a prompt with [from:to:when], [to:when] and [from::when].
+    """The texts of a prompt with [from:to:when], [to:when] and [from::when], each with its first
+    step.
 
-    `when` is a share of the steps, rounded down, or a number of steps where it is 1 or more without
-    a point.
+    `when` is a number of steps if it is an integer above 0; otherwise a share of all steps, rounded
+    down.
     """
     edits = list(_edits(text, num_steps))
     switches = sorted({0, *(edit.step for edit in edits if edit.step < num_steps)})
@@ -179,8 +181,8 @@ def schedule(text: str, num_steps: int) -> list[tuple[int, str]]:
 
 
 def _edits(text: str, num_steps: int) -> Iterator[_Edit]:
-    """Innermost first. Colons in round brackets are those of a weight."""
-    opened: list[tuple[str, list[int]]] = []  # a bracket, with its place and those of its colons
+    """Innermost first. A colon inside round brackets belongs to a weight, not to an edit."""
+    opened: list[tuple[str, list[int]]] = []  # a bracket, its place and those of its colons
     num_square = 0
     for match in _MARK.finditer(text):
         mark, place = match[0], match.start()
@@ -198,8 +200,8 @@ def _edits(text: str, num_steps: int) -> Iterator[_Edit]:
 
 
 def _close_square(opened: list[tuple[str, list[int]]]) -> list[int]:
-    """The places of the last square bracket and of its colons. Round ones that were opened since
-    and not closed are text, such as a smiley."""
+    """The places of the last square bracket and of its colons. Round brackets that were opened
+    after it and not closed are text, for example a smiley."""
     colons: list[int] = []
     while opened[-1][0] == "(":
         colons += opened.pop()[1][1:]
@@ -218,14 +220,14 @@ def _edit(text: str, places: list[int], end: int, num_steps: int) -> _Edit | Non
 
 
 def _at(text: str, edits: list[_Edit], step: int) -> str:
-    """The text of one step, without what the edits leave out there."""
-    changes = [0] * (len(text) + 1)  # in the number of edits that leave a character out
+    """The text of one step, without what the edits remove there."""
+    changes = [0] * (len(text) + 1)  # of the number of edits that remove a character
     for edit in edits:
         first, last = edit.before if step < edit.step else edit.after
         for start, stop in ((edit.start, first), (last, edit.stop)):
             changes[start] += 1
             changes[stop] -= 1
-    return "".join(compress(text, (not left_out for left_out in accumulate(changes))))
+    return "".join(compress(text, (not removed for removed in accumulate(changes))))
 
 
 def _step(when: str, num_steps: int) -> int:

@@ -1,6 +1,7 @@
-"""Samplers compiled for a model and a number of steps, and kept: schedulers are slow to read off.
+"""Samplers compiled into tables, for a model's scheduler configuration and a number of steps.
 
-name -> scheduler.build_scheduler (diffusers' own) -> step_table.read_table (matrices)
+A `SamplerSpec` becomes a diffusers scheduler by `build_scheduler`, and that a `StepTable` by
+`read_table`, which runs the scheduler through all of its steps. So tables are cached.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ def compile_table(
     num_inference_steps: int,
     window: Window = WHOLE,
 ) -> StepTable:
-    """The compiled sampler, cached. `scheduler_config` is the model's (`pipe.scheduler.config`).
+    """The compiled sampler. `scheduler_config` is the model's (`pipe.scheduler.config`).
 
-    Raises UnknownSampler, InvalidParameter naming the field, or UnsupportedSampler where diffusers
-    or the table cannot do what is asked. Safe to call from any thread.
+    Thread-safe; cached. Raises UnknownSampler, InvalidParameter naming the field, or
+    UnsupportedSampler where diffusers or the table cannot do what is asked.
     """
     if num_inference_steps < 1:
         raise InvalidParameter(
@@ -50,8 +51,9 @@ def compile_table(
         return _compile(spec, config, num_inference_steps, window)
 
 
-# Held while looking in the cache too, so that equal requests at once compile one table, and
-# because `_quiet` changes state of the whole process. No other lock is taken inside.
+# Held during the look into the cache too, so that equal requests at the same time compile one
+# table; and during the compilation, because `_quiet` changes state of the whole process. No other
+# lock is taken inside.
 _compiling = threading.Lock()
 
 
@@ -64,7 +66,7 @@ def _compile(spec: SamplerSpec, config: str, num_inference_steps: int, window: W
             return read_table(scheduler, window, spec.eta)
     except SDBentoError:
         raise
-    except Exception as exc:  # whatever a scheduler raises for options it cannot combine
+    except Exception as exc:  # schedulers raise anything for options that do not go together
         raise UnsupportedSampler(
             f"{spec.name} with num_inference_steps={num_inference_steps} does not go with this "
             f"model's scheduler configuration{_reason(exc)}",
@@ -74,7 +76,7 @@ def _compile(spec: SamplerSpec, config: str, num_inference_steps: int, window: W
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Schedulers warn of deprecations and changed options; nobody who asks here can act on it."""
+    """Hides the schedulers' warnings of deprecated or changed options: no user can act on them."""
     logger = logging.getLogger("diffusers")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -87,7 +89,8 @@ def _quiet() -> Iterator[None]:
 
 
 def _reason(exc: Exception) -> str:
-    """A scheduler's own words, where it refused on purpose; an IndexError tells nobody much."""
+    """The scheduler's own message if it raised on purpose, else nothing: the message of an
+    IndexError deep inside explains little."""
     line = traceback.extract_tb(exc.__traceback__)[-1].line or ""
     if not line.startswith("raise") or not str(exc):
         return ""
@@ -95,5 +98,5 @@ def _reason(exc: Exception) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """An array of betas as JSON; anything else by what it prints as."""
+    """What json.dumps cannot write: an array of betas as a list, anything else as its repr."""
     return value.tolist() if hasattr(value, "tolist") else repr(value)

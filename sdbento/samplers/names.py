@@ -4,7 +4,7 @@ A request names a sampler as diffusers does ("EulerDiscreteScheduler"), as AUTOM
 does ("DPM++ 2M Karras") or as ComfyUI does ("dpmpp_2m"). The names map as in diffusers' own table
 (docs/source/en/api/schedulers/overview.md).
 
-Makes no scheduler; knows nothing of requests or models.
+Makes no scheduler, and knows nothing of requests or models.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Sampler:
     name: str
     scheduler: str
     aliases: tuple[str, ...] = ()
-    options: Mapping[str, Any] = field(default_factory=dict)  # what the name itself says
+    options: Mapping[str, Any] = field(default_factory=dict)  # those that the name implies
     stochastic: bool = False
 
 
@@ -131,7 +131,8 @@ def canonical_name(name: str) -> str:
 
 
 def list_samplers() -> list[SamplerInfo]:
-    """All samplers, without the Karras, Exponential and Beta forms: `sigmas` tells those."""
+    """All samplers. The forms "... Karras", "... Exponential" and "... Beta" are not listed: each
+    sampler's `sigmas` says which it has."""
     return [
         SamplerInfo(
             name=sampler.name,
@@ -145,7 +146,7 @@ def list_samplers() -> list[SamplerInfo]:
 
 
 def look_up(name: str) -> tuple[Sampler, str | None]:
-    """The sampler of a name, and the sigmas that the name ends in."""
+    """The sampler that a name means, and the sigmas that the name ends in, if any."""
     key = _key(name)
     if key in _BY_KEY:
         return _BY_KEY[key], None
@@ -161,7 +162,7 @@ def look_up(name: str) -> tuple[Sampler, str | None]:
 
 
 def _key(name: str) -> str:
-    """What is left of a name when case, spaces and punctuation do not matter."""
+    """A name without what does not matter: case, spaces and punctuation."""
     return re.sub(r"[^a-z0-9]", "", name.lower().replace("++", "pp"))
 
 
@@ -171,7 +172,7 @@ def _nearest(key: str) -> str:
 
 
 def _class_names(sampler: Sampler) -> tuple[str, ...]:
-    """The class's name and its short forms; only for the sampler that adds nothing to the class."""
+    """The class's name and its short forms, for the sampler that is the class without options."""
     if sampler.options:
         return ()
     short = sampler.scheduler.removesuffix("Scheduler")

@@ -20,19 +20,20 @@ SPACINGS = ("leading", "trailing", "linspace")
 
 @dataclass(frozen=True)
 class SamplerSpec:
-    """What a request asks for. None: as the name says, else as the model's configuration says."""
+    """The sampler that a request asks for. None: as the name says, else as the model's scheduler
+    configuration says."""
 
     name: str
     sigmas: str | None = None  # "normal", "karras", "exponential", "beta"
     timestep_spacing: str | None = None  # "leading", "trailing", "linspace"
-    eta: float = 0.0  # noise of DDIM and TCD; the other schedulers' step does not take it
+    eta: float = 0.0  # amount of noise in DDIM and TCD; the others have no such parameter
 
 
 def build_scheduler(spec: SamplerSpec, scheduler_config: Mapping[str, Any]) -> Any:
-    """The diffusers scheduler that the table of `spec` stands for, made for a model.
+    """The diffusers scheduler for `spec`, made for a model with that `scheduler_config`.
 
-    Raises errors of the `errors` tree for what is refused by name, and whatever the scheduler
-    itself raises.
+    Raises UnknownSampler, UnsupportedSampler or InvalidParameter for what cannot work, and whatever
+    the scheduler itself raises.
     """
     sampler, sigmas = look_up(spec.name)
     _check_family(sampler, scheduler_config)
@@ -43,9 +44,11 @@ def build_scheduler(spec: SamplerSpec, scheduler_config: Mapping[str, Any]) -> A
         **_spacing_options(sampler, spec.timestep_spacing),
     }
     if "clip_sample" in known and not _states(scheduler_config, "clip_sample"):
-        options["clip_sample"] = False  # some classes clip by default, as suits pixels, not latents
+        options["clip_sample"] = (
+            False  # the default of some classes, which is right for pixels, not for latents
+        )
     scheduler = getattr(diffusers, sampler.scheduler).from_config(scheduler_config, **options)
-    _refuse_clipping(sampler, {key: scheduler.config[key] for key in known})
+    _check_affine(sampler, {key: scheduler.config[key] for key in known})
     return scheduler
 
 
@@ -76,7 +79,7 @@ def _spacing_options(sampler: Sampler, spacing: str | None) -> dict[str, Any]:
 
 
 def _check_family(sampler: Sampler, scheduler_config: Mapping[str, Any]) -> None:
-    """Models trained as in Karras et al. 2022 take EDM samplers, all others take the others."""
+    """Models trained as in Karras et al. 2022 need EDM samplers, and only they can use them."""
     model_is_edm = "sigma_data" in scheduler_config
     if model_is_edm != ("sigma_data" in options_of(sampler.scheduler)):
         wanted = "EDM" if model_is_edm else "non-EDM"
@@ -86,13 +89,13 @@ def _check_family(sampler: Sampler, scheduler_config: Mapping[str, Any]) -> None
 
 
 def _states(scheduler_config: Mapping[str, Any], option: str) -> bool:
-    """Whether the model's configuration gives the option itself, and not its class's default."""
+    """Whether the model's configuration sets the option; else its value is the class's default."""
     defaults = scheduler_config.get("_use_default_values", ())
     return option in scheduler_config and option not in defaults
 
 
-def _refuse_clipping(sampler: Sampler, config: Mapping[str, Any]) -> None:
-    """The options known to make a scheduler other than affine, by name."""
+def _check_affine(sampler: Sampler, config: Mapping[str, Any]) -> None:
+    """Refuse, by name, the options that are known to make a scheduler not affine."""
     refused = [option for option in ("thresholding", "clip_sample") if config.get(option)]
     if str(config.get("variance_type")).startswith("learned"):
         refused.append("variance_type")

@@ -5,10 +5,10 @@ output, s the scheduler's own memory and n fresh noise, step i is
 
     [x', s'] = A_i [x, o, s] + c_i n
 
-A_i and c_i are read off the real scheduler by stepping it on basis vectors in float64; its memory
-becomes basis vectors again after every step. Nothing of a scheduler is written again here, and the
-finished table has to replay a real run before anyone sees it. That replay is what refuses a
-scheduler that is not affine.
+A_i and c_i are read off the real scheduler by stepping it on basis vectors in float64; after every
+step its memory is replaced by basis vectors. No scheduler is reimplemented here. A finished table
+must replay a real run of the scheduler before it is used, and so a scheduler that is not affine is
+refused.
 
 Knows nothing of sampler names, requests or models.
 """
@@ -27,10 +27,10 @@ from sdbento.errors import InvalidParameter, UnsupportedSampler
 
 TOLERANCE = 1e-5  # of the replay; a scheduler that computes in float32 stays below 1e-6
 
-# Columns of a basis vector. What is in none of them (a constant, say) shows in the last.
+# Columns of a basis vector. A constant, which belongs to none of them, shows in the last.
 _LATENTS, _OUTPUT, _MEMORY, _NOISE, _NOTHING = 0, 1, 2, 12, 15
 _COLUMNS = 16
-_SAMPLES = 64  # random latents that ride along with the basis, for the replay
+_SAMPLES = 64  # random latents that are stepped together with the basis, for the replay
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,16 +38,16 @@ class StepTable:
     """A compiled sampler: n UNet evaluations with S memory slots, all tensors float32 on the CPU.
 
     Slot 0 is the latents, slots 1..S are the scheduler's memory, zero before the first step.
-    A trajectory starts from noise at noise * init_noise_sigma, from an image x0 at
-    x0 * start_signal + noise * start_noise. After step i the image is as noisy as the latents at
-    x0 * kept_signal[i] + noise * kept_noise[i], which is what inpainting keeps outside its mask.
+    A trajectory starts from noise * init_noise_sigma, or with an image x0 from
+    x0 * start_signal + noise * start_noise. After step i, x0 * kept_signal[i] + noise *
+    kept_noise[i] is as noisy as the latents: inpainting puts it back outside of its mask.
     """
 
-    timesteps: torch.Tensor  # [n], what the UNet gets
-    input_scale: torch.Tensor  # [n], the UNet gets the latents times this
+    timesteps: torch.Tensor  # [n], as the UNet reads them
+    input_scale: torch.Tensor  # [n], what the latents are multiplied with for the UNet
     matrices: torch.Tensor  # [n, 1+S, 2+S]; columns: latents, model output, memory
-    noise: torch.Tensor  # [n, 1+S], coefficients of the last of the step's draws
-    draws: tuple[int, ...]  # [n], randn calls on the generator, needed by a coefficient or not
+    noise: torch.Tensor  # [n, 1+S], coefficients of the last noise that a step draws
+    draws: tuple[int, ...]  # [n], number of noises drawn, also of those with coefficients of zero
     init_noise_sigma: float
     start_signal: float
     start_noise: float
@@ -65,14 +65,14 @@ class StepTable:
 
 @dataclass
 class _Step:
-    """One step as read off, in float64. `rows` are x' and then the memory that the step leaves."""
+    """One step as read off, in float64. `rows` are x' and then the memory after the step."""
 
     timestep: float
     input_scale: float
     rows: torch.Tensor  # [1 + new memory, 2 + old memory]
     noise: torch.Tensor  # [1 + new memory]
-    draws: list[torch.Tensor]  # each [_SAMPLES], what the samples got
-    samples: torch.Tensor  # [_SAMPLES], what became of them
+    draws: list[torch.Tensor]  # each [_SAMPLES], the noise added to the samples
+    samples: torch.Tensor  # [_SAMPLES], after the step
     kept: tuple[float, float] = (1.0, 0.0)  # signal and noise of add_noise at the next timestep
 
 
@@ -80,9 +80,9 @@ class _Step:
 class Window:
     """Which part of a schedule is run.
 
-    `start` counts steps to leave out, as an img2img pipeline does for its strength. The other two
-    are shares of the training's timesteps, as SDXL's pipelines cut between base and refiner
-    (`denoising_start`, `denoising_end`).
+    `start` is the number of steps left out at the beginning, which img2img pipelines compute from
+    their strength. The others divide the steps between SDXL's base and refiner: shares of the
+    training timesteps, named as in diffusers.
     """
 
     start: int = 0
@@ -94,10 +94,11 @@ WHOLE = Window()
 
 
 def read_table(scheduler: Any, window: Window = WHOLE, eta: float = 0.0) -> StepTable:
-    """Compile a scheduler whose timesteps are set and that has not stepped yet; it is used up.
+    """Compile a scheduler whose timesteps are set and that has not stepped yet.
 
-    `eta` goes to schedulers whose step takes it. Raises UnsupportedSampler where the scheduler is
-    not affine, InvalidParameter for an empty window, and whatever the scheduler itself raises.
+    The scheduler cannot be used afterwards. `eta` is passed on if its step has that parameter.
+    Raises UnsupportedSampler if the scheduler is not affine, InvalidParameter for a window without
+    steps, and whatever the scheduler itself raises.
     """
     timesteps = _begin(scheduler, window)
     signal, start_noise = _noising(scheduler, timesteps)
@@ -132,8 +133,8 @@ def read_table(scheduler: Any, window: Window = WHOLE, eta: float = 0.0) -> Step
 def _begin(scheduler: Any, window: Window) -> torch.Tensor:
     """Set the scheduler to its first step; the timesteps from there on.
 
-    Always told where it is: left to search for the timestep, schedulers take the second of two
-    equal ones and run off the end of their sigmas.
+    The index is always set. Schedulers that search for the timestep instead take the second of two
+    equal ones, and fail later with an IndexError at the end of their sigmas.
     """
     first, last = _bounds(scheduler, window)
     if not 0 <= first < last:
@@ -169,7 +170,7 @@ def _cutoff(scheduler: Any, share: float) -> int:
 
 
 def _noising(scheduler: Any, timesteps: torch.Tensor) -> tuple[float, float]:
-    """What add_noise multiplies the image and the noise with at the first of `timesteps`."""
+    """The factors of image and noise in `add_noise` at the first of `timesteps`."""
     nothing = torch.zeros(_SAMPLES, dtype=torch.float64)
     noisy = scheduler.add_noise(_unit(0, nothing), _unit(1, nothing), timesteps[:1]).flatten()
     return float(noisy[0]), float(noisy[1])
@@ -200,7 +201,8 @@ def _read_step(
     generator: torch.Generator,
     options: dict[str, Any],
 ) -> _Step:
-    """Step on basis vectors and on samples at once: schedulers treat every element alike."""
+    """Step basis vectors and samples at once, which is possible because schedulers treat every
+    element alike."""
     num_memory = _rebase(scheduler)
     latents = _unit(_LATENTS, samples)
     scaled = scheduler.scale_model_input(latents, timestep).flatten()
@@ -211,7 +213,7 @@ def _read_step(
     rows = torch.cat([tensor.double().view(1, -1)[:, :_COLUMNS] for tensor in left])
     last_draw = _NOISE + max(len(draws.samples) - 1, 0)
     unread = torch.cat([rows[:, _NOISE:last_draw], rows[:, last_draw + 1 :]], dim=1)
-    if (unread.abs() > 0).any():  # a table has room for one noise a step, for a constant none
+    if (unread.abs() > 0).any():  # a table holds one noise a step, and no constant
         raise UnsupportedSampler(
             f"{type(scheduler).__name__} adds a constant or several noises in one step",
             param="scheduler",
@@ -227,10 +229,10 @@ def _read_step(
 
 
 class _Draws(TorchFunctionMode):
-    """Hands out basis vectors and known samples in place of torch.randn, and keeps the samples.
+    """Replaces torch.randn by basis vectors and known samples, which it keeps.
 
-    No generator is passed to the scheduler, so nothing else is random. Active in the entering
-    thread only: other threads keep drawing real noise.
+    The scheduler gets no generator, so that nothing else is random. Active only in the thread that
+    entered it: others draw real noise meanwhile.
     """
 
     def __init__(self, generator: torch.Generator) -> None:
@@ -251,7 +253,7 @@ class _Draws(TorchFunctionMode):
 
 
 def _memory(scheduler: Any) -> list[tuple[Any, Any]]:
-    """Where a scheduler keeps tensors shaped like latents, as (container, key)."""
+    """The places where a scheduler keeps tensors shaped like latents, as (container, key)."""
     attributes = vars(scheduler)
     lists = [value for value in attributes.values() if isinstance(value, list)]
     return [(attributes, key) for key, value in attributes.items() if _like_latents(value)] + [
@@ -264,7 +266,7 @@ def _like_latents(value: object) -> bool:
 
 
 def _rebase(scheduler: Any) -> int:
-    """Make each tensor of the memory a basis vector of its own; how many there are."""
+    """Replace each tensor of the memory by a basis vector of its own. Returns their number."""
     memory = _memory(scheduler)
     if len(memory) > _NOISE - _MEMORY:
         raise UnsupportedSampler(
@@ -277,14 +279,14 @@ def _rebase(scheduler: Any) -> int:
 
 
 def _unit(column: int, samples: torch.Tensor) -> torch.Tensor:
-    """A basis vector and then the samples, shaped like latents."""
+    """A basis vector, followed by the samples, shaped like latents."""
     vector = torch.zeros(_COLUMNS, dtype=torch.float64)
     vector[column] = 1
     return torch.cat([vector, samples]).view(1, -1, 1, 1)
 
 
 def _drop_dead_memory(steps: Sequence[_Step]) -> None:
-    """Keep only the memory that a later step reads; the last step's is read by nobody."""
+    """Keep only the memory that a later step reads. No step reads the last one's."""
     live = [0]
     for step in reversed(steps):
         rows = step.rows[live]
@@ -318,8 +320,8 @@ def _check_finite(table: StepTable) -> None:
 def _replay(
     matrices: torch.Tensor, noise: torch.Tensor, steps: Sequence[_Step], first: torch.Tensor
 ) -> float:
-    """Run the samples through the matrices, with a model's output of their own; how far they get
-    from where the scheduler took them, relative to the largest."""
+    """Run the samples through the matrices. Returns how far they are at most from where the
+    scheduler took them, relative to the largest sample."""
     slots = torch.zeros(matrices.shape[1], _SAMPLES, dtype=torch.float64)
     slots[0] = first
     deviation = torch.zeros((), dtype=torch.float64)
@@ -338,5 +340,5 @@ def _randn(generator: torch.Generator) -> torch.Tensor:
 
 
 def _stand_in(model_input: torch.Tensor) -> torch.Tensor:
-    """A model: bounded and nonlinear; whether it minds the timestep does not matter here."""
+    """In place of a model: bounded and nonlinear. It may ignore the timestep."""
     return torch.tanh(0.3 * model_input) + 0.1

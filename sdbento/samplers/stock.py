@@ -1,11 +1,11 @@
 """Which stock pipeline does a task, and what its constructor makes of a scheduler's configuration.
 
-Some constructors overrule the configuration of the scheduler they are handed, for the sake of old
-repositories: `StableDiffusionInpaintPipeline` runs a PNDM scheduler as PLMS whatever it says of
-itself, while the ControlNet pipelines leave every scheduler alone. A picture is the stock
-pipeline's only if its sampler is compiled from what the constructor left.
+Some constructors overrule the configuration of the scheduler they are given, for the sake of old
+repositories: `StableDiffusionInpaintPipeline` runs every PNDM scheduler as PLMS, while the
+ControlNet pipelines change no scheduler. An image equals the stock pipeline's only if its sampler
+is compiled from the configuration that the constructor leaves.
 
-Knows nothing of requests, and applies no scheduler.
+Knows nothing of requests, and makes no scheduler.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-# All that constructors of diffusers 0.42 change; tests/samplers/test_stock.py asks them.
+# All that the constructors of diffusers 0.42 change; tests/samplers/test_stock.py compares.
 _FORCED: Mapping[str, Mapping[str, Any]] = {
     "StableDiffusionPipeline": {"steps_offset": 1, "clip_sample": False},
     "StableDiffusionImg2ImgPipeline": {"steps_offset": 1, "clip_sample": False},
@@ -23,7 +23,7 @@ _FORCED: Mapping[str, Mapping[str, Any]] = {
 
 def pipeline_class(*, is_sdxl: bool, image: bool, inpaint: bool, controlnet: bool) -> str:
     """The name of the diffusers pipeline for a task. `inpaint`: there is a mask, or the UNet reads
-    one, which then covers everything."""
+    a mask, and without one everything is repainted."""
     task = "Inpaint" if inpaint else "Img2Img" if image else ""
     family, network = "XL" if is_sdxl else "", "ControlNet" if controlnet else ""
     return f"StableDiffusion{family}{network}{task}Pipeline"
@@ -32,7 +32,7 @@ def pipeline_class(*, is_sdxl: bool, image: bool, inpaint: bool, controlnet: boo
 def scheduler_config(pipeline_class: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """`config`, the model's own, as that pipeline's constructor leaves it.
 
-    Options that the scheduler's class does not have do no harm.
+    May have options that the scheduler's class does not know; `from_config` ignores those.
     """
     forced = _FORCED.get(pipeline_class, {})
     by_default = set(config.get("_use_default_values", ())) - forced.keys()

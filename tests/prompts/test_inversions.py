@@ -11,11 +11,17 @@ from safetensors.torch import save_file
 
 from sdbento.errors import InvalidParameter
 from sdbento.models.pipeline import Pipeline
+from sdbento.prompts import inversions as inversions_module
 from sdbento.prompts.encoder import Conditioning, PromptEncoder
-from sdbento.prompts.inversions import Inversions
+from sdbento.prompts.inversions import Inversion, Inversions
 from sdbento.prompts.tokens import prepare
 from sdbento.settings import Settings
 from tests.support.oracle import tiny_model
+
+
+@pytest.fixture(autouse=True)
+def _changes_are_noticed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inversions_module, "LISTED_SECONDS", 0)
 
 
 def encoded(model: Pipeline, text: str, inversions: Inversions | None = None) -> Conditioning:
@@ -142,13 +148,13 @@ def test_a_file_that_was_replaced_or_removed_is_noticed(tmp_path: Path) -> None:
     assert not prepare(model, "ink", inversions=inversions).chunks[0][0].vectors
 
 
-def test_a_folder_that_stays_as_it_is_is_listed_once(
+def test_the_folder_is_not_listed_for_every_word(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_file({"emb_params": torch.ones(1, 32)}, tmp_path / "ink.safetensors")
-    monkeypatch.setattr("sdbento.prompts.inversions.SETTLED", -(10**18))
+    monkeypatch.setattr(inversions_module, "LISTED_SECONDS", 60)
     inversions = Inversions(settings_of(tmp_path))
-    monkeypatch.setattr("os.walk", lambda *_: pytest.fail("listed again"))
+    monkeypatch.setattr(inversions_module, "list_files", lambda *_: pytest.fail("listed again"))
     assert len(prepare(tiny_model("sd15"), "(ink) " * 3, inversions=inversions).chunks[0]) == 1
 
 
@@ -158,6 +164,15 @@ def test_a_missing_folder_holds_nothing_until_it_is_made(tmp_path: Path) -> None
     (tmp_path / "later").mkdir()
     save_file({"emb_params": torch.ones(1, 32)}, tmp_path / "later" / "ink.safetensors")
     assert inversions.split("ink") != ["ink"]
+
+
+def test_a_file_of_the_folder_itself_comes_before_one_of_a_subfolder(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    for count, file in ((1, "a/ink"), (2, "ink"), (3, "z/ink")):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        save_file({"emb_params": torch.ones(count, 32)}, tmp_path / f"{file}.safetensors")
+    [ink] = Inversions(settings_of(tmp_path)).split("ink")
+    assert isinstance(ink, Inversion) and len(ink.for_encoder(0, 32)) == 2
 
 
 def test_a_word_is_read_once_for_all_threads(tmp_path: Path) -> None:
