@@ -1,4 +1,4 @@
-"""The only target that opens a socket for a URL that came with a request.
+"""The only place that opens a socket for a URL that came with a request.
 
 Such a URL may point at what only this server can reach: its own ports, its neighbours, its cloud's
 metadata. So a host is resolved once, all its addresses are checked, and the connection goes to one
@@ -56,7 +56,7 @@ Address = IPv4Address | IPv6Address
 
 
 class _Failed(Exception):
-    """Why a URL cannot be used. `kind` is the error that the caller gets in its target."""
+    """Why a URL cannot be used. `kind` is the error that the caller gets in its place."""
 
     def __init__(self, reason: str, kind: type[SDBentoError] = InvalidParameter) -> None:
         super().__init__(reason)
