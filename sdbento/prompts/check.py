@@ -1,6 +1,7 @@
 """What of a request's prompts can be refused before a model is loaded for them.
 
-What depends on the model's own tokenizers and widths is refused by `encoder.prepare`.
+What depends on the model's tokenizers and the widths of its text encoders is refused by
+`tokens.prepare`.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from sdbento.prompts.inversions import Inversion, Inversions
 from sdbento.prompts.syntax import parse_attention, schedule
 
 
-def text_encoders(spec: ModelSpec) -> tuple[int, ...]:
-    """The numbers of a model's text encoders: SDXL has 0 and 1, its refiner 1, the others 0."""
+def encoder_indices(spec: ModelSpec) -> tuple[int, ...]:
+    """The indices of a model's text encoders: SDXL has 0 and 1, its refiner 1, the others 0."""
     if spec.family is not Family.SDXL:
         return (0,)
     return (1,) if spec.refines else (0, 1)
@@ -22,7 +23,7 @@ def text_encoders(spec: ModelSpec) -> tuple[int, ...]:
 def check_second_prompt(spec: ModelSpec, *, param: str = "prompt_2") -> None:
     """Raise InvalidParameter where the request's field `param`, a prompt for the second text
     encoder, is given to a model that has none."""
-    if 1 not in text_encoders(spec):
+    if 1 not in encoder_indices(spec):
         raise InvalidParameter(
             f"{param} is for SDXL models, which have two text encoders; {spec.name} is not one",
             param=param,
@@ -40,4 +41,4 @@ def check_inversions(text: str, spec: ModelSpec, num_steps: int, inversions: Inv
         for span in parse_attention(words):
             for piece in inversions.split(span.text or ""):
                 if isinstance(piece, Inversion):
-                    piece.check_encoders(text_encoders(spec))
+                    piece.check_encoders(encoder_indices(spec))

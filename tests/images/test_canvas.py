@@ -27,7 +27,7 @@ def test_crop_keeps_the_middle_and_fit_keeps_everything() -> None:
     assert (float(fitted[0, 0, 32, 32]), float(fitted[0, 0, 32, 2])) == (1, -1)
 
 
-def test_a_thread_of_a_picture_cannot_be_fitted() -> None:
+def test_a_thread_of_a_image_cannot_be_fitted() -> None:
     with pytest.raises(InvalidParameter, match="3000 x 40 cannot be fitted into 64 x 64"):
         prepare_canvas(gradient(3000, 40), 64, 64, "fit")
     assert prepare_canvas(gradient(3000, 40), 64, 64, "crop").pixels.shape[-1] == 64
@@ -71,13 +71,13 @@ def test_cutting_out_the_masked_region_needs_one() -> None:
         prepare_canvas(gradient(), 64, 64, mask=Image.new("L", (64, 64)), crop_padding=4)
 
 
-def test_a_mask_of_another_size_is_brought_to_the_pictures() -> None:
+def test_a_mask_of_another_size_is_brought_to_the_images() -> None:
     canvas = prepare_canvas(gradient(128, 128), 64, 64, mask=half_mask(32, 32))
     assert canvas.mask is not None
     assert (canvas.mask[..., :30] == 0).all() and (canvas.mask[..., 34:] == 1).all()
 
 
-def test_outpainting_adds_margins_to_repaint_and_continues_the_picture_into_them() -> None:
+def test_outpainting_adds_margins_to_repaint_and_continues_the_image_into_them() -> None:
     image, mask = extend(gradient(64, 48), None, (16, 0, 0, 8), overlap=4)
     assert image.size == mask.size == (80, 56)
     repaint = np.asarray(mask)

@@ -62,7 +62,7 @@ NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), d
 
 
 @pytest.mark.parametrize("output_format", MEDIA_TYPES)
-def test_a_picture_survives_in_every_format(output_format: str) -> None:
+def test_a_image_survives_in_every_format(output_format: str) -> None:
     decoded = Image.open(BytesIO(encode(RED, output_format)))
     assert decoded.size == (16, 8)
     red, green, blue = decoded.convert("RGB").getpixel((4, 4))  # type: ignore[misc]
@@ -82,7 +82,7 @@ def test_jpeg_and_webp_carry_them_as_the_exif_user_comment(output_format: str) -
     assert json.loads(comment[8:].decode("utf-16-be")) == PARAMETERS
 
 
-# Where a picture may come from
+# Where an image may come from
 
 
 def test_base64_and_data_uris_are_read() -> None:
@@ -115,8 +115,8 @@ def test_a_url_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
         return file(RED)
 
     monkeypatch.setattr(codec, "fetch", fetch)
-    assert read(" HTTPS://pictures.example/a.png\n", SETTINGS, param="image").size == RED.size
-    expected = ("HTTPS://pictures.example/a.png", SETTINGS, SETTINGS.max_image_bytes, "image")
+    assert read(" HTTPS://images.example/a.png\n", SETTINGS, param="image").size == RED.size
+    expected = ("HTTPS://images.example/a.png", SETTINGS, SETTINGS.max_image_bytes, "image")
     assert asked == [expected]
 
 
@@ -136,14 +136,14 @@ def test_a_url_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
         "data:",
     ],
 )
-def test_what_is_no_picture_is_told_what_is_accepted(source: str) -> None:
+def test_what_is_no_image_is_told_what_is_accepted(source: str) -> None:
     message = refusal(source)
     assert message.startswith("mask_image")
     assert "https URL" in message and "base64" in message and "PNG" in message
 
 
 def test_an_http_url_is_refused() -> None:
-    assert "use https" in refusal("http://pictures.example/a.png")
+    assert "use https" in refusal("http://images.example/a.png")
 
 
 @pytest.mark.parametrize("uri", ["data:image/png,rawbytes", "data:image/svg+xml;utf8,<svg/>"])
@@ -217,7 +217,7 @@ def test_floats_of_unknown_range_are_refused() -> None:
 
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_picture_is_turned_upright(orientation: int, image_format: str) -> None:
+def test_a_image_is_turned_upright(orientation: int, image_format: str) -> None:
     upright = Image.new("L", (24, 16))
     upright.paste(255, (0, 0, 8, 8))  # a white corner at the upper left
     turned = upright.transpose(INVERSE[orientation]) if orientation > 1 else upright

@@ -53,7 +53,7 @@ class Aux:
                 self.params = {"scribble": False}
 
             def processor(self, image: Image.Image, **options: Any) -> Image.Image:
-                assert aux.drawing.acquire(blocking=False), "two pictures in one network"
+                assert aux.drawing.acquire(blocking=False), "two images in one network"
                 time.sleep(0.002)
                 aux.seen.append((image.size, options))
                 aux.drawing.release()
@@ -107,7 +107,7 @@ def test_scribble_draws_white_strokes_where_it_is_dark() -> None:
     assert not pixels[:24].any() and not pixels[42:].any()
 
 
-def test_tile_is_the_picture_itself() -> None:
+def test_tile_is_the_image_itself() -> None:
     assert preprocess("tile", square()).tobytes() == square().tobytes()
 
 
