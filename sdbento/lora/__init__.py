@@ -1,1 +1,1 @@
-"""LoRAs: files, matrices, and rows with different ones in one forward."""
+"""LoRAs: their files, their matrices, and rows of one batch that use different ones."""

@@ -79,6 +79,8 @@ class _Share:
 
 @dataclass(frozen=True)
 class _Hook:
+    """What a layer's adapters add to its output."""
+
     num_rows: int
     shares: list[tuple[_Share, LowRank]]
 
@@ -107,7 +109,7 @@ def _hooks(
 ) -> Iterator[tuple[nn.Module, _Hook]]:
     hooks: dict[str, _Hook] = {}
     for adapter, weights in _by_adapter(part, rows):
-        share = _share(weights, len(rows), next(iter(adapter.parts[part].values())).down)
+        share = _share(weights, next(iter(adapter.parts[part].values())).down)
         for name, low_rank in adapter.parts[part].items():
             hooks.setdefault(name, _Hook(len(rows), [])).shares.append((share, low_rank))
     if not hooks:
@@ -132,7 +134,8 @@ def _by_adapter(
     return list(found.values())
 
 
-def _share(weights: Mapping[int, float], num_rows: int, like: Tensor) -> _Share:
+def _share(weights: Mapping[int, float], like: Tensor) -> _Share:
+    """`weights` by row, with tensors on the device and in the precision of `like`."""
     indices, values = list(weights), list(weights.values())
     first, last = indices[0], indices[-1]
     rows: slice | Tensor = slice(first, last + 1)

@@ -27,7 +27,7 @@ def test_crop_keeps_the_middle_and_fit_keeps_everything() -> None:
     assert (float(fitted[0, 0, 32, 32]), float(fitted[0, 0, 32, 2])) == (1, -1)
 
 
-def test_a_thread_of_a_image_cannot_be_fitted() -> None:
+def test_a_thread_of_an_image_cannot_be_fitted() -> None:
     with pytest.raises(InvalidParameter, match="3000 x 40 cannot be fitted into 64 x 64"):
         prepare_canvas(gradient(3000, 40), 64, 64, "fit")
     assert prepare_canvas(gradient(3000, 40), 64, 64, "crop").pixels.shape[-1] == 64

@@ -62,7 +62,7 @@ NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), d
 
 
 @pytest.mark.parametrize("output_format", MEDIA_TYPES)
-def test_a_image_survives_in_every_format(output_format: str) -> None:
+def test_an_image_survives_in_every_format(output_format: str) -> None:
     decoded = Image.open(BytesIO(encode(RED, output_format)))
     assert decoded.size == (16, 8)
     red, green, blue = decoded.convert("RGB").getpixel((4, 4))  # type: ignore[misc]
@@ -217,7 +217,7 @@ def test_floats_of_unknown_range_are_refused() -> None:
 
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_image_is_turned_upright(orientation: int, image_format: str) -> None:
+def test_an_image_is_turned_upright(orientation: int, image_format: str) -> None:
     upright = Image.new("L", (24, 16))
     upright.paste(255, (0, 0, 8, 8))  # a white corner at the upper left
     turned = upright.transpose(INVERSE[orientation]) if orientation > 1 else upright
