@@ -35,8 +35,9 @@ from sqlalchemy import (
 )
 
 from sdbento.errors import NotFound, Overloaded, Unavailable
-from sdbento.jobs.database import DatabaseLock, connect, lock_database
-from sdbento.jobs.results import FileLock, Results, lock_folder
+from sdbento.jobs.database import connect
+from sdbento.jobs.locks import DatabaseLock, LockFile, lock_database, lock_folder
+from sdbento.jobs.results import Results
 from sdbento.jobs.table import (
     RETRIABLE,
     UNFINISHED,
@@ -93,7 +94,7 @@ class JobStore:
         self._engine = connect(url, folder)
         self._is_sqlite = self._engine.dialect.name == "sqlite"
         self._lost: str | None = None  # why folder and database are not this server's any more
-        self._locks: list[FileLock | DatabaseLock] = [lock_folder(folder)]
+        self._locks: list[LockFile | DatabaseLock] = [lock_folder(folder)]
         try:
             if url is not None and (lock := lock_database(self._engine)) is not None:
                 self._locks.append(lock)

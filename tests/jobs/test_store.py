@@ -6,71 +6,17 @@ import os
 import sqlite3
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import psycopg
 import pytest
 
-from sdbento.errors import NotFound, Overloaded, Unavailable
+from sdbento.errors import NotFound, Overloaded
 from sdbento.jobs import results as job_results
 from sdbento.jobs import store as job_store
 from sdbento.jobs.store import MAX_INTERRUPTIONS, SUSPECT, JobStore, Limits
-from sdbento.jobs.table import Job, NewJob
-from tests.support.postgres import new_database
+from tests.support.jobs import HOUR, Clock, begun, current, new
 from tests.support.server import ROOT
-
-HOUR = 3_600_000
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1_000_000
-
-    def __call__(self) -> int:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest) -> str | None:
-    if request.param == "sqlite":
-        return None
-    return new_database(request.getfixturevalue("postgres_server"))
-
-
-@pytest.fixture
-def store(tmp_path: Path, clock: Clock, url: str | None) -> Iterator[JobStore]:
-    store = JobStore(tmp_path, url, clock=clock)
-    yield store
-    store.close()
-
-
-def new(job_id: str = "a", *, input: str = "{}", **options: Any) -> NewJob:
-    job = NewJob(job_id, input, keep=HOUR, ttl=10 * HOUR, execution_timeout=600_000)
-    return replace(job, **options)
-
-
-def begun(store: JobStore, job_id: str = "a", **options: Any) -> Job:
-    """A job that has been taken up, and nothing else was waiting."""
-    store.add(new(job_id, **options))
-    (job,) = store.claim(1)
-    return job
-
-
-def current(store: JobStore, job_id: str = "a") -> Job:
-    job = store.get(job_id)
-    assert job is not None
-    return job
-
 
 # A job's way
 
@@ -461,100 +407,6 @@ def test_a_process_that_is_killed_loses_no_result_and_leaves_no_rubbish(tmp_path
     assert [path.name for path in (tmp_path / "results").iterdir()] == ["a.1.json"]
     assert store.output(current(store, "a")) == b'["whole"]'
     assert [(job.id, job.run) for job in store.claim(5)] == [("b", 2), ("c", 2)]
-    store.close()
-
-
-def test_a_folder_has_one_server_only(
-    store: JobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(job_results, "LOCK_SECONDS", 0.0)
-    with pytest.raises(Unavailable, match="SDBENTO_STATE_DIR"):
-        JobStore(tmp_path)
-
-
-def test_a_postgresql_database_has_one_server_only(
-    tmp_path: Path, postgres_server: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    url = new_database(postgres_server)
-    store = JobStore(tmp_path / "a", url)
-    with monkeypatch.context() as patched:
-        patched.setattr(job_results, "LOCK_SECONDS", 0.0)
-        for _ in range(2):
-            with pytest.raises(Unavailable, match="JOB_STORE_URL"):
-                JobStore(tmp_path / "b", url)
-    begun(store)
-    store.close()
-    store = JobStore(tmp_path / "b", url)
-    assert store.recover() == 1
-    store.close()
-
-
-def test_a_sqlite_database_of_another_folder_has_one_server_only(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(job_results, "LOCK_SECONDS", 0.0)
-    url = f"sqlite:///{tmp_path / 'shared.db'}"
-    store = JobStore(tmp_path / "a", url)
-    with pytest.raises(Unavailable, match="JOB_STORE_URL"):
-        JobStore(tmp_path / "b", url)
-    store.close()
-    JobStore(tmp_path / "b", url).close()
-
-
-def break_lock(url: str) -> None:
-    """End the connection that holds a database, as a restart of the database does."""
-    holders = (
-        "FROM pg_locks JOIN pg_database ON oid = database "
-        "WHERE locktype = 'advisory' AND datname = current_database()"
-    )
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute(f"SELECT pg_terminate_backend(pid) {holders}".encode())
-        while connection.execute(f"SELECT pid {holders}".encode()).fetchall():
-            time.sleep(0.01)
-
-
-def test_a_postgresql_database_is_held_again_after_its_restart(
-    tmp_path: Path, postgres_server: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(job_results, "LOCK_SECONDS", 0.0)
-    url = new_database(postgres_server)
-    store = JobStore(tmp_path / "a", url)
-    for job_id in ("a", "b"):
-        break_lock(url)
-        store.add(new(job_id))
-        with pytest.raises(Unavailable, match="JOB_STORE_URL"):
-            JobStore(tmp_path / "b", url)
-    break_lock(url)
-    other = JobStore(tmp_path / "b", url)
-    for _ in range(2):
-        with pytest.raises(Unavailable, match="JOB_STORE_URL"):
-            store.claim(1)
-        with pytest.raises(Unavailable, match="JOB_STORE_URL"):
-            store.get("a")
-    other.close()
-    monkeypatch.undo()
-    job_results.take(lambda: succeeds(store.expire), "the database is not free again")
-    assert [job.id for job in store.claim(5)] == ["a", "b"]
-    assert current(store, "a").status == "IN_PROGRESS"
-    store.close()
-
-
-def succeeds(action: Callable[[], object]) -> bool:
-    try:
-        action()
-    except Unavailable:
-        return False
-    return True
-
-
-def test_a_folder_that_was_removed_is_told(tmp_path: Path) -> None:
-    store = JobStore(tmp_path / "state")
-    (tmp_path / "state").rename(tmp_path / "elsewhere")
-    for _ in range(2):
-        with pytest.raises(Unavailable, match="removed or replaced"):
-            store.add(new())
-    (tmp_path / "elsewhere").rename(tmp_path / "state")
-    store.add(new())
     store.close()
 
 

@@ -1,0 +1,31 @@
+"""A job store, once on SQLite and once on PostgreSQL."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sdbento.jobs.store import JobStore
+from tests.support.jobs import Clock
+from tests.support.postgres import new_database
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest) -> str | None:
+    if request.param == "sqlite":
+        return None
+    return new_database(request.getfixturevalue("postgres_server"))
+
+
+@pytest.fixture
+def store(tmp_path: Path, clock: Clock, url: str | None) -> Iterator[JobStore]:
+    store = JobStore(tmp_path, url, clock=clock)
+    yield store
+    store.close()

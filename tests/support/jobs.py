@@ -1,0 +1,40 @@
+"""Jobs for tests of the store, and a clock that the tests turn."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from sdbento.jobs.store import JobStore
+from sdbento.jobs.table import Job, NewJob
+
+HOUR = 3_600_000  # ms
+
+
+class Clock:
+    """The time in milliseconds, which stands still until a test changes `now`."""
+
+    def __init__(self) -> None:
+        self.now = 1_000_000
+
+    def __call__(self) -> int:
+        return self.now
+
+
+def new(job_id: str = "a", *, input: str = "{}", **options: Any) -> NewJob:
+    job = NewJob(job_id, input, keep=HOUR, ttl=10 * HOUR, execution_timeout=600_000)
+    return replace(job, **options)
+
+
+def begun(store: JobStore, job_id: str = "a", **options: Any) -> Job:
+    """A job that has been taken up, and nothing else was waiting."""
+    store.add(new(job_id, **options))
+    (job,) = store.claim(1)
+    return job
+
+
+def current(store: JobStore, job_id: str = "a") -> Job:
+    """The job as the store has it now."""
+    job = store.get(job_id)
+    assert job is not None
+    return job
