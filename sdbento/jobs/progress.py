@@ -1,4 +1,4 @@
-"""What happened to jobs that nobody has asked about yet: the events of /stream, in memory.
+"""Events of jobs that nobody has asked for yet: what /stream answers, in memory.
 
 Bounded, and lost with the process: progress is not a result.
 """
@@ -10,55 +10,81 @@ import itertools
 from collections.abc import Iterable
 from typing import Any
 
-MAX_EVENTS = 5000  # of a job; 16 images of 150 steps have fewer
-MAX_JOBS = 512  # those that were looked at or changed least recently are forgotten
+MAX_EVENTS = 5000  # of one job; 16 images of 150 steps have fewer
+MAX_JOBS = 512  # beyond them, the jobs that were looked at or changed longest ago are forgotten
 
 Event = dict[str, Any]
 
 
-class Progress:
-    """The events of one job since they were last taken.
+class EventBuffer:
+    """Events in the order in which they came, until they are taken. Not thread-safe.
 
-    A newer preview of an image replaces the one that waits: previews are large.
+    newest_only: kinds of events (step, preview, ...) of which only the newest of each image waits:
+    it replaces an older one and goes to the end. None: every kind is like that.
     """
 
-    def __init__(self) -> None:
-        self.told = False  # whether its output was among them
-        self.changed = asyncio.Event()  # there are some, or the job has ended
+    def __init__(self, newest_only: Iterable[str] | None = None) -> None:
+        self.changed = asyncio.Event()  # set when there is something to take
+        self._newest_only = None if newest_only is None else frozenset(newest_only)
         self._events: dict[object, Event] = {}
         self._numbers = itertools.count()
 
+    def __len__(self) -> int:
+        return len(self._events)
+
     def push(self, event: Event) -> None:
-        is_preview = event["event"] == "preview"
-        key = ("preview", event["image"]) if is_preview else next(self._numbers)
+        key = self._key(event)
         self._events.pop(key, None)
         self._events[key] = event
         if len(self._events) > MAX_EVENTS:
-            del self._events[next(iter(self._events))]
+            self.take_oldest()
         self.changed.set()
 
-    def take(self) -> list[Event]:
+    def take_oldest(self) -> Event:
+        """Remove and return the event that has waited longest. There must be one."""
+        return self._events.pop(next(iter(self._events)))
+
+    def take_all(self) -> list[Event]:
         taken = list(self._events.values())
         self._events.clear()
         self.changed.clear()
         return taken
 
+    def _key(self, event: Event) -> object:
+        kind = event["event"]
+        if self._newest_only is None or kind in self._newest_only:
+            return kind, event.get("image")
+        return next(self._numbers)
 
-class ProgressOfAll:
+
+class JobProgress(EventBuffer):
+    """The events of one job since they were last taken.
+
+    Of the previews of an image only the newest waits, because they are large.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(newest_only=["preview"])
+        self.output_sent = False  # whether the event with the job's output was taken
+
+
+class ProgressOfJobs:
     """The progress of every job that has any."""
 
     def __init__(self) -> None:
-        self._jobs: dict[str, Progress] = {}
+        self._jobs: dict[str, JobProgress] = {}
 
-    def of(self, job_id: str) -> Progress:
-        progress = self._jobs.pop(job_id, None) or Progress()
-        self._jobs[job_id] = progress
+    def of(self, job_id: str) -> JobProgress:
+        progress = self._jobs.pop(job_id, None)
+        if progress is None:
+            progress = JobProgress()
+        self._jobs[job_id] = progress  # the last in the order: the most recent
         if len(self._jobs) > MAX_JOBS:
             del self._jobs[next(iter(self._jobs))]
         return progress
 
     def wake(self, job_id: str) -> None:
-        """Let those look who wait for a job's events."""
+        """Let requests that wait for a job's events look again, as when the job has ended."""
         if job_id in self._jobs:
             self._jobs[job_id].changed.set()
 

@@ -1,4 +1,7 @@
-"""Patience with a database that is away and a disk that is full. Knows nothing of what is kept."""
+"""Stores what must not be lost, however long the database is away or the disk full.
+
+Knows nothing of what is stored.
+"""
 
 from __future__ import annotations
 
@@ -9,27 +12,31 @@ from typing import TypeVar
 
 from sqlalchemy.exc import DBAPIError
 
+from sdbento.backoff import Backoff
 from sdbento.errors import classify, unexplained
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-FIRST_PAUSE, LAST_PAUSE = 0.1, 10.0  # seconds before it is tried again
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10.0  # seconds between two attempts
 
 
-async def insist(keep: Callable[[], Awaitable[T]], what: str) -> T:
-    """Do `keep` until the database and the disk let it; `what` names in the log what it keeps."""
-    pause = FIRST_PAUSE
+async def retry_until_stored(store: Callable[[], Awaitable[T]], what: str) -> T:
+    """Await `store()`, again and again while the database or the file system refuses it.
+
+    what: the thing to be stored, as the log calls it.
+    Any error that is neither the database's nor the file system's is raised.
+    """
+    backoff = Backoff(FIRST_PAUSE, LONGEST_PAUSE)
     while True:
         try:
-            return await keep()
+            return await store()
         except (DBAPIError, OSError) as exc:
             log.error("%s cannot be kept yet: %s", what, _reason(exc))
-        await asyncio.sleep(pause)
-        pause = min(2 * pause, LAST_PAUSE)
+        await asyncio.sleep(backoff.next_pause())
 
 
 def _reason(exc: Exception) -> str:
-    """For the log, which may name files: what clients are told, or else the system's own words."""
+    """What clients are told, or the system's own words: the log may name files."""
     return classify(exc).message if unexplained(exc) is None else str(exc)

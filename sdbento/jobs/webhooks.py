@@ -1,22 +1,20 @@
-"""Tells the webhooks of finished jobs, until they have heard it or will not.
+"""Posts finished jobs to their webhooks until they accept it or have refused it too often.
 
-What is still to be told is in the store: a webhook is posted at least once, also when the server is
-killed meanwhile. Knows nothing of how jobs are run.
+The store knows which posts are due, so that every webhook is posted at least once even if the
+server is killed. Knows nothing of how jobs are run.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
-from typing import ParamSpec, TypeVar
 
+from sdbento.background import ThreadPool, start_task
 from sdbento.errors import classify, unexplained
 from sdbento.jobs.format import status_body
-from sdbento.jobs.retry import insist
+from sdbento.jobs.retry import retry_until_stored
 from sdbento.jobs.store import JobStore
 from sdbento.jobs.table import Job
 from sdbento.outbound import post
@@ -24,88 +22,82 @@ from sdbento.settings import Settings
 
 log = logging.getLogger(__name__)
 
-P = ParamSpec("P")
-T = TypeVar("T")
-
-RETRIES = 2
-PAUSE = 10.0  # seconds before each of them
-POSTERS = 8  # webhooks that may be slow at once
-TICK = 1.0  # seconds; what waits for its retry has no other alarm
+MAX_RETRIES = 2
+RETRY_SECONDS = 10.0  # before each retry; RunPod's number, like MAX_RETRIES
+MAX_POSTS = 8  # at once: hosts may be slow
+POLL_SECONDS = 1.0  # between two searches for posts that are due
 
 
 class Webhooks:
     """`run` it as a task; `wake` it when a job ends."""
 
-    def __init__(self, store: JobStore, settings: Settings, pause: float = PAUSE) -> None:
+    def __init__(
+        self, store: JobStore, settings: Settings, retry_seconds: float = RETRY_SECONDS
+    ) -> None:
         self._store = store
         self._settings = settings
-        self._pause = pause
-        self._news = asyncio.Event()
-        self._posting: dict[str, asyncio.Task[None]] = {}
-        self._threads = ThreadPoolExecutor(POSTERS, thread_name_prefix="sdbento-webhook")
-        self._bookkeeper = ThreadPoolExecutor(1, thread_name_prefix="sdbento-webhook-store")
+        self._retry_seconds = retry_seconds
+        self._awake = asyncio.Event()  # a post may be due, or there is room for one
+        self._posting: dict[str, asyncio.Task[None]] = {}  # by the job's id
+        self._post_threads = ThreadPool(MAX_POSTS, "sdbento-webhook")
+        self._store_thread = ThreadPool(1, "sdbento-webhook-store")
 
     def wake(self) -> None:
-        self._news.set()
+        self._awake.set()
 
     async def run(self) -> None:
-        """Post what is due, for ever; when cancelled, what is under way is told again later."""
+        """Post what is due, for ever. If this is cancelled, open posts are made again later."""
         try:
             while True:
-                self._news.clear()
+                self._awake.clear()
                 await self._start_due()
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(min(TICK, self._pause)):
-                        await self._news.wait()
+                    async with asyncio.timeout(min(POLL_SECONDS, self._retry_seconds)):
+                        await self._awake.wait()
         finally:
             for task in self._posting.values():
                 task.cancel()
-            self._threads.shutdown(wait=False, cancel_futures=True)
-            # The store is closed next; hosts may take their time, and are told again.
-            await asyncio.to_thread(self._bookkeeper.shutdown, cancel_futures=True)
+            self._post_threads.shutdown(wait=False, cancel_futures=True)
+            # Wait for this one: the store is closed next.
+            await asyncio.to_thread(self._store_thread.shutdown, cancel_futures=True)
 
     async def _start_due(self) -> None:
-        free = POSTERS - len(self._posting)
+        free = MAX_POSTS - len(self._posting)
         if not free:
             return
         try:
-            # Those under way are due as well, and come first.
-            due = await self._ask(self._store.due_webhooks, POSTERS)
+            # Posts that are under way are due as well, and are listed first.
+            due = await self._store_thread.run(self._store.due_webhooks, MAX_POSTS)
         except Exception as exc:
             reason = classify(exc).message
             log.error("due webhooks cannot be read: %s", reason, exc_info=unexplained(exc))
             return
         for job in [job for job in due if job.id not in self._posting][:free]:
-            task = asyncio.create_task(self._tell(job))
+            task = start_task(self._post_and_note(job), f"sdbento webhook of job {job.id}")
             self._posting[job.id] = task
-            task.add_done_callback(partial(self._ended, job.id))
+            task.add_done_callback(partial(self._post_ended, job.id))
 
-    def _ended(self, job_id: str, _: asyncio.Task[None]) -> None:
+    def _post_ended(self, job_id: str, _: asyncio.Task[None]) -> None:
         del self._posting[job_id]
-        self._news.set()
+        self.wake()
 
-    async def _tell(self, job: Job) -> None:
-        loop = asyncio.get_running_loop()
+    async def _post_and_note(self, job: Job) -> None:
         try:
-            heard = await loop.run_in_executor(self._threads, self._post, job)
-            final = heard or job.webhook_failures >= RETRIES
-            again_in = None if final else round(self._pause * 1000)
-            # Until it is noted this task is the one that posts the job, and it has.
-            await insist(
-                lambda: self._ask(self._store.note_webhook, job, again_in),
+            accepted = await self._post_threads.run(self._post, job)
+            final = accepted or job.webhook_failures >= MAX_RETRIES
+            again_in = None if final else round(self._retry_seconds * 1000)
+            # The job is not posted again meanwhile: this task counts as its post until it ends.
+            await retry_until_stored(
+                lambda: self._store_thread.run(self._store.note_webhook, job, again_in),
                 f"that the webhook of job {job.id} was posted",
             )
         except Exception as exc:
             reason = classify(exc).message
             log.error("the webhook of job %s: %s", job.id, reason, exc_info=unexplained(exc))
-            await asyncio.sleep(TICK)
-
-    async def _ask(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._bookkeeper, partial(function, *args, **kwargs))
+            await asyncio.sleep(POLL_SECONDS)  # the post is still due: do not repeat it at once
 
     def _post(self, job: Job) -> bool:
-        """Blocking."""
+        """Whether the webhook accepted the job. Blocking."""
         assert job.webhook is not None
         try:
             body = status_body(job, self._store.output(job))

@@ -2,8 +2,8 @@
 
 POST /run, /runsync, /cancel/{id}, /retry/{id}, /purge-queue; GET /status/{id}, /status-sync/{id},
 /stream/{id}, /health; each also under /v2/{endpoint_id}, whatever the endpoint is called. A key in
-the Authorization header is not looked at. Jobs go on when their client leaves: only /cancel stops
-them. What changes jobs is shielded: a client that leaves meanwhile leaves nothing half done.
+the Authorization header is ignored. A job continues when its client disconnects: only /cancel stops
+it. A handler that changes jobs finishes the change even if its client disconnects meanwhile.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from sdbento.background import start_task
+from sdbento.backoff import Backoff
 from sdbento.doors.http.guard import reported
 from sdbento.doors.http.termination import heard_before_the_server
 from sdbento.errors import InvalidParameter, NotFound, SDBentoError, Unavailable
@@ -33,48 +35,54 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-WAIT = 90_000  # ms that /runsync and /status-sync wait where the client does not say
-STREAM_WAIT = 5000  # likewise /stream; of RunPod's SDKs one gives up after 10 s, two never pause
+WAIT = 90_000  # ms for which /runsync and /status-sync wait if the client does not say
+# The same for /stream: long enough that RunPod's two SDKs that ask again without a pause do not do
+# so all the time, short enough for its SDK that gives up after 10 s.
+STREAM_WAIT = 5000
 MIN_WAIT, MAX_WAIT = 1000, 300_000
-FIRST_PAUSE, LAST_PAUSE = 2.0, 10.0  # seconds until jobs that cannot be kept are tried again
+FIRST_PAUSE, LONGEST_PAUSE = 2.0, 10.0  # seconds between two attempts to open the job store
 
 
 @asynccontextmanager
 async def lifespan(routes: Starlette) -> AsyncIterator[None]:
-    """Run the jobs of the App in `state.app`, as long as the routes are served.
+    """Run jobs on the App in `state.app` for as long as the routes are served.
 
-    While they cannot be kept (a database that is away, a folder that another server still has) the
-    job routes answer 503, and it is tried again; the other routes are not concerned.
+    If the job store cannot be opened (its database is away, another server still has its folder),
+    the job routes answer 503 and opening is tried again in the background; other routes work.
     """
-    trying = None if await _open(routes) else asyncio.create_task(_open_later(routes))
+    opening = None
+    if not await _open(routes):
+        opening = start_task(_open_later(routes), "sdbento opening of the job store")
     try:
-        with heard_before_the_server(lambda: _wind_up(routes)):
+        with heard_before_the_server(lambda: _prepare_to_stop(routes)):
             yield
     finally:
-        if trying is not None:
-            trying.cancel()
-            await asyncio.wait([trying])
+        if opening is not None:
+            opening.cancel()
+            await asyncio.wait([opening])
         if isinstance(routes.state.jobs, Jobs):
             await routes.state.jobs.stop()
 
 
-def _wind_up(routes: Starlette) -> None:
+def _prepare_to_stop(routes: Starlette) -> None:
     if isinstance(routes.state.jobs, Jobs):
-        routes.state.jobs.wind_up()
+        routes.state.jobs.prepare_to_stop()
 
 
 async def _open_later(routes: Starlette) -> None:
-    pause = FIRST_PAUSE
+    backoff = Backoff(FIRST_PAUSE, LONGEST_PAUSE)
     while True:
-        await asyncio.sleep(pause)
+        await asyncio.sleep(backoff.next_pause())
         if await _open(routes):
             log.info("jobs can be kept again")
             return
-        pause = min(2 * pause, LAST_PAUSE)
 
 
 async def _open(routes: Starlette) -> bool:
-    """Whether `state.jobs` has the running jobs now; else it is None."""
+    """Try to open the job store and start its jobs: `state.jobs`, None if that fails.
+
+    Returns whether it succeeded.
+    """
     routes.state.jobs = None
     try:
         routes.state.jobs = await _started(routes.state.app)
@@ -91,7 +99,7 @@ async def _started(app: App) -> Jobs:
         jobs = Jobs(app, store, app.settings)
         await jobs.start()
     except BaseException:
-        await asyncio.to_thread(store.close)  # and its folder's lock
+        await asyncio.to_thread(store.close)  # frees its locks for the next attempt
         raise
     return jobs
 
@@ -134,7 +142,7 @@ async def status(request: Request) -> Response:
 
 @reported
 async def status_sync(request: Request) -> Response:
-    """Not in RunPod's reference, but what its SDKs for JavaScript and Go ask after /runsync."""
+    """Missing in RunPod's reference, but its SDKs for JavaScript and Go call it after /runsync."""
     jobs, seconds = jobs_of(request), _seconds(request, WAIT)
     return _json(await jobs.describe(await jobs.wait(_id(request), seconds)))
 
@@ -167,7 +175,7 @@ async def purge_queue(request: Request) -> Response:
 
 @reported
 async def health(request: Request) -> Response:
-    """The counts are of jobs that are still kept; the one worker is this server."""
+    """Counts of the jobs in the store, and of workers: there is one, this server."""
     jobs = jobs_of(request)
     counts = await jobs.counts()
     num = counts.by_status
@@ -197,7 +205,7 @@ def _workers(app: App, jobs: Jobs) -> dict[str, int]:
 
 
 async def _submitted(request: Request, *, sync: bool) -> str:
-    """The id of the job that a request asks for, once it is in the store."""
+    """Store the job that a request asks for. Returns its id."""
     jobs = jobs_of(request)
     settings: Settings = request.app.state.app.settings
     new = await asyncio.to_thread(accept, await request.body(), settings, sync=sync)
@@ -207,13 +215,13 @@ async def _submitted(request: Request, *, sync: bool) -> str:
 
 def _id(request: Request) -> str:
     job_id = str(request.path_params["id"])
-    if "\0" in job_id:  # PostgreSQL has no such text
+    if "\0" in job_id:  # PostgreSQL cannot compare text with this character
         raise NotFound("there is no job of that id", param="id")
     return job_id
 
 
 def _seconds(request: Request, default: int) -> float:
-    """How long the client lets a request wait; `default` in ms, as the query has it."""
+    """How long a request may wait, in seconds, from its query, which like `default` is in ms."""
     given = request.query_params.get("wait", str(default))
     if not given.isdecimal() or len(given) > 6 or not MIN_WAIT <= int(given) <= MAX_WAIT:
         raise InvalidParameter(

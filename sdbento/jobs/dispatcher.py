@@ -1,0 +1,238 @@
+"""Runs stored jobs through the App: claims them in order, runs them, stores how each one ended.
+
+    store.claim -> App.stream -> store.complete, store.fail or store.release
+
+At most as many jobs run as the engine can use; the others wait in the store. Every change of a
+job's status is made by the store, so that this may be killed at any time. Everything runs on one
+event loop, calls that block on threads. Knows nothing of who asks for jobs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Callable
+from contextlib import aclosing, suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
+
+from sdbento.background import ThreadPool, start_task
+from sdbento.errors import (
+    DeadlineExceeded,
+    Overloaded,
+    SDBentoError,
+    Unavailable,
+    classify,
+    unexplained,
+)
+from sdbento.jobs.format import JobInput, one_line, read
+from sdbento.jobs.progress import ProgressOfJobs
+from sdbento.jobs.retry import retry_until_stored
+from sdbento.jobs.store import JobStore
+from sdbento.jobs.table import Job, milliseconds
+from sdbento.request.schema import GenerateRequest, GenerateResponse
+from sdbento.settings import Settings
+
+if TYPE_CHECKING:
+    from sdbento.app import App
+
+log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """How often things are done and how long they may take, in seconds."""
+
+    expiry: float = 1.0  # between two searches for jobs whose ttl has passed
+    tidying: float = 60.0  # between two deletions of old jobs
+    grace: float = 5.0  # for running jobs to finish when the server stops
+    overloaded: float = 1.0  # before jobs are claimed again after the App had no room for one
+
+
+class Dispatcher:
+    """`run` it as a task; `wake` it when a job was queued.
+
+    on_change: called with the id of every job whose status may have changed.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        store: JobStore,
+        threads: ThreadPool,
+        progress: ProgressOfJobs,
+        settings: Settings,
+        intervals: Intervals,
+        on_change: Callable[[str], None],
+    ) -> None:
+        self._app = app
+        self._store = store
+        self._threads = threads
+        self._progress = progress
+        self._intervals = intervals
+        self._on_change = on_change
+        # Twice what fits into a batch: the next jobs are prepared while these are denoised.
+        room = settings.max_queue_size + settings.max_batch_size
+        self._max_running = min(2 * settings.max_batch_size, room)
+        self._running: dict[str, asyncio.Task[None]] = {}
+        self._awake = asyncio.Event()  # there may be something to claim, or room for it
+        self._claim_after = 0.0  # time.monotonic() before which the App is taken to be full
+        # Whether the store may have jobs IN_PROGRESS that no task of `_running` runs, as when the
+        # database's answer to a claim was lost. They would stay IN_PROGRESS for ever.
+        self._must_requeue = False
+        self._stopping = False
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    def wake(self) -> None:
+        self._awake.set()
+
+    def cancel(self, job_id: str) -> None:
+        """Stop the work on a job that the store has cancelled, if it is running."""
+        if (task := self._running.get(job_id)) is not None:
+            task.cancel()
+
+    def stop_claiming(self) -> None:
+        """Begin no more jobs: `run` returns soon."""
+        self._stopping = True
+        self.wake()
+
+    async def stop_running(self) -> None:
+        """Let running jobs finish for a while, put the rest back into the queue.
+
+        `run` must have ended, and so begins no more.
+        """
+        if self._running:
+            await asyncio.wait(self._running.values(), timeout=self._intervals.grace)
+        unfinished = list(self._running.values())
+        for task in unfinished:
+            task.cancel()
+        if unfinished:
+            await asyncio.wait(unfinished)
+
+    async def run(self) -> None:
+        """Claim jobs and start a task for each, until `stop_claiming`."""
+        while not self._stopping:
+            self._awake.clear()
+            try:
+                await self._claim()
+            except Exception as exc:
+                self._must_requeue = True
+                reason = classify(exc).message
+                log.error("no jobs can be taken up now: %s", reason, exc_info=unexplained(exc))
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._intervals.expiry):
+                    await self._awake.wait()
+
+    async def _claim(self) -> None:
+        for job_id in await self._threads.run(self._store.expire):
+            self._on_change(job_id)
+        free = self._max_running - len(self._running)
+        if self._stopping or free <= 0 or time.monotonic() < self._claim_after:
+            return
+        if self._must_requeue:
+            await self._threads.run(self._store.requeue, list(self._running))
+            self._must_requeue = False
+        for job in await self._threads.run(self._store.claim, free):
+            task = start_task(self._run_job(job), f"sdbento job {job.id}")
+            self._running[job.id] = task
+            # Not at the end of `_run_job`: a task that is cancelled at once never enters it.
+            task.add_done_callback(partial(self._job_ended, job.id))
+
+    def _job_ended(self, job_id: str, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and task.exception() is not None:
+            self._must_requeue = True
+        if self._running.get(job_id) is task:  # a released job may have been claimed again
+            del self._running[job_id]
+        self._on_change(job_id)
+        self.wake()
+
+    async def _run_job(self, job: Job) -> None:
+        """One run of a job, however it ends."""
+        try:
+            await self._run_and_store(job)
+        except Unavailable as exc:  # another server has the store now, or its folder was removed
+            log.error("what became of job %s cannot be kept: %s", job.id, exc.message)
+
+    async def _run_and_store(self, job: Job) -> None:
+        try:
+            output = await self._make_output(job)
+            stored = output is None or await self._with_retries(self._store.complete, job, output)
+            if not stored:
+                log.info("job %s was ended before its result came", job.id)
+        except asyncio.CancelledError:
+            if self._stopping:
+                await self._threads.run(self._store.release, job)
+        except Exception as exc:
+            await self._store_failure(job, classify(exc))
+
+    async def _make_output(self, job: Job) -> bytes | None:
+        """The output of a job; None if it was cancelled just after it was claimed."""
+        current = await self._with_retries(self._store.get, job.id)
+        if current is None or (current.status, current.run) != ("IN_PROGRESS", job.run):
+            return None
+        given = await self._threads.run(lambda: read(json.loads(job.input or "")))
+        response = await self._generate(job, given)
+        return await self._threads.run(given.output, response)
+
+    async def _generate(self, job: Job, given: JobInput) -> GenerateResponse:
+        seconds, reason = _time_limit(job)
+        request = _with_timeout(given.request, seconds)
+        try:
+            async with asyncio.timeout(seconds) as limit:
+                return await self._follow(job.id, request)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise DeadlineExceeded(reason) from None
+
+    async def _follow(self, job_id: str, request: GenerateRequest) -> GenerateResponse:
+        """The response to a request, whose other events become the job's progress."""
+        async with aclosing(self._app.stream(request)) as events:
+            async for event in events:
+                if event["event"] == "done":
+                    response: GenerateResponse = event["response"]
+                else:
+                    self._progress.of(job_id).push(event)
+        return response
+
+    async def _store_failure(self, job: Job, error: SDBentoError) -> None:
+        """End a job whose run failed, or put it back into the queue if the job is not to blame."""
+        if isinstance(error, Overloaded):
+            self._claim_after = time.monotonic() + self._intervals.overloaded
+            await self._with_retries(self._store.release, job)
+        elif self._stopping and type(error) is Unavailable:
+            await self._with_retries(self._store.release, job)
+        elif isinstance(error, DeadlineExceeded):
+            await self._with_retries(self._store.fail, job, one_line(error), "TIMED_OUT")
+        else:
+            if error.status >= 500:
+                log.error("job %s failed: %s", job.id, error.message, exc_info=unexplained(error))
+            await self._with_retries(self._store.fail, job, one_line(error))
+
+    async def _with_retries(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call a method of the store, again while the database is away or the disk is full."""
+        return await retry_until_stored(
+            lambda: self._threads.run(function, *args, **kwargs), "a job's end"
+        )
+
+
+def _time_limit(job: Job) -> tuple[float, str]:
+    """The seconds for which a job that starts now may run, and the error if they do not suffice."""
+    allowed, left = job.execution_timeout, max(1, job.expires - milliseconds())
+    if left < allowed:
+        return left / 1000, f"the job has waited and run for longer than its ttl of {job.ttl} ms"
+    return allowed / 1000, f"the job ran for longer than its executionTimeout of {allowed} ms"
+
+
+def _with_timeout(request: GenerateRequest, seconds: float) -> GenerateRequest:
+    """The request with the job's time limit, or its own where that is shorter."""
+    return request.model_copy(update={"timeout": min(seconds, request.timeout or seconds)})

@@ -1,0 +1,121 @@
+"""Jobs that run on a fake App, which draws when it is told to."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from base64 import b64encode
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+from sdbento.app import App
+from sdbento.jobs.dispatcher import Intervals
+from sdbento.jobs.format import accept
+from sdbento.jobs.service import Jobs
+from sdbento.jobs.store import JobStore, Limits
+from sdbento.jobs.table import Job
+from sdbento.jobs.webhooks import Webhooks
+from sdbento.request.schema import GenerateRequest, GenerateResponse, Timings
+from sdbento.settings import Settings
+
+SETTINGS = Settings(max_batch_size=2, allow_private_urls=True)
+QUICKLY = Intervals(expiry=0.05, tidying=0.05, grace=0.2, overloaded=0.02)
+SOON = 10.0  # seconds that nothing here takes
+
+
+class FakeApp:
+    """Draws at once, but "slow" prompts only when `gate` is set; fails as it is told to."""
+
+    def __init__(self) -> None:
+        self.engine = SimpleNamespace(alive=True, seconds_per_request=3.0)
+        self.ready = True
+        self.gate = asyncio.Event()
+        self.begun: list[GenerateRequest] = []
+        self.cut_short: list[str] = []
+        self.failures: dict[str, list[Exception]] = {}
+        self.num_running = self.peak = 0
+
+    async def stream(self, request: GenerateRequest) -> AsyncGenerator[dict[str, Any], None]:
+        self.begun.append(request)
+        self.num_running += 1
+        self.peak = max(self.peak, self.num_running)
+        done = False
+        try:
+            yield {"event": "queued", "position": 0, "eta": None}
+            for step in (1, 2):
+                yield {"event": "step", "image": 0, "step": step, "num_steps": 2, "eta": 0.0}
+            if request.prompt.startswith("slow"):
+                await self.gate.wait()
+            if failures := self.failures.get(request.prompt):
+                done = True
+                raise failures.pop(0)
+            yield {"event": "done", "response": drawn(request)}
+            done = True
+        finally:
+            self.num_running -= 1
+            if not done and not self.gate.is_set():
+                self.cut_short.append(request.prompt)
+
+
+def drawn(request: GenerateRequest) -> GenerateResponse:
+    picture = b64encode(f"{request.prompt} {request.seed}".encode()).decode()
+    return GenerateResponse(
+        images=[picture],
+        seeds=[request.seed or 0],
+        model="fake",
+        parameters={},
+        timings=Timings(queued=0, denoising=0, decoding=0, total=0),
+    )
+
+
+class Server:
+    """Jobs that run, with what tests ask them."""
+
+    def __init__(self, app: FakeApp, store: JobStore, jobs: Jobs) -> None:
+        self.app, self.store, self.jobs = app, store, jobs
+
+    async def submit(self, prompt: str = "quick", *, sync: bool = False, **around: Any) -> str:
+        body = {"input": {"prompt": prompt}, **around}
+        new = accept(json.dumps(body).encode(), SETTINGS, sync=sync)
+        await self.jobs.submit(new)
+        return new.id
+
+    async def ended(self, job_id: str) -> Job:
+        job = await self.jobs.wait(job_id, SOON)
+        assert not job.unfinished
+        return job
+
+    async def answer(self, job_id: str) -> dict[str, Any]:
+        answer: dict[str, Any] = json.loads(await self.jobs.describe(await self.jobs.get(job_id)))
+        return answer
+
+    async def runs(self, *prompts: str) -> None:
+        """Wait until the App has begun all these."""
+        await until(lambda: {request.prompt for request in self.app.begun} >= set(prompts))
+
+
+async def until(condition: Any) -> None:
+    async with asyncio.timeout(SOON):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+@asynccontextmanager
+async def serving(
+    folder: Path,
+    app: FakeApp | None = None,
+    limits: Limits | None = None,
+    intervals: Intervals = QUICKLY,
+) -> AsyncIterator[Server]:
+    app = app or FakeApp()
+    store = JobStore(folder, limits=limits)
+    webhooks = Webhooks(store, SETTINGS, retry_seconds=0.05)
+    jobs = Jobs(cast(App, app), store, SETTINGS, intervals=intervals, webhooks=webhooks)
+    await jobs.start()
+    try:
+        yield Server(app, store, jobs)
+    finally:
+        await jobs.stop()
