@@ -28,7 +28,7 @@ from sdbento.errors import (
     classify,
     unexplained,
 )
-from sdbento.jobs.format import JobInput, one_line, read
+from sdbento.jobs.format import JobInput, one_line, parse_input
 from sdbento.jobs.progress import ProgressOfJobs
 from sdbento.jobs.retry import retry_until_stored
 from sdbento.jobs.store import JobStore
@@ -179,9 +179,9 @@ class Dispatcher:
         current = await self._with_retries(self._store.get, job.id)
         if current is None or (current.status, current.run) != ("IN_PROGRESS", job.run):
             return None
-        given = await self._threads.run(lambda: read(json.loads(job.input or "")))
+        given = await self._threads.run(lambda: parse_input(json.loads(job.input or "")))
         response = await self._generate(job, given)
-        return await self._threads.run(given.output, response)
+        return await self._threads.run(lambda: json.dumps(given.output(response)).encode())
 
     async def _generate(self, job: Job, given: JobInput) -> GenerateResponse:
         seconds, reason = _time_limit(job)

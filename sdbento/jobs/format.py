@@ -1,8 +1,8 @@
-"""What clients of RunPod's job API send and read: submissions, inputs, statuses.
+"""What clients of RunPod's job API send and receive: submissions, inputs, outputs, statuses.
 
-A job's input is a request of every other door, beside a few flags for whoever answers it. Knows
-nothing of HTTP and of how jobs are run. What parses or writes a body may take a while: a body may
-carry pictures.
+A job's input is a request as every other door takes it, together with a few flags for the job
+itself. Knows nothing of HTTP and of how jobs are run. Parsing and writing may take a while, because
+inputs and outputs carry images: call these functions on a thread.
 """
 
 from __future__ import annotations
@@ -22,13 +22,17 @@ from sdbento.request.parse import explain, parse
 from sdbento.request.schema import GenerateRequest, GenerateResponse
 from sdbento.settings import Settings
 
-SYNC_PREFIX = "sync-"  # of the ids of /runsync jobs
-SYNC_KEEP = 60_000  # ms for which the result of such a job is kept, at most
+SYNC_PREFIX = "sync-"  # of the ids of /runsync jobs, here and on RunPod
+MAX_SYNC_KEEP = 60_000  # ms for which the result of a /runsync job is kept
+MAX_EVENT_BYTES = 1_000_000  # RunPod's limit for one event of /stream
 WEEK = 604_800_000  # ms
+
+OutputShape = Literal["images", "full"]
+Output = list[str] | dict[str, Any]
 
 
 class Policy(BaseModel):
-    """How long a job may wait and run, within RunPod's limits. In ms."""
+    """How long a job may wait and run, in ms, within RunPod's limits."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -38,15 +42,15 @@ class Policy(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _null_is_nothing(cls, given: Any) -> Any:
-        """Typed clients send what they do not set as null."""
+    def _drop_nulls(cls, given: Any) -> Any:
+        """Clients in typed languages send fields that they do not set as null."""
         if not isinstance(given, dict):
             return given
         return {name: value for name, value in given.items() if value is not None}
 
 
 class Submission(BaseModel):
-    """The body of /run and /runsync. What else RunPod's has is read over."""
+    """The body of /run and /runsync. Other fields that RunPod knows, like s3Config, are ignored."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -56,63 +60,65 @@ class Submission(BaseModel):
 
 
 class Flags(BaseModel):
-    """What a job's input may say beside the request itself."""
+    """Fields of a job's input that are not part of the request."""
 
     model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
 
     stream: bool = Field(
-        False, description="A worker posts progress for /stream; a server always has it"
+        False,
+        description="Whether a worker posts progress for /stream; a server always has it",
     )
-    shape: Literal["images", "full"] = Field(
-        "images", alias="return", description="A list of base64 images, or all that is known"
+    shape: OutputShape = Field(
+        "images",
+        alias="return",
+        description="The output: a list of base64 images, or the whole response of /generate",
     )
     allow_jpeg: bool = Field(
         False,
-        description="A worker sends JPEG rather than fail when the result is over RunPod's limit",
+        description="Whether a worker sends JPEG if the result would exceed RunPod's limit",
     )
 
 
-FLAGS = {field.alias or name for name, field in Flags.model_fields.items()}
+FLAG_NAMES = {field.alias or name for name, field in Flags.model_fields.items()}
 
 
 @dataclass(frozen=True)
 class JobInput:
-    """A job's input, checked."""
+    """A job's input, validated."""
 
     flags: Flags
     request: GenerateRequest
 
-    def output(self, response: GenerateResponse) -> bytes:
-        """The job's output as JSON: the images, or everything."""
+    def output(self, response: GenerateResponse) -> Output:
+        """What the job returns: JSON, in the shape that its input asks for."""
         if self.flags.shape == "full":
-            return response.model_dump_json().encode()
-        return json.dumps(response.images).encode()
+            return response.model_dump(mode="json")
+        return response.images
 
 
-def read(given: dict[str, Any]) -> JobInput:
-    """Raises errors of the tree."""
+def parse_input(given: dict[str, Any]) -> JobInput:
+    """Validate a job's input. Raises SDBentoError, usually InvalidParameter."""
     try:
-        flags = Flags.model_validate({name: given[name] for name in FLAGS & given.keys()})
+        flags = Flags.model_validate({name: given[name] for name in FLAG_NAMES & given.keys()})
     except ValidationError as error:
         raise explain(error) from None
-    fields = {name: value for name, value in given.items() if name not in FLAGS}
+    fields = {name: value for name, value in given.items() if name not in FLAG_NAMES}
     return JobInput(flags, parse(json.dumps(fields), what="the input"))
 
 
 def accept(body: bytes, settings: Settings, *, sync: bool) -> NewJob:
-    """The job that a body asks for.
+    """The job that the body of /run, or of /runsync if `sync`, asks for.
 
-    As on RunPod, a bad input makes a job that has failed; what is around the input is refused at
-    once: MalformedRequest, InvalidParameter. A seed that is not given is drawn here, so that the
-    job makes the same pictures however often it has to be begun.
+    As on RunPod, a bad input makes a job that has failed, but everything around the input is
+    refused at once: raises MalformedRequest, InvalidParameter. If no seed is given it is chosen
+    here, so that the job makes the same images however often it has to be started again.
     """
     submission = _submission(body)
     if submission.webhook:
         check(submission.webhook, settings, param="webhook")
     given, error = dict(submission.input), None
     try:
-        asked = read(given)
-        if asked.request.seed in (None, -1):
+        if parse_input(given).request.seed in (None, -1):
             given["seed"] = random.SystemRandom().randrange(2**32)
     except SDBentoError as exc:
         error = one_line(exc)
@@ -121,7 +127,7 @@ def accept(body: bytes, settings: Settings, *, sync: bool) -> NewJob:
     return NewJob(
         id=f"{SYNC_PREFIX if sync else ''}{uuid.uuid4()}-u1",
         input=json.dumps(given),
-        keep=min(keep, SYNC_KEEP) if sync else keep,
+        keep=min(keep, MAX_SYNC_KEEP) if sync else keep,
         ttl=policy.ttl,
         execution_timeout=policy.execution_timeout,
         low_priority=policy.low_priority,
@@ -140,11 +146,12 @@ def _submission(body: bytes) -> Submission:
 
 
 def one_line(error: SDBentoError) -> str:
+    """The message of an error as the `error` of a job, which is one line on RunPod."""
     return " ".join(error.message.replace("\0", " ").split())
 
 
 def status_body(job: Job, output: bytes | None) -> bytes:
-    """What /status answers and webhooks carry, with the job's `output`, which is JSON already."""
+    """What /status answers and webhooks receive, as JSON. `output` is JSON already."""
     fields: dict[str, Any] = {"id": job.id, "status": job.status}
     if job.delay is not None:
         fields["delayTime"] = job.delay

@@ -23,7 +23,7 @@ from sdbento.errors import (
     unexplained,
 )
 from sdbento.jobs.dispatcher import Dispatcher, Intervals
-from sdbento.jobs.format import status_body
+from sdbento.jobs.format import MAX_EVENT_BYTES, status_body
 from sdbento.jobs.progress import ProgressOfJobs
 from sdbento.jobs.store import Counts, JobStore
 from sdbento.jobs.table import Job, NewJob
@@ -39,7 +39,6 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 THREADS = 4  # for calls of the store
-MAX_CHUNK_BYTES = 1_000_000  # RunPod's limit for one event of /stream
 
 
 class Jobs:
@@ -169,7 +168,7 @@ class Jobs:
         if job.status == "COMPLETED" and not progress.output_sent:
             progress.output_sent = True
             output = await self._threads.run(self._store.output, job)
-            fits = output is not None and len(output) <= MAX_CHUNK_BYTES
+            fits = output is not None and len(output) <= MAX_EVENT_BYTES
             events.append({"event": "done", "output": json.loads(output or b"") if fits else None})
         return job, events
 

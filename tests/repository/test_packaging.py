@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from sdbento.catalog.lookup import Catalog
-from sdbento.doors.runpod.worker import read
+from sdbento.doors.runpod.worker import input_of
 from sdbento.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -237,7 +237,7 @@ def test_every_gpu_of_the_hub_holds_every_model_that_it_offers() -> None:
 @pytest.mark.parametrize("test", load(".runpod/tests.json")["tests"], ids=lambda test: test["name"])
 def test_the_hubs_tests_are_jobs_that_the_worker_takes(test: dict[str, Any]) -> None:
     assert isinstance(test["timeout"], int)
-    _, request = read({"input": test["input"]})
+    request = input_of({"input": test["input"]}).request
     assert request.prompt == test["input"]["prompt"]
 
 

@@ -1,7 +1,7 @@
-"""What a RunPod job returns, and where it goes when it is larger than the platform takes.
+"""What a job of RunPod's queue returns, and where it goes if it is larger than RunPod accepts.
 
-The platform drops a result that is too large and the job reads COMPLETED without output, so sizes
-are counted before anything is sent. Everything here blocks; it knows no event loop and no SDK.
+RunPod drops a result that is too large, and the job reads COMPLETED without an output. So sizes are
+checked before anything is sent. Everything here blocks; it knows no event loop and no SDK.
 """
 
 from __future__ import annotations
@@ -9,181 +9,80 @@ from __future__ import annotations
 import json
 import re
 from base64 import b64decode, b64encode
-from dataclasses import dataclass
 from io import BytesIO
-from typing import Any, Literal
-from urllib.parse import urlsplit, urlunsplit
+from typing import Any
 
 from PIL import Image
 
-from sdbento.errors import SDBentoError, TooLarge, Unavailable
+from sdbento.doors.runpod.bucket import VARIABLES, Bucket
+from sdbento.errors import SDBentoError, TooLarge
 from sdbento.images import codec
-from sdbento.request.schema import GenerateResponse, OutputFormat
-from sdbento.settings import Settings, SettingsError
+from sdbento.jobs.format import SYNC_PREFIX, JobInput, Output
+from sdbento.request.schema import GenerateResponse
+from sdbento.settings import Settings
 
-Shape = Literal["images", "full"]
-Output = list[str] | dict[str, Any]
-
-SYNC_PREFIX = "sync-"  # of the ids that the platform gives to /runsync jobs
 EXTENSIONS = {"png": "png", "jpeg": "jpg", "webp": "webp"}
-VARIABLES = (
-    "BUCKET_ENDPOINT_URL",
-    "BUCKET_ACCESS_KEY_ID",
-    "BUCKET_SECRET_ACCESS_KEY",
-    "BUCKET_NAME",
-)
-_REGION = re.compile(r"s3[.-]([a-z]+-[a-z-]+-\d)\.|([a-z]+\d)\.digitaloceanspaces\.com")
-
-
-class Bucket:
-    """An S3 bucket that results are uploaded to. Its client is thread-safe."""
-
-    def __init__(
-        self, endpoint: str, key_id: str, secret: str, name: str, url_seconds: int
-    ) -> None:
-        import boto3
-        from botocore.config import Config
-
-        self.name = name
-        self._url_seconds = url_seconds
-        self._client = boto3.client(
-            "s3",
-            endpoint_url=_without_bucket(endpoint, name),
-            aws_access_key_id=key_id,
-            aws_secret_access_key=secret,
-            region_name=_region(endpoint),
-            config=Config(
-                signature_version="s3v4",
-                s3={"addressing_style": "path"},
-                connect_timeout=10,
-                read_timeout=20,
-                retries={"total_max_attempts": 3},
-                # Checksums in trailers are AWS's own; others refuse or store them.
-                request_checksum_calculation="when_required",
-                response_checksum_validation="when_required",
-            ),
-        )
-
-    @classmethod
-    def configured(cls, settings: Settings) -> Bucket | None:
-        """The bucket that the settings name, if they do; SettingsError where they do by half."""
-        key_id, secret = settings.bucket_access_key_id, settings.bucket_secret_access_key
-        given = (
-            settings.bucket_endpoint_url,
-            key_id and key_id.get_secret_value(),
-            secret and secret.get_secret_value(),
-            settings.bucket_name,
-        )
-        if not any(given):
-            return None
-        missing = [name for name, value in zip(VARIABLES, given, strict=True) if not value]
-        if missing:
-            raise SettingsError(f"{', '.join(missing)}: must be set as well to upload results")
-        endpoint, key, hidden, name = map(str, given)
-        try:
-            return cls(endpoint, key, hidden, name, settings.bucket_url_seconds)
-        except ValueError:
-            raise SettingsError(
-                f"BUCKET_ENDPOINT_URL={endpoint!r}: must be a URL as https://s3.example.com"
-            ) from None
-
-    def upload(self, key: str, data: bytes, media_type: str) -> str:
-        """Store `data`; a URL that anybody can read it by for a while. Raises Unavailable."""
-        place = {"Bucket": self.name, "Key": key}
-        try:
-            self._client.put_object(**place, Body=data, ContentType=media_type)
-            return str(
-                self._client.generate_presigned_url(
-                    "get_object", Params=place, ExpiresIn=self._url_seconds
-                )
-            )
-        except Exception as exc:  # botocore has a tree of its own; its texts hold no secrets
-            reason = " ".join(str(exc).split())[:300]
-            raise Unavailable(
-                f"the result could not be uploaded to bucket {self.name}: {reason}"
-            ) from exc
-
-
-def _without_bucket(endpoint: str, bucket: str) -> str:
-    """RunPod's guide names the bucket in the host as well; boto3 wants the bare host."""
-    parts = urlsplit(endpoint)
-    return urlunsplit(parts._replace(netloc=parts.netloc.removeprefix(f"{bucket}."), path=""))
-
-
-def _region(endpoint: str) -> str:
-    match = _REGION.search(urlsplit(endpoint).netloc)
-    return next(filter(None, match.groups())) if match else "us-east-1"
-
-
-@dataclass(frozen=True)
-class Wish:
-    """How a job wants its result."""
-
-    shape: Shape = "images"
-    allow_jpeg: bool = False
-    output_format: OutputFormat = "png"
 
 
 class Delivery:
-    """Turns a response into what the job returns, within the platform's limits."""
+    """Turns a response into the output of a job, within RunPod's limits."""
 
     def __init__(self, settings: Settings) -> None:
+        """Raises SettingsError if the settings name a bucket incompletely."""
         self._settings = settings
         self._bucket = Bucket.configured(settings)
 
-    def deliver(self, job_id: str, response: GenerateResponse, wish: Wish) -> Output:
-        """The job's output: base64; above the limit URLs, else JPEGs where allowed, else TooLarge.
+    def deliver(self, job_id: str, response: GenerateResponse, given: JobInput) -> Output:
+        """The job's output, which has the images in base64 if that is within RunPod's limit.
 
-        Blocking.
+        Otherwise it has URLs, if there is a bucket, or JPEGs, if the job's input allows them.
+        Raises TooLarge if nothing helps, Unavailable if an upload fails.
         """
-        output = shaped(response, wish.shape)
+        output = given.output(response)
         limit, variable = self._limit(job_id)
         if (size := posted_size(output)) <= limit:
             return output
         if self._bucket is not None:
-            return shaped(self._upload(self._bucket, job_id, response, wish), wish.shape)
-        if wish.allow_jpeg and wish.output_format != "jpeg":
-            output = shaped(as_jpegs(response, size, limit), wish.shape)
+            output_format = given.request.output_format
+            return given.output(_uploaded(self._bucket, job_id, response, output_format))
+        if given.flags.allow_jpeg and given.request.output_format != "jpeg":
+            output = given.output(_as_jpegs(response, size, limit))
             if posted_size(output) <= limit:
                 return output
-        raise too_large(size, limit, variable, wish)
+        raise _too_large(size, limit, variable, given)
 
     def _limit(self, job_id: str) -> tuple[int, str]:
+        """The limit in bytes, and the variable that sets it."""
         if job_id.startswith(SYNC_PREFIX):
             return self._settings.runpod_max_runsync_bytes, "SDBENTO_RUNPOD_MAX_RUNSYNC_BYTES"
         return self._settings.runpod_max_run_bytes, "SDBENTO_RUNPOD_MAX_RUN_BYTES"
 
-    def _upload(
-        self, bucket: Bucket, job_id: str, response: GenerateResponse, wish: Wish
-    ) -> GenerateResponse:
-        folder = re.sub(r"[^\w.-]", "_", job_id)
-        urls = [
-            bucket.upload(
-                f"{folder}/{i}.{EXTENSIONS[wish.output_format]}",
-                b64decode(image),
-                codec.MEDIA_TYPES[wish.output_format],
-            )
-            for i, image in enumerate(response.images)
-        ]
-        return response.model_copy(update={"images": urls})
 
-
-def shaped(response: GenerateResponse, shape: Shape) -> Output:
-    return response.model_dump(mode="json") if shape == "full" else response.images
-
-
-def posted_size(output: Output) -> int:
-    """Bytes of the body that carries `output`, as the SDK writes it."""
+def posted_size(output: Any) -> int:
+    """Bytes of the body in which the SDK posts `output`, which must be JSON."""
     return len(json.dumps({"output": output}, ensure_ascii=False).encode())
 
 
-def as_jpegs(response: GenerateResponse, size: int, limit: int) -> GenerateResponse:
-    """The same pictures as JPEG files, parameters embedded, with a warning that says why."""
+def _uploaded(
+    bucket: Bucket, job_id: str, response: GenerateResponse, output_format: str
+) -> GenerateResponse:
+    """The response with URLs in place of the images."""
+    folder = re.sub(r"[^\w.-]", "_", job_id)
+    extension, media_type = EXTENSIONS[output_format], codec.MEDIA_TYPES[output_format]
+    urls = [
+        bucket.upload(f"{folder}/{i}.{extension}", b64decode(image), media_type)
+        for i, image in enumerate(response.images)
+    ]
+    return response.model_copy(update={"images": urls})
+
+
+def _as_jpegs(response: GenerateResponse, size: int, limit: int) -> GenerateResponse:
+    """The response with JPEG images, parameters embedded, and a warning that says why."""
 
     def convert(image: str, seed: int) -> str:
-        with Image.open(BytesIO(b64decode(image))) as picture:
+        with Image.open(BytesIO(b64decode(image))) as opened:
             parameters = response.parameters | {"seed": seed}
-            data = codec.encode(picture.convert("RGB"), "jpeg", parameters)
+            data = codec.encode(opened.convert("RGB"), "jpeg", parameters)
         return b64encode(data).decode("ascii")
 
     converted = [convert(*pair) for pair in zip(response.images, response.seeds, strict=True)]
@@ -193,9 +92,9 @@ def as_jpegs(response: GenerateResponse, size: int, limit: int) -> GenerateRespo
     )
 
 
-def too_large(size: int, limit: int, variable: str, wish: Wish) -> SDBentoError:
+def _too_large(size: int, limit: int, variable: str, given: JobInput) -> SDBentoError:
     advice = "ask for fewer or smaller images"
-    if wish.output_format == "png" and not wish.allow_jpeg:
+    if given.request.output_format == "png" and not given.flags.allow_jpeg:
         advice += ', for output_format "jpeg" or "webp", or set "allow_jpeg": true'
     return TooLarge(
         f"the result has {size} bytes; the limit is {limit} ({variable}); {advice}; or let the "

@@ -1,12 +1,16 @@
-"""The RunPod SDK's own job loop, with an end that loses no job.
+"""The job loop of RunPod's SDK, changed so that it loses no job.
 
-As it is (1.12.0, serverless/modules/rp_scale.py), SIGTERM ends the loop that runs jobs while a
-request for jobs is still open; what that request brings is queued and never run, nor reported.
-Here the order is: the open request for jobs ends, what it brought is run, all jobs finish, and only
-then does the loop shut down. The SDK also ends with all its jobs when one of a batch has no id, and
-runs one twice that comes twice, and one that is stopped before its turn. It asks a platform that is
-away a thousand times a second, and a full worker waits up to a second after a job's end before it
-asks for the next. Knows nothing of what a job is.
+What is wrong with the SDK's own loop (1.12.0, serverless/modules/rp_scale.py), and is right here:
+
+- On SIGTERM it stops running jobs while a request for jobs is still open. The jobs which that
+  request brings are queued, but neither run nor reported. Here the open request ends first, what it
+  brought is run, all jobs finish, and then the loop shuts down.
+- It dies, with all its jobs, if one job of a batch has no id ("KeyError: 'id'").
+- It runs a job twice that the platform sends twice, and runs a job that was stopped in the queue.
+- It asks a platform that is away a thousand times a second.
+- With all its places taken, it waits up to a second after a job's end before it asks for the next.
+
+Knows nothing of what is in a job.
 """
 
 from __future__ import annotations
@@ -23,44 +27,45 @@ from runpod.http_client import TooManyRequests
 from runpod.serverless.modules import rp_http, rp_scale
 from runpod.serverless.modules.rp_job import get_stop_signals, handle_job
 
+from sdbento.backoff import Backoff
 from sdbento.doors.runpod import wire
-from sdbento.doors.runpod.wire import Session
+from sdbento.doors.runpod.wire import Session, WireJob
 
 log = logging.getLogger(__name__)
 
-KEYS = ("id", "input", "batchId")  # of a job, that are used; others could confuse the SDK
-FIRST_PAUSE, LAST_PAUSE = 0.5, 5.0  # seconds until jobs are asked for again after an error
-BREATH = 0.1  # seconds between two requests for jobs that are answered at once with none
-WATCH = 0.02  # seconds between two looks whether there is room for another job
-
-Job = dict[str, Any]
+# Of a job. The SDK makes keyword arguments of all its keys, and loses it if one is "self".
+KEYS = ("id", "input", "batchId")
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 5.0  # seconds between two requests for jobs that fail
+EMPTY_PAUSE = 0.1  # seconds between two requests for jobs that are answered at once with none
+POLL_SECONDS = 0.02  # between two checks whether there is room for another job
 
 
 class DrainingScaler(rp_scale.JobScaler):  # type: ignore[misc]  # the SDK is untyped
-    """`JobScaler` that drains on SIGTERM and SIGINT, and when `drain` is called.
+    """The SDK's `JobScaler`, but it drains on SIGTERM and SIGINT, and when `drain` is called.
 
-    It replaces the SDK's class by `install`; the two fetchers and the handler are attributes that
-    the SDK itself replaces in local tests.
+    To drain is to finish the jobs under way and take no new ones. `install` puts this class in the
+    place of the SDK's. The two fetchers and the handler are attributes because the SDK replaces
+    them when it runs a job locally.
     """
 
-    drain_seconds = 20.0  # set by `install`
-    current: DrainingScaler | None = None  # the one that the SDK has made
+    drain_seconds = 20.0  # for which draining waits for an open request for jobs; set by `install`
+    current: DrainingScaler | None = None  # the instance that the SDK has made
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__(config)
         self.jobs_fetcher = self._take
         self.jobs_handler = self._handle
-        self.stop_signals_fetcher = self._hear_stops
+        self.stop_signals_fetcher = self._fetch_stops
         self._draining = asyncio.Event()
         self._poll: asyncio.Timeout | None = None  # of the open request for jobs
-        self._pause = 0.0  # seconds after the next error; 0: the last request had none
-        self._waiting: dict[str, bool] = {}  # jobs whose turn has not come -> whether stopped
+        self._backoff = Backoff(FIRST_PAUSE, LONGEST_PAUSE)
+        self._waiting: dict[str, bool] = {}  # ids of jobs not yet begun -> whether stopped
         self._finished = asyncio.Event()  # all jobs are done and no more will come
         type(self).current = self
 
     @classmethod
     def install(cls, drain_seconds: float) -> None:
-        """Let `runpod.serverless.start` use this class, and post results until they are heard."""
+        """Make `runpod.serverless.start` use this class, and post results by `wire.post`."""
         cls.drain_seconds = drain_seconds
         rp_scale.JobScaler = cls
         rp_http._transmit = wire.post
@@ -72,7 +77,10 @@ class DrainingScaler(rp_scale.JobScaler):  # type: ignore[misc]  # the SDK is un
         await super().run()
 
     def drain(self) -> None:
-        """Take no more jobs but those that are on their way; then finish and end. On the loop."""
+        """Finish the jobs under way, and those that an open request still brings, and then end.
+
+        Must be called on the event loop.
+        """
         if self._draining.is_set():
             return
         log.info("draining: jobs under way are finished, no new ones are asked for")
@@ -84,19 +92,20 @@ class DrainingScaler(rp_scale.JobScaler):  # type: ignore[misc]  # the SDK is un
         """Called before jobs are asked for: wait until there is room for one."""
         await super().set_scale()
         while self.current_occupancy() >= self.current_concurrency:
-            await asyncio.sleep(WATCH)
+            await asyncio.sleep(POLL_SECONDS)
 
-    async def _take(self, session: Session, num_jobs: int) -> list[Job] | None:
-        """Ask for jobs; while draining, end the loop instead: no request for jobs is open now.
+    async def _take(self, session: Session, num_jobs: int) -> list[WireJob] | None:
+        """Request jobs; while draining, end the loop instead, for no request is open now.
 
-        It ends when all jobs have: while it is alive, the SDK also asks which are to be stopped.
+        The loop ends only after the last job: as long as it lives, the SDK learns from the platform
+        which jobs are to be stopped.
         """
         if self._draining.is_set():
             while self.current_occupancy():
                 await asyncio.sleep(0.1)
             self.kill_worker()
             return None
-        asked = time.monotonic()
+        started = time.monotonic()
         try:
             async with asyncio.timeout(None) as self._poll:
                 jobs = self._usable(await wire.take(session, num_jobs))
@@ -105,25 +114,24 @@ class DrainingScaler(rp_scale.JobScaler):  # type: ignore[misc]  # the SDK is un
         except TooManyRequests:
             raise  # the SDK waits for 5 seconds
         except (aiohttp.ClientError, OSError, ValueError) as exc:
-            self._pause = min(2 * self._pause or FIRST_PAUSE, LAST_PAUSE)
             log.error("no jobs can be taken now: %s: %s", type(exc).__name__, exc)
-            await self._rest(self._pause)
+            await self._rest(self._backoff.next_pause())
             return None
         finally:
             self._poll = None
-        self._pause = 0.0
+        self._backoff.reset()
         if not jobs:
-            await self._rest(asked + BREATH - time.monotonic())
+            await self._rest(started + EMPTY_PAUSE - time.monotonic())
         return jobs
 
     async def _rest(self, seconds: float) -> None:
-        """Wait, unless it is time to drain."""
+        """Wait so many seconds, or until draining begins."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._draining.wait()
 
-    def _usable(self, jobs: list[Any]) -> list[Job]:
-        """The jobs but those that the SDK's loop would die of or run twice."""
+    def _usable(self, jobs: list[Any]) -> list[WireJob]:
+        """The jobs without those that would kill the SDK's loop or that it would run twice."""
         usable = []
         for job in jobs:
             job_id = job.get("id") if isinstance(job, dict) else None
@@ -136,14 +144,14 @@ class DrainingScaler(rp_scale.JobScaler):  # type: ignore[misc]  # the SDK is un
                 usable.append({key: job[key] for key in KEYS if key in job})
         return usable
 
-    async def _handle(self, session: Session, config: dict[str, Any], job: Job) -> None:
+    async def _handle(self, session: Session, config: dict[str, Any], job: WireJob) -> None:
         if self._waiting.pop(job["id"], False):
             log.info("job %s was stopped before its turn", job["id"])
         else:
             await handle_job(session, config, job)
 
     async def stop_job(self, job_id: str) -> bool:
-        if job_id in self._waiting:  # its task, if there is one, has not yet begun
+        if job_id in self._waiting:  # it is still in the SDK's queue, or its task has not begun
             self._waiting[job_id] = True
             return True
         return bool(await super().stop_job(job_id))
@@ -154,10 +162,11 @@ class DrainingScaler(rp_scale.JobScaler):  # type: ignore[misc]  # the SDK is un
         finally:
             self._finished.set()
 
-    async def _hear_stops(self, session: Session) -> list[str]:
-        """Ids of jobs to stop; gives up asking when no job can be left, lest the end waits for it.
+    async def _fetch_stops(self, session: Session) -> list[str]:
+        """The ids of jobs that the platform wants stopped. Returns early when all jobs are done.
 
-        The SDK lets this request run to its own end, up to 90 s after the last job.
+        The SDK's own waits until the platform answers, which keeps a worker without jobs from
+        ending for up to 90 seconds.
         """
         asking = asyncio.ensure_future(get_stop_signals(session))
         finished = asyncio.ensure_future(self._finished.wait())

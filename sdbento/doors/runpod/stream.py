@@ -1,13 +1,12 @@
-"""The events of one RunPod job, posted for /stream while the job runs.
+"""The events of one job of RunPod's queue, posted for /stream while the job runs.
 
-A post takes longer than a step may, so events wait for their turn and a newer one of the same kind
-and image replaces the one that waits. A stream that cannot be posted never fails its job.
+A post may take longer than a step. So events wait for their turn, and a newer event replaces one of
+the same kind and image that still waits. If events cannot be posted, the job runs on regardless.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from types import TracebackType
 from typing import Any, Self
@@ -15,29 +14,30 @@ from typing import Any, Self
 from runpod.http_client import AsyncClientSession
 from runpod.serverless.modules.rp_http import stream_result
 
+from sdbento.background import start_task
+from sdbento.doors.runpod.delivery import posted_size
+from sdbento.jobs.format import MAX_EVENT_BYTES
+from sdbento.jobs.progress import Event, EventBuffer
+
 log = logging.getLogger(__name__)
 
-MAX_CHUNK_BYTES = 1_000_000  # the platform's limit for one event
-FINISH_SECONDS = 10.0  # that the last events may keep a finished job waiting
-
-Event = dict[str, Any]
+FINISH_SECONDS = 10.0  # for which a finished job waits until its last events are posted
 
 
-class JobStream:
-    """Push events; `finish` sees the last ones off. Leaving the context stops the posting.
+class EventPoster:
+    """`push` events; `finish` waits until the last are posted. Leaving the context stops posting.
 
-    The session is its own: the SDK keeps the one that it posts results with to itself.
+    It has an HTTP session of its own, because the SDK does not give away the one it posts with.
     """
 
-    def __init__(self, job: dict[str, Any]) -> None:
-        self._job = {"id": job["id"]}
-        self._waiting: dict[tuple[str, int | None], Event] = {}
-        self._news = asyncio.Event()
+    def __init__(self, job_id: str) -> None:
+        self._job_id = job_id
+        self._events = EventBuffer()
         self._complete = False
 
     async def __aenter__(self) -> Self:
         self._session = AsyncClientSession()
-        self._posting = asyncio.create_task(self._post_all())
+        self._posting = start_task(self._post_all(), f"sdbento stream of job {self._job_id}")
         return self
 
     async def __aexit__(
@@ -51,31 +51,23 @@ class JobStream:
         await self._session.close()
 
     def push(self, event: Event) -> None:
-        """Let `event` wait for its turn; it goes behind those that wait already."""
-        key = event["event"], event.get("image")
-        self._waiting.pop(key, None)
-        self._waiting[key] = event
-        self._news.set()
+        self._events.push(event)
 
     async def finish(self, output: Any) -> None:
-        """Post what waits and the end, with the output where one event can carry it."""
+        """Post what still waits and the last event, which has the output unless it is too large."""
         event = {"event": "done", "output": output}
-        fits = await asyncio.to_thread(_size, event) <= MAX_CHUNK_BYTES
+        fits = await asyncio.to_thread(posted_size, event) <= MAX_EVENT_BYTES
         self.push(event if fits else {"event": "done", "output": None})
         self._complete = True
         await asyncio.wait({self._posting}, timeout=FINISH_SECONDS)
 
     async def _post_all(self) -> None:
-        while self._waiting or not self._complete:
-            if not self._waiting:
-                self._news.clear()
-                await self._news.wait()
-            event = self._waiting.pop(next(iter(self._waiting)))
+        while self._events or not self._complete:
+            if not self._events:
+                self._events.changed.clear()
+                await self._events.changed.wait()
+            event = self._events.take_oldest()
             try:
-                await stream_result(self._session, {"output": event}, self._job)
-            except Exception as exc:  # the SDK has logged and swallowed most of them
-                log.warning("an event of job %s was not posted: %s", self._job["id"], exc)
-
-
-def _size(event: Event) -> int:
-    return len(json.dumps({"output": event}, ensure_ascii=False).encode())
+                await stream_result(self._session, {"output": event}, {"id": self._job_id})
+            except Exception as exc:  # most are not raised: the SDK logs them
+                log.warning("an event of job %s was not posted: %s", self._job_id, exc)

@@ -1,10 +1,10 @@
-"""The RunPod queue worker: a job's input is a request of every other door, its output the images.
+"""The worker for RunPod's queue: a job's input is a request, its output the images.
 
     SDK's loop -> Worker.handle -> App.generate or App.stream -> Delivery -> the SDK posts it
 
-The handler is a coroutine: it returns what the client reads, and posts the events of a job that
-asked for a stream itself. (The SDK's generator handlers serve streams only: they would wrap every
-output in one more list and cannot return anything but a list.) Knows nothing of what is below App.
+The handler is a coroutine that returns the output and, if the job asks for a stream, posts the
+events itself. The SDK's generator handlers do not fit: they make a list of every output, with the
+images in a list inside it. Knows nothing of what is below App.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import multiprocessing
 import os
 import signal
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,14 +23,15 @@ import runpod.serverless
 from runpod.serverless.modules.rp_logger import LOG_LEVELS, RunPodLogger
 from runpod.serverless.modules.worker_state import IS_LOCAL_TEST
 
-from sdbento.doors.runpod.delivery import Delivery, Output, Wish
+from sdbento.background import ThreadPool
+from sdbento.doors.runpod.delivery import Delivery
 from sdbento.doors.runpod.loop import DrainingScaler
-from sdbento.doors.runpod.stream import JobStream
+from sdbento.doors.runpod.stream import EventPoster
 from sdbento.doors.runpod.volume import use_volume
+from sdbento.doors.runpod.wire import WireJob
 from sdbento.errors import MalformedRequest, classify, is_sick, unexplained
 from sdbento.heavy_imports import without_collector
-from sdbento.jobs import format as job_format
-from sdbento.jobs.format import Flags
+from sdbento.jobs.format import JobInput, Output, one_line, parse_input
 from sdbento.request.schema import GenerateRequest, GenerateResponse
 from sdbento.settings import Settings, SettingsError
 
@@ -40,13 +40,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-TINY = {"prompt": "a red circle", "width": 128, "height": 128, "num_inference_steps": 2}
-
-Job = dict[str, Any]
+FITNESS_REQUEST = {
+    "prompt": "a red circle",
+    "width": 128,
+    "height": 128,
+    "num_inference_steps": 2,
+}
 
 
 def main() -> int:
-    """As `run`, for those without the command line; a bad setting is one line."""
+    """As `run`, without the command line. A bad setting is reported in one line."""
     try:
         return run(Settings.load())
     except SettingsError as error:
@@ -55,23 +58,24 @@ def main() -> int:
 
 
 def run(settings: Settings) -> int:
-    """Take jobs until SIGTERM, then finish those under way; returns the exit status.
+    """Take jobs until SIGTERM, then finish those under way. Returns the exit status.
 
     Must be called before huggingface_hub is imported. Raises SettingsError.
     """
-    # The SDK's loop replaces it. A container's first process hears only what it asks for.
+    # Until the SDK's loop sets its own handler. Without one a container's first process, which is
+    # process 1, would ignore SIGTERM.
     signal.signal(signal.SIGTERM, end_at_once)
     settings = use_volume(settings).model_copy(update={"prefer_cache": True})
     configure_logging(settings)
     delivery = Delivery(settings)
-    with without_collector():  # not before: it imports huggingface_hub
+    with without_collector():  # imports huggingface_hub, so not before `use_volume`
         from sdbento.app import App
 
     num_jobs = concurrency(settings)
     app = App(settings)
     worker = Worker(app, delivery, num_jobs)
     app.start()
-    runpod.serverless.register_fitness_check(worker.makes_a_picture)
+    runpod.serverless.register_fitness_check(worker.check_fitness)
     DrainingScaler.install(settings.runpod_drain_seconds)
     config = {"handler": worker.handle, "concurrency_modifier": lambda _: num_jobs}
     try:
@@ -82,20 +86,23 @@ def run(settings: Settings) -> int:
 
 
 def end_at_once(*_: object) -> None:
-    """Before the loop runs there is no job to lose. An exception would meet half-made objects,
-    asyncio's among them, whose complaints look like a crash in the log."""
-    for child in multiprocessing.active_children():  # the SDK pings from one
+    """End the process while it starts: there is no job to lose yet.
+
+    Not by an exception: it would interrupt asyncio and others halfway through their set-up, and
+    their complaints ("Exception ignored in ...") would look like a crash in the log.
+    """
+    for child in multiprocessing.active_children():  # the SDK's one, which sends the pings
         child.kill()
     os._exit(0)
 
 
 def has_queue() -> bool:
-    """Whether there are jobs to take: RunPod's, or the one in the file that the SDK reads else."""
+    """Whether there are jobs to take: RunPod's, or one in the file that the SDK reads locally."""
     return not IS_LOCAL_TEST or Path("test_input.json").is_file()
 
 
 def concurrency(settings: Settings) -> int:
-    """Jobs to have at once: constant, for the SDK waits for an empty worker to change it."""
+    """How many jobs to run at once. Constant: the SDK changes it only when no job runs."""
     return settings.max_batch_size + min(settings.runpod_prefetch, settings.max_queue_size)
 
 
@@ -107,65 +114,64 @@ def configure_logging(settings: Settings) -> None:
         sdk.level = "INFO"  # below that it prints whole outputs, base64 and all
 
 
-def read(job: Job) -> tuple[Flags, GenerateRequest]:
-    """The job's input, checked. Blocking: it may carry pictures. Raises errors of the tree."""
+def input_of(job: WireJob) -> JobInput:
+    """Validate the job's input. Blocking, as it may carry images. Raises SDBentoError."""
     given = job.get("input")
     if not isinstance(given, dict):
         raise MalformedRequest("input must be a JSON object")
-    asked = job_format.read(given)
-    return asked.flags, asked.request
+    return parse_input(given)
 
 
 class Worker:
-    """Answers jobs, `num_jobs` at once. One object for the life of the process."""
+    """Runs jobs of the queue on the App, at most `num_jobs` at once."""
 
     def __init__(self, app: App, delivery: Delivery, num_jobs: int) -> None:
         self._app = app
         self._delivery = delivery
-        # Not asyncio's own: a bucket that hangs would keep them from everything else.
-        self._deliverers = ThreadPoolExecutor(num_jobs, thread_name_prefix="sdbento-delivery")
+        # Not asyncio's own threads: uploads to a bucket that hangs would keep all of them busy.
+        self._threads = ThreadPool(num_jobs, "sdbento-delivery")
 
-    async def makes_a_picture(self) -> None:
-        """Fitness check: the model loads and draws, or the worker says why it is unfit."""
-        await self._app.generate(GenerateRequest.model_validate(TINY))
+    async def check_fitness(self) -> None:
+        """Load the model and make a small image. Raises what the SDK reports as unfit."""
+        await self._app.generate(GenerateRequest.model_validate(FITNESS_REQUEST))
 
-    async def handle(self, job: Job) -> Output:
-        """The job's output, or {"error": one line}; when cancelled the work stops."""
+    async def handle(self, job: WireJob) -> Output:
+        """The job's output, or {"error": one line}. If this is cancelled the work stops."""
         try:
-            flags, request = await asyncio.to_thread(read, job)
-            if flags.stream:
-                return await self._answer_with_stream(job, flags, request)
-            return await self._deliver(job, flags, await self._app.generate(request), request)
+            given = await asyncio.to_thread(input_of, job)
+            if given.flags.stream:
+                return await self._handle_with_stream(job, given)
+            response = await self._app.generate(given.request)
+            return await self._deliver(job, response, given)
         except Exception as exc:
             return self._failure(job, exc)
 
-    async def _answer_with_stream(self, job: Job, flags: Flags, request: GenerateRequest) -> Output:
-        async with JobStream(job) as stream, aclosing(self._app.stream(request)) as events:
+    async def _handle_with_stream(self, job: WireJob, given: JobInput) -> Output:
+        async with (
+            EventPoster(str(job["id"])) as poster,
+            aclosing(self._app.stream(given.request)) as events,
+        ):
             async for event in events:
                 if event["event"] == "done":
                     response: GenerateResponse = event["response"]
                 else:
-                    stream.push(event)
-            output = await self._deliver(job, flags, response, request)
-            await stream.finish(output)
+                    poster.push(event)
+            output = await self._deliver(job, response, given)
+            await poster.finish(output)
             return output
 
-    async def _deliver(
-        self, job: Job, flags: Flags, response: GenerateResponse, request: GenerateRequest
-    ) -> Output:
-        wish = Wish(flags.shape, flags.allow_jpeg, request.output_format)
-        return await asyncio.get_running_loop().run_in_executor(
-            self._deliverers, self._delivery.deliver, str(job["id"]), response, wish
-        )
+    async def _deliver(self, job: WireJob, response: GenerateResponse, given: JobInput) -> Output:
+        return await self._threads.run(self._delivery.deliver, str(job["id"]), response, given)
 
-    def _failure(self, job: Job, exc: Exception) -> dict[str, Any]:
+    def _failure(self, job: WireJob, exc: Exception) -> dict[str, Any]:
+        """The output of a job that failed; after a device failure no more jobs are taken."""
         error = classify(exc)
         if error.status >= 500:
             reason = unexplained(exc)
             log.error("job %s failed: %s", job.get("id"), error.message, exc_info=reason)
-        output: dict[str, Any] = {"error": job_format.one_line(error)}
+        output: dict[str, Any] = {"error": one_line(error)}
         if is_sick(error):
             output["refresh_worker"] = True  # the SDK asks the platform to stop this worker
             if DrainingScaler.current is not None:
-                DrainingScaler.current.drain()  # no more jobs for a device that fails them all
+                DrainingScaler.current.drain()  # the device would fail every later job as well
         return output

@@ -12,8 +12,7 @@ import pytest
 from sdbento.doors.runpod import loop as runpod_loop
 from sdbento.doors.runpod import wire
 from sdbento.doors.runpod.loop import DrainingScaler
-
-Job = dict[str, Any]
+from sdbento.doors.runpod.wire import WireJob
 
 
 @pytest.fixture(autouse=True)
@@ -79,7 +78,7 @@ async def test_a_platform_that_is_away_is_asked_more_and_more_seldom(
         rests.append(seconds)
 
     monkeypatch.setattr(DrainingScaler, "_rest", rest)
-    monkeypatch.setattr(runpod_loop, "LAST_PAUSE", 1.5)
+    monkeypatch.setattr(runpod_loop, "LONGEST_PAUSE", 1.5)
     scaler = DrainingScaler({})
     for _ in range(5):
         await scaler._take(None, 1)  # type: ignore[arg-type]
@@ -105,7 +104,7 @@ async def test_a_job_that_is_stopped_before_its_turn_is_not_run(
     ran: list[str] = []
     gate = asyncio.Event()
 
-    async def handler(job: Job) -> list[str]:
+    async def handler(job: WireJob) -> list[str]:
         ran.append(job["id"])
         await gate.wait()
         return []

@@ -15,7 +15,7 @@ from runpod.http_client import AsyncClientSession, TooManyRequests
 
 from sdbento.doors.runpod import wire
 from sdbento.errors import SDBentoError
-from sdbento.jobs import format as job_format
+from sdbento.jobs.format import parse_input
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -85,16 +85,29 @@ def nested(depth: int) -> str:
     return "[" * depth + "]" * depth
 
 
+OBJECTS = '{"]": ' * 5000 + "1" + "}" * 5000
+TWO_DEEP = "[" * 500 + nested(5000) + ", 1, " + nested(300) + "]" * 500
+
+
 @pytest.mark.parametrize(
-    "given", [f'{{"prompt": "x", "z": {nested(5000)}}}', f'{{"prompt": "x", "seed": {"1" * 5000}}}']
+    ("field", "value"),
+    [
+        ("z", nested(5000)),
+        ("z", OBJECTS),
+        ("z", TWO_DEEP),
+        ("seed", "1" * 5000),
+        ("seed", "1" * 4000),
+    ],
+    ids=["lists", "objects", "two", "5000 digits", "4000 digits"],
 )
-def test_one_jobs_input_does_not_cost_the_others_of_its_batch(given: str) -> None:
+def test_one_jobs_input_does_not_cost_the_others_of_its_batch(field: str, value: str) -> None:
+    given = f'{{"prompt": "x", "{field}": {value}}}'
     beside = json.dumps({"id": "b", "input": {"prompt": 'brackets ]} and \\" in [[ a text'}})
     jobs = wire.read(f'[{beside}, {{"id": "bad", "input": {given}}}, {beside}]')
     assert [job["id"] for job in jobs] == ["b", "bad", "b"]
     assert jobs[0] == jobs[2] == json.loads(beside)
     with pytest.raises(SDBentoError):
-        job_format.read(jobs[1]["input"])
+        parse_input(jobs[1]["input"])
 
 
 class Listener:
@@ -125,11 +138,11 @@ async def post(session: aiohttp.ClientSession, url: str, job_id: str) -> None:
 
 
 @pytest.fixture
-def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wire, "LAST_PAUSE", 0.05)
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "LONGEST_PAUSE", 0.05)
 
 
-@pytest.mark.usefixtures("_impatient")
+@pytest.mark.usefixtures("_short_pauses")
 @pytest.mark.parametrize("answer", [500, 502, 429, 408, "drop", "garbage"])
 async def test_a_result_that_was_not_heard_is_posted_again(answer: int | str) -> None:
     listener = Listener(answer, answer)
@@ -138,7 +151,7 @@ async def test_a_result_that_was_not_heard_is_posted_again(answer: int | str) ->
     assert listener.heard == [("/a", "a", "result of a")] * 3
 
 
-@pytest.mark.usefixtures("_impatient")
+@pytest.mark.usefixtures("_short_pauses")
 @pytest.mark.parametrize("status", [400, 404, 409])
 async def test_a_result_that_is_refused_is_not(status: int) -> None:
     listener = Listener(status)
@@ -148,7 +161,7 @@ async def test_a_result_that_is_refused_is_not(status: int) -> None:
     assert len(listener.heard) == 1
 
 
-@pytest.mark.usefixtures("_impatient")
+@pytest.mark.usefixtures("_short_pauses")
 async def test_results_that_are_posted_again_keep_their_jobs_id() -> None:
     listener = Listener(*[500] * 12)
     async with served(listener.answer) as url, AsyncClientSession() as session:
@@ -157,7 +170,7 @@ async def test_results_that_are_posted_again_keep_their_jobs_id() -> None:
     assert all(path == f"/{job_id}" for path, job_id, _ in listener.heard)
 
 
-@pytest.mark.usefixtures("_impatient")
+@pytest.mark.usefixtures("_short_pauses")
 async def test_a_platform_that_never_answers_is_an_error_that_the_sdk_expects(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

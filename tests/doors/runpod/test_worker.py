@@ -16,7 +16,7 @@ from PIL import Image
 
 from sdbento.doors.runpod.delivery import Delivery
 from sdbento.doors.runpod.loop import DrainingScaler
-from sdbento.doors.runpod.worker import Worker, concurrency, read
+from sdbento.doors.runpod.worker import Worker, concurrency, input_of
 from sdbento.errors import (
     InvalidParameter,
     MalformedRequest,
@@ -367,15 +367,16 @@ async def test_a_bug_becomes_an_id_and_no_internals() -> None:
 
 def test_the_flags_are_no_part_of_the_request() -> None:
     given = {"prompt": "x", "stream": True, "return": "full", "allow_jpeg": True, "seed": 3}
-    flags, request = read({"id": "a", "input": given})
+    parsed = input_of({"id": "a", "input": given})
+    flags = parsed.flags
     assert (flags.stream, flags.shape, flags.allow_jpeg) == (True, "full", True)
-    assert request == GenerateRequest(prompt="x", seed=3)
+    assert parsed.request == GenerateRequest(prompt="x", seed=3)
 
 
 @pytest.mark.parametrize("job", [{"id": "a"}, {"input": None}, {"input": [1]}])
 def test_an_input_that_is_no_object_is_refused(job: dict[str, Any]) -> None:
     with pytest.raises(MalformedRequest, match="input must be a JSON object"):
-        read(job)
+        input_of(job)
 
 
 def test_the_worker_takes_what_fills_its_batch_and_never_more_than_it_may_queue() -> None:
