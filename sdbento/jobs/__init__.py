@@ -1,1 +1,1 @@
-"""Durable jobs: kept in a database, run through the App, told to webhooks."""
+"""Durable jobs: kept in a database, run through the App, posted to webhooks."""

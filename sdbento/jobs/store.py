@@ -4,14 +4,15 @@ r"""Jobs that outlive the process: rows in a database, results in files.
        |  ^___________|  release, or a new start of the server
        \--> CANCELLED, TIMED_OUT
 
-Every change of status is one UPDATE that names the status and the run it starts from: of two who
-would end a job one does, and the other is told so. A result is a whole file on the disk before its
-row says COMPLETED. Portable SQL; SQLite where no other database is named. One server a folder and
-a database: a new start takes every running job for one that died with the old process.
+Every change of status is one UPDATE that names the status and the run which it starts from: if two
+callers want to end a job, one of them does and the other learns that it did not. A result is a
+whole file on the disk before its row says COMPLETED. The SQL is portable; the database is SQLite
+unless another one is named. Only one server may use a folder and a database at a time: at its start
+every job that is IN_PROGRESS must have died with the last process.
 
-Lock order: the folder's and the database's for the life of the store, then `_writing` for one
-transaction. Everything blocks and is thread-safe. Knows nothing of HTTP, of the App and of what a
-job computes.
+Lock order: the locks on folder and database, held for the life of the store, then `_writing`, held
+for one transaction. Everything blocks and is thread-safe. Knows nothing of HTTP, of the App and of
+what a job computes.
 """
 
 from __future__ import annotations
@@ -49,14 +50,14 @@ from sdbento.jobs.table import (
     milliseconds,
 )
 
-SUSPECT = 3  # times that a server died while it ran a job, after which the job is run alone
-MAX_INTERRUPTIONS = 20  # after which it is not run again: it may be what kills the server
-VACUUM_PAGES = 10_000  # free pages given back to the file system at a time
+SUSPECT_INTERRUPTIONS = 3  # deaths of the server during a job after which the job is run alone
+MAX_INTERRUPTIONS = 20  # deaths after which it is not run again: it may be what kills the server
+VACUUM_PAGES = 10_000  # free pages returned to the file system at a time
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What the store may grow to."""
+    """How much the store may hold."""
 
     max_unfinished: int = 1000
     max_finished: int = 10_000
@@ -65,18 +66,18 @@ class Limits:
 
 @dataclass(frozen=True)
 class Counts:
-    """Jobs in the store."""
+    """How many jobs the store has."""
 
     by_status: dict[Status, int]
-    retries: int
+    retries: int  # how often clients have asked for one to be run again
 
 
 class JobStore:
-    """The jobs of one server. `close` it.
+    """The jobs of one server. `close` it at the end.
 
-    folder: results and the lock lie here; made where it is missing.
-    url: the database, as SQLAlchemy names it; None: SQLite in the folder.
-    Raises Unavailable when another server has the folder or the database.
+    folder: for results and the lock; created if it is missing.
+    url: of the database, as SQLAlchemy writes it; None: SQLite in the folder.
+    Raises Unavailable if another server has the folder or the database.
     """
 
     def __init__(
@@ -93,7 +94,7 @@ class JobStore:
         self._results = Results(folder / "results")
         self._engine = connect(url, folder)
         self._is_sqlite = self._engine.dialect.name == "sqlite"
-        self._lost: str | None = None  # why folder and database are not this server's any more
+        self._lost: str | None = None  # why this server no longer has its locks, if so
         self._locks: list[LockFile | DatabaseLock] = [lock_folder(folder)]
         try:
             if url is not None and (lock := lock_database(self._engine)) is not None:
@@ -110,7 +111,7 @@ class JobStore:
 
     @contextmanager
     def _transaction(self) -> Iterator[Connection]:
-        """To change something, one at a time. Raises Unavailable when the locks were lost."""
+        """A transaction that writes; one at a time. Raises Unavailable if the locks were lost."""
         with self._writing:
             try:
                 for lock in self._locks:
@@ -124,16 +125,16 @@ class JobStore:
 
     @contextmanager
     def _snapshot(self) -> Iterator[Connection]:
-        """To read something. Raises Unavailable when the locks were lost."""
+        """A connection to read with. Raises Unavailable if the locks were lost."""
         if self._lost is not None:
             raise Unavailable(self._lost)
         with self._engine.connect() as connection:
             yield connection
 
     def recover(self) -> int:
-        """At a start: put what was running when the last process died back into the queue.
+        """At a start, put the jobs back into the queue that ran when the last process died.
 
-        How many; what was running too often has failed. No job may run yet.
+        Returns how many. A job that was interrupted too often fails instead. No job may run yet.
         """
         count = self.requeue(running=())
         run = case((jobs.c.status == "COMPLETED", jobs.c.run), else_=None)
@@ -143,7 +144,10 @@ class JobStore:
         return count
 
     def requeue(self, running: Collection[str]) -> int:
-        """Put the jobs that are running, but for those named, back into the queue; how many."""
+        """Put all jobs that are IN_PROGRESS, except those `running`, back into the queue.
+
+        Returns how many. A job that was interrupted too often fails instead.
+        """
         lost = jobs.c.status == "IN_PROGRESS", jobs.c.id.not_in(running)
         values = {"status": "IN_QUEUE", "started": None, "interruptions": jobs.c.interruptions + 1}
         failed = self._final("FAILED") | {
@@ -156,7 +160,7 @@ class JobStore:
             return connection.execute(update(jobs).where(*lost).values(values)).rowcount
 
     def add(self, new: NewJob) -> None:
-        """Accept a job. Raises Overloaded when there are too many, or too much of them."""
+        """Accept a job. Raises Overloaded if there are too many jobs or too many bytes of them."""
         now, size = self._now(), len(new.input)
         values = vars(new) | {
             "status": "IN_QUEUE" if new.error is None else "FAILED",
@@ -169,7 +173,7 @@ class JobStore:
             "expires": now + new.ttl,
             "webhook_failures": 0,
         }
-        if new.error is not None:  # the input is of no use, and would be a way to fill the disk
+        if new.error is not None:  # do not keep the input: bad ones could fill the disk
             values |= {"input": None, "size": 0, "finished": now, "delete_after": now + new.keep}
             values |= {"webhook_due": now if new.webhook else None}
         with self._transaction() as connection:
@@ -200,10 +204,12 @@ class JobStore:
         return None if row is None else Job.of(row)
 
     def claim(self, limit: int) -> list[Job]:
-        """Begin up to `limit` jobs: the oldest first, those of low priority last.
+        """Set up to `limit` jobs IN_PROGRESS: the oldest first, those of low priority last.
 
-        A job that a server died with again and again is run alone: it either succeeds so, or it is
-        the one that is to blame.
+        The caller is then responsible for running them and for ending or releasing each.
+
+        A job during which the server died several times is run alone: if the server dies again, it
+        is known which job was to blame.
         """
         now = self._now()
         waiting = jobs.c.status == "IN_QUEUE"
@@ -221,7 +227,7 @@ class JobStore:
             num_running, interruptions = connection.execute(running).one()
             for row in connection.execute(oldest).all():
                 interruptions = max(interruptions, row.interruptions)
-                if interruptions >= SUSPECT and num_running + len(claimed):
+                if interruptions >= SUSPECT_INTERRUPTIONS and num_running + len(claimed):
                     break
                 values = {"status": "IN_PROGRESS", "started": now, "run": row.run + 1}
                 this = jobs.c.number == row.number
@@ -230,11 +236,17 @@ class JobStore:
         return claimed
 
     def release(self, job: Job) -> bool:
-        """Put a running job back into the queue, at its old place."""
+        """Put a running job back into the queue, at its old place.
+
+        Returns False if it has ended in another way meanwhile.
+        """
         return self._end_run(job, {"status": "IN_QUEUE", "started": None})
 
     def complete(self, job: Job, output: bytes) -> bool:
-        """Keep the result of a running job; False when it has ended otherwise meanwhile."""
+        """Store the result of a running job, which ends it.
+
+        Returns False, and stores nothing, if the job has ended in another way meanwhile.
+        """
         self._results.write(job.id, job.run, output)
         ended = self._end_run(
             job, self._final("COMPLETED") | {"input": None, "size": len(output), "error": None}
@@ -244,11 +256,17 @@ class JobStore:
         return ended
 
     def fail(self, job: Job, error: str, status: Status = "FAILED") -> bool:
-        """End a running job without a result; False when it has ended otherwise meanwhile."""
+        """End a running job without a result.
+
+        Returns False if it has ended in another way meanwhile.
+        """
         return self._end_run(job, self._final(status) | {"error": error})
 
     def output(self, job: Job) -> bytes | None:
-        """The result of a completed job; None for any other. Raises NotFound when it is damaged."""
+        """The result of a completed job; None for any other job.
+
+        Raises NotFound if the file of the result is missing or damaged.
+        """
         if job.status != "COMPLETED":
             return None
         output = self._results.read(job.id, job.run)
@@ -257,28 +275,29 @@ class JobStore:
         return output
 
     def cancel(self, job_id: str) -> Job | None:
-        """Cancel a job unless it is finished; the job after that, None where there is none."""
+        """Cancel a job unless it has finished. Returns the job as it is then; None if unknown."""
         self._end_where(jobs.c.id == job_id, UNFINISHED, self._final("CANCELLED"))
         job = self.get(job_id)
-        if job is not None and job.status == "CANCELLED":  # its result may wait for the database
+        # If the database was away, the result may have been written before the job was cancelled.
+        if job is not None and job.status == "CANCELLED":
             self._results.delete(job.id, job.run)
         return job
 
     def purge(self) -> list[str]:
-        """Cancel all that waits; the ids of those."""
+        """Cancel all jobs in the queue. Returns their ids."""
         everything = jobs.c.status == "IN_QUEUE"
         return self._end_where(everything, ("IN_QUEUE",), self._final("CANCELLED"))
 
     def expire(self) -> list[str]:
-        """End jobs that waited in the queue for longer than they may; the ids of those."""
+        """End the jobs that have been in the queue for longer than their ttl. Returns their ids."""
         values = self._final("TIMED_OUT")
         values["error"] = "the job waited in the queue for longer than its ttl"
         return self._end_where(jobs.c.expires <= self._now(), ("IN_QUEUE",), values)
 
     def retry(self, job_id: str) -> bool:
-        """Queue a failed or timed-out job again, with the input it had.
+        """Queue a failed or timed-out job again, with the same input.
 
-        False if it is neither, or never had a good one. Raises Overloaded as `add`.
+        Returns False if it is neither, or if its input was bad. Raises Overloaded like `add`.
         """
         now = self._now()
         this = jobs.c.id == job_id, jobs.c.status.in_(RETRIABLE), jobs.c.input.is_not(None)
@@ -305,27 +324,33 @@ class JobStore:
         return Counts({status: found.get(status, 0) for status in get_args(Status)}, retries or 0)
 
     def due_webhooks(self, limit: int) -> list[Job]:
-        """Finished jobs whose webhook is to be posted now."""
+        """Finished jobs whose webhook is to be posted now, those that are due longest first."""
         due = jobs.c.webhook_due <= self._now()
         query = select(jobs).where(due).order_by(jobs.c.webhook_due).limit(limit)
         with self._snapshot() as connection:
             return [Job.of(row) for row in connection.execute(query)]
 
     def note_webhook(self, job: Job, again_in: int | None) -> None:
-        """What became of a post: done with for good (None), or to be tried again in so many ms."""
+        """Note that a webhook was posted: for the last time (None), or again in so many ms."""
         due = None if again_in is None else self._now() + again_in
         values = {"webhook_due": due, "webhook_failures": job.webhook_failures + 1}
-        # A job that was retried meanwhile has a webhook of its own to come.
+        # Not if the job was retried meanwhile: its next end has a post of its own.
         this = jobs.c.id == job.id, jobs.c.run == job.run, jobs.c.finished == job.finished
         with self._transaction() as connection:
             connection.execute(update(jobs).where(*this).values(values))
 
     def tidy(self) -> list[str]:
-        """Forget what is finished: what is past its time, then the oldest beyond the limits."""
-        past = jobs.c.delete_after <= self._now()
-        settled = jobs.c.status.not_in(UNFINISHED), jobs.c.webhook_due.is_(None)
+        """Delete finished jobs: those past their time, then the oldest beyond the limits.
+
+        Jobs whose webhook is still to be posted stay. Returns the ids of the deleted ones.
+        """
+        expired = (
+            jobs.c.delete_after <= self._now(),
+            jobs.c.status.not_in(UNFINISHED),
+            jobs.c.webhook_due.is_(None),
+        )
         with self._transaction() as connection:
-            rows = connection.execute(select(jobs.c.id, jobs.c.run).where(past, *settled)).all()
+            rows = connection.execute(select(jobs.c.id, jobs.c.run).where(*expired)).all()
             self._forget(connection, rows)
             excess = self._excess(connection)
             self._forget(connection, excess)
@@ -336,7 +361,7 @@ class JobStore:
         return [row.id for row in (*rows, *excess)]
 
     def _excess(self, connection: Connection) -> list[Row[Any]]:
-        """The oldest finished jobs, as many as are beyond the limits."""
+        """The oldest finished jobs, as many as must go to be within the limits."""
         finished = connection.execute(
             select(jobs.c.id, jobs.c.run, jobs.c.size, jobs.c.webhook_due)
             .where(jobs.c.status.not_in(UNFINISHED))
@@ -357,14 +382,18 @@ class JobStore:
             connection.execute(delete(jobs).where(jobs.c.id == row.id))
 
     def _vacuum(self) -> None:
-        """Give free pages of SQLite's file back: one a step, of which only a script takes all."""
+        """Return free pages of SQLite's file to the file system.
+
+        The pragma frees one page at each step of its statement; `execute` makes a single step,
+        `executescript` makes all.
+        """
         with self._writing, self._engine.connect() as connection:
             cursor = connection.connection.cursor()
             cursor.executescript(f"PRAGMA incremental_vacuum({VACUUM_PAGES})")
             cursor.close()
 
     def _final(self, status: Status) -> dict[str, Any]:
-        """What every job gets that ends now."""
+        """The columns of a job that ends now."""
         now = self._now()
         values: dict[str, Any] = {"status": status, "finished": now}
         values["delete_after"] = now + jobs.c.keep
@@ -374,7 +403,10 @@ class JobStore:
         return values
 
     def _end_run(self, job: Job, values: dict[str, Any]) -> bool:
-        """Whether this run has ended so: now, or before when the commit's answer was lost."""
+        """End this run of the job. Returns whether it has ended like this.
+
+        That is also so if a call before did it, whose answer was lost with the connection.
+        """
         this = jobs.c.id == job.id, jobs.c.run == job.run
         end = update(jobs).where(*this, jobs.c.status == "IN_PROGRESS").values(values)
         same = select(jobs.c.id).where(*this, jobs.c.status == values["status"])
@@ -384,7 +416,7 @@ class JobStore:
     def _end_where(
         self, condition: Any, statuses: tuple[Status, ...], values: dict[str, Any]
     ) -> list[str]:
-        """Change the jobs of `condition` that have one of the `statuses`; the ids of those."""
+        """Change all jobs that meet `condition` and have one of `statuses`. Returns their ids."""
         ended = []
         with self._transaction() as connection:
             found = select(jobs.c.id).where(condition, jobs.c.status.in_(statuses))

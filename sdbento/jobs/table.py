@@ -1,6 +1,7 @@
-"""What is known of a job: one row of one table. Knows no database in particular.
+"""The table of jobs, one row per job, for any database.
 
-Times are milliseconds since the epoch, durations milliseconds: the clock goes on between processes.
+Times are in milliseconds since the epoch, so that they mean the same to the next process;
+durations are in milliseconds.
 """
 
 from __future__ import annotations
@@ -20,39 +21,39 @@ metadata = MetaData()
 jobs = Table(
     "jobs",
     metadata,
-    # Its order is the queue's; only an INTEGER counts up by itself in SQLite.
+    # The order of the queue. In SQLite only an INTEGER is numbered automatically.
     Column("number", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
     Column("id", String(80), nullable=False, unique=True),
     Column("status", String(12), nullable=False, index=True),
-    Column("input", Text),  # None: not needed any more
+    Column("input", Text),  # JSON; None: no longer needed
     Column("low_priority", Integer, nullable=False),  # 0 or 1
-    Column("run", Integer, nullable=False),  # how many times it was begun
-    Column("retries", Integer, nullable=False),  # how many of them a client has asked for again
-    Column("interruptions", Integer, nullable=False),  # how many of them died with the server
+    Column("run", Integer, nullable=False),  # how often it was started
+    Column("retries", Integer, nullable=False),  # how often a client has asked for it again
+    Column("interruptions", Integer, nullable=False),  # how many runs died with the server
     Column("size", BigInteger, nullable=False),  # bytes of input and result
     Column("created", BigInteger, nullable=False),  # this and the next: ms since the epoch
     Column("started", BigInteger),
     Column("finished", BigInteger),
-    Column("expires", BigInteger, nullable=False),  # when it must have ended
-    Column("delete_after", BigInteger),  # set when it is finished
+    Column("expires", BigInteger, nullable=False),  # when it must have ended, by its ttl
+    Column("delete_after", BigInteger),  # set when it ends
     Column("ttl", BigInteger, nullable=False),  # this and the next: ms
     Column("execution_timeout", BigInteger, nullable=False),
     Column("keep", BigInteger, nullable=False),
     Column("error", Text),
     Column("webhook", Text),
     Column("webhook_failures", Integer, nullable=False),
-    Column("webhook_due", BigInteger, index=True),  # None: there is nothing to post
+    Column("webhook_due", BigInteger, index=True),  # None: nothing to post
 )
 
 
 @dataclass(frozen=True)
 class NewJob:
-    """A job as it is accepted. Times in ms; with an `error` its input is bad and it has failed."""
+    """A job to be stored. Durations in ms. With an `error`, its input is bad and it has failed."""
 
     id: str
     input: str
-    keep: int  # how long it is remembered after its end
-    ttl: int  # in the queue and running
+    keep: int  # how long it is kept after its end
+    ttl: int  # for the time in the queue and the run together
     execution_timeout: int
     low_priority: bool = False
     webhook: str | None = None
@@ -61,7 +62,7 @@ class NewJob:
 
 @dataclass(frozen=True)
 class Job:
-    """A row, as it was when it was read."""
+    """A stored job, as its row was when it was read."""
 
     id: str
     status: Status
@@ -89,18 +90,18 @@ class Job:
 
     @property
     def delay(self) -> int | None:
-        """Milliseconds from its acceptance to its start, or to its end where it had none."""
+        """Milliseconds from its acceptance to its start, or to its end if it was never started."""
         until = self.started if self.started is not None else self.finished
         return None if until is None else max(0, until - self.created)
 
     @property
     def execution(self) -> int | None:
-        """Milliseconds from its start to its end."""
+        """Milliseconds from its start to its end; 0 if it was never started."""
         if self.finished is None:
             return None
         return 0 if self.started is None else max(0, self.finished - self.started)
 
 
 def milliseconds() -> int:
-    """The time now."""
+    """The time now, in milliseconds since the epoch."""
     return time.time_ns() // 1_000_000

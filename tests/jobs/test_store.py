@@ -14,7 +14,7 @@ import pytest
 from sdbento.errors import NotFound, Overloaded
 from sdbento.jobs import results as job_results
 from sdbento.jobs import store as job_store
-from sdbento.jobs.store import MAX_INTERRUPTIONS, SUSPECT, JobStore, Limits
+from sdbento.jobs.store import MAX_INTERRUPTIONS, SUSPECT_INTERRUPTIONS, JobStore, Limits
 from tests.support.jobs import HOUR, Clock, begun, current, new
 from tests.support.server import ROOT
 
@@ -342,7 +342,7 @@ def died(store: JobStore, times: int) -> None:
 def test_who_was_there_at_three_deaths_is_run_alone(store: JobStore) -> None:
     store.add(new("a"))
     store.add(new("b"))
-    died(store, SUSPECT)
+    died(store, SUSPECT_INTERRUPTIONS)
     store.add(new("c"))
     store.add(new("d"))
     (alone,) = store.claim(5)
@@ -358,7 +358,7 @@ def test_who_was_there_at_three_deaths_is_run_alone(store: JobStore) -> None:
 
 def test_a_suspect_waits_until_it_can_be_alone(store: JobStore) -> None:
     store.add(new("suspect", low_priority=True))
-    died(store, SUSPECT)
+    died(store, SUSPECT_INTERRUPTIONS)
     store.add(new("other"))
     (other,) = store.claim(5)
     assert (other.id, store.claim(5)) == ("other", [])

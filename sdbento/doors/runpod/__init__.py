@@ -1,1 +1,1 @@
-"""RunPod: its job API served over HTTP, and its queue worked off."""
+"""RunPod: a server for its job API, and a worker for its queue."""

@@ -1,6 +1,6 @@
 """RunPod's volume: a network volume, or the disk on which the platform puts cached models.
 
-What lies on it is used where the operator names nothing else; elsewhere there is no such folder.
+Its folders are used unless the operator names others. Outside RunPod there is no volume.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ FOLDERS = {
 
 
 def use_volume(settings: Settings) -> Settings:
-    """The settings with what the volume has; unchanged where there is none.
+    """The settings with the folders of the volume; unchanged if there is no volume.
 
-    Must be called before huggingface_hub is imported.
+    It also makes the volume's Hub cache the one of this process. Must be called before
+    huggingface_hub is imported.
     """
     volume = settings.runpod_volume
     if not volume.is_dir():
@@ -41,10 +42,10 @@ def use_volume(settings: Settings) -> Settings:
 
 
 def hub_cache(volume: Path, own: Path) -> Path | None:
-    """The Hub cache to use: the volume's, where it can be written or made; None: any.
+    """The Hub cache to use: the volume's if it can be written; None: leave the default.
 
-    Where the platform mounts cached models read-only it is `own`, with links to them, for there
-    may be other models, LoRAs and ControlNets to download.
+    If the platform mounts cached models read-only, it is `own`, with links to those models: other
+    models, LoRAs and ControlNets may have to be downloaded, and the Hub's client knows one cache.
     """
     cache = volume / HUB_CACHE
     if os.access(cache if cache.is_dir() else volume, os.W_OK):
@@ -57,7 +58,7 @@ def hub_cache(volume: Path, own: Path) -> Path | None:
         for model in models:
             link = own / model.name
             if not link.exists():
-                link.unlink(missing_ok=True)  # it may point to a volume that was there before
+                link.unlink(missing_ok=True)  # a broken link, to a volume of an earlier start
                 link.symlink_to(model)
     except OSError as exc:
         log.warning("nothing can be downloaded: neither %s nor %s is writable: %s", cache, own, exc)
