@@ -78,7 +78,7 @@ class StableDiffusion:
         return self.app.ready
 
     async def __is_alive__(self) -> bool:
-        return self.app.engine.alive
+        return self.app.alive
 
     @bentoml.api
     @reported

@@ -25,7 +25,7 @@ from sdbento.engine.handle import Accepted, Event
 from sdbento.engine.loop import Engine
 from sdbento.engine.planner import ROWS_PER_IMAGE, Planner
 from sdbento.engine.trajectory import Runner
-from sdbento.errors import DeadlineExceeded, Overloaded, classify, reraise
+from sdbento.errors import DeadlineExceeded, Overloaded, classify, is_sick, reraise
 from sdbento.images import codec
 from sdbento.malloc import release_freed_memory
 from sdbento.metrics import queue_depth
@@ -70,6 +70,7 @@ class App:
         self._idle_timer: asyncio.TimerHandle | None = None
         self._default_loaded = threading.Event()
         self._closed = threading.Event()
+        self._sick = False
 
     def start(self) -> None:
         """Start the engine, and begin to load the default model in the background.
@@ -84,9 +85,19 @@ class App:
         threading.Thread(target=self._load_default, name="sdbento-start", daemon=True).start()
 
     @property
+    def alive(self) -> bool:
+        """Whether this process can still make pictures; if not, only a new one can."""
+        return self.engine.alive and not self._sick
+
+    @property
     def ready(self) -> bool:
-        """Whether the default model has been loaded and the engine runs."""
-        return self.engine.alive and self._default_loaded.is_set()
+        """Whether requests can be sent: this process is alive and has loaded the default model."""
+        return self.alive and self._default_loaded.is_set()
+
+    @property
+    def seconds_per_request(self) -> float:
+        """Seconds from one finished request to the next, lately and under load."""
+        return self.engine.seconds_per_request
 
     def close(self, grace: float = 30.0) -> None:
         """Finish what is under way for up to `grace` seconds, refuse the rest, free everything."""
@@ -148,20 +159,30 @@ class App:
 
     @contextmanager
     def _admitted(self) -> Iterator[None]:
-        """Count a request in; refuse it when too many are unfinished."""
+        """Count a request in; refuse it when too many are unfinished. Remember a lost GPU."""
         limit = self.settings.max_queue_size + self.settings.max_batch_size
         if self._num_requests >= limit:
             raise Overloaded(
                 f"the queue is full: {self._num_requests} requests are unfinished "
                 f"(MAX_QUEUE_SIZE={self.settings.max_queue_size} beside "
                 f"MAX_BATCH_SIZE={self.settings.max_batch_size}); try again later",
-                retry_after=self.engine.seconds_per_request,
+                retry_after=self.seconds_per_request,
             )
         self._count_requests(1)
         try:
             yield
+        except Exception as error:
+            self._notice_sickness(error)
+            raise
         finally:
             self._count_requests(-1)
+
+    def _notice_sickness(self, error: Exception) -> None:
+        """After a device error every later request fails as well, until the process is replaced;
+        `alive` tells whoever can do that."""
+        if is_sick(error) and not self._sick:
+            self._sick = True
+            log.error("the GPU has failed: this process must be replaced")
 
     def _count_requests(self, change: int) -> None:
         self._num_requests += change
@@ -222,6 +243,7 @@ class App:
         except Exception as exc:
             error = classify(exc)
             if not self._closed.is_set():
+                self._notice_sickness(exc)
                 log.error("the default model %s cannot be loaded: %s", name, error.message)
                 log.debug("details", exc_info=exc)
             return error.status < 500

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from sdbento.app import App
 from sdbento.errors import DeadlineExceeded, InvalidParameter, SDBentoError
 from sdbento.request.schema import GenerateRequest
 from sdbento.settings import Settings
+from tests.support.device_errors import AcceleratorError
 from tests.support.fakes import FakeRunner
 from tests.support.oracle import engine_pixels, tiny_control, tiny_model
 from tests.support.pictures import data_uri, gradient, half_mask
@@ -273,3 +274,18 @@ async def test_a_request_that_is_refused_frees_its_place(app: App) -> None:
         with pytest.raises(InvalidParameter):
             await made(app, strength=0.5)
     assert (await made(app)).shape == (64, 64, 3)
+
+
+async def test_a_gpu_that_failed_for_good_is_remembered_and_a_request_that_failed_is_not() -> None:
+    errors = {1: ValueError("a bug"), 2: AcceleratorError("CUDA error: unspecified launch failure")}
+    runner: Any = FakeRunner(lambda trajectory: errors.get(trajectory.seed))
+    app = App(Settings.load(sd_model="shapes"), runner)
+    app.start()
+    try:
+        for seed, alive in ((1, True), (2, False), (3, False)):
+            with suppress(SDBentoError):
+                await app.run(GenerateRequest(prompt="x", seed=seed))
+            assert app.alive is alive
+        assert not app.ready
+    finally:
+        await asyncio.to_thread(app.close)

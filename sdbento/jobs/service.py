@@ -212,7 +212,7 @@ class Jobs:
         try:
             return await self._threads.run(function, *args, **kwargs)
         except Overloaded as error:
-            error.retry_after = max(1.0, self._app.engine.seconds_per_request)
+            error.retry_after = max(1.0, self._app.seconds_per_request)
             raise
 
     def _announce(self, job_id: str) -> None:

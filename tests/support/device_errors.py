@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from sdbento.errors import InvalidParameter, OutOfMemory
 
+FATAL_SEED = 666  # the request at which the GPU of `failing_gpu` fails
+
 
 class AcceleratorError(RuntimeError):
     """As torch.AcceleratorError, which cannot be raised without a device."""

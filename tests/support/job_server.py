@@ -8,7 +8,6 @@ from base64 import b64encode
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 from sdbento.app import App
@@ -30,8 +29,8 @@ class FakeApp:
     """Draws at once, but "slow" prompts only when `gate` is set; fails as it is told to."""
 
     def __init__(self) -> None:
-        self.engine = SimpleNamespace(alive=True, seconds_per_request=3.0)
-        self.ready = True
+        self.alive = self.ready = True
+        self.seconds_per_request = 3.0
         self.gate = asyncio.Event()
         self.begun: list[GenerateRequest] = []
         self.cut_short: list[str] = []

@@ -25,7 +25,7 @@ PATIENCE = 5.0  # seconds for a client of the listener to say what it wants
 
 def status_of(app: App) -> HTTPStatus:
     """What the load balancer is told; it sends requests on 200, waits on 204, else gives up."""
-    if not app.engine.alive:
+    if not app.alive:
         return HTTPStatus.SERVICE_UNAVAILABLE
     return HTTPStatus.OK if app.ready else HTTPStatus.NO_CONTENT
 

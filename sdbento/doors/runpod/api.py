@@ -193,7 +193,7 @@ async def health(request: Request) -> Response:
 
 
 def _workers(app: App, jobs: Jobs) -> dict[str, int]:
-    healthy, busy = app.engine.alive, jobs.num_running > 0
+    healthy, busy = app.alive, jobs.num_running > 0
     return {
         "idle": int(app.ready and not busy),
         "initializing": int(healthy and not app.ready),

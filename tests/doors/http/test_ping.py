@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -16,14 +16,9 @@ from tests.support.server import free_port
 
 
 @dataclass
-class FakeEngine:
-    alive: bool = True
-
-
-@dataclass
 class FakeApp:
+    alive: bool = True
     ready: bool = False
-    engine: FakeEngine = field(default_factory=FakeEngine)
 
 
 def test_ping_tells_loading_from_ready_and_from_broken() -> None:
@@ -35,7 +30,7 @@ def test_ping_tells_loading_from_ready_and_from_broken() -> None:
     assert (client.get("/ping").status_code, client.get("/ping").content) == (204, b"")
     app.ready = True
     assert client.get("/ping").status_code == 200
-    app.ready, app.engine.alive = False, False
+    app.ready, app.alive = False, False
     assert client.get("/ping").status_code == 503
 
 
