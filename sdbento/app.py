@@ -180,9 +180,17 @@ class App:
     def _notice_sickness(self, error: Exception) -> None:
         """After a device error every later request fails as well, until the process is replaced;
         `alive` tells whoever can do that."""
-        if is_sick(error) and not self._sick:
+        if is_sick(error):
+            self.report_broken("the GPU has failed")
+
+    def report_broken(self, reason: str) -> None:
+        """Something in this process has failed for good: `alive` is False from now on.
+
+        Also for parts that App does not know, like the jobs.
+        """
+        if not self._sick:
             self._sick = True
-            log.error("the GPU has failed: this process must be replaced")
+            log.error("%s: this process must be replaced", reason)
 
     def _count_requests(self, change: int) -> None:
         self._num_requests += change

@@ -19,6 +19,7 @@ from sdbento.errors import (
     MalformedRequest,
     NotFound,
     Overloaded,
+    Unavailable,
     classify,
     unexplained,
 )
@@ -70,19 +71,19 @@ class Jobs:
         )
         self._waiting: dict[str, set[asyncio.Event]] = {}  # set when the job of that id changes
         self._stopping = False
-        self._dispatching: asyncio.Task[None] | None = None
-        self._tasks: list[asyncio.Task[None]] = []
+        self._broken = False  # whether one of the tasks has died
+        self._tasks: list[asyncio.Task[None]] = []  # the first is the dispatcher's
 
     async def start(self) -> None:
         """Continue where the last process stopped."""
         if count := await self._threads.run(self._store.recover):
             log.info("%d jobs were running when the server ended; they are run again", count)
-        self._dispatching = start_task(self._dispatcher.run(), "sdbento job dispatcher")
-        self._tasks = [
-            self._dispatching,
-            start_task(self._delete_old_jobs(), "sdbento job tidying"),
-            start_task(self._webhooks.run(), "sdbento webhooks"),
-        ]
+        loops = {
+            "sdbento job dispatcher": self._dispatcher.run(),
+            "sdbento job tidying": self._delete_old_jobs(),
+            "sdbento webhooks": self._webhooks.run(),
+        }
+        self._tasks = [start_task(loop, name, self._loop_died) for name, loop in loops.items()]
 
     def prepare_to_stop(self) -> None:
         """The server will stop soon: begin no more jobs, and let no request wait for one.
@@ -102,13 +103,12 @@ class Jobs:
         Must be called before the App is closed.
         """
         self.prepare_to_stop()
-        if self._dispatching is not None:
-            await asyncio.wait([self._dispatching])  # not cancelled: it may just be claiming jobs
+        dispatching, *_ = self._tasks
+        await asyncio.wait([dispatching])  # not cancelled: it may just be claiming jobs
         await self._dispatcher.stop_running()
         for task in self._tasks:
             task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await asyncio.wait(self._tasks)
         await asyncio.to_thread(self._threads.shutdown)
         await asyncio.to_thread(self._store.close)
 
@@ -117,7 +117,7 @@ class Jobs:
         return self._dispatcher.num_running
 
     async def submit(self, new: NewJob) -> None:
-        """Accept a job. Raises Overloaded."""
+        """Accept a job. Raises Overloaded, Unavailable if jobs are not run any more."""
         await self._enqueue(self._store.add, new)
         if new.error is None:
             self._dispatcher.wake()
@@ -185,7 +185,7 @@ class Jobs:
     async def retry(self, job_id: str) -> None:
         """Queue a job again that failed or timed out.
 
-        Raises MalformedRequest for any other job, Overloaded.
+        Raises MalformedRequest for any other job, Overloaded and Unavailable like `submit`.
         """
         if not await self._enqueue(self._store.retry, job_id):
             job = await self.get(job_id)
@@ -209,6 +209,8 @@ class Jobs:
 
     async def _enqueue(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a method of the store that queues a job; if it is full, say when to try again."""
+        if self._broken:
+            raise Unavailable("jobs are not run any more; the server must be restarted")
         try:
             return await self._threads.run(function, *args, **kwargs)
         except Overloaded as error:
@@ -221,6 +223,16 @@ class Jobs:
             changed.set()
         self._progress.wake(job_id)
         self._webhooks.wake()
+
+    def _loop_died(self) -> None:
+        """A task that must run as long as the server has died of a bug, which was logged.
+
+        Without the dispatcher jobs would stay IN_QUEUE for ever on a server that says it is well.
+        So the server says that it is not, and whoever watches it starts a new one, which finds all
+        jobs in the store.
+        """
+        self._broken = True
+        self._app.report_broken("a background task of the jobs has died")
 
     async def _delete_old_jobs(self) -> None:
         while True:

@@ -218,3 +218,20 @@ async def test_results_wait_while_the_disk_is_full(
         await until(lambda: "cannot be kept yet: the disk is full" in caplog.text)
         assert (await server.jobs.get(job_id)).status == "IN_PROGRESS"
     assert (await server.ended(job_id)).status == "COMPLETED"
+
+
+async def test_a_job_whose_run_dies_of_a_bug_is_run_again(
+    server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    complete, bugs = server.store.complete, [TypeError("a bug"), TypeError("a bug")]
+
+    def sometimes(job: Job, output: bytes) -> bool:
+        if bugs:
+            raise bugs.pop()
+        return complete(job, output)
+
+    monkeypatch.setattr(server.store, "complete", sometimes)
+    monkeypatch.setattr(server.store, "fail", lambda *_: 1 / 0)
+    job = await server.ended(await server.submit())
+    assert (job.status, job.run) == ("COMPLETED", 3)
+    assert f"the task 'sdbento job {job.id}' died" in caplog.text

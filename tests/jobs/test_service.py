@@ -250,3 +250,44 @@ async def test_results_are_forgotten_after_their_time(server: Server) -> None:
     await until(lambda: server.store.get(new.id) is None)
     with pytest.raises(NotFound, match="expired"):
         await server.jobs.get(new.id)
+
+
+# Bugs
+
+
+@pytest.mark.parametrize(
+    ("method", "task"),
+    [
+        ("_dispatcher._claim", "sdbento job dispatcher"),
+        ("_webhooks._start_due", "sdbento webhooks"),
+        ("_progress.forget", "sdbento job tidying"),
+    ],
+)
+async def test_a_background_task_that_dies_makes_the_server_say_so(
+    server: Server,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    method: str,
+    task: str,
+) -> None:
+    class Bug(BaseException):
+        """What no handler of errors catches."""
+
+    def die(*_: object) -> None:
+        raise Bug
+
+    done = await server.submit()
+    await server.ended(done)
+    owner, _, name = method.partition(".")
+    monkeypatch.setattr(getattr(server.jobs, owner), name, die)
+    await until(lambda: server.app.broken)
+    assert f"the task '{task}' died" in caplog.text and "Bug" in caplog.text
+    with pytest.raises(Unavailable, match="must be restarted"):
+        await server.submit()
+    assert (await server.answer(done))["status"] == "COMPLETED"  # results can still be fetched
+
+
+async def test_a_server_that_is_well_or_stops_reports_nothing(tmp_path: Path) -> None:
+    async with serving(tmp_path) as server:
+        await server.ended(await server.submit())
+    assert server.app.broken == []

@@ -30,12 +30,16 @@ class FakeApp:
 
     def __init__(self) -> None:
         self.alive = self.ready = True
+        self.broken: list[str] = []
         self.seconds_per_request = 3.0
         self.gate = asyncio.Event()
         self.begun: list[GenerateRequest] = []
         self.cut_short: list[str] = []
         self.failures: dict[str, list[Exception]] = {}
         self.num_running = self.peak = 0
+
+    def report_broken(self, reason: str) -> None:
+        self.broken.append(reason)
 
     async def stream(self, request: GenerateRequest) -> AsyncGenerator[dict[str, Any], None]:
         self.begun.append(request)
