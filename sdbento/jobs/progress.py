@@ -10,6 +10,8 @@ import itertools
 from collections.abc import Iterable
 from typing import Any
 
+from cachetools import LRUCache
+
 MAX_EVENTS = 5000  # of one job; 16 images of 150 steps have fewer
 MAX_JOBS = 512  # beyond them, the jobs that were looked at or changed longest ago are forgotten
 
@@ -72,24 +74,21 @@ class ProgressOfJobs:
     """The progress of every job that has any."""
 
     def __init__(self) -> None:
-        self._jobs: dict[str, JobProgress] = {}
+        self._jobs: LRUCache[str, JobProgress] = LRUCache(MAX_JOBS)
 
     def of(self, job_id: str) -> JobProgress:
-        progress = self._jobs.pop(job_id, None)
+        progress = self._jobs.get(job_id)
         if progress is None:
-            progress = JobProgress()
-        self._jobs[job_id] = progress  # the last in the order: the most recent
-        if len(self._jobs) > MAX_JOBS:
-            del self._jobs[next(iter(self._jobs))]
+            progress = self._jobs[job_id] = JobProgress()
         return progress
 
     def wake(self, job_id: str) -> None:
         """Let requests that wait for a job's events look again, as when the job has ended."""
-        if job_id in self._jobs:
-            self._jobs[job_id].changed.set()
+        if (progress := self._jobs.get(job_id)) is not None:
+            progress.changed.set()
 
     def wake_all(self) -> None:
-        for job_id in self._jobs:
+        for job_id in list(self._jobs):
             self.wake(job_id)
 
     def forget(self, job_ids: Iterable[str]) -> None:

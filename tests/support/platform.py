@@ -36,7 +36,7 @@ State = Literal["IN_QUEUE", "IN_PROGRESS", "COMPLETED", "FAILED", "CANCELLED"]
 
 
 @dataclass
-class Job:
+class PlatformJob:
     """A job and everything that workers posted about it."""
 
     id: str
@@ -61,7 +61,7 @@ class Job:
         assert "output" not in self.results[0]
         return str(self.results[0]["error"])
 
-    def wait(self, seconds: float = 60.0) -> Job:
+    def wait(self, seconds: float = 60.0) -> PlatformJob:
         assert self.ended.wait(seconds), f"job {self.id} is still {self.state}"
         return self
 
@@ -70,11 +70,11 @@ class Platform:
     """The server, on a thread of its own. Its public methods may be called from any thread."""
 
     def __init__(self) -> None:
-        self.jobs: dict[str, Job] = {}
+        self.jobs: dict[str, PlatformJob] = {}
         self.pings: list[dict[str, str]] = []
         self.polls: set[str] = set()  # workers whose request for jobs is open
         self.bucket: dict[str, bytes] = {}
-        self._queues: dict[str, list[Job]] = {}  # one an endpoint
+        self._queues: dict[str, list[PlatformJob]] = {}  # one an endpoint
         self._stops: dict[str, list[str]] = {}  # by worker
         self._numbers = itertools.count()
         self._loop = asyncio.new_event_loop()
@@ -94,9 +94,9 @@ class Platform:
 
     def submit(
         self, endpoint: str, given: Any, *, sync: bool = False, lose: Loss | None = None
-    ) -> Job:
+    ) -> PlatformJob:
         """Queue a job; `lose` is what becomes of its first result."""
-        job = Job(f"{'sync-' if sync else ''}job-{next(self._numbers)}", given)
+        job = PlatformJob(f"{'sync-' if sync else ''}job-{next(self._numbers)}", given)
         job.losses = [lose] if lose else []
 
         async def queue() -> None:
@@ -108,7 +108,7 @@ class Platform:
         self._call(queue())
         return job
 
-    def cancel(self, job: Job) -> None:
+    def cancel(self, job: PlatformJob) -> None:
         async def cancel() -> None:
             async with self._news:
                 if job.state == "IN_PROGRESS":
@@ -186,7 +186,7 @@ class Platform:
             return web.Response(status=204)
         return web.json_response(answer if batch else answer[0])
 
-    def _queue(self, request: web.Request) -> list[Job]:
+    def _queue(self, request: web.Request) -> list[PlatformJob]:
         return self._queues.setdefault(request.match_info["endpoint"], [])
 
     async def _stop(self, request: web.Request) -> web.Response:
@@ -218,7 +218,7 @@ class Platform:
         self._end(job, "FAILED" if "error" in body else "COMPLETED")
         return web.Response()
 
-    def _end(self, job: Job, state: State) -> None:
+    def _end(self, job: PlatformJob, state: State) -> None:
         job.state = state
         job.ended.set()
 

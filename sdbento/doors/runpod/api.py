@@ -52,7 +52,11 @@ async def lifespan(routes: Starlette) -> AsyncIterator[None]:
     """
     opening = None
     if not await _open(routes):
-        opening = start_task(_open_later(routes), "sdbento opening of the job store")
+        opening = start_task(
+            _open_later(routes),
+            "sdbento opening of the job store",
+            lambda: routes.state.app.report_broken("the job store is not opened any more"),
+        )
     try:
         with heard_before_the_server(lambda: _prepare_to_stop(routes)):
             yield

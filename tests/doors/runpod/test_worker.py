@@ -25,7 +25,7 @@ from sdbento.errors import (
 from sdbento.request.schema import GenerateRequest, GenerateResponse
 from sdbento.settings import Settings
 from tests.support.device_errors import SICK, AcceleratorError
-from tests.support.platform import Job, Platform, WorkerProcess, decoded, working
+from tests.support.platform import Platform, PlatformJob, WorkerProcess, decoded, working
 
 PROMPT = "a large red circle on a blue background"
 QUICK: dict[str, Any] = {"prompt": PROMPT, "num_inference_steps": 4, "seed": 7}
@@ -51,7 +51,7 @@ def worker(platform: Platform, tmp_path_factory: pytest.TempPathFactory) -> Iter
         yield process
 
 
-def answered(platform: Platform, given: Any, **options: Any) -> Job:
+def answered(platform: Platform, given: Any, **options: Any) -> PlatformJob:
     """A job for `worker`, waited for."""
     return platform.submit("w1", given, **options).wait()
 
