@@ -20,6 +20,7 @@ from starlette.responses import Response
 from sdbento.doors.http import listings, ping
 from sdbento.doors.http.guard import Guard, reported, reported_stream, server_sent_events
 from sdbento.doors.runpod import api
+from sdbento.environment import load_settings
 from sdbento.errors import InvalidParameter
 from sdbento.heavy_imports import without_collector
 from sdbento.images.codec import MEDIA_TYPES
@@ -31,7 +32,7 @@ from sdbento.request.schema import (
     ImageRequest,
     MaskedRequest,
 )
-from sdbento.settings import Settings, SettingsError
+from sdbento.settings import SettingsError
 
 keep_freed_memory()  # here, where the process that serves has one thread yet
 
@@ -60,7 +61,7 @@ class StableDiffusion:
             from sdbento.app import App
 
         try:
-            settings = Settings.load()
+            settings = load_settings()
             self.app = routes.state.app = App(settings)
             self._health = ping.listen(self.app, settings)
         except SettingsError as error:
@@ -129,7 +130,7 @@ class StableDiffusion:
 
 StableDiffusion.add_asgi_middleware(  # type: ignore[attr-defined]  # it is a Service by now
     Guard,
-    load_settings=Settings.load,
+    load_settings=load_settings,
     request_models={
         "/generate": GenerateRequest,
         "/generate_stream": GenerateRequest,

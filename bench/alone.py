@@ -144,10 +144,10 @@ def run_engine() -> None:
 
     with without_collector():
         from sdbento.app import App
+        from sdbento.environment import load_settings
         from sdbento.request.schema import GenerateRequest
-        from sdbento.settings import Settings
 
-    app = App(Settings.load(sd_model="shapes"))
+    app = App(load_settings(sd_model="shapes"))
     app.start()
     try:
         with asyncio.Runner() as runner:

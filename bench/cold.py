@@ -44,8 +44,8 @@ with without_collector():
     import asyncio, json
     from sdbento.app import App
     from sdbento.request.schema import GenerateRequest
-    from sdbento.settings import Settings; mark("sdbento")
-app = App(Settings.load()); app.start()
+    from sdbento.environment import load_settings; mark("sdbento")
+app = App(load_settings()); app.start()
 while not app.ready: time.sleep(0.005)
 mark("model loaded")
 asyncio.run(app.run(GenerateRequest(**REQUEST))); mark("first image")

@@ -28,10 +28,10 @@ from bench.ideal import Costs, ideal_seconds, measure
 from bench.load import Outcome, Send, closed_loop, combined, open_loop
 from bench.trace import make_trace
 from sdbento.catalog.lookup import Catalog
+from sdbento.environment import load_settings
 from sdbento.malloc import keep_freed_memory
 from sdbento.models import weights
 from sdbento.models.pipeline import Pipeline
-from sdbento.settings import Settings
 from tests.support.server import Server, serving
 
 CONCURRENCY = 8
@@ -110,7 +110,7 @@ def start(system: System, max_batch_size: int) -> Iterator[Server]:
 
 def measure_costs(trace: Sequence[dict[str, Any]]) -> tuple[dict[int, Costs], float]:
     """The cost curves at the trace's sizes and the ideal time of the trace."""
-    settings = Settings.load(sd_model="shapes")
+    settings = load_settings(sd_model="shapes")
     pipeline = weights.load(Catalog(settings).resolve("shapes"), settings)
     assert isinstance(pipeline, Pipeline)
     costs = {side: measure(pipeline, side) for side in {r["width"] for r in trace}}

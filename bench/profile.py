@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from bench.trace import make_trace
 from sdbento.app import App
 from sdbento.engine.trajectory import Stage, StepPlan, StepResult
+from sdbento.environment import load_settings
 from sdbento.request.schema import GenerateRequest
 from sdbento.runner.torch_runner import TorchRunner
-from sdbento.settings import Settings
 
 CONCURRENCY = 8
 
@@ -77,7 +77,7 @@ def report(calls: list[Call], seconds: float) -> None:
 def main() -> None:
     max_batch_size = int(sys.argv[1]) if len(sys.argv) > 1 else 16
     recorder = Recorder()
-    app = App(Settings.load(sd_model="shapes", max_batch_size=max_batch_size), recorder)
+    app = App(load_settings(sd_model="shapes", max_batch_size=max_batch_size), recorder)
     app.start()
     try:
         while not app.ready:

@@ -25,6 +25,7 @@ from sdbento.engine.handle import Accepted, Event
 from sdbento.engine.loop import Engine
 from sdbento.engine.planner import ROWS_PER_IMAGE, Planner
 from sdbento.engine.trajectory import Runner
+from sdbento.environment import unknown_variables
 from sdbento.errors import DeadlineExceeded, Overloaded, classify, is_sick, reraise
 from sdbento.images import codec
 from sdbento.malloc import release_freed_memory
@@ -39,7 +40,7 @@ from sdbento.request.result import Generation, Result
 from sdbento.request.schema import GenerateRequest, GenerateResponse
 from sdbento.runner.torch_runner import TorchRunner
 from sdbento.samplers.names import list_samplers
-from sdbento.settings import Settings, unknown_variables
+from sdbento.settings import Settings
 from sdbento.threads import compute_only_on, num_cores
 
 log = logging.getLogger(__name__)

@@ -1,84 +1,270 @@
-"""What the operator configures, read once: the only module that looks at the environment.
+"""What the operator can configure: every setting with its type, bounds, default and description.
 
-Priority: explicit arguments (CLI) > environment > YAML file named by SDBENTO_CONFIG > default.
-Knows nothing of what the hardware can do: `pipelines` turns a wish into the nearest right thing.
+Knows neither where the values come from (`environment` reads them) nor what the hardware can do
+(`models/device.py` picks the nearest that is possible, where it cannot do what is asked).
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import yaml
-from pydantic import AliasChoices, Field, PositiveInt, SecretStr, ValidationError, field_validator
-from pydantic_settings import (
-    BaseSettings,
-    PydanticBaseSettingsSource,
-    YamlConfigSettingsSource,
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    SecretStr,
+    field_validator,
 )
 
-from sdbento.serving_settings import ServingSettings, variable
+Precision = Literal["fp16", "bf16", "fp32"]
+Device = Literal["auto", "cpu", "cuda"]
+LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 
 DATABASES = ("postgresql://", "postgresql+psycopg://", "postgres://", "sqlite:///")
 
 
 class SettingsError(ValueError):
-    """A bad setting; its text is the one line that the operator reads."""
+    """A bad setting. Its text is the one line that the operator reads."""
 
 
-class Settings(ServingSettings):
-    """All settings: those of serving, and of the doors that need some.
+def _names(variable: str) -> Any:
+    """What a setting is called: its environment variable, and the field's name in YAML files."""
+    return AliasChoices(variable, variable.removeprefix("SDBENTO_").lower())
 
-    `load` is the way to make one: it turns a bad value into one clear line.
+
+class Settings(BaseModel):
+    """All settings, as values that never change. `environment.load_settings` makes one.
+
+    The first five variables and their defaults are those of the RunPod worker that sdbento can
+    replace; the names of most others begin with SDBENTO_.
     """
 
-    bucket_endpoint_url: str | None = Field(
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    # Models and how they compute.
+
+    sd_model: str = Field(
+        "stabilityai/stable-diffusion-xl-base-1.0",
+        min_length=1,
+        validation_alias=_names("SD_MODEL"),
+        description="Default model: a catalogue name, a Hub id, a diffusers folder "
+        "or a .safetensors file",
+    )
+    precision: Precision = Field(
+        "fp16",
+        validation_alias=_names("PRECISION"),
+        description="fp16, bf16 or fp32; a CPU always computes in fp32",
+    )
+    enable_xformers: bool = Field(
+        True,
+        validation_alias=_names("ENABLE_XFORMERS"),
+        description="Use xformers attention where it is installed and a GPU is there, else SDPA",
+    )
+    compile: bool = Field(
+        False,
+        validation_alias=_names("SDBENTO_COMPILE"),
+        description="Compile UNets with torch.compile: faster steps, for minutes of a first start; "
+        "later ones take what SDBENTO_COMPILE_DIR has",
+    )
+    compile_dir: Path = Field(
+        Path("compiled"),
+        validation_alias=_names("SDBENTO_COMPILE_DIR"),
+        description="Folder of what SDBENTO_COMPILE compiled; keep it between starts",
+    )
+    device: Device = Field(
+        "auto",
+        validation_alias=_names("SDBENTO_DEVICE"),
+        description="auto (a GPU where there is one), cpu or cuda",
+    )
+    num_threads: int = Field(
+        0,
+        ge=0,
+        le=1024,
+        validation_alias=_names("SDBENTO_NUM_THREADS"),
+        description="CPU threads that the engine computes with; 0: one a core",
+    )
+    memory_gb: float | None = Field(
         None,
-        validation_alias=variable("BUCKET_ENDPOINT_URL"),
-        description="RunPod worker: S3 address that results above the payload limit are uploaded "
-        "to; all four BUCKET_ variables or none",
+        gt=0,
+        allow_inf_nan=False,
+        validation_alias=_names("SDBENTO_MEMORY_GB"),
+        description="Memory that resident models may take together; unset: 85% of the GPU's "
+        "memory, or 60% of the machine's on a CPU",
     )
-    bucket_access_key_id: SecretStr | None = Field(
-        None,
-        validation_alias=variable("BUCKET_ACCESS_KEY_ID"),
-        description="RunPod worker: key id for that address",
+    models_dir: Path = Field(
+        Path("models"),
+        validation_alias=_names("SDBENTO_MODELS_DIR"),
+        description="Folder whose diffusers folders and .safetensors files are models by their "
+        "name",
     )
-    bucket_secret_access_key: SecretStr | None = Field(
-        None,
-        validation_alias=variable("BUCKET_SECRET_ACCESS_KEY"),
-        description="RunPod worker: secret key for that address",
+    allow_any_model: bool = Field(
+        True,
+        validation_alias=_names("SDBENTO_ALLOW_ANY_MODEL"),
+        description="Let requests name Hub ids and paths that are neither the default model, nor "
+        "in the catalogue, nor in the models folder",
     )
-    bucket_name: str | None = Field(
-        None,
-        validation_alias=variable("BUCKET_NAME"),
-        description="RunPod worker: bucket that results go to",
+    offline: bool = Field(
+        False,
+        validation_alias=_names("SDBENTO_OFFLINE"),
+        description="Never contact the Hub: only models that are on this machine",
     )
-    bucket_url_seconds: int = Field(
-        604_800,
-        ge=60,
-        le=604_800,  # what Signature Version 4 allows
-        validation_alias=variable("SDBENTO_BUCKET_URL_SECONDS"),
-        description="RunPod worker: seconds for which the URLs of uploaded results work",
+    prefer_cache: bool = Field(
+        False,
+        validation_alias=_names("SDBENTO_PREFER_CACHE"),
+        description="Use what the Hub cache has without asking the Hub for something newer; the "
+        "RunPod worker always does, and a server that has SDBENTO_RUNPOD_VOLUME",
     )
-    runpod_max_run_bytes: int = Field(
-        10_000_000,
+
+    # LoRAs and textual inversions.
+
+    lora_dir: Path = Field(
+        Path("loras"),
+        validation_alias=_names("SDBENTO_LORA_DIR"),
+        description="Folder whose LoRA files (.safetensors, also in subfolders) are known by their "
+        "name",
+    )
+    max_loras: int = Field(
+        32,
+        ge=1,
+        le=10_000,
+        validation_alias=_names("SDBENTO_MAX_LORAS"),
+        description="LoRAs a model keeps in memory; the least recently used make room",
+    )
+    allow_lora_hub: bool = Field(
+        True,
+        validation_alias=_names("SDBENTO_ALLOW_LORA_HUB"),
+        description="Let requests name LoRAs on the Hub: `org/repo` or `org/repo/file`",
+    )
+    allow_lora_urls: bool = Field(
+        False,
+        validation_alias=_names("SDBENTO_ALLOW_LORA_URLS"),
+        description="Let requests name LoRAs by https URL",
+    )
+    embeddings_dir: Path = Field(
+        Path("embeddings"),
+        validation_alias=_names("SDBENTO_EMBEDDINGS_DIR"),
+        description="Folder of textual inversions (.safetensors), each a word in prompts by its "
+        "name",
+    )
+
+    # Limits of requests.
+
+    max_queue_size: int = Field(
+        100,
+        ge=1,
+        le=100_000,
+        validation_alias=_names("MAX_QUEUE_SIZE"),
+        description="Requests that may wait; one more is answered 429 with Retry-After",
+    )
+    max_batch_size: int = Field(
+        4,
+        ge=1,
+        le=256,
+        validation_alias=_names("MAX_BATCH_SIZE"),
+        description="Images that may share one UNet call (a guided image takes two rows of it)",
+    )
+    request_timeout: float = Field(
+        600.0,
+        gt=0,
+        le=3600,
+        allow_inf_nan=False,
+        validation_alias=_names("SDBENTO_REQUEST_TIMEOUT"),
+        description="Seconds a request may take where it does not set its own `timeout`",
+    )
+    max_pixels: int = Field(
+        2048 * 2048,
+        ge=64 * 64,
+        validation_alias=_names("SDBENTO_MAX_PIXELS"),
+        description="Largest width x height of a request",
+    )
+    max_body_bytes: int = Field(
+        32 * 1024 * 1024,
         ge=1024,
-        validation_alias=variable("SDBENTO_RUNPOD_MAX_RUN_BYTES"),
-        description="RunPod worker: largest result of a job that came through /run",
+        validation_alias=_names("SDBENTO_MAX_BODY_BYTES"),
+        description="Largest request body",
     )
-    runpod_max_runsync_bytes: int = Field(
-        20_000_000,
+    max_image_bytes: int = Field(
+        20 * 1024 * 1024,
         ge=1024,
-        validation_alias=variable("SDBENTO_RUNPOD_MAX_RUNSYNC_BYTES"),
-        description="RunPod worker: largest result of a job that came through /runsync",
+        validation_alias=_names("SDBENTO_MAX_IMAGE_BYTES"),
+        description="Largest image file that a request may bring or name",
+    )
+    fetch_timeout: float = Field(
+        20.0,
+        gt=0,
+        le=600,
+        allow_inf_nan=False,
+        validation_alias=_names("SDBENTO_FETCH_TIMEOUT"),
+        description="Seconds that fetching one image may take",
+    )
+    allow_private_urls: bool = Field(
+        False,
+        validation_alias=_names("SDBENTO_ALLOW_PRIVATE_URLS"),
+        description="Fetch images also from private and loopback addresses, and over http",
+    )
+
+    # The server.
+
+    port: int | None = Field(
+        None,
+        ge=1,
+        le=65535,
+        validation_alias=_names("PORT"),
+        description="Port that `sdbento serve` listens on; RunPod's load balancer sets it",
+    )
+    port_health: int | None = Field(
+        None,
+        ge=1,
+        le=65535,
+        validation_alias=_names("PORT_HEALTH"),
+        description="A port of its own for GET /ping, where it is not to be asked for on PORT",
+    )
+    log_level: LogLevel = Field(
+        "INFO",
+        validation_alias=_names("SDBENTO_LOG_LEVEL"),
+        description="DEBUG, INFO, WARNING or ERROR",
+    )
+
+    # Durable jobs.
+
+    state_dir: Path = Field(
+        Path("state"),
+        validation_alias=_names("SDBENTO_STATE_DIR"),
+        description="Folder of the jobs of /run and their results; one server a folder",
+    )
+    job_store_url: SecretStr | None = Field(
+        None,
+        validation_alias=_names("JOB_STORE_URL"),
+        description="Address of the jobs' database, postgresql://user:password@host/name or "
+        "sqlite:///file; one server a database; unset: SQLite in SDBENTO_STATE_DIR",
+    )
+    job_result_seconds: PositiveInt = Field(
+        1800,
+        validation_alias=_names("SDBENTO_JOB_RESULT_SECONDS"),
+        description="Seconds for which the result of a job of /run is kept; /runsync: at most 60",
+    )
+    max_jobs: PositiveInt = Field(
+        1000,
+        validation_alias=_names("SDBENTO_MAX_JOBS"),
+        description="Unfinished jobs of /run and /runsync; one more is answered 429",
+    )
+
+    # The RunPod worker.
+
+    runpod_volume: Path = Field(
+        Path("/runpod-volume"),
+        validation_alias=_names("SDBENTO_RUNPOD_VOLUME"),
+        description="Where RunPod mounts the network volume and the models that it cached; its "
+        "models, loras, embeddings and Hub cache are used",
     )
     runpod_prefetch: int = Field(
         4,
         ge=0,
         le=1000,
-        validation_alias=variable("SDBENTO_RUNPOD_PREFETCH"),
+        validation_alias=_names("SDBENTO_RUNPOD_PREFETCH"),
         description="RunPod worker: jobs taken beyond MAX_BATCH_SIZE, so that the batch stays full",
     )
     runpod_drain_seconds: float = Field(
@@ -86,179 +272,86 @@ class Settings(ServingSettings):
         ge=0,
         le=3600,
         allow_inf_nan=False,
-        validation_alias=variable("SDBENTO_RUNPOD_DRAIN_SECONDS"),
+        validation_alias=_names("SDBENTO_RUNPOD_DRAIN_SECONDS"),
         description="RunPod worker: seconds after SIGTERM until its open request for jobs is given "
         "up; jobs under way are always finished",
     )
-    runpod_volume: Path = Field(
-        Path("/runpod-volume"),
-        validation_alias=variable("SDBENTO_RUNPOD_VOLUME"),
-        description="Where RunPod mounts the network volume and the models that it cached; its "
-        "models, loras, embeddings and Hub cache are used",
+    runpod_max_run_bytes: int = Field(
+        10_000_000,
+        ge=1024,
+        validation_alias=_names("SDBENTO_RUNPOD_MAX_RUN_BYTES"),
+        description="RunPod worker: largest result of a job that came through /run",
     )
-    port: int | None = Field(
+    runpod_max_runsync_bytes: int = Field(
+        20_000_000,
+        ge=1024,
+        validation_alias=_names("SDBENTO_RUNPOD_MAX_RUNSYNC_BYTES"),
+        description="RunPod worker: largest result of a job that came through /runsync",
+    )
+    bucket_endpoint_url: str | None = Field(
         None,
-        ge=1,
-        le=65535,
-        validation_alias=variable("PORT"),
-        description="Port that `sdbento serve` listens on; RunPod's load balancer sets it",
+        validation_alias=_names("BUCKET_ENDPOINT_URL"),
+        description="RunPod worker: S3 address that results above the payload limit are uploaded "
+        "to; all four BUCKET_ variables or none",
     )
-    port_health: int | None = Field(
+    bucket_access_key_id: SecretStr | None = Field(
         None,
-        ge=1,
-        le=65535,
-        validation_alias=variable("PORT_HEALTH"),
-        description="A port of its own for GET /ping, where it is not to be asked for on PORT",
+        validation_alias=_names("BUCKET_ACCESS_KEY_ID"),
+        description="RunPod worker: key id for that address",
     )
-    state_dir: Path = Field(
-        Path("state"),
-        validation_alias=variable("SDBENTO_STATE_DIR"),
-        description="Folder of the jobs of /run and their results; one server a folder",
-    )
-    job_store_url: SecretStr | None = Field(
+    bucket_secret_access_key: SecretStr | None = Field(
         None,
-        validation_alias=variable("JOB_STORE_URL"),
-        description="Address of the jobs' database, postgresql://user:password@host/name or "
-        "sqlite:///file; one server a database; unset: SQLite in SDBENTO_STATE_DIR",
+        validation_alias=_names("BUCKET_SECRET_ACCESS_KEY"),
+        description="RunPod worker: secret key for that address",
     )
-    job_result_seconds: PositiveInt = Field(
-        1800,
-        validation_alias=variable("SDBENTO_JOB_RESULT_SECONDS"),
-        description="Seconds for which the result of a job of /run is kept; /runsync: at most 60",
+    bucket_name: str | None = Field(
+        None,
+        validation_alias=_names("BUCKET_NAME"),
+        description="RunPod worker: bucket that results go to",
     )
-    max_jobs: PositiveInt = Field(
-        1000,
-        validation_alias=variable("SDBENTO_MAX_JOBS"),
-        description="Unfinished jobs of /run and /runsync; one more is answered 429",
+    bucket_url_seconds: int = Field(
+        604_800,
+        ge=60,
+        le=604_800,  # what Signature Version 4 allows
+        validation_alias=_names("SDBENTO_BUCKET_URL_SECONDS"),
+        description="RunPod worker: seconds for which the URLs of uploaded results work",
     )
 
     @field_validator("job_store_url")
     @classmethod
     def _known_database(cls, url: SecretStr | None) -> SecretStr | None:
-        if url is None or not url.get_secret_value():  # forms send what is not filled in as ""
+        if url is None or not url.get_secret_value():  # web forms send "" for an empty field
             return None
         if not url.get_secret_value().startswith(DATABASES):
             raise ValueError(f"must begin with {' or '.join(DATABASES)}")
         return url
 
     @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        sources = [init_settings, env_settings]
-        if path := os.environ.get("SDBENTO_CONFIG"):
-            sources.append(_yaml_source(settings_cls, path))
-        return tuple(sources)
-
-    @classmethod
-    def load(cls, **overrides: Any) -> Settings:
-        """Read all sources; `overrides` (by field name) win where they are not None.
-
-        Raises SettingsError with one line that names variable, value and what is allowed.
-        """
-        given = {name: value for name, value in overrides.items() if value is not None}
-        try:
-            return cls(**given)
-        except ValidationError as error:
-            raise SettingsError(_explain(error)) from None
-
-    @classmethod
     def variables(cls) -> list[tuple[str, str, str]]:
         """(variable, default, description) of every setting, for the README's table."""
         return [
-            (_env_name(name), _show(field.default), field.description or "")
+            (variable_of(name), as_text(field.default), field.description or "")
             for name, field in cls.model_fields.items()
         ]
 
     def changed(self) -> list[tuple[str, str, str]]:
         """(variable, value, default) of every setting that differs from its default."""
         return [
-            (_env_name(name), _show(getattr(self, name)), _show(field.default))
+            (variable_of(name), as_text(getattr(self, name)), as_text(field.default))
             for name, field in type(self).model_fields.items()
             if getattr(self, name) != field.default
         ]
 
-    def environment(self, **defaults: str) -> dict[str, str]:
-        """The environment in which a child, whatever its folder, reads these very settings."""
-        own = {_env_name(name): _absolute(value) for name, value in self if value is not None}
-        return {**defaults, **os.environ, **own, "SDBENTO_CONFIG": ""}
 
-
-def unknown_variables(environment: Mapping[str, str] = os.environ) -> list[str]:
-    """SDBENTO_ variables that no setting reads: misspelt ones, most likely."""
-    known = {"SDBENTO_CONFIG", *(_env_name(name) for name in Settings.model_fields)}
-    return sorted(name for name in environment if name.startswith("SDBENTO_") and name not in known)
-
-
-def use_hub_cache(folder: Path) -> None:
-    """Let huggingface_hub keep its files in `folder`, where the operator names no other one.
-
-    It reads the variable when it is imported: to be called before that.
-    """
-    if not {"HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"} & os.environ.keys():
-        os.environ["HF_HUB_CACHE"] = str(folder)
-
-
-def use_compile_dir(folder: Path) -> None:
-    """Let torch.compile keep its work in `folder`; it reads the variable each time."""
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder.absolute())
-
-
-def _yaml_source(settings_cls: type[BaseSettings], path: str) -> YamlConfigSettingsSource:
-    if not Path(path).is_file():
-        raise SettingsError(f"SDBENTO_CONFIG={path!r}: no such file")
-    try:
-        return YamlConfigSettingsSource(settings_cls, yaml_file=path)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise SettingsError(f"SDBENTO_CONFIG={path!r}: not YAML: {reason}") from None
-    except (TypeError, ValueError):
-        raise SettingsError(
-            f"SDBENTO_CONFIG={path!r}: must be a mapping of settings to values"
-        ) from None
-
-
-def _env_name(field: str) -> str:
+def variable_of(field: str) -> str:
+    """The environment variable of a field."""
     alias = Settings.model_fields[field].validation_alias
     assert isinstance(alias, AliasChoices)
     return str(alias.choices[0])
 
 
-# Their values are never shown; SecretStr sees to it everywhere but in complaints.
-_SECRETS = {"BUCKET_ACCESS_KEY_ID", "BUCKET_SECRET_ACCESS_KEY", "JOB_STORE_URL"}
-
-
-def _show(value: object) -> str:
+def as_text(value: object) -> str:
+    """A setting's value as people write it. Secrets are shown as asterisks."""
     if value is None:
         return "unset"
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _absolute(value: object) -> str:
-    """A setting as a variable's text; what is a path here stays that path in other folders."""
-    if isinstance(value, SecretStr):
-        return value.get_secret_value()
-    if isinstance(value, str) and "/" in value and Path(value).exists():
-        value = Path(value)
-    return str(value.absolute()) if isinstance(value, Path) else _show(value)
-
-
-def _explain(error: ValidationError) -> str:
-    names = {name: _env_name(name) for name in Settings.model_fields}
-    lines = []
-    for item in error.errors():
-        place = str(item["loc"][0])
-        if item["type"] == "extra_forbidden":
-            lines.append(f"{place} is not a setting; known: {', '.join(names)}")
-            continue
-        name = names.get(place, place)
-        problem = item["msg"].removeprefix("Value error, ")
-        problem = problem[:1].lower() + problem[1:]
-        given = "***" if name in _SECRETS else repr(item["input"])
-        lines.append(f"{name}={given}: {problem}")
-    return "; ".join(lines)

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 
 from sdbento.app import App
+from sdbento.environment import load_settings
 from sdbento.errors import DeadlineExceeded, InvalidParameter, SDBentoError
 from sdbento.request.schema import GenerateRequest
-from sdbento.settings import Settings
 from tests.support.device_errors import AcceleratorError
 from tests.support.fakes import FakeRunner
 from tests.support.oracle import engine_pixels, tiny_control, tiny_model
@@ -49,7 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest_asyncio.fixture(loop_scope="function")
 async def app(folder: Path) -> AsyncIterator[App]:
-    app = App(Settings.load(sd_model="tiny-sdxl", models_dir=folder))
+    app = App(load_settings(sd_model="tiny-sdxl", models_dir=folder))
     app.start()
     yield app
     await asyncio.to_thread(app.close)
@@ -73,7 +73,7 @@ async def test_a_misspelt_setting_is_told_at_the_start(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("SDBENTO_MAX_PIXLES", "65536")
-    app = App(Settings.load(sd_model="shapes"))
+    app = App(load_settings(sd_model="shapes"))
     app.start()
     await asyncio.to_thread(app.close)
     assert "SDBENTO_MAX_PIXLES is set, but no setting has that name" in caplog.text
@@ -105,7 +105,7 @@ class Measuring(FakeRunner):
 @asynccontextmanager
 async def measuring(**options: Any) -> AsyncIterator[tuple[App, Measuring]]:
     runner: Any = Measuring()
-    app = runner.app = App(Settings.load(sd_model="shapes", **options), runner)
+    app = runner.app = App(load_settings(sd_model="shapes", **options), runner)
     app.start()
     try:
         yield app, runner
@@ -132,7 +132,7 @@ async def test_what_needs_no_model_is_refused_before_one_is_loaded(
     for_sdxl = {"clip_l": torch.ones(1, 768), "clip_g": torch.ones(1, 1280)}
     save_file(for_sdxl, tmp_path / "ink.safetensors")
     (tmp_path / "broken.safetensors").write_bytes(b"no")
-    settings = Settings.load(sd_model="shapes", models_dir=folder, embeddings_dir=tmp_path)
+    settings = load_settings(sd_model="shapes", models_dir=folder, embeddings_dir=tmp_path)
     app = App(settings)  # not started: it has not even loaded the default model
     with pytest.raises(InvalidParameter) as caught:
         await made(app, model="tiny-sd15", **fields)
@@ -279,7 +279,7 @@ async def test_a_request_that_is_refused_frees_its_place(app: App) -> None:
 async def test_a_gpu_that_failed_for_good_is_remembered_and_a_request_that_failed_is_not() -> None:
     errors = {1: ValueError("a bug"), 2: AcceleratorError("CUDA error: unspecified launch failure")}
     runner: Any = FakeRunner(lambda trajectory: errors.get(trajectory.seed))
-    app = App(Settings.load(sd_model="shapes"), runner)
+    app = App(load_settings(sd_model="shapes"), runner)
     app.start()
     try:
         for seed, alive in ((1, True), (2, False), (3, False)):

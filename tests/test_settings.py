@@ -1,258 +1,27 @@
-"""Where settings come from, who wins, and what an operator reads when one is wrong."""
+"""What the settings are by themselves: defaults, bounds, values that cannot change."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-
 import pytest
-from pydantic import SecretStr
 
-from sdbento.settings import Settings, SettingsError, unknown_variables
-
-Configure = Callable[[str], Path]
-
-
-@pytest.fixture
-def configure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Configure:
-    """Write a config file and name it in SDBENTO_CONFIG."""
-
-    def write(text: str) -> Path:
-        path = tmp_path / "sdbento.yaml"
-        path.write_text(text, encoding="utf-8")
-        monkeypatch.setenv("SDBENTO_CONFIG", str(path))
-        return path
-
-    return write
-
-
-def complaint(**overrides: object) -> str:
-    with pytest.raises(SettingsError) as caught:
-        Settings.load(**overrides)
-    text = str(caught.value)
-    assert "\n" not in text
-    return text
+from sdbento.settings import Settings
 
 
 def test_defaults_are_those_of_the_runpod_worker() -> None:
-    settings = Settings.load()
+    settings = Settings()
     assert settings.sd_model == "stabilityai/stable-diffusion-xl-base-1.0"
     assert settings.precision == "fp16"
     assert settings.enable_xformers is True
     assert settings.max_queue_size == 100
     assert settings.max_batch_size == 4
     assert settings.changed() == []
-    assert not settings.model_fields_set
-
-
-# A value for each variable that is not its default, and what it reads as.
-GIVEN = {
-    "SD_MODEL": ("shapes", "shapes"),
-    "PRECISION": ("bf16", "bf16"),
-    "ENABLE_XFORMERS": ("false", False),
-    "SDBENTO_COMPILE": ("true", True),
-    "SDBENTO_COMPILE_DIR": ("/compiled", Path("/compiled")),
-    "MAX_QUEUE_SIZE": ("7", 7),
-    "MAX_BATCH_SIZE": ("16", 16),
-    "SDBENTO_DEVICE": ("cpu", "cpu"),
-    "SDBENTO_MEMORY_GB": ("2.5", 2.5),
-    "SDBENTO_MODELS_DIR": ("/models", Path("/models")),
-    "SDBENTO_ALLOW_ANY_MODEL": ("0", False),
-    "SDBENTO_OFFLINE": ("true", True),
-    "SDBENTO_PREFER_CACHE": ("true", True),
-    "SDBENTO_MAX_PIXELS": ("65536", 65536),
-    "SDBENTO_MAX_BODY_BYTES": ("2048", 2048),
-    "SDBENTO_REQUEST_TIMEOUT": ("1.5", 1.5),
-    "SDBENTO_NUM_THREADS": ("2", 2),
-    "SDBENTO_LOG_LEVEL": ("DEBUG", "DEBUG"),
-    "SDBENTO_LORA_DIR": ("/loras", Path("/loras")),
-    "SDBENTO_MAX_LORAS": ("5", 5),
-    "SDBENTO_ALLOW_LORA_HUB": ("false", False),
-    "SDBENTO_ALLOW_LORA_URLS": ("true", True),
-    "SDBENTO_EMBEDDINGS_DIR": ("/words", Path("/words")),
-    "SDBENTO_ALLOW_PRIVATE_URLS": ("true", True),
-    "SDBENTO_FETCH_TIMEOUT": ("2.5", 2.5),
-    "SDBENTO_MAX_IMAGE_BYTES": ("4096", 4096),
-    "BUCKET_ENDPOINT_URL": ("https://s3.example", "https://s3.example"),
-    "BUCKET_ACCESS_KEY_ID": ("key", SecretStr("key")),
-    "BUCKET_SECRET_ACCESS_KEY": ("secret", SecretStr("secret")),
-    "BUCKET_NAME": ("pictures", "pictures"),
-    "SDBENTO_BUCKET_URL_SECONDS": ("60", 60),
-    "SDBENTO_RUNPOD_MAX_RUN_BYTES": ("2048", 2048),
-    "SDBENTO_RUNPOD_MAX_RUNSYNC_BYTES": ("2048", 2048),
-    "SDBENTO_RUNPOD_PREFETCH": ("0", 0),
-    "SDBENTO_RUNPOD_DRAIN_SECONDS": ("1.5", 1.5),
-    "SDBENTO_RUNPOD_VOLUME": ("/volume", Path("/volume")),
-    "PORT": ("8080", 8080),
-    "PORT_HEALTH": ("8081", 8081),
-    "SDBENTO_STATE_DIR": ("/state", Path("/state")),
-    "JOB_STORE_URL": ("sqlite:////jobs.db", SecretStr("sqlite:////jobs.db")),
-    "SDBENTO_JOB_RESULT_SECONDS": ("60", 60),
-    "SDBENTO_MAX_JOBS": ("5", 5),
-}
-
-
-def field_of(variable: str) -> str:
-    return variable.removeprefix("SDBENTO_").lower()
-
-
-def test_every_variable_is_tried_below() -> None:
-    assert {variable for variable, *_ in Settings.variables()} == GIVEN.keys()
-
-
-@pytest.mark.parametrize("variable", GIVEN)
-def test_each_variable_is_read(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    text, value = GIVEN[variable]
-    monkeypatch.setenv(variable, text)
-    settings = Settings.load()
-    assert getattr(settings, field_of(variable)) == value
-    assert settings.model_fields_set == {field_of(variable)}
-    assert [name for name, *_ in settings.changed()] == [variable]
-
-
-@pytest.mark.parametrize("variable", GIVEN)
-def test_each_setting_can_stand_in_the_config_file_under_either_name(
-    variable: str, configure: Configure
-) -> None:
-    text, value = GIVEN[variable]
-    for name in (variable, field_of(variable)):
-        configure(f"{name}: {text}\n")
-        assert getattr(Settings.load(), field_of(variable)) == value
-
-
-def test_explicit_wins_over_environment_over_file_over_default(
-    configure: Configure, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert Settings.load().max_batch_size == 4
-    configure("max_batch_size: 5\n")
-    assert Settings.load().max_batch_size == 5
-    monkeypatch.setenv("MAX_BATCH_SIZE", "6")
-    assert Settings.load().max_batch_size == 6
-    assert Settings.load(max_batch_size=7).max_batch_size == 7
-    assert Settings.load(max_batch_size=None).max_batch_size == 6
-
-
-@pytest.mark.parametrize(
-    ("variable", "value", "allowed"),
-    [
-        ("SD_MODEL", "", "at least 1 character"),
-        ("PRECISION", "fp8", "'fp16', 'bf16' or 'fp32'"),
-        ("ENABLE_XFORMERS", "maybe", "a valid boolean"),
-        ("MAX_QUEUE_SIZE", "0", "greater than or equal to 1"),
-        ("MAX_QUEUE_SIZE", "100001", "less than or equal to 100000"),
-        ("MAX_BATCH_SIZE", "0", "greater than or equal to 1"),
-        ("MAX_BATCH_SIZE", "257", "less than or equal to 256"),
-        ("MAX_BATCH_SIZE", "four", "a valid integer"),
-        ("MAX_BATCH_SIZE", "", "a valid integer"),
-        ("SDBENTO_DEVICE", "tpu", "'auto', 'cpu' or 'cuda'"),
-        ("SDBENTO_MEMORY_GB", "0", "greater than 0"),
-        ("SDBENTO_MEMORY_GB", "nan", "a finite number"),
-        ("SDBENTO_MAX_PIXELS", "4095", "greater than or equal to 4096"),
-        ("SDBENTO_MAX_BODY_BYTES", "1", "greater than or equal to 1024"),
-        ("SDBENTO_REQUEST_TIMEOUT", "-1", "greater than 0"),
-        ("SDBENTO_REQUEST_TIMEOUT", "3601", "less than or equal to 3600"),
-        ("SDBENTO_REQUEST_TIMEOUT", "inf", "a finite number"),
-        ("SDBENTO_NUM_THREADS", "1025", "less than or equal to 1024"),
-        ("SDBENTO_LOG_LEVEL", "loud", "'DEBUG', 'INFO', 'WARNING' or 'ERROR'"),
-    ],
-)
-def test_a_bad_value_is_one_line_with_variable_value_and_what_is_allowed(
-    variable: str, value: str, allowed: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(variable, value)
-    text = complaint()
-    assert text.startswith(f"{variable}={value!r}: ")
-    assert allowed in text
-
-
-def test_a_database_that_is_not_known_is_refused_without_being_shown() -> None:
-    assert Settings.load(job_store_url="").job_store_url is None
-    with pytest.raises(SettingsError) as caught:
-        Settings.load(job_store_url="mysql://bob:secret@host/jobs")
-    assert str(caught.value).startswith("JOB_STORE_URL=***: must begin with postgresql:// or ")
-
-
-def test_all_bad_values_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PRECISION", "fp8")
-    monkeypatch.setenv("MAX_BATCH_SIZE", "0")
-    assert {"PRECISION='fp8'", "MAX_BATCH_SIZE='0'"} <= {
-        part.split(":")[0] for part in complaint().split("; ")
-    }
-
-
-def test_a_bad_explicit_value_is_named_by_its_variable() -> None:
-    assert complaint(max_batch_size=0).startswith("MAX_BATCH_SIZE=0: ")
-
-
-def test_variables_of_other_programs_are_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DEVICE", "tpu")
-    monkeypatch.setenv("LOG_LEVEL", "debug")
-    assert Settings.load().changed() == []
-
-
-def test_a_misspelt_setting_in_the_config_file_is_refused(configure: Configure) -> None:
-    configure("max_batchsize: 8\n")
-    text = complaint()
-    assert text.startswith("max_batchsize is not a setting; known: sd_model, precision")
-
-
-def test_a_misspelt_variable_can_be_found() -> None:
-    environment = {"SDBENTO_MEMROY_GB": "1", "SDBENTO_CONFIG": "", "SDBENTO_DEVICE": "cpu"}
-    assert unknown_variables(environment) == ["SDBENTO_MEMROY_GB"]
-
-
-@pytest.mark.parametrize(
-    ("text", "problem"),
-    [("a: [", "not YAML"), ("- precision", "a mapping"), ("precision", "a mapping")],
-)
-def test_a_config_file_that_cannot_be_read_is_one_line(
-    text: str, problem: str, configure: Configure
-) -> None:
-    path = configure(text)
-    assert complaint().startswith(f"SDBENTO_CONFIG='{path}': ")
-    assert problem in complaint()
-
-
-def test_a_config_file_that_is_not_text_is_one_line(configure: Configure) -> None:
-    configure("").write_bytes(b"\xff\xfe")
-    assert "not YAML" in complaint()
-
-
-def test_an_empty_config_file_changes_nothing(configure: Configure) -> None:
-    configure("")
-    assert Settings.load().changed() == []
-
-
-def test_a_config_file_that_is_missing_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SDBENTO_CONFIG", "/nowhere.yaml")
-    assert complaint() == "SDBENTO_CONFIG='/nowhere.yaml': no such file"
 
 
 def test_settings_cannot_be_changed_once_read() -> None:
     with pytest.raises(ValueError, match="frozen"):
-        Settings.load().max_batch_size = 8  # type: ignore[misc]
+        Settings().max_batch_size = 8  # type: ignore[misc]
 
 
-def test_the_environment_of_a_child_gives_the_same_settings_in_another_folder(
-    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "mine/model").mkdir(parents=True)
-    configure("precision: bf16\nmemory_gb: 3\n")
-    monkeypatch.chdir(tmp_path)
-    settings = Settings.load(sd_model="mine/model", models_dir=Path("mine"))
-    for variable, value in settings.environment(EXTRA="1").items():
-        monkeypatch.setenv(variable, value)
-    monkeypatch.chdir("/")
-    child = Settings.load()
-    assert child.sd_model == str(tmp_path / "mine/model")
-    assert child.models_dir == tmp_path / "mine"
-    here: dict[str, object] = {"sd_model": str(tmp_path / "mine/model")}
-    here |= {name: tmp_path / value for name, value in settings if isinstance(value, Path)}
-    assert child == settings.model_copy(update=here)
-
-
-def test_names_of_hub_models_are_passed_to_a_child_as_they_are() -> None:
-    environment = Settings.load(sd_model="owner/name").environment()
-    assert environment["SD_MODEL"] == "owner/name"
-    assert "SDBENTO_MEMORY_GB" not in environment
-    assert environment["ENABLE_XFORMERS"] == "true"
+def test_settings_themselves_know_no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAX_BATCH_SIZE", "6")
+    assert Settings().max_batch_size == 4

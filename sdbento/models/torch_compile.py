@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch.fx.experimental import _config as symbolic_shapes
 
-from sdbento.settings import use_compile_dir
+from sdbento.environment import use_compile_dir
 
 log = logging.getLogger(__name__)
 

@@ -14,21 +14,21 @@ from sdbento.catalog.families import Family
 from sdbento.catalog.layout import CONFIG, INDEX
 from sdbento.catalog.lookup import Catalog
 from sdbento.catalog.specs import ModelSpec, catalogued, controlnets_for
+from sdbento.environment import load_settings
 from sdbento.errors import InvalidParameter, ModelLoadFailed, UnknownModel, UnsupportedModel
-from sdbento.settings import Settings
 from tests.support.checkpoints import SDXL, save_zeros
 from tests.support.tiny import save_tiny, save_tiny_controlnet
 
 
 def make(**settings: Any) -> Catalog:
-    return Catalog(Settings.load(**{"sd_model": "shapes", "offline": True, **settings}))
+    return Catalog(load_settings(**{"sd_model": "shapes", "offline": True, **settings}))
 
 
 # The catalogue
 
 
 def test_the_default_of_the_settings_is_in_the_catalogue() -> None:
-    default = Settings.load().sd_model
+    default = load_settings().sd_model
     assert make(sd_model=default).resolve(default).family is Family.SDXL
 
 

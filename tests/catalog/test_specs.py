@@ -17,12 +17,12 @@ from sdbento.catalog.specs import (
     catalogued_loras,
     family_configs,
 )
+from sdbento.environment import load_settings
 from sdbento.samplers.names import canonical_name
-from sdbento.settings import Settings
 
 
 def make(**settings: Any) -> Catalog:
-    return Catalog(Settings.load(**{"sd_model": "shapes", "offline": True, **settings}))
+    return Catalog(load_settings(**{"sd_model": "shapes", "offline": True, **settings}))
 
 
 def test_every_entry_is_complete() -> None:

@@ -17,14 +17,14 @@ from sdbento.catalog import families
 from sdbento.catalog.families import Family
 from sdbento.catalog.layout import INDEX
 from sdbento.catalog.lookup import Catalog
+from sdbento.environment import load_settings
 from sdbento.errors import ModelLoadFailed, UnsupportedModel
-from sdbento.settings import Settings
 from tests.support.checkpoints import LAST_NORM, SD15, SD21, SDXL, UNET_PREFIX, save_zeros
 from tests.support.tiny import save_tiny
 
 
 def make(**settings: Any) -> Catalog:
-    return Catalog(Settings.load(**{"sd_model": "shapes", "offline": True, **settings}))
+    return Catalog(load_settings(**{"sd_model": "shapes", "offline": True, **settings}))
 
 
 def changed(folder: Path, file: str, **values: Any) -> Path:

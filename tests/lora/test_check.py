@@ -9,10 +9,10 @@ import pytest
 
 from sdbento.catalog.families import Family
 from sdbento.catalog.specs import LoraSpec, ModelSpec, catalogued
+from sdbento.environment import load_settings
 from sdbento.errors import InvalidParameter, ModelLoadFailed, SDBentoError, UnsupportedModel
 from sdbento.lora import files as lora_files
 from sdbento.lora.check import check_loras
-from sdbento.settings import Settings
 
 SD15 = next(spec for spec in catalogued() if spec.family is Family.SD15)
 SDXL = next(spec for spec in catalogued() if spec.family is Family.SDXL)
@@ -33,7 +33,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def check(folder: Path, *names: str, spec: ModelSpec = SD15, **settings: Any) -> None:
-    check_loras(names, spec, Settings.load(lora_dir=folder, **settings))
+    check_loras(names, spec, load_settings(lora_dir=folder, **settings))
 
 
 def test_loras_that_can_be_had_pass(folder: Path) -> None:

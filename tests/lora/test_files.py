@@ -18,6 +18,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundEr
 
 from sdbento.catalog.families import Family
 from sdbento.catalog.specs import LoraSpec
+from sdbento.environment import load_settings
 from sdbento.errors import (
     InvalidParameter,
     ModelLoadFailed,
@@ -70,7 +71,7 @@ def catalogued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[LoraSpec
 
 
 def make(folder: Path, **settings: Any) -> Settings:
-    return Settings.load(lora_dir=folder, **settings)
+    return load_settings(lora_dir=folder, **settings)
 
 
 def message(folder: Path, name: str, **settings: Any) -> str:

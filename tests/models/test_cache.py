@@ -17,6 +17,7 @@ import torch
 
 from sdbento.catalog.lookup import Catalog
 from sdbento.catalog.specs import ControlNetSpec, ModelSpec
+from sdbento.environment import load_settings
 from sdbento.errors import (
     ModelLoadFailed,
     OutOfMemory,
@@ -30,7 +31,6 @@ from sdbento.models.cache import PipelineCache
 from sdbento.models.leases import Lease
 from sdbento.models.offload import Offloaded
 from sdbento.models.pipeline import ControlNet
-from sdbento.settings import Settings
 from tests.support.fake_loader import GB, SOON, FakeLoader, control, spec
 
 MOMENT = 0.1  # seconds in which what must not happen would have happened
@@ -42,7 +42,7 @@ def make(loader: FakeLoader) -> Iterator[Callable[..., PipelineCache]]:
     made: list[PipelineCache] = []
 
     def make_cache(memory_gb: float = 2.0) -> PipelineCache:
-        settings = Settings.load(memory_gb=memory_gb, device="cpu")
+        settings = load_settings(memory_gb=memory_gb, device="cpu")
         made.append(PipelineCache(settings, loader))
         return made[-1]
 
@@ -695,7 +695,7 @@ def test_so_is_a_controlnet(
 
 
 def test_the_embedded_model_is_leased_and_ready(tmp_path: Path) -> None:
-    settings = Settings.load(sd_model="shapes", device="cpu")
+    settings = load_settings(sd_model="shapes", device="cpu")
     cache = PipelineCache(settings)
     try:
         with cache.lease(Catalog(settings).resolve("shapes")) as pipeline:

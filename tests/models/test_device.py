@@ -12,6 +12,7 @@ import torch
 from sdbento.catalog.families import Family
 from sdbento.catalog.lookup import Catalog
 from sdbento.catalog.specs import ModelSpec
+from sdbento.environment import load_settings
 from sdbento.models import device
 from sdbento.models.device import (
     choose_device,
@@ -27,7 +28,7 @@ GPU = torch.device("cuda")
 
 
 def settings(**fields: Any) -> Settings:
-    return Settings.load(**{"sd_model": "shapes", "device": "cpu", "offline": True, **fields})
+    return load_settings(**{"sd_model": "shapes", "device": "cpu", "offline": True, **fields})
 
 
 def test_the_log_says_once_that_a_cpu_computes_in_fp32(caplog: Any) -> None:

@@ -21,10 +21,10 @@ import torch
 from torch._inductor.runtime.cache_dir_utils import cache_dir
 
 from sdbento.engine.trajectory import BatchKey
+from sdbento.environment import load_settings
 from sdbento.models import torch_compile
 from sdbento.models.pipeline import Pipeline
 from sdbento.runner.torch_runner import TorchRunner
-from sdbento.settings import Settings
 from tests.support.loras import make_lora, save_peft
 from tests.support.oracle import engine_pixels, run_together, tiny_control, tiny_model
 from tests.support.oracle import trajectories_of as images
@@ -119,7 +119,7 @@ def test_loras_are_not_lost_in_what_is_compiled(
     compiled: Pipeline, plain: Pipeline, tmp_path: Path
 ) -> None:
     save_peft("sd15", make_lora("sd15"), tmp_path / "style.safetensors")
-    options = {"settings": Settings.load(lora_dir=tmp_path), "lora": {"model_id": "style"}}
+    options = {"settings": load_settings(lora_dir=tmp_path), "lora": {"model_id": "style"}}
     ours, theirs = (engine_pixels(model, **BASE, **options) for model in (compiled, plain))
     assert np.abs(ours - theirs).max() <= PARITY
     assert np.abs(ours - engine_pixels(compiled, **BASE)).max() > 10 * PARITY

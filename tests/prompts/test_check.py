@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 
 from sdbento.catalog.families import Family
 from sdbento.catalog.specs import ModelSpec, catalogued
+from sdbento.environment import load_settings
 from sdbento.errors import InvalidParameter
 from sdbento.prompts.check import check_inversions, check_second_prompt
 from sdbento.prompts.inversions import Inversions
-from sdbento.settings import Settings
 
 SD15, SD21, SDXL = (
     next(spec for spec in catalogued() if spec.family is family) for family in Family
@@ -28,7 +28,7 @@ def inversions(tmp_path: Path) -> Inversions:
     both = {"clip_l": torch.ones(1, 768), "clip_g": torch.ones(1, 1280)}
     save_file(both, tmp_path / "oil.safetensors")
     (tmp_path / "broken.safetensors").write_bytes(b"no")
-    return Inversions(Settings.load(embeddings_dir=tmp_path))
+    return Inversions(load_settings(embeddings_dir=tmp_path))
 
 
 @pytest.mark.parametrize("spec", [SDXL, REFINER], ids=str)

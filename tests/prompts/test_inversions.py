@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from sdbento.environment import load_settings
 from sdbento.errors import InvalidParameter
 from sdbento.models.pipeline import Pipeline
 from sdbento.prompts import inversions as inversions_module
@@ -33,7 +34,7 @@ def difference(one: Conditioning, other: Conditioning) -> float:
 
 
 def settings_of(folder: Path) -> Settings:
-    return Settings.load(embeddings_dir=folder)
+    return load_settings(embeddings_dir=folder)
 
 
 @pytest.mark.parametrize("key", ["emb_params", "<style>"])

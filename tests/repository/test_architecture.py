@@ -30,27 +30,19 @@ FLOORS = (
     {"images", "lora"},
     {"models"},
     {"catalog"},
-    {"samplers", "outbound"},
-    {"settings"},
-    {"errors", "heavy_imports", "malloc", "metrics", "serving_settings", "threads"},
+    {"samplers", "outbound", "environment"},
+    {"errors", "heavy_imports", "malloc", "metrics", "settings", "threads"},
     {"backoff", "background"},
 )
 FLOOR = {package: floor for floor, packages in enumerate(FLOORS) for package in packages}
 MAX_FILES_IN_A_FOLDER = 12
 
-NO_TORCH = ["errors", "settings", "outbound", "metrics", "catalog.lookup", "images.codec"]
-NO_TORCH += [
-    "samplers.stock",
-    "request.schema",
-    "models.residency",
-    "backoff",
-    "background",
-    "jobs.service",
-    "doors.cli.commands",
-]
+NO_TORCH = ["errors", "settings", "environment", "outbound", "metrics", "backoff", "background"]
+NO_TORCH += ["catalog.lookup", "images.codec", "samplers.stock", "request.schema"]
+NO_TORCH += ["models.residency", "jobs.service", "doors.cli.commands"]
 NO_TORCH += [f"engine.{name}" for name in ("loop", "handle", "planner", "cost", "caps")]
 NO_TORCH += ["engine.trajectory", "engine.inputs"]
-READS_ENVIRONMENT = {"settings"}
+READS_ENVIRONMENT = {"environment"}
 LOADS_WEIGHTS = {"models.weights"}
 MAX_FUNCTION_LINES = 60
 
@@ -131,7 +123,7 @@ def names_come_from_where_they_are_defined(module: str, tree: ast.Module) -> Ite
                 yield "re-exports by __all__"
 
 
-def only_settings_reads_the_environment(module: str, tree: ast.Module) -> Iterator[str]:
+def the_environment_is_read_in_one_place(module: str, tree: ast.Module) -> Iterator[str]:
     if module in READS_ENVIRONMENT:
         return
     forbidden = {"environ", "environb", "getenv", "getenvb", "putenv"}
@@ -178,9 +170,9 @@ RULES: list[tuple[Rule, str, str]] = [
     (imports_point_downward, "attic", "import json"),
     (names_come_from_where_they_are_defined, "app", "from sdbento.models.cache import Pipeline"),
     (names_come_from_where_they_are_defined, "app", "__all__ = ['App']"),
-    (only_settings_reads_the_environment, "app", "import os\nos.environ['A']"),
-    (only_settings_reads_the_environment, "app", "import os\nos.getenv('A')"),
-    (only_settings_reads_the_environment, "app", "from os import environ"),
+    (the_environment_is_read_in_one_place, "app", "import os\nos.environ['A']"),
+    (the_environment_is_read_in_one_place, "app", "import os\nos.getenv('A')"),
+    (the_environment_is_read_in_one_place, "app", "from os import environ"),
     (weights_are_loaded_in_one_place, "runner.state", "UNet2DConditionModel.from_pretrained('x')"),
     (weights_are_loaded_in_one_place, "app", "load = Pipeline.from_single_file"),
     (only_the_service_knows_bentoml, "app", "import bentoml"),

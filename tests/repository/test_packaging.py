@@ -18,6 +18,7 @@ import yaml
 
 from sdbento.catalog.lookup import Catalog
 from sdbento.doors.runpod.worker import input_of
+from sdbento.environment import load_settings
 from sdbento.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -182,7 +183,7 @@ def variables_of(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -
     for variable, value in environment.items():
         assert isinstance(value, str), f"{variable} must be a string"
         monkeypatch.setenv(variable, value)
-    return Settings.load()
+    return load_settings()
 
 
 # RunPod
@@ -225,7 +226,7 @@ def test_every_gpu_of_the_hub_holds_every_model_that_it_offers() -> None:
     sizes = load("configs/runpod/template.yaml")["pools"]
     smallest = min(sizes[pool] for pool in config["gpuIds"].split(","))
     keys = {item["key"] for item in config["env"]}
-    catalog = Catalog(Settings.load())
+    catalog = Catalog(load_settings())
     for preset in config["presets"]:
         assert preset["defaults"].keys() <= keys
         model = preset["defaults"]["SD_MODEL"]
@@ -266,7 +267,7 @@ def test_the_templates_variables_are_good(kind: str, monkeypatch: pytest.MonkeyP
 
 def test_the_choice_of_gpu_follows_the_catalogue() -> None:
     template = load("configs/runpod/template.yaml")
-    catalog = Catalog(Settings.load())
+    catalog = Catalog(load_settings())
     for name, choice in template["gpus"].items():
         spec = catalog.known(name)
         assert spec is not None and spec.name == name

@@ -2,14 +2,14 @@ from __future__ import annotations
 
 import pytest
 
+from sdbento.environment import load_settings
 from sdbento.errors import InvalidParameter
 from sdbento.request.inputs import make_control_images, read_images
 from sdbento.request.settle import settle
-from sdbento.settings import Settings
 from tests.request.test_settle import IMAGE, MASK, MAX_PIXELS, request, spec
 from tests.support.pictures import gradient
 
-SETTINGS = Settings.load()
+SETTINGS = load_settings()
 
 
 def test_images_are_read_from_whatever_they_came_in() -> None:

@@ -6,14 +6,14 @@ import pytest
 
 from sdbento.catalog.families import Family
 from sdbento.catalog.specs import ModelSpec
+from sdbento.environment import load_settings
 from sdbento.errors import InvalidParameter, UnknownSampler
 from sdbento.request.inputs import InputImages
 from sdbento.request.schema import GenerateRequest
 from sdbento.request.settle import SettledRequest, check, settle
-from sdbento.settings import Settings
 from tests.support.pictures import base64, data_uri, gradient, half_mask
 
-SETTINGS = Settings.load()
+SETTINGS = load_settings()
 IMAGE, MASK = data_uri(gradient()), base64(half_mask())
 MAX_PIXELS = 512 * 512
 

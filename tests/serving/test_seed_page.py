@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from sdbento.app import App
+from sdbento.environment import load_settings
 from sdbento.images.preprocessors import preprocess
 from sdbento.request.schema import GenerateRequest
-from sdbento.settings import Settings
 from tests.support.pictures import gradient
 from tests.support.server import ROOT, Server, generated, serving
 from tests.support.tiny import save_tiny
@@ -105,7 +105,7 @@ def test_lora(worker: Server) -> None:
 
 
 async def test_text_to_image(tmp_path: Path) -> None:
-    app = App(Settings.load(sd_model=str(save_tiny("sdxl", tmp_path / "sdxl"))))
+    app = App(load_settings(sd_model=str(save_tiny("sdxl", tmp_path / "sdxl"))))
     app.start()
     try:
         result = await app.run(GenerateRequest(**TEXT_TO_IMAGE))

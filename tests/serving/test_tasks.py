@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 
 from sdbento.engine.trajectory import Trajectory
+from sdbento.environment import load_settings
 from sdbento.errors import InvalidParameter
 from sdbento.models.pipeline import ControlNet, Pipeline
 from sdbento.samplers.names import list_samplers
-from sdbento.settings import Settings
 from tests.support.loras import everything, make_lora, save_kohya, save_peft
 from tests.support.oracle import (
     engine_pixels,
@@ -337,7 +337,7 @@ LORA_TASKS = {
 def test_loras_do_to_every_task_what_set_adapters_does(
     family: str, task: dict[str, Any], lora_folder: Path
 ) -> None:
-    settings = Settings.load(lora_dir=lora_folder)
+    settings = load_settings(lora_dir=lora_folder)
     networks = [control(family)] if "controlnet" in task else []
     fields = {**task, "negative_prompt": "ugly"}
     tagged = {**fields, "prompt": f"a cat <lora:a-{family}:0.7>"}
@@ -381,7 +381,7 @@ def test_every_kind_of_row_is_the_same_alone_and_in_company(
             trajectories_of(
                 model(family),
                 controlnets=[control(family)] if "controlnet" in fields else [],
-                settings=Settings.load(lora_dir=lora_folder),
+                settings=load_settings(lora_dir=lora_folder),
                 **{**fields, "prompt": fields["prompt"].replace("FAMILY", family)},
             )
             for fields in KINDS

@@ -8,13 +8,14 @@ from typing import Any
 from sdbento.catalog.families import Family
 from sdbento.catalog.lookup import Catalog
 from sdbento.catalog.specs import ControlNetSpec, ModelSpec
+from sdbento.environment import load_settings
 from sdbento.models import weights
 from sdbento.models.pipeline import ControlNet, Pipeline
 from sdbento.settings import Settings
 
 
 def settings(**fields: Any) -> Settings:
-    return Settings.load(**{"sd_model": "shapes", "device": "cpu", "offline": True, **fields})
+    return load_settings(**{"sd_model": "shapes", "device": "cpu", "offline": True, **fields})
 
 
 def resolve(path: Path) -> ModelSpec:

@@ -17,9 +17,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from sdbento.environment import load_settings
 from sdbento.lora.cache import AdapterCache
 from sdbento.lora.hooks import Adapter, WeightedAdapter, _Hook
-from sdbento.settings import Settings
 from tests.support.checkpoints import _unet as original_layout
 from tests.support.tiny import tiny_pipeline
 
@@ -202,7 +202,7 @@ def _save(tensors: Mapping[str, torch.Tensor], path: Path, metadata: Mapping[str
 
 
 def cache_of(folder: Path, **settings: Any) -> AdapterCache:
-    return AdapterCache(Settings.load(lora_dir=folder, **settings))
+    return AdapterCache(load_settings(lora_dir=folder, **settings))
 
 
 def run_unet(unet: Any, rows: Sequence[int] = range(NUM_ROWS)) -> Tensor:

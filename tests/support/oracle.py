@@ -18,6 +18,7 @@ from sdbento.catalog.lookup import Catalog, ControlNets
 from sdbento.catalog.specs import ControlNetSpec, ModelSpec
 from sdbento.engine.planner import Planner
 from sdbento.engine.trajectory import Stage, StepPlan, StepResult, Trajectory
+from sdbento.environment import load_settings
 from sdbento.models.pipeline import ControlNet, Pipeline
 from sdbento.prompts.inversions import Inversions
 from sdbento.request.build import TrajectoryBuilder
@@ -32,7 +33,7 @@ from tests.support.stock import stock_run
 from tests.support.tiny import tiny_controlnet, tiny_pipeline
 
 Pixels = NDArray[np.float32]
-SETTINGS = Settings.load()
+SETTINGS = load_settings()
 
 
 class KeepingPixels(TorchRunner):

@@ -19,6 +19,7 @@ from bench.gpu.bench import Bench
 from bench.gpu.timing import true_fp32
 from sdbento.app import App
 from sdbento.catalog.lookup import Catalog
+from sdbento.environment import load_settings
 from sdbento.models.pipeline import ControlNet, Pipeline
 from sdbento.models.weights import load
 from sdbento.request.schema import GenerateRequest
@@ -69,7 +70,7 @@ def measure(bench: Bench) -> None:
 
 
 def load_models(precision: str) -> Models:
-    settings = Settings.load(sd_model="shapes", precision=precision, offline=True)
+    settings = load_settings(sd_model="shapes", precision=precision, offline=True)
     catalog = Catalog(settings)
     spec = catalog.resolve("shapes")
     control = catalog.controlnets(spec).resolve("canny")

@@ -23,6 +23,7 @@ from pydantic import ValidationError
 
 import sdbento
 from sdbento.doors.runpod.volume import use_volume
+from sdbento.environment import child_environment, load_settings
 from sdbento.errors import SDBentoError, reraise
 from sdbento.heavy_imports import without_collector
 from sdbento.malloc import keep_freed_memory
@@ -75,8 +76,8 @@ model_option = click.option(
 @model_option
 def serve(host: str | None, port: int | None, model: str | None) -> None:
     """Serve over HTTP; settings come from the environment."""
-    settings = with_default_model(use_volume(Settings.load(sd_model=model)))
-    environment = settings.environment(BENTOML_DO_NOT_TRACK="1")
+    settings = with_default_model(use_volume(load_settings(sd_model=model)))
+    environment = child_environment(settings, BENTOML_DO_NOT_TRACK="1")
     host = host or environment.get("BENTOML_HOST") or DEFAULT_HOST
     port = port or settings.port or int(environment.get("BENTOML_PORT") or DEFAULT_PORT)
     if (problem := listening_problem(host, port)) is not None:
@@ -119,7 +120,7 @@ picture_file = click.Path(exists=True, dir_okay=False, path_type=Path)
 def generate(output: Path, model: str | None, **fields: Any) -> None:
     """Make a picture of PROMPT, without a server."""
     request = build_request(output, fields)
-    settings = use_volume(Settings.load(sd_model=model, max_batch_size=request.num_images))
+    settings = use_volume(load_settings(sd_model=model, max_batch_size=request.num_images))
     settings = with_default_model(settings)
     keep_quiet(settings)
     response = asyncio.run(generate_with_progress(settings, request))
@@ -131,7 +132,7 @@ def generate(output: Path, model: str | None, **fields: Any) -> None:
 @commands.command()
 def models() -> None:
     """List the models that can be asked for by name."""
-    settings = use_volume(Settings.load())
+    settings = use_volume(load_settings())
     from sdbento.catalog.lookup import Catalog
 
     for spec in Catalog(settings).list():
@@ -156,7 +157,7 @@ def samplers() -> None:
 )
 def pull(model: str, controlnet: tuple[str, ...]) -> None:
     """Download MODEL from the Hub, so that it need not be fetched when it is first used."""
-    settings = use_volume(Settings.load())
+    settings = use_volume(load_settings())
     keep_quiet(settings)
     from sdbento.catalog.lookup import Catalog
     from sdbento.models.weights import pull as download
@@ -194,7 +195,7 @@ def check_test_input(_: click.Context, __: click.Parameter, text: str | None) ->
 @click.option("--rp_log_level", type=click.Choice(["ERROR", "WARN", "INFO"]), help="Of the SDK.")
 def worker(test_input: str | None, rp_serve_api: bool, **_: Any) -> None:
     """Take jobs from RunPod's queue, as a serverless worker."""
-    settings = Settings.load()
+    settings = load_settings()
     try:
         from sdbento.doors.runpod.worker import has_queue, run
     except ValueError as error:
@@ -212,7 +213,7 @@ def worker(test_input: str | None, rp_serve_api: bool, **_: Any) -> None:
 @commands.command()
 def doctor() -> None:
     """Say what this machine can run, and why."""
-    settings = use_volume(Settings.load())  # first: a bad one should not have to wait for torch
+    settings = use_volume(load_settings())  # first: a bad one should not have to wait for torch
     keep_quiet(settings)
     from sdbento.doors.cli.doctor import examine
 

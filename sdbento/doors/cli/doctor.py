@@ -23,8 +23,9 @@ from sdbento.catalog import hub
 from sdbento.catalog.lookup import Catalog
 from sdbento.catalog.specs import ModelSpec
 from sdbento.doors.cli.commands import listening_problem
+from sdbento.environment import unknown_variables
 from sdbento.models import device
-from sdbento.settings import Settings, SettingsError, unknown_variables
+from sdbento.settings import Settings, SettingsError
 
 GB = 1e9
 PACKAGES = ["bentoml", "torch", "diffusers", "transformers", "peft", "safetensors", "xformers"]

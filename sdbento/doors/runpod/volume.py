@@ -9,7 +9,8 @@ import logging
 import os
 from pathlib import Path
 
-from sdbento.settings import Settings, use_hub_cache
+from sdbento.environment import use_hub_cache
+from sdbento.settings import Settings
 
 log = logging.getLogger(__name__)
 

@@ -29,6 +29,7 @@ from sdbento.doors.runpod.loop import DrainingScaler
 from sdbento.doors.runpod.stream import EventPoster
 from sdbento.doors.runpod.volume import use_volume
 from sdbento.doors.runpod.wire import WireJob
+from sdbento.environment import load_settings
 from sdbento.errors import MalformedRequest, classify, is_sick, unexplained
 from sdbento.heavy_imports import without_collector
 from sdbento.jobs.format import JobInput, Output, one_line, parse_input
@@ -51,7 +52,7 @@ FITNESS_REQUEST = {
 def main() -> int:
     """As `run`, without the command line. A bad setting is reported in one line."""
     try:
-        return run(Settings.load())
+        return run(load_settings())
     except SettingsError as error:
         print(f"sdbento: {error}", file=sys.stderr)
         return 1

@@ -11,7 +11,8 @@ from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
 from sdbento.doors.http import ping
-from sdbento.settings import Settings, SettingsError
+from sdbento.environment import load_settings
+from sdbento.settings import SettingsError
 from tests.support.server import free_port
 
 
@@ -37,7 +38,7 @@ def test_ping_tells_loading_from_ready_and_from_broken() -> None:
 def test_a_port_of_its_own_answers_ping_and_nothing_else() -> None:
     app: Any = FakeApp()
     port = free_port()
-    listener = ping.listen(app, Settings.load(port=3000, port_health=port))
+    listener = ping.listen(app, load_settings(port=3000, port_health=port))
     assert listener is not None
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
         assert client.get("/ping").status_code == 204
@@ -53,14 +54,14 @@ def test_a_port_of_its_own_answers_ping_and_nothing_else() -> None:
 @pytest.mark.parametrize("ports", [{}, {"port": 80}, {"port": 80, "port_health": 80}])
 def test_the_servers_own_port_needs_no_second_listener(ports: dict[str, int]) -> None:
     app: Any = FakeApp()
-    assert ping.listen(app, Settings.load(**ports)) is None
+    assert ping.listen(app, load_settings(**ports)) is None
 
 
 def test_a_port_that_is_taken_is_one_clear_line() -> None:
     app: Any = FakeApp()
     port = free_port()
-    listener = ping.listen(app, Settings.load(port_health=port))
+    listener = ping.listen(app, load_settings(port_health=port))
     assert listener is not None
     with pytest.raises(SettingsError, match=f"PORT_HEALTH={port}: cannot listen there"):
-        ping.listen(app, Settings.load(port_health=port))
+        ping.listen(app, load_settings(port_health=port))
     listener.close()

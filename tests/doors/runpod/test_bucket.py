@@ -6,11 +6,12 @@ import pytest
 
 from sdbento.doors.runpod.bucket import Bucket
 from sdbento.doors.runpod.delivery import Delivery
+from sdbento.environment import child_environment, load_settings
 from sdbento.settings import Settings, SettingsError
 
 
 def bucket_settings(endpoint: str, key_id: str = "somebody") -> Settings:
-    return Settings.load(
+    return load_settings(
         bucket_endpoint_url=endpoint,
         bucket_access_key_id=key_id,
         bucket_secret_access_key="hush",
@@ -27,8 +28,8 @@ def test_a_bucket_whose_address_is_no_url_stops_the_start(endpoint: str) -> None
 
 def test_a_bucket_that_is_configured_by_half_stops_the_start() -> None:
     with pytest.raises(SettingsError, match="BUCKET_ACCESS_KEY_ID, BUCKET_SECRET_ACCESS_KEY"):
-        Delivery(Settings.load(bucket_endpoint_url="https://s3.example", bucket_name="b"))
-    assert Bucket.configured(Settings.load(bucket_name="")) is None  # RunPod's forms send ""
+        Delivery(load_settings(bucket_endpoint_url="https://s3.example", bucket_name="b"))
+    assert Bucket.configured(load_settings(bucket_name="")) is None  # RunPod's forms send ""
 
 
 @pytest.mark.parametrize(
@@ -54,7 +55,7 @@ def test_secrets_are_not_shown_but_reach_a_child() -> None:
     settings = bucket_settings("https://s3.example", key_id="somebody")
     shown = f"{settings!r} {settings.changed()}"
     assert "hush" not in shown and "somebody" not in shown
-    assert settings.environment()["BUCKET_SECRET_ACCESS_KEY"] == "hush"
+    assert child_environment(settings)["BUCKET_SECRET_ACCESS_KEY"] == "hush"
     with pytest.raises(SettingsError) as caught:
-        Settings.load(bucket_secret_access_key=12345)
+        load_settings(bucket_secret_access_key=12345)
     assert "12345" not in str(caught.value)

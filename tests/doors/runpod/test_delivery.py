@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from sdbento.doors.runpod.delivery import Delivery, posted_size
+from sdbento.environment import load_settings
 from sdbento.errors import SDBentoError, TooLarge
 from sdbento.jobs.format import Flags, JobInput
 from sdbento.request.schema import GenerateRequest, GenerateResponse, Timings
-from sdbento.settings import Settings
 from tests.doors.runpod.test_bucket import bucket_settings
 from tests.support.platform import Platform
 
@@ -54,16 +54,16 @@ def test_sizes_are_those_of_the_posted_body() -> None:
 def test_what_fits_is_sent_as_it_is_and_one_byte_more_is_not() -> None:
     response = response_of()
     size = posted_size(response.images)
-    exact = Delivery(Settings.load(runpod_max_run_bytes=size))
+    exact = Delivery(load_settings(runpod_max_run_bytes=size))
     assert exact.deliver("a", response, asking()) == response.images
-    short = Delivery(Settings.load(runpod_max_run_bytes=size - 1))
+    short = Delivery(load_settings(runpod_max_run_bytes=size - 1))
     with pytest.raises(TooLarge, match=f"{size} bytes; the limit is {size - 1}"):
         short.deliver("a", response, asking())
     assert short.deliver("sync-a", response, asking()) == response.images
 
 
 def test_a_jpeg_that_is_too_large_as_well_is_an_error() -> None:
-    delivery = Delivery(Settings.load(runpod_max_run_bytes=1024))
+    delivery = Delivery(load_settings(runpod_max_run_bytes=1024))
     with pytest.raises(TooLarge, match="the limit is 1024"):
         delivery.deliver("a", response_of(3), asking(allow_jpeg=True))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sdbento.doors.runpod.volume import HUB_CACHE, hub_cache, use_volume
-from sdbento.settings import Settings
+from sdbento.environment import load_settings
 from tests.support.server import ROOT
 
 
@@ -32,7 +32,7 @@ def test_folders_of_the_volume_are_used_where_no_others_are_named(volume: Path) 
     (volume / "models").mkdir()
     (volume / "loras").mkdir()
     named = volume.parent / "mine"
-    settings = use_volume(Settings.load(runpod_volume=volume, lora_dir=named))
+    settings = use_volume(load_settings(runpod_volume=volume, lora_dir=named))
     assert settings.models_dir == volume / "models"
     assert settings.lora_dir == named
     assert settings.embeddings_dir == Path("embeddings")
@@ -41,7 +41,7 @@ def test_folders_of_the_volume_are_used_where_no_others_are_named(volume: Path) 
 
 
 def test_without_a_volume_nothing_changes(volume: Path) -> None:
-    settings = Settings.load(runpod_volume=volume / "none")
+    settings = load_settings(runpod_volume=volume / "none")
     assert use_volume(settings) == settings
     assert "HF_HUB_CACHE" not in os.environ
 
@@ -85,11 +85,11 @@ def test_the_hub_library_uses_the_volume_unless_another_place_is_named(
     variable: str, value: str, tmp_path: Path
 ) -> None:
     code = (
-        "import sys; from sdbento.settings import Settings; "
+        "import sys; from sdbento.environment import load_settings; "
         "import sdbento.doors.runpod.volume as v; "
         "import sdbento.doors.runpod.worker, sdbento.doors.cli.commands; "
         "assert 'huggingface_hub' not in sys.modules; "
-        "v.use_volume(Settings.load()); "
+        "v.use_volume(load_settings()); "
         "from huggingface_hub import constants; print(constants.HF_HUB_CACHE)"
     )
     environment = {"PATH": "/usr/bin:/bin", "SDBENTO_RUNPOD_VOLUME": str(tmp_path)}

@@ -17,13 +17,13 @@ from PIL import Image
 from sdbento.doors.runpod.delivery import Delivery
 from sdbento.doors.runpod.loop import DrainingScaler
 from sdbento.doors.runpod.worker import Worker, concurrency, input_of
+from sdbento.environment import load_settings
 from sdbento.errors import (
     InvalidParameter,
     MalformedRequest,
     classify,
 )
 from sdbento.request.schema import GenerateRequest, GenerateResponse
-from sdbento.settings import Settings
 from tests.support.device_errors import SICK, AcceleratorError
 from tests.support.platform import Platform, PlatformJob, WorkerProcess, decoded, working
 
@@ -303,7 +303,7 @@ class FakeApp:
 
 def worker_with(response: GenerateResponse | Exception) -> Worker:
     app: Any = FakeApp(response)
-    return Worker(app, Delivery(Settings.load()), num_jobs=1)
+    return Worker(app, Delivery(load_settings()), num_jobs=1)
 
 
 @pytest.mark.parametrize(("error", "sick"), SICK)
@@ -380,6 +380,6 @@ def test_an_input_that_is_no_object_is_refused(job: dict[str, Any]) -> None:
 
 
 def test_the_worker_takes_what_fills_its_batch_and_never_more_than_it_may_queue() -> None:
-    assert concurrency(Settings.load()) == 8
-    assert concurrency(Settings.load(max_batch_size=16, runpod_prefetch=0)) == 16
-    assert concurrency(Settings.load(max_queue_size=1)) == 5
+    assert concurrency(load_settings()) == 8
+    assert concurrency(load_settings(max_batch_size=16, runpod_prefetch=0)) == 16
+    assert concurrency(load_settings(max_queue_size=1)) == 5

@@ -1,0 +1,136 @@
+"""Reads the settings and explains what is wrong with them. Nothing else looks at os.environ.
+
+Priority: explicit arguments (CLI) > environment > YAML file named by SDBENTO_CONFIG > default.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import SecretStr, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    YamlConfigSettingsSource,
+)
+
+from sdbento.settings import Settings, SettingsError, as_text, variable_of
+
+CONFIG_FILE = "SDBENTO_CONFIG"
+
+
+class _LoadedSettings(BaseSettings, Settings):
+    """Settings that pydantic-settings fills from the sources."""
+
+    # Fields can be given by name, which YAML files do. Without regard to case, the variables
+    # DEVICE and LOG_LEVEL of other programs would be taken for the fields `device`, `log_level`.
+    model_config = SettingsConfigDict(case_sensitive=True)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        sources = [init_settings, env_settings]
+        if path := os.environ.get(CONFIG_FILE):
+            sources.append(_yaml_source(settings_cls, path))
+        return tuple(sources)
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """The settings from all sources; `overrides` (by field name) win where they are not None.
+
+    Raises SettingsError with one line that names variable, value and what is allowed.
+    """
+    given = {name: value for name, value in overrides.items() if value is not None}
+    try:
+        return _LoadedSettings(**given)
+    except ValidationError as error:
+        raise SettingsError(_explain(error)) from None
+
+
+def unknown_variables(environment: Mapping[str, str] = os.environ) -> list[str]:
+    """SDBENTO_ variables that no setting reads; most likely they are misspelt."""
+    known = {CONFIG_FILE, *(variable_of(name) for name in Settings.model_fields)}
+    return sorted(name for name in environment if name.startswith("SDBENTO_") and name not in known)
+
+
+def child_environment(settings: Settings, **defaults: str) -> dict[str, str]:
+    """The variables with which a child process, in whatever folder, loads these same settings.
+
+    `defaults` are for variables of other programs; those that are set already win.
+    """
+    own = {variable_of(name): _as_variable(value) for name, value in settings if value is not None}
+    return {**defaults, **os.environ, **own, CONFIG_FILE: ""}
+
+
+def use_hub_cache(folder: Path) -> None:
+    """Let huggingface_hub keep its files in `folder`, unless the operator has chosen another one.
+
+    Call it before huggingface_hub is imported, which is when the variable is read.
+    """
+    if not {"HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"} & os.environ.keys():
+        os.environ["HF_HUB_CACHE"] = str(folder)
+
+
+def use_compile_dir(folder: Path) -> None:
+    """Let torch.compile keep its work in `folder`. Unlike the Hub's, its variable is read anew
+    each time, so this may be called at any time."""
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder.absolute())
+
+
+def _yaml_source(settings_cls: type[BaseSettings], path: str) -> YamlConfigSettingsSource:
+    if not Path(path).is_file():
+        raise SettingsError(f"{CONFIG_FILE}={path!r}: no such file")
+    try:
+        return YamlConfigSettingsSource(settings_cls, yaml_file=path)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise SettingsError(f"{CONFIG_FILE}={path!r}: not YAML: {reason}") from None
+    except (TypeError, ValueError):
+        raise SettingsError(
+            f"{CONFIG_FILE}={path!r}: must be a mapping of settings to values"
+        ) from None
+
+
+def _as_variable(value: object) -> str:
+    """A setting as a variable's text. Relative paths become absolute, for a child that runs in
+    another folder."""
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    if isinstance(value, str) and "/" in value and Path(value).exists():
+        value = Path(value)
+    return str(value.absolute()) if isinstance(value, Path) else as_text(value)
+
+
+# pydantic's errors quote the input, which SecretStr has no say in.
+_SECRETS = {
+    variable_of(name)
+    for name, field in Settings.model_fields.items()
+    if SecretStr in get_args(field.annotation)
+}
+
+
+def _explain(error: ValidationError) -> str:
+    names = {name: variable_of(name) for name in Settings.model_fields}
+    lines = []
+    for item in error.errors():
+        place = str(item["loc"][0])
+        if item["type"] == "extra_forbidden":
+            lines.append(f"{place} is not a setting; known: {', '.join(names)}")
+            continue
+        name = names.get(place, place)
+        problem = item["msg"].removeprefix("Value error, ")
+        problem = problem[:1].lower() + problem[1:]
+        given = "***" if name in _SECRETS else repr(item["input"])
+        lines.append(f"{name}={given}: {problem}")
+    return "; ".join(lines)
