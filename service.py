@@ -1,7 +1,7 @@
-"""The BentoML service: typed endpoints, lifecycle, and the doors it mounts.
+"""The BentoML service: typed endpoints, lifecycle, and the doors that it mounts.
 
-Start it with `bentoml serve` (or `sdbento serve`). The engine lives in this process, on a thread of
-its own; the handlers only wait for it. They are async and never block.
+Start it with `sdbento serve` or `bentoml serve`. The engine runs in this process, on its own
+thread. The handlers are async; they wait for the engine and never block.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from starlette.applications import Starlette
 from starlette.responses import Response
 
 from sdbento.doors.http import listings, ping
-from sdbento.doors.http.guard import Guard, reported, reported_stream, server_sent_events
+from sdbento.doors.http.events import guarded_stream, server_sent_events
+from sdbento.doors.http.failures import guarded
+from sdbento.doors.http.guard import Guard, parsed_request
 from sdbento.doors.runpod import api
 from sdbento.environment import load_settings
 from sdbento.errors import InvalidParameter
@@ -34,15 +36,16 @@ from sdbento.request.schema import (
 )
 from sdbento.settings import SettingsError
 
-keep_freed_memory()  # here, where the process that serves has one thread yet
+keep_freed_memory()  # here, while the process that serves still has only one thread
 
-# The engine has deadlines of its own. BentoML's (1.4.40) keeps 5 KB of every request, of a health
-# check too, until its time has passed, however soon it was answered; and it cannot be turned off.
+# The engine has its own deadlines. BentoML's middleware for them (1.4.40) cannot be turned off, and
+# starts a timer for each request, even a health check, that keeps 5 KB of it until the timeout,
+# however soon the request is answered: memory grows with the number of requests.
 traffic.TimeoutMiddleware = lambda app, timeout: app
 
 # BentoML's own routes are POST only and cannot have parameters in their paths.
 routes = Starlette(
-    routes=[*listings.create().routes, *ping.ROUTES, *api.ROUTES],
+    routes=[*listings.ROUTES, *ping.ROUTES, *api.ROUTES],
     lifespan=api.lifespan,
 )
 
@@ -50,14 +53,15 @@ routes = Starlette(
 @bentoml.service(
     name="sdbento",
     workers=1,
-    traffic={"timeout": MAX_TIMEOUT + 60},  # for what is before the server, as BentoCloud
+    traffic={"timeout": MAX_TIMEOUT + 60},  # for proxies before the server, such as BentoCloud's
 )
 @bentoml.asgi_app(routes, path="/")
 class StableDiffusion:
     """Text to image with Stable Diffusion 1.5, 2.1 and XL."""
 
     def __init__(self) -> None:
-        with without_collector():  # not before: the supervisor reads this file too, without torch
+        # Imported here, because BentoML's supervisor reads this file too and needs no torch.
+        with without_collector():
             from sdbento.app import App
 
         try:
@@ -82,25 +86,25 @@ class StableDiffusion:
         return self.app.alive
 
     @bentoml.api
-    @reported
+    @guarded
     async def generate(self, request: GenerateRequest, /) -> GenerateResponse:
         """Make images; the answer is JSON with base64 images, their seeds and all parameters."""
         return await self.app.generate(request)
 
     @bentoml.api
-    @reported
+    @guarded
     async def txt2img(self, request: GenerateRequest, /) -> PILImage:
         """Make one image; the answer is the image itself."""
         return await self._one_image(request)
 
     @bentoml.api
-    @reported
+    @guarded
     async def img2img(self, request: ImageRequest, /) -> PILImage:
         """Make one image from another, sent as a form's file or in JSON."""
         return await self._one_image(request)
 
     @bentoml.api
-    @reported
+    @guarded
     async def inpaint(self, request: MaskedRequest, /) -> PILImage:
         """Repaint what is white in `mask_image`; files of a form, or JSON."""
         return await self._one_image(request)
@@ -113,14 +117,14 @@ class StableDiffusion:
                 param="num_images",
             )
         result = await self.app.run(request)
-        return Response(  # type: ignore[return-value]  # sent as it is, parameters embedded
+        return Response(  # type: ignore[return-value]  # BentoML sends a Response as it is
             result.encode(),
             media_type=MEDIA_TYPES[request.output_format],
             headers={"X-Seed": str(result.seeds[0])},
         )
 
     @bentoml.api
-    @reported_stream
+    @guarded_stream
     async def generate_stream(self, request: GenerateRequest, /) -> AsyncGenerator[str, None]:
         """Make images and tell of it as server-sent events: queued, step, preview, done, error."""
         async with aclosing(server_sent_events(self.app.stream(request))) as events:
@@ -139,3 +143,8 @@ StableDiffusion.add_asgi_middleware(  # type: ignore[attr-defined]  # it is a Se
         "/inpaint": MaskedRequest,
     },
 )
+
+# The Guard has parsed the body. Without this BentoML would parse it again: twice the time on the
+# event loop for a body of many megabytes.
+for endpoint in StableDiffusion.apis.values():  # type: ignore[attr-defined]
+    endpoint.input_spec.from_http_request = parsed_request

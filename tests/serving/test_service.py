@@ -18,6 +18,7 @@ import numpy as np
 import psutil
 import pytest
 from PIL import Image
+from starlette.requests import Request
 
 from tests.support.server import (
     QUICK,
@@ -199,6 +200,19 @@ async def test_nothing_is_kept_of_a_request_that_was_answered() -> None:
         assert (await client.get("/nowhere")).status_code == 404
     loop: Any = asyncio.get_running_loop()
     assert [timer for timer in loop._scheduled if timer.when() > loop.time() + 60] == []
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of importing BentoML
+async def test_a_body_is_parsed_once() -> None:
+    """BentoML by itself parses it again."""
+    from sdbento.doors.http.guard import REQUEST
+    from service import StableDiffusion
+
+    service: Any = StableDiffusion
+    parsed = object()
+    for endpoint in service.apis.values():
+        request = Request({"type": "http", REQUEST: parsed})
+        assert await endpoint.input_spec.from_http_request(request, None) is parsed
 
 
 def test_routes_that_do_not_exist_and_wrong_methods_have_the_one_error_shape(

@@ -1,1 +1,1 @@
-"""What every HTTP route shares, and the routes that are not RunPod's."""
+"""What all HTTP routes have in common, and those routes that imitate nobody's API."""

@@ -1,7 +1,8 @@
-"""Forms (multipart/form-data) as the JSON bodies they stand for: `curl -F image=@in.png -F ...`.
+"""Forms (multipart/form-data) as JSON: `curl -F image=@in.png -F prompt=...` like a JSON body.
 
-Every part is a field of the request: files are pictures and become base64; text is JSON where the
-field is no string, as BentoML's client sends it, and otherwise what it says.
+Every part is a field of the request. A file becomes its base64. The text of any other part is read
+as JSON where the field is not a string (numbers, objects), as BentoML's client sends it, and is
+taken literally where it is one.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ def is_form(headers: Headers) -> bool:
     return headers.get("content-type", "").lower().startswith("multipart/form-data")
 
 
-async def as_json(headers: Headers, body: bytes) -> bytes:
-    """The JSON object of a form's fields. Raises MalformedRequest."""
+async def form_as_json(headers: Headers, body: bytes) -> bytes:
+    """The fields of a form as a JSON object. Raises MalformedRequest."""
 
     async def stream() -> AsyncIterator[bytes]:
         yield body
@@ -56,12 +57,13 @@ async def _value(name: str, form: FormData) -> Any:
         value = json.loads(part)
     except ValueError:
         return part
-    return part if name in _texts() and not isinstance(value, str | None) else value
+    # BentoML's client sends strings as JSON too, in quotes, and curl without them: a prompt that
+    # happens to be a number or a list in JSON is that text.
+    return part if name in _string_fields() and not isinstance(value, str | None) else value
 
 
 @cache
-def _texts() -> frozenset[str]:
-    """The fields that are strings."""
+def _string_fields() -> frozenset[str]:
     properties = GenerateRequest.model_json_schema()["properties"]
     return frozenset(
         name

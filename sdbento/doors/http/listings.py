@@ -1,10 +1,9 @@
-"""GET /models and GET /samplers, which BentoML's own routes (POST only) cannot be."""
+"""GET /models and GET /samplers, as Starlette routes because BentoML's own take only POST."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse
@@ -24,6 +23,4 @@ async def list_samplers(request: Request) -> JSONResponse:
     return JSONResponse({"samplers": app.list_samplers()})
 
 
-def create() -> Starlette:
-    """The mounted app; whoever makes the App puts it into `state.app`."""
-    return Starlette(routes=[Route("/models", list_models), Route("/samplers", list_samplers)])
+ROUTES = [Route("/models", list_models), Route("/samplers", list_samplers)]

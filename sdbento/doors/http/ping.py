@@ -1,7 +1,7 @@
-"""GET /ping as RunPod's load balancer asks it: 204 while loading, 200 when ready, 503 when broken.
+"""GET /ping for RunPod's load balancer: 204 while loading, 200 when ready, 503 when broken.
 
-It is a route of the server and, where PORT_HEALTH names a port of its own, the only thing that a
-tiny listener there answers. Knows nothing of requests.
+It is a route of the server. Where PORT_HEALTH names another port, a small server of its own
+answers it there, and answers nothing else.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from sdbento.settings import Settings, SettingsError
 if TYPE_CHECKING:
     from sdbento.app import App
 
-PATIENCE = 5.0  # seconds for a client of the listener to say what it wants
+REQUEST_TIMEOUT = 5.0  # seconds in which a client of the listener must send its request
 
 
 def status_of(app: App) -> HTTPStatus:
-    """What the load balancer is told; it sends requests on 200, waits on 204, else gives up."""
+    """The load balancer sends requests at 200, waits at 204, and replaces the worker otherwise."""
     if not app.alive:
         return HTTPStatus.SERVICE_UNAVAILABLE
     return HTTPStatus.OK if app.ready else HTTPStatus.NO_CONTENT
@@ -38,11 +38,11 @@ ROUTES = [Route("/ping", ping)]
 
 
 class HealthListener:
-    """Answers GET /ping on a port of its own, on threads of its own, until it is closed."""
+    """Answers GET /ping on its own port, with its own threads, until it is closed."""
 
     def __init__(self, app: App, port: int) -> None:
         class Handler(BaseHTTPRequestHandler):
-            timeout = PATIENCE
+            timeout = REQUEST_TIMEOUT
 
             def do_GET(self) -> None:
                 known = self.path.partition("?")[0] == "/ping"
@@ -50,7 +50,7 @@ class HealthListener:
                 self.end_headers()
 
             def log_message(self, *_: object) -> None:
-                """Nothing: somebody asks every few seconds."""
+                """Log nothing: the load balancer asks every few seconds."""
 
         try:
             self._server = ThreadingHTTPServer(("", port), Handler)
@@ -68,7 +68,7 @@ class HealthListener:
 
 
 def listen(app: App, settings: Settings) -> HealthListener | None:
-    """The listener that the settings ask for. Raises SettingsError where it cannot listen."""
+    """The listener, if the settings want one. Raises SettingsError when the port is taken."""
     if settings.port_health in (None, settings.port):
         return None
     return HealthListener(app, settings.port_health)

@@ -1,7 +1,9 @@
-"""The end of the server process, heard before the server itself acts on it.
+"""Tells the application that the process is asked to stop, before the server acts on it.
 
-uvicorn finishes all requests before it tells the application of its end. A request that waits for
-what the end would bring must hear of it earlier. Knows nothing of what is served.
+uvicorn finishes all open requests first and only then tells the application. A request that waits
+for something the application would cut short when it stops (a long poll such as /runsync) would
+keep the process from stopping for as long as it waits: the log says "Waiting for connections to
+close", and `kill` seems to do nothing.
 """
 
 from __future__ import annotations
@@ -17,10 +19,10 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 @contextmanager
-def heard_before_the_server(listen: Callable[[], None]) -> Iterator[None]:
-    """Call `listen` on the running event loop when the process is asked to end.
+def on_termination(callback: Callable[[], None]) -> Iterator[None]:
+    """Call `callback` on the running event loop at SIGTERM or SIGINT, before the other handlers.
 
-    What else handles the signals does so after it. Off the main thread no signals can be had.
+    Does nothing off the main thread, the only one that can handle signals.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -28,14 +30,14 @@ def heard_before_the_server(listen: Callable[[], None]) -> Iterator[None]:
     loop = asyncio.get_running_loop()
     others = {number: signal.getsignal(number) for number in SIGNALS}
 
-    def hear(number: int, frame: FrameType | None) -> None:
-        loop.call_soon_threadsafe(listen)
+    def handle(number: int, frame: FrameType | None) -> None:
+        loop.call_soon_threadsafe(callback)
         other = others[signal.Signals(number)]
         if callable(other):
             other(number, frame)
 
     for number in SIGNALS:
-        signal.signal(number, hear)
+        signal.signal(number, handle)
     try:
         yield
     finally:

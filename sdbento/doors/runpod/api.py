@@ -22,8 +22,8 @@ from starlette.routing import Route
 
 from sdbento.background import start_task
 from sdbento.backoff import Backoff
-from sdbento.doors.http.guard import reported
-from sdbento.doors.http.termination import heard_before_the_server
+from sdbento.doors.http.failures import guarded
+from sdbento.doors.http.termination import on_termination
 from sdbento.errors import InvalidParameter, NotFound, SDBentoError, Unavailable
 from sdbento.jobs.format import accept
 from sdbento.jobs.service import Jobs
@@ -58,7 +58,7 @@ async def lifespan(routes: Starlette) -> AsyncIterator[None]:
             lambda: routes.state.app.report_broken("the job store is not opened any more"),
         )
     try:
-        with heard_before_the_server(lambda: _prepare_to_stop(routes)):
+        with on_termination(lambda: _prepare_to_stop(routes)):
             yield
     finally:
         if opening is not None:
@@ -124,13 +124,13 @@ def jobs_of(request: Request) -> Jobs:
     return jobs
 
 
-@reported
+@guarded
 async def run(request: Request) -> Response:
     job_id = await _submitted(request, sync=False)
     return JSONResponse({"id": job_id, "status": "IN_QUEUE"})
 
 
-@reported
+@guarded
 async def runsync(request: Request) -> Response:
     seconds = _seconds(request, WAIT)
     job_id = await _submitted(request, sync=True)
@@ -138,20 +138,20 @@ async def runsync(request: Request) -> Response:
     return _json(await jobs.describe(await jobs.wait(job_id, seconds)))
 
 
-@reported
+@guarded
 async def status(request: Request) -> Response:
     jobs = jobs_of(request)
     return _json(await jobs.describe(await jobs.get(_id(request))))
 
 
-@reported
+@guarded
 async def status_sync(request: Request) -> Response:
     """Missing in RunPod's reference, but its SDKs for JavaScript and Go call it after /runsync."""
     jobs, seconds = jobs_of(request), _seconds(request, WAIT)
     return _json(await jobs.describe(await jobs.wait(_id(request), seconds)))
 
 
-@reported
+@guarded
 async def stream(request: Request) -> Response:
     seconds = _seconds(request, STREAM_WAIT)
     job, events = await jobs_of(request).stream(_id(request), seconds)
@@ -159,25 +159,25 @@ async def stream(request: Request) -> Response:
     return _json(await asyncio.to_thread(lambda: json.dumps(answer).encode()))
 
 
-@reported
+@guarded
 async def cancel(request: Request) -> Response:
     job = await asyncio.shield(jobs_of(request).cancel(_id(request)))
     return JSONResponse({"id": job.id, "status": job.status})
 
 
-@reported
+@guarded
 async def retry(request: Request) -> Response:
     await asyncio.shield(jobs_of(request).retry(_id(request)))
     return JSONResponse({"id": _id(request), "status": "IN_QUEUE"})
 
 
-@reported
+@guarded
 async def purge_queue(request: Request) -> Response:
     removed = await asyncio.shield(jobs_of(request).purge())
     return JSONResponse({"removed": removed, "status": "completed"})
 
 
-@reported
+@guarded
 async def health(request: Request) -> Response:
     """Counts of the jobs in the store, and of workers: there is one, this server."""
     jobs = jobs_of(request)

@@ -1,0 +1,83 @@
+"""Server-sent events: their text, their silence, and errors before and after the first one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import pytest
+
+from sdbento.doors.http import events, failures
+from sdbento.doors.http.events import guarded_stream, server_sent_events
+from sdbento.errors import InvalidParameter
+from sdbento.request.schema import Timings
+
+
+async def test_an_event_is_named_and_its_models_are_json() -> None:
+    async def given() -> AsyncGenerator[dict[str, Any], None]:
+        yield {"event": "done", "timings": Timings(queued=0, denoising=1, decoding=0, total=1)}
+
+    [text] = [text async for text in server_sent_events(given())]
+    assert text == (
+        'event: done\ndata: {"event": "done", "timings": '
+        '{"queued": 0.0, "denoising": 1.0, "decoding": 0.0, "total": 1.0}}\n\n'
+    )
+
+
+async def test_silence_is_broken_by_comments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "KEEP_ALIVE", 0.01)
+    go_on = asyncio.Event()
+
+    async def given() -> AsyncGenerator[dict[str, Any], None]:
+        await go_on.wait()
+        yield {"event": "step"}
+
+    stream = server_sent_events(given())
+    assert await anext(stream) == ": keep-alive\n\n"
+    assert await anext(stream) == ": keep-alive\n\n"
+    go_on.set()
+    assert [text async for text in stream if text[0] != ":"] == [
+        'event: step\ndata: {"event": "step"}\n\n'
+    ]
+
+
+async def test_a_stream_that_is_closed_while_it_waits_stops_its_source() -> None:
+    stopped = asyncio.Event()
+
+    async def given() -> AsyncGenerator[dict[str, Any], None]:
+        try:
+            await asyncio.sleep(60)
+            yield {}
+        finally:
+            stopped.set()
+
+    stream = server_sent_events(given())
+    reading = asyncio.create_task(anext(stream))
+    await asyncio.sleep(0.01)
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    assert stopped.is_set()
+
+
+@guarded_stream
+async def failing_after(num_events: int) -> AsyncGenerator[str, None]:
+    for _ in range(num_events):
+        yield "an event"
+    raise InvalidParameter("width is bad", param="width")
+
+
+async def test_an_error_before_the_first_event_is_left_to_the_status() -> None:
+    failure = failures.watch()
+    assert [text async for text in failing_after(0)] == []
+    assert failure.error is not None
+    assert failure.error.param == "width"
+
+
+async def test_an_error_after_the_first_event_is_an_event() -> None:
+    failures.watch()
+    first, error = [text async for text in failing_after(1)]
+    assert first == "an event"
+    assert error.startswith("event: error\ndata: ")
+    assert '"message": "width is bad"' in error

@@ -1,0 +1,168 @@
+"""The Guard before a small ASGI application: bodies, their parsing, and clients that go away."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+from starlette.requests import Request
+from starlette.types import Message, Receive, Scope, Send
+
+from sdbento.doors.http.guard import Guard, parsed_request
+from sdbento.request.schema import GenerateRequest
+from sdbento.settings import Settings
+
+LIMIT = 1024
+Handler = Callable[[Request], Awaitable[bytes]]
+
+
+class Client:
+    """Sends one request to a Guard around `handler`, and keeps what is answered."""
+
+    def __init__(self, handler: Handler) -> None:
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            body = await handler(Request(scope, receive))
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": body})
+
+        settings = Settings(max_body_bytes=LIMIT)
+        self._guard = Guard(app, lambda: settings, {"/generate": GenerateRequest})
+        self.gone = asyncio.Event()
+        self.sent: list[Message] = []
+
+    async def post(
+        self,
+        path: str,
+        *chunks: bytes,
+        headers: Mapping[str, str] = MappingProxyType({}),
+        leaves_early: bool = False,
+    ) -> None:
+        unsent = list(chunks)
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": path,
+            "headers": [(name.encode(), text.encode()) for name, text in headers.items()],
+        }
+
+        async def receive() -> Message:
+            if unsent:
+                more = len(unsent) > 1 or leaves_early
+                return {"type": "http.request", "body": unsent.pop(0), "more_body": more}
+            if not leaves_early:
+                await self.gone.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Message) -> None:
+            self.sent.append(message)
+
+        await self._guard(scope, receive, send)
+
+    @property
+    def status(self) -> int:
+        return int(self.sent[0]["status"])
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(message.get("body", b"") for message in self.sent)
+
+    @property
+    def message(self) -> str:
+        return str(json.loads(self.body)["error"]["message"])
+
+
+async def echo(request: Request) -> bytes:
+    return await request.body()
+
+
+async def unreachable(request: Request) -> bytes:
+    pytest.fail("the handler was called")
+
+
+async def test_a_handler_gets_the_parsed_request_in_place_of_the_body() -> None:
+    seen: list[Any] = []
+
+    async def handler(request: Request) -> bytes:
+        seen.append(await parsed_request(request))
+        seen.append(request.headers["content-type"])
+        return await request.body()
+
+    client = Client(handler)
+    await client.post("/generate", b'{"prompt": ', b'"x"}', headers={"content-type": "text/plain"})
+    assert seen == [GenerateRequest(prompt="x"), "application/json"]
+    assert (client.status, client.body) == (200, b"")
+
+
+async def test_bodies_of_other_paths_pass_as_they_are() -> None:
+    client = Client(echo)
+    await client.post("/run", b"any", b"thing")
+    assert (client.status, client.body) == (200, b"anything")
+
+
+@pytest.mark.parametrize(
+    ("chunks", "headers"),
+    [
+        ([b""], {"content-length": str(LIMIT + 1)}),
+        ([b"x" * LIMIT, b"x"], {}),
+        ([b"x" * LIMIT, b"x"], {"content-length": "12"}),
+    ],
+    ids=["declared", "sent", "more than declared"],
+)
+async def test_a_body_over_the_limit_is_refused(
+    chunks: list[bytes], headers: dict[str, str]
+) -> None:
+    for path in ("/run", "/generate"):
+        client = Client(unreachable)
+        await client.post(path, *chunks, headers=headers)
+        assert client.status == 413
+        assert f"at most {LIMIT} bytes" in client.message
+
+
+async def test_a_form_that_is_broken_is_refused() -> None:
+    for kind in ("multipart/form-data", "multipart/form-data; boundary=x"):
+        client = Client(unreachable)
+        await client.post("/generate", b"no form", headers={"content-type": kind})
+        assert client.status in (400, 422)
+
+
+async def test_a_client_that_leaves_before_its_body_is_sent_is_not_answered() -> None:
+    client = Client(unreachable)
+    await client.post("/generate", b'{"prompt"', leaves_early=True)
+    assert client.sent == []
+
+
+async def test_a_client_that_leaves_stops_the_handler(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    stopped = asyncio.Event()
+
+    async def handler(request: Request) -> bytes:
+        client.gone.set()
+        try:
+            await asyncio.sleep(60)
+        finally:
+            stopped.set()
+        return b""
+
+    client = Client(handler)
+    await asyncio.wait_for(client.post("/run", b"x"), 10)
+    assert stopped.is_set()
+    assert client.status == 499
+    assert "the client of /run went away" in caplog.text
+
+
+async def test_what_is_not_http_passes() -> None:
+    seen: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append(scope["type"])
+
+    async def nothing(*_: Any) -> Any:
+        pytest.fail("it was read or answered")
+
+    await Guard(app, Settings, {})({"type": "lifespan"}, nothing, nothing)
+    assert seen == ["lifespan"]

@@ -1,0 +1,39 @@
+"""Who is told that the process is asked to stop, in which order, and where nobody can be."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+
+from sdbento.doors.http.termination import on_termination
+
+
+async def test_the_application_is_told_and_the_server_acts_as_before() -> None:
+    told = asyncio.Event()
+    served: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: served.append(number))
+    try:
+        server = signal.getsignal(signal.SIGTERM)
+        with on_termination(told.set):
+            os.kill(os.getpid(), signal.SIGTERM)
+            await asyncio.wait_for(told.wait(), 10)
+            assert served == [signal.SIGTERM]
+        assert signal.getsignal(signal.SIGTERM) is server
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_off_the_main_thread_signals_are_left_alone() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    during = []
+
+    def run() -> None:
+        with on_termination(lambda: None):
+            during.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert during == [before]
