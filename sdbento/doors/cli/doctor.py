@@ -1,6 +1,6 @@
 """`sdbento doctor`: what this machine can run, and why, in plain words.
 
-Looks and tells; changes nothing, loads no model, and fails on nothing that is merely not there.
+It changes nothing and loads no model. What is missing is a finding, never an error.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from huggingface_hub import constants
 from sdbento.catalog import hub
 from sdbento.catalog.lookup import Catalog
 from sdbento.catalog.specs import ModelSpec
-from sdbento.doors.cli.commands import listening_problem
+from sdbento.doors.cli.ports import listening_problem
 from sdbento.environment import unknown_variables
 from sdbento.models import device
 from sdbento.settings import Settings, SettingsError
@@ -35,7 +35,7 @@ MARKS = {"good": "ok ", "note": "-- ", "bad": "NO "}
 
 @dataclass(frozen=True)
 class Finding:
-    """One line: what was looked at, what was found, and whether it stands in the way."""
+    """One line: what was examined, what was found, and whether that is a problem."""
 
     subject: str
     text: str
@@ -46,7 +46,7 @@ class Finding:
 
 
 def examine(settings: Settings, host: str, port: int) -> Iterator[Finding]:
-    """All findings, from the ground up: Python, machine, network, settings, models."""
+    """All findings: Python, the machine, the network, the settings, the models."""
     yield from examine_python()
     yield from examine_machine()
     yield from examine_gpu()
@@ -157,6 +157,6 @@ def examine_models(settings: Settings) -> Iterator[Finding]:
 def is_here(spec: ModelSpec, dtype: torch.dtype) -> bool:
     try:
         hub.fetch(spec, dtype is not torch.float32, offline=True)
-    except Exception:  # whatever the reason: it would have to be downloaded
+    except Exception:  # whatever the reason is, it would have to be downloaded
         return False
     return True

@@ -19,7 +19,8 @@ import pytest
 from PIL import Image
 
 from sdbento.doors.cli import commands
-from sdbento.doors.cli.commands import numbered, with_default_model
+from sdbento.doors.cli.commands import with_default_model
+from sdbento.doors.cli.generate import output_paths
 from sdbento.environment import load_settings
 from sdbento.settings import Settings
 from tests.support.server import ROOT, free_port
@@ -264,4 +265,4 @@ def test_without_a_driver_torch_is_not_asked_for_a_gpu(monkeypatch: pytest.Monke
 
 
 def test_one_picture_keeps_the_name() -> None:
-    assert numbered(Path("a/b.png"), 1) == [Path("a/b.png")]
+    assert output_paths(Path("a/b.png"), 1) == [Path("a/b.png")]

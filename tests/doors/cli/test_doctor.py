@@ -1,0 +1,98 @@
+"""What the doctor finds on machines that are not this one."""
+
+from __future__ import annotations
+
+import socket
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+import torch
+from huggingface_hub import constants
+
+from sdbento.doors.cli import doctor
+from sdbento.doors.cli.doctor import Finding
+from sdbento.settings import Settings
+
+
+def found(*findings: Finding) -> list[tuple[str, str]]:
+    return [(finding.verdict, finding.text) for finding in findings]
+
+
+def gpu(monkeypatch: pytest.MonkeyPatch, *, major: int) -> None:
+    """A machine with one GPU of 24 GB."""
+    properties = SimpleNamespace(name="Card", total_memory=24e9, major=major)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+
+
+@pytest.mark.parametrize(("major", "precisions"), [(8, "fp16 and bf16"), (7, "fp16, no bf16")])
+def test_a_gpu_is_named_with_what_it_computes_in(
+    monkeypatch: pytest.MonkeyPatch, major: int, precisions: str
+) -> None:
+    gpu(monkeypatch, major=major)
+    assert found(*doctor.examine_gpu()) == [("good", f"Card, 24.0 GB, {precisions}")]
+
+
+def test_xformers_that_is_not_installed_is_told_on_a_gpu_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gpu(monkeypatch, major=8)
+    monkeypatch.setattr(doctor, "installed", lambda _: "not installed")
+    [(verdict, text)] = found(*doctor.examine_settings(Settings()))
+    assert (verdict, "it is not installed" in text) == ("note", True)
+
+
+def test_a_gpu_that_is_demanded_and_not_there_is_a_problem() -> None:
+    settings = Settings(device="cuda")
+    assert ("bad", "SDBENTO_DEVICE=cuda cannot be honoured: there is no GPU") in found(
+        *doctor.examine_settings(settings)
+    )
+    [(verdict, text)] = found(*doctor.examine_models(settings))
+    assert (verdict, text.startswith("none can be loaded")) == ("bad", True)
+
+
+def test_another_python_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.version_info", (3, 10, 0))
+    python, _ = doctor.examine_python()
+    assert (python.verdict, "sdbento wants 3.11 or 3.12" in python.text) == ("bad", True)
+
+
+def test_a_disk_that_is_nearly_full_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1e9))
+    finding = doctor.examine_disk()
+    assert (finding.verdict, finding.text.startswith("1 GB free")) == ("note", True)
+
+
+def test_the_hub_is_asked_unless_downloads_are_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(httpx, "head", lambda *_, **__: None)
+    assert doctor.examine_hub(Settings()).text == "reachable"
+
+    def unreachable(*_: Any, **__: Any) -> None:
+        raise httpx.ConnectError("no route to host")
+
+    monkeypatch.setattr(httpx, "head", unreachable)
+    assert doctor.examine_hub(Settings()).text.startswith("not reachable")
+    assert doctor.examine_hub(Settings(offline=True)).text.startswith("not asked")
+
+
+def test_a_port_that_is_taken_is_noted() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        finding = doctor.examine_port("127.0.0.1", taken.getsockname()[1])
+    assert finding.verdict == "note"
+    assert "`sdbento serve --port` takes another" in finding.text
+
+
+def test_models_that_do_not_fit_are_noted() -> None:
+    findings = found(*doctor.examine_models(Settings(device="cpu", memory_gb=1)))
+    assert any(
+        verdict == "note" and text.endswith("more than it may take") for verdict, text in findings
+    )
+    assert any(verdict == "good" and text.startswith("shapes: ") for verdict, text in findings)
+
+
+def test_a_finding_is_one_line() -> None:
+    assert str(Finding("port", "it is taken", "note")) == "--  port       it is taken"
