@@ -13,10 +13,11 @@ PYTHON312 ?= $(shell for python in python3.12 python3 python; do \
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PYTEST := pytest -q --numprocesses logical --maxprocesses 4 --dist loadfile
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test check bench bench-cold bench-gpu gpu-wheels gpu-rehearsal soak lock image image-smoke
+.PHONY: help install serve test coverage check bench bench-cold bench-gpu gpu-wheels gpu-rehearsal soak lock image image-smoke
 
 help: ## show these words
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,8 +27,13 @@ install: $(STAMP) ## make .venv with everything that the lock pins
 serve: $(STAMP) ## serve on http://localhost:3000; takes PORT, HOST, SD_MODEL, PRECISION, ...
 	@exec $(BIN)/sdbento serve $(if $(PORT),--port '$(PORT)') $(if $(HOST),--host '$(HOST)')
 
-test: $(STAMP) ## run the tests, a file of them a core; ARGS="-n0 --pdb" stops at what fails
-	@$(BIN)/python -m pytest -q --numprocesses logical --maxprocesses 4 --dist loadfile $(ARGS)
+test: $(STAMP) ## run the tests, one file a core; ARGS="-n0 --pdb" stops at the first that fails
+	@$(BIN)/python -m $(PYTEST) $(ARGS)
+
+coverage: $(STAMP) ## run the tests and name the lines that none of them reaches
+	@rm -f .coverage .coverage.*
+	@$(BIN)/coverage run -m $(PYTEST) $(ARGS); status=$$?; \
+	$(BIN)/coverage combine --quiet && $(BIN)/coverage report; exit $$status
 
 check: $(STAMP) ## lint, formatting and types
 	@$(BIN)/ruff check

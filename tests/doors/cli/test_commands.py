@@ -20,7 +20,6 @@ from PIL import Image
 
 from sdbento.doors.cli import commands
 from sdbento.doors.cli.commands import with_default_model
-from sdbento.doors.cli.generate import output_paths
 from sdbento.environment import load_settings
 from sdbento.settings import Settings
 from tests.support.server import ROOT, free_port
@@ -125,6 +124,10 @@ def test_a_variable_that_runpods_sdk_cannot_read_is_one_line() -> None:
 def test_an_unknown_model_is_one_line() -> None:
     text = complaint("generate", "x", "--model", "no-such-model", SDBENTO_OFFLINE="1")
     assert "no-such-model" in text
+
+
+def test_a_model_that_cannot_be_pulled_is_one_line() -> None:
+    assert "no-such-model" in complaint("pull", "no-such-model", SDBENTO_OFFLINE="1")
 
 
 def test_an_unknown_sampler_is_one_line() -> None:
@@ -262,7 +265,3 @@ def test_without_a_driver_torch_is_not_asked_for_a_gpu(monkeypatch: pytest.Monke
     monkeypatch.setattr(commands, "GPU_DRIVERS", ("/dev/no-such-gpu*",))
     monkeypatch.setattr("torch.cuda.is_available", lambda: pytest.fail("asked"))
     assert not commands.has_gpu(load_settings())
-
-
-def test_one_picture_keeps_the_name() -> None:
-    assert output_paths(Path("a/b.png"), 1) == [Path("a/b.png")]
