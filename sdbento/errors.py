@@ -1,9 +1,9 @@
-"""Every error a client can see, as one tree; what a door shows of it is `to_body`.
+"""Every error that a client can see, as one tree. Doors show what `to_body` returns.
 
     SDBentoError                 500  internal_error     unexpected; the log has the details
       MalformedRequest           400  malformed_request  the body is not what the route reads
       NotFound                   404  not_found          no such route
-        UnknownModel             404  unknown_model      no model of that name can be had
+        UnknownModel             404  unknown_model      there is no model of that name
       TooLarge                   413  too_large          more bytes than the limit
       InvalidParameter           422  invalid_parameter  a field is out of its bounds
         UnknownSampler           422  unknown_sampler    no sampler of that name
@@ -15,7 +15,7 @@
       Unavailable                503  unavailable        starting, stopping
         ModelLoadFailed          503  model_load_failed  could not be loaded now; may be tried again
         OutOfMemory              503  out_of_memory      the device is too small for this request
-      DeadlineExceeded           504  deadline_exceeded  late, or known in advance to be late
+      DeadlineExceeded           504  deadline_exceeded  too late, or certain to be
 
 `classify` is the one place where foreign exceptions (torch, Hub, safetensors, PIL, network) become
 errors of this tree. Knows nothing of HTTP beyond the status numbers.
@@ -111,8 +111,8 @@ class DeadlineExceeded(SDBentoError):
     status, type = 504, "deadline_exceeded"
 
 
-# Foreign exceptions by class name, so that no library is imported just to be compared with.
-# The first name of an exception's class hierarchy that is listed decides.
+# Foreign exceptions by class name, so that no library is imported just for a comparison.
+# Of an exception's class and its bases, the first that is listed decides.
 _SMALLER = "ask for a smaller width and height or fewer images"
 _CACHE = "the model's files in the Hub cache are damaged or incomplete; delete them and try again"
 _DATABASE = "the jobs' database does not answer; try again later"
@@ -159,11 +159,11 @@ _FOREIGN: dict[str, tuple[type[SDBentoError], str]] = {
     # the jobs' database, by SQLAlchemy
     "OperationalError": (Unavailable, _DATABASE),
     "InterfaceError": (Unavailable, _DATABASE),
-    # pictures
+    # images
     "UnidentifiedImageError": (InvalidParameter, "the image cannot be decoded"),
     "DecompressionBombError": (TooLarge, "the image has too many pixels"),
     "DecompressionBombWarning": (TooLarge, "the image has too many pixels"),
-    # the network: httpx and its kin, requests
+    # the network, by httpx and requests
     "TimeoutException": (Unavailable, "a network request timed out"),
     "RequestError": (Unavailable, "a network request failed"),
     "HTTPStatusError": (Unavailable, "a network request was refused"),
@@ -175,8 +175,8 @@ _FOREIGN: dict[str, tuple[type[SDBentoError], str]] = {
 def classify(exc: BaseException) -> SDBentoError:
     """The error of this tree that tells a client about `exc`.
 
-    What is not known becomes a 500 that carries an id and no internals; `exc` stays its cause, and
-    whoever logs it finds the same id in the message.
+    An exception that is not known becomes a 500 whose message has an id and no internals. `exc` is
+    its cause: log both, and the id of the client's message leads to the traceback.
     """
     if isinstance(exc, SDBentoError):
         return exc
@@ -190,7 +190,8 @@ def classify(exc: BaseException) -> SDBentoError:
 
 
 def reraise(exc: Exception) -> NoReturn:
-    """Raise what `classify` makes of `exc`; an error of the tree as it is, not as its own cause."""
+    """Raise what `classify` makes of `exc`. An error of the tree is raised as it is, lest it become
+    its own cause."""
     error = classify(exc)
     if error is exc:
         raise error
@@ -198,7 +199,8 @@ def reraise(exc: Exception) -> NoReturn:
 
 
 def unexplained(exc: BaseException) -> BaseException | None:
-    """`exc` where `classify` knows nothing of it, for a log: what is known needs no traceback."""
+    """`exc` if `classify` does not know it, else None. For a log's `exc_info`: only what is not
+    known needs a traceback."""
     return exc if type(classify(exc)) is SDBentoError else None
 
 

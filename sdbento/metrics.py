@@ -1,4 +1,4 @@
-"""What /metrics shows beside BentoML's own figures."""
+"""What /metrics shows in addition to BentoML's own metrics."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from prometheus_client import Gauge
 
 queue_depth = Gauge(
     "sdbento_queue_depth",
-    "Unfinished requests beyond the MAX_BATCH_SIZE that may be under way",
-    multiprocess_mode="livesum",  # BentoML collects over processes
+    "Requests that wait: unfinished ones beyond MAX_BATCH_SIZE",
+    multiprocess_mode="livesum",  # summed over BentoML's processes
 )

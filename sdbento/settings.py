@@ -66,13 +66,13 @@ class Settings(BaseModel):
     compile: bool = Field(
         False,
         validation_alias=_names("SDBENTO_COMPILE"),
-        description="Compile UNets with torch.compile: faster steps, for minutes of a first start; "
-        "later ones take what SDBENTO_COMPILE_DIR has",
+        description="Compile UNets with torch.compile: steps are faster, but the first start takes "
+        "minutes; later ones use what is in SDBENTO_COMPILE_DIR",
     )
     compile_dir: Path = Field(
         Path("compiled"),
         validation_alias=_names("SDBENTO_COMPILE_DIR"),
-        description="Folder of what SDBENTO_COMPILE compiled; keep it between starts",
+        description="Folder for what SDBENTO_COMPILE compiles; keep it between starts",
     )
     device: Device = Field(
         "auto",
@@ -84,7 +84,7 @@ class Settings(BaseModel):
         ge=0,
         le=1024,
         validation_alias=_names("SDBENTO_NUM_THREADS"),
-        description="CPU threads that the engine computes with; 0: one a core",
+        description="CPU threads that the engine computes with; 0: one for each core",
     )
     memory_gb: float | None = Field(
         None,
@@ -97,8 +97,8 @@ class Settings(BaseModel):
     models_dir: Path = Field(
         Path("models"),
         validation_alias=_names("SDBENTO_MODELS_DIR"),
-        description="Folder whose diffusers folders and .safetensors files are models by their "
-        "name",
+        description="Folder with models, as diffusers folders and .safetensors files; requests "
+        "name them as they are called there",
     )
     allow_any_model: bool = Field(
         True,
@@ -114,8 +114,8 @@ class Settings(BaseModel):
     prefer_cache: bool = Field(
         False,
         validation_alias=_names("SDBENTO_PREFER_CACHE"),
-        description="Use what the Hub cache has without asking the Hub for something newer; the "
-        "RunPod worker always does, and a server that has SDBENTO_RUNPOD_VOLUME",
+        description="Use what is in the Hub cache without asking the Hub for newer versions; "
+        "always on in the RunPod worker, and in a server with a volume at SDBENTO_RUNPOD_VOLUME",
     )
 
     # LoRAs and textual inversions.
@@ -123,15 +123,15 @@ class Settings(BaseModel):
     lora_dir: Path = Field(
         Path("loras"),
         validation_alias=_names("SDBENTO_LORA_DIR"),
-        description="Folder whose LoRA files (.safetensors, also in subfolders) are known by their "
-        "name",
+        description="Folder with LoRA files (.safetensors, also in subfolders); requests name them "
+        "as they are called there",
     )
     max_loras: int = Field(
         32,
         ge=1,
         le=10_000,
         validation_alias=_names("SDBENTO_MAX_LORAS"),
-        description="LoRAs a model keeps in memory; the least recently used make room",
+        description="LoRAs that a model keeps in memory; one more replaces the least recently used",
     )
     allow_lora_hub: bool = Field(
         True,
@@ -146,8 +146,8 @@ class Settings(BaseModel):
     embeddings_dir: Path = Field(
         Path("embeddings"),
         validation_alias=_names("SDBENTO_EMBEDDINGS_DIR"),
-        description="Folder of textual inversions (.safetensors), each a word in prompts by its "
-        "name",
+        description="Folder with textual inversions (.safetensors); the name of each is a word "
+        "for prompts",
     )
 
     # Limits of requests.
@@ -157,7 +157,7 @@ class Settings(BaseModel):
         ge=1,
         le=100_000,
         validation_alias=_names("MAX_QUEUE_SIZE"),
-        description="Requests that may wait; one more is answered 429 with Retry-After",
+        description="Requests that may wait; one more is answered with 429 and Retry-After",
     )
     max_batch_size: int = Field(
         4,
@@ -172,7 +172,7 @@ class Settings(BaseModel):
         le=3600,
         allow_inf_nan=False,
         validation_alias=_names("SDBENTO_REQUEST_TIMEOUT"),
-        description="Seconds a request may take where it does not set its own `timeout`",
+        description="Seconds that a request may take if it does not set its own `timeout`",
     )
     max_pixels: int = Field(
         2048 * 2048,
@@ -203,7 +203,7 @@ class Settings(BaseModel):
     allow_private_urls: bool = Field(
         False,
         validation_alias=_names("SDBENTO_ALLOW_PRIVATE_URLS"),
-        description="Fetch images also from private and loopback addresses, and over http",
+        description="Also fetch images from private and loopback addresses, and over http",
     )
 
     # The server.
@@ -220,7 +220,7 @@ class Settings(BaseModel):
         ge=1,
         le=65535,
         validation_alias=_names("PORT_HEALTH"),
-        description="A port of its own for GET /ping, where it is not to be asked for on PORT",
+        description="Another port that answers GET /ping, and nothing else",
     )
     log_level: LogLevel = Field(
         "INFO",
@@ -233,13 +233,13 @@ class Settings(BaseModel):
     state_dir: Path = Field(
         Path("state"),
         validation_alias=_names("SDBENTO_STATE_DIR"),
-        description="Folder of the jobs of /run and their results; one server a folder",
+        description="Folder for the jobs of /run and their results; each server needs its own",
     )
     job_store_url: SecretStr | None = Field(
         None,
         validation_alias=_names("JOB_STORE_URL"),
         description="Address of the jobs' database, postgresql://user:password@host/name or "
-        "sqlite:///file; one server a database; unset: SQLite in SDBENTO_STATE_DIR",
+        "sqlite:///file; each server needs its own; unset: SQLite in SDBENTO_STATE_DIR",
     )
     job_result_seconds: PositiveInt = Field(
         1800,
@@ -249,7 +249,7 @@ class Settings(BaseModel):
     max_jobs: PositiveInt = Field(
         1000,
         validation_alias=_names("SDBENTO_MAX_JOBS"),
-        description="Unfinished jobs of /run and /runsync; one more is answered 429",
+        description="Unfinished jobs of /run and /runsync; one more is answered with 429",
     )
 
     # The RunPod worker.
@@ -257,8 +257,8 @@ class Settings(BaseModel):
     runpod_volume: Path = Field(
         Path("/runpod-volume"),
         validation_alias=_names("SDBENTO_RUNPOD_VOLUME"),
-        description="Where RunPod mounts the network volume and the models that it cached; its "
-        "models, loras, embeddings and Hub cache are used",
+        description="Where RunPod mounts the network volume and cached models; the models, loras, "
+        "embeddings and Hub cache on it are used",
     )
     runpod_prefetch: int = Field(
         4,
@@ -273,8 +273,8 @@ class Settings(BaseModel):
         le=3600,
         allow_inf_nan=False,
         validation_alias=_names("SDBENTO_RUNPOD_DRAIN_SECONDS"),
-        description="RunPod worker: seconds after SIGTERM until its open request for jobs is given "
-        "up; jobs under way are always finished",
+        description="RunPod worker: seconds after SIGTERM until it abandons its open request for "
+        "jobs; jobs under way are always finished",
     )
     runpod_max_run_bytes: int = Field(
         10_000_000,
@@ -291,18 +291,18 @@ class Settings(BaseModel):
     bucket_endpoint_url: str | None = Field(
         None,
         validation_alias=_names("BUCKET_ENDPOINT_URL"),
-        description="RunPod worker: S3 address that results above the payload limit are uploaded "
-        "to; all four BUCKET_ variables or none",
+        description="RunPod worker: S3 endpoint that results above the payload limit are uploaded "
+        "to; set all four BUCKET_ variables or none",
     )
     bucket_access_key_id: SecretStr | None = Field(
         None,
         validation_alias=_names("BUCKET_ACCESS_KEY_ID"),
-        description="RunPod worker: key id for that address",
+        description="RunPod worker: access key id for that endpoint",
     )
     bucket_secret_access_key: SecretStr | None = Field(
         None,
         validation_alias=_names("BUCKET_SECRET_ACCESS_KEY"),
-        description="RunPod worker: secret key for that address",
+        description="RunPod worker: secret key for that endpoint",
     )
     bucket_name: str | None = Field(
         None,
@@ -314,7 +314,7 @@ class Settings(BaseModel):
         ge=60,
         le=604_800,  # what Signature Version 4 allows
         validation_alias=_names("SDBENTO_BUCKET_URL_SECONDS"),
-        description="RunPod worker: seconds for which the URLs of uploaded results work",
+        description="RunPod worker: seconds for which the URLs of uploaded results are valid",
     )
 
     @field_validator("job_store_url")

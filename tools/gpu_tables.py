@@ -1,7 +1,7 @@
-"""Writes what a GPU has measured into docs/performance.md: `python -m tools.gpu_tables`.
+"""Writes the measurements made on a GPU into docs/performance.md: `python -m tools.gpu_tables`.
 
-The figures are the rows that `python -m bench.gpu` left in bench/results/gpu; runs of small
-networks are left out.
+They are the rows that `python -m bench.gpu` has written to bench/results/gpu, without the runs of
+small networks.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MARKED = re.compile(r"(<!-- gpu:begin[^\n]*-->\n).*?(<!-- gpu:end -->)", re.DOTA
 
 
 def measured(folder: Path = RESULTS) -> str:
-    """The tables, or that there are none."""
+    """The tables, or a sentence that says there are none."""
     rows = _at_full_size(read(folder.glob("*.jsonl")))
     return table(latest(rows)) if rows else NOT_RUN
 
@@ -33,7 +33,7 @@ def _at_full_size(rows: Sequence[Row]) -> list[Row]:
 
 
 def written(text: str, folder: Path = RESULTS) -> str:
-    """The document with what stands between the markers made anew."""
+    """The document with the present tables between the markers."""
     if not MARKED.search(text):
         raise ValueError("the document has lost its gpu markers")
     return MARKED.sub(lambda match: f"{match[1]}{measured(folder)}\n{match[2]}", text)

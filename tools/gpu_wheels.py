@@ -1,9 +1,9 @@
-"""Gathers what a GPU machine without a network lacks, as wheels: `make gpu-wheels`.
+"""Gathers wheels of the packages that a GPU machine without a network lacks: `make gpu-wheels`.
 
-For machines that have torch, transformers and their kin (bench/gpu/machine.txt) but neither
-diffusers nor pydantic. One version each, as requirements.lock pins it, for Python 3.12 on Linux;
-scripts/gpu-bench installs them there. Downloads are checked by pip against the registry's hashes,
-and every file in a wheel against the wheel's own list.
+It is for machines that have torch, transformers and others (bench/gpu/machine.txt) but neither
+diffusers nor pydantic. scripts/gpu-bench installs the wheels there. They are for Python 3.12 on
+Linux, in the versions that requirements.lock pins. pip checks the downloads by the registry's
+hashes; `changed` checks every file in a wheel by the wheel's own list.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ WANTED = (
     "typing_extensions",
 )
 NOT_LOCKED = {"torchao": "0.18.0"}  # optional: one of two ways to fp8
-MAX_BYTES = 64 * 2**20  # what is carried along
+MAX_BYTES = 64 * 2**20  # of all wheels together
 PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_24", "manylinux_2_17")
 
 
 def pins() -> dict[str, str]:
-    """Versions by name: those of the lock, and what the lock does not have."""
+    """Versions by name, from the lock and of what is not in it."""
     locked = dict(re.findall(r"^([\w.-]+)==(\S+)$", LOCK.read_text(encoding="utf-8"), re.M))
     return {name: locked[name] for name in WANTED} | NOT_LOCKED
 
@@ -77,7 +77,7 @@ def _normal(name: str) -> str:
 
 
 def changed(wheel: Path) -> list[str]:
-    """Files whose hash is not the one that the wheel's RECORD has."""
+    """Files whose hash differs from the one in the wheel's RECORD."""
     with zipfile.ZipFile(wheel) as archive:
         record = next(name for name in archive.namelist() if name.endswith(".dist-info/RECORD"))
         rows = csv.reader(io.StringIO(archive.read(record).decode("utf-8")))

@@ -1,9 +1,9 @@
 """Writes requirements.lock (to run) and requirements-dev.lock (to work on it): `make lock`.
 
-pip resolves pyproject.toml without installing anything; every package of the answer is pinned. Pins
-of an existing lock are kept unless `--upgrade` is given. Left out are local versions (torch's
-"+cpu"), so that CPU and CUDA builds both satisfy the lock, and what only CUDA builds of torch bring
-along, because torch pins those itself.
+pip resolves pyproject.toml without installing anything, and every package that it names is pinned.
+Existing pins are kept unless `--upgrade` is given. The lock leaves out local versions ("+cpu" of
+torch), so that both CPU and CUDA builds satisfy it, and the packages that only CUDA builds of torch
+need, because torch pins those itself.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""Write the tables of settings and request fields from the classes that define them."""
+"""Writes the tables of settings and request fields, from the classes that define them."""
 
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -43,7 +42,7 @@ def _table(kind: str, entries: list[tuple[str, dict[str, Any]]]) -> str:
 
 
 def _bounds(spec: dict[str, Any]) -> str:
-    """What a field may be, out of its JSON schema."""
+    """The values that a field takes, from its JSON schema."""
     options = [s for s in spec.get("anyOf", [spec]) if s.get("type") != "null"]
     if any("$ref" in option for option in options):
         return "an object or a list" if len(options) > 1 else "an object"
@@ -73,7 +72,7 @@ TABLES = {
 
 
 def written(path: Path) -> str:
-    """The text of `path` with the tables between their markers made anew."""
+    """The text of `path` with new tables between the markers."""
     text = path.read_text(encoding="utf-8")
     for name, table in TABLES[path].items():
         start = re.search(rf"<!-- {name}:begin[^\n]*-->\n", text)
@@ -86,4 +85,3 @@ def written(path: Path) -> str:
 if __name__ == "__main__":
     for path in TABLES:
         path.write_text(written(path), encoding="utf-8")
-    sys.exit(0)

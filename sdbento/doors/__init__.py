@@ -1,1 +1,2 @@
-"""The ways in: HTTP routes, the command line. Each translates to and from `App`, nothing more."""
+"""The ways in: HTTP, RunPod's queue, the command line. Each translates between its callers and
+`App`."""

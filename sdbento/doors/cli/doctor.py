@@ -82,7 +82,7 @@ def examine_machine() -> Iterator[Finding]:
 def examine_gpu() -> Iterator[Finding]:
     if not torch.cuda.is_available():
         built = "none is visible" if torch.version.cuda else "this torch is built without CUDA"
-        yield Finding("GPU", f"none ({built}): pictures are computed on the CPU in fp32", "note")
+        yield Finding("GPU", f"none ({built}): images are computed on the CPU in fp32", "note")
         return
     for index in range(torch.cuda.device_count()):
         device = torch.cuda.get_device_properties(index)
