@@ -289,3 +289,19 @@ async def test_a_gpu_that_failed_for_good_is_remembered_and_a_request_that_faile
         assert not app.ready
     finally:
         await asyncio.to_thread(app.close)
+
+
+async def test_a_gpu_that_fails_while_the_default_model_is_loaded_is_remembered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object) -> None:
+        raise AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    app = App(load_settings(sd_model="shapes"), FakeRunner())
+    monkeypatch.setattr(app.pipelines, "lease", fail)
+    app.start()
+    try:
+        await until(lambda: app._sick)
+        assert not app.alive
+    finally:
+        await asyncio.to_thread(app.close)
