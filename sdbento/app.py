@@ -87,7 +87,7 @@ class App:
 
     @property
     def alive(self) -> bool:
-        """Whether this process can still make pictures; if not, only a new one can."""
+        """Whether this process can still make images; if not, only a new one can."""
         return self.engine.alive and not self._sick
 
     @property
