@@ -11,7 +11,6 @@ import asyncio
 import logging
 import threading
 import time
-from base64 import b64encode
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
 from functools import partial
@@ -21,19 +20,19 @@ from sdbento.backoff import Backoff
 from sdbento.catalog.lookup import Catalog
 from sdbento.catalog.specs import ControlNetSpec, ModelSpec
 from sdbento.engine.calibration import Calibration
-from sdbento.engine.handle import Accepted, Event
+from sdbento.engine.handle import Accepted, Stepped
 from sdbento.engine.loop import Engine
 from sdbento.engine.planner import ROWS_PER_IMAGE, Planner
 from sdbento.engine.trajectory import Runner
 from sdbento.environment import unknown_variables
 from sdbento.errors import DeadlineExceeded, Overloaded, classify, is_sick, reraise
-from sdbento.images import codec
 from sdbento.malloc import release_freed_memory
 from sdbento.metrics import queue_depth
 from sdbento.models.cache import PipelineCache
 from sdbento.models.leases import Lease, give_up
 from sdbento.prompts.inversions import Inversions
 from sdbento.request.build import TrajectoryBuilder
+from sdbento.request.events import Done, Event, Queued
 from sdbento.request.resolve import Resolver
 from sdbento.request.resolved import ResolvedRequest
 from sdbento.request.result import Generation, Result
@@ -141,22 +140,24 @@ class App:
             generation = await self._begin(await self._resolver.resolve(request, arrived))
             return await generation.result()
 
-    async def stream(self, request: GenerateRequest) -> AsyncGenerator[dict[str, Any], None]:
-        """Events as plain dicts: queued, step and preview, and at last done with the `response`.
+    async def stream(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
+        """What happens to a request, and at last Done.
 
         A refused request raises before the first event. Closing the iterator stops the work.
         """
         with self._admitted():
             resolved = await self._resolver.resolve(request, time.monotonic())
-            yield {"event": "queued", "position": self._num_requests - 1, "eta": None}
+            yield Queued(self._num_requests - 1)
             generation = await self._begin(resolved)
             del resolved  # and its images, while it runs
             async with aclosing(generation.handle.events()) as events:
                 async for event in events:
-                    for message in self._messages(event):
-                        yield message
-            result = await generation.result()
-            yield {"event": "done", "response": await result.respond()}
+                    match event:
+                        case Accepted(eta):
+                            yield Queued(self._num_requests - 1, eta)
+                        case Stepped():
+                            yield event
+            yield Done(await (await generation.result()).respond())
 
     @contextmanager
     def _admitted(self) -> Iterator[None]:
@@ -263,15 +264,3 @@ class App:
     def _calibration(self, spec: ModelSpec) -> Calibration:
         max_rows = ROWS_PER_IMAGE * self.settings.max_batch_size
         return Calibration(spec, self.pipelines, self.runner, self.planner.cost, max_rows)
-
-    def _messages(self, event: Event) -> Iterator[dict[str, Any]]:
-        """An engine's event as the dicts that doors send."""
-        if isinstance(event, Accepted):
-            position = self._num_requests - 1
-            yield {"event": "queued", "position": position, "eta": round(event.eta, 3)}
-            return
-        place = {"image": event.image, "step": event.step, "num_steps": event.num_steps}
-        yield {"event": "step", **place, "eta": round(event.eta, 3)}
-        if event.preview is not None:
-            preview = b64encode(codec.encode(event.preview, "jpeg")).decode("ascii")
-            yield {"event": "preview", **place, "preview": preview}

@@ -33,6 +33,7 @@ from sdbento.jobs.progress import ProgressOfJobs
 from sdbento.jobs.retry import retry_until_stored
 from sdbento.jobs.store import JobStore
 from sdbento.jobs.table import Job, milliseconds
+from sdbento.request.events import Done, messages
 from sdbento.request.schema import GenerateRequest, GenerateResponse
 from sdbento.settings import Settings
 
@@ -198,10 +199,11 @@ class Dispatcher:
         """The response to a request, whose other events become the job's progress."""
         async with aclosing(self._app.stream(request)) as events:
             async for event in events:
-                if event["event"] == "done":
-                    response: GenerateResponse = event["response"]
-                else:
-                    self._progress.of(job_id).push(event)
+                if isinstance(event, Done):
+                    response = event.response
+                    continue
+                for message in messages(event):
+                    self._progress.of(job_id).push(message)
         return response
 
     async def _store_failure(self, job: Job, error: SDBentoError) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from sdbento.engine.handle import Stepped
 from sdbento.errors import (
     GenerationFailed,
     MalformedRequest,
@@ -23,6 +24,7 @@ from sdbento.jobs.format import accept
 from sdbento.jobs.progress import MAX_JOBS
 from sdbento.jobs.store import JobStore, Limits
 from sdbento.jobs.table import Job
+from sdbento.request.events import Done, Event
 from sdbento.request.schema import GenerateRequest
 from tests.support.job_server import SETTINGS, SOON, FakeApp, Server, drawn, serving, until
 
@@ -136,15 +138,16 @@ async def test_a_stream_waits_for_what_happens_next(server: Server) -> None:
 async def test_a_running_job_is_not_forgotten_for_others_that_are_looked_at(
     server: Server,
 ) -> None:
-    async def steps(request: GenerateRequest) -> AsyncGenerator[dict[str, Any], None]:
-        yield {"event": "step", "step": 1}
+    async def steps(request: GenerateRequest) -> AsyncGenerator[Event, None]:
+        yield Stepped(image=0, step=1, num_steps=2, eta=0.5)
         await server.app.gate.wait()
-        yield {"event": "step", "step": 2}
-        yield {"event": "done", "response": drawn(request)}
+        yield Stepped(image=0, step=2, num_steps=2, eta=0.0)
+        yield Done(drawn(request))
 
     server.app.stream = steps  # type: ignore[method-assign]
     job_id = await server.submit()
-    assert (await server.jobs.stream(job_id, SOON))[1] == [{"event": "step", "step": 1}]
+    first = {"event": "step", "image": 0, "step": 1, "num_steps": 2, "eta": 0.5}
+    assert (await server.jobs.stream(job_id, SOON))[1] == [first]
     for i in range(MAX_JOBS):
         server.jobs._progress.of(str(i))
     server.app.gate.set()

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any, cast
 
 from sdbento.app import App
+from sdbento.engine.handle import Stepped
 from sdbento.jobs.dispatcher import Intervals
 from sdbento.jobs.format import accept
 from sdbento.jobs.service import Jobs
 from sdbento.jobs.store import JobStore, Limits
 from sdbento.jobs.table import Job
 from sdbento.jobs.webhooks import Webhooks
+from sdbento.request.events import Done, Event, Queued
 from sdbento.request.schema import GenerateRequest, GenerateResponse, Timings
 from sdbento.settings import Settings
 
@@ -41,21 +43,21 @@ class FakeApp:
     def report_broken(self, reason: str) -> None:
         self.broken.append(reason)
 
-    async def stream(self, request: GenerateRequest) -> AsyncGenerator[dict[str, Any], None]:
+    async def stream(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
         self.begun.append(request)
         self.num_running += 1
         self.peak = max(self.peak, self.num_running)
         done = False
         try:
-            yield {"event": "queued", "position": 0, "eta": None}
+            yield Queued(0)
             for step in (1, 2):
-                yield {"event": "step", "image": 0, "step": step, "num_steps": 2, "eta": 0.0}
+                yield Stepped(image=0, step=step, num_steps=2, eta=0.0)
             if request.prompt.startswith("slow"):
                 await self.gate.wait()
             if failures := self.failures.get(request.prompt):
                 done = True
                 raise failures.pop(0)
-            yield {"event": "done", "response": drawn(request)}
+            yield Done(drawn(request))
             done = True
         finally:
             self.num_running -= 1

@@ -19,6 +19,7 @@ from bench.gpu.bench import Bench
 from bench.gpu.timing import true_fp32
 from sdbento.app import App
 from sdbento.catalog.lookup import Catalog
+from sdbento.engine.handle import Stepped
 from sdbento.environment import load_settings
 from sdbento.models.pipeline import ControlNet, Pipeline
 from sdbento.models.weights import load
@@ -180,5 +181,5 @@ async def pixels(app: App, request: GenerateRequest) -> Any:
 
 
 async def count_previews(app: App, request: GenerateRequest) -> int:
-    messages = app.stream(request.model_copy(update={"preview_every": 1}))
-    return sum([message["event"] == "preview" async for message in messages])
+    events = app.stream(request.model_copy(update={"preview_every": 1}))
+    return sum([isinstance(e, Stepped) and e.preview is not None async for e in events])

@@ -48,6 +48,8 @@ async def generate_with_progress(settings: Settings, request: GenerateRequest) -
 
     with without_collector():
         from sdbento.app import App
+        from sdbento.engine.handle import Stepped
+        from sdbento.request.events import Done
 
     console = Console(stderr=True)
     columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
@@ -59,12 +61,12 @@ async def generate_with_progress(settings: Settings, request: GenerateRequest) -
             steps = [0] * request.num_images
             async with aclosing(app.stream(request)) as events:
                 async for event in events:
-                    if event["event"] == "done":
-                        response: GenerateResponse = event["response"]
-                    elif event["event"] == "step":
-                        steps[event["image"]] = event["step"]
-                        total = event["num_steps"] * request.num_images
-                        text = f"step {min(steps)} of {event['num_steps']}"
+                    if isinstance(event, Done):
+                        response = event.response
+                    elif isinstance(event, Stepped):
+                        steps[event.image] = event.step
+                        total = event.num_steps * request.num_images
+                        text = f"step {min(steps)} of {event.num_steps}"
                         progress.update(bar, description=text, completed=sum(steps), total=total)
         return response
     finally:

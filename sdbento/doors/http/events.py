@@ -1,4 +1,4 @@
-"""Server-sent events: dicts as the text of a stream, and errors once the stream has begun."""
+"""Server-sent events: what happens to a request as text, and errors once the stream has begun."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
 from typing import Any, ParamSpec
 
-from pydantic import BaseModel
-
 from sdbento.doors.http import failures
+from sdbento.request.events import Event, messages
 
 KEEP_ALIVE = 15.0  # seconds without an event after which a comment keeps proxies from hanging up
 
@@ -44,10 +43,9 @@ def guarded_stream(
 
 
 async def server_sent_events(
-    events: AsyncGenerator[dict[str, Any], None],
+    events: AsyncGenerator[Event, None],
 ) -> AsyncGenerator[str, None]:
-    """Each of `events` as text, named by its "event"; a comment after every KEEP_ALIVE seconds
-    of silence."""
+    """The messages of each event as text; a comment after every KEEP_ALIVE seconds of silence."""
     async with aclosing(events):
         while True:
             upcoming = asyncio.ensure_future(anext(events, None))
@@ -59,7 +57,8 @@ async def server_sent_events(
                 await _cancel(upcoming)
             if event is None:
                 return
-            yield _text(event)
+            for message in messages(event):
+                yield _text(message)
 
 
 async def _cancel(task: asyncio.Future[Any]) -> None:
@@ -70,6 +69,5 @@ async def _cancel(task: asyncio.Future[Any]) -> None:
             await task
 
 
-def _text(event: dict[str, Any]) -> str:
-    data = json.dumps(event, default=BaseModel.model_dump)
-    return f"event: {event['event']}\ndata: {data}\n\n"
+def _text(message: dict[str, Any]) -> str:
+    return f"event: {message['event']}\ndata: {json.dumps(message)}\n\n"

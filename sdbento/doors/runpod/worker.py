@@ -33,6 +33,7 @@ from sdbento.environment import load_settings
 from sdbento.errors import MalformedRequest, classify, is_sick, unexplained
 from sdbento.heavy_imports import without_collector
 from sdbento.jobs.format import JobInput, Output, one_line, parse_input
+from sdbento.request.events import Done, messages
 from sdbento.request.schema import GenerateRequest, GenerateResponse
 from sdbento.settings import Settings, SettingsError
 
@@ -153,10 +154,11 @@ class Worker:
             aclosing(self._app.stream(given.request)) as events,
         ):
             async for event in events:
-                if event["event"] == "done":
-                    response: GenerateResponse = event["response"]
-                else:
-                    poster.push(event)
+                if isinstance(event, Done):
+                    response = event.response
+                    continue
+                for message in messages(event):
+                    poster.push(message)
             output = await self._deliver(job, response, given)
             await poster.finish(output)
             return output

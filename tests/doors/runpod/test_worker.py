@@ -23,6 +23,7 @@ from sdbento.errors import (
     MalformedRequest,
     classify,
 )
+from sdbento.request.events import Done, Event
 from sdbento.request.schema import GenerateRequest, GenerateResponse
 from tests.support.device_errors import SICK, AcceleratorError
 from tests.support.platform import Platform, PlatformJob, WorkerProcess, decoded, working
@@ -297,8 +298,8 @@ class FakeApp:
             raise self.response
         return self.response
 
-    async def stream(self, request: GenerateRequest) -> AsyncGenerator[dict[str, Any], None]:
-        yield {"event": "done", "response": await self.generate(request)}
+    async def stream(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
+        yield Done(await self.generate(request))
 
 
 def worker_with(response: GenerateResponse | Exception) -> Worker:
