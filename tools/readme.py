@@ -1,7 +1,12 @@
-"""Writes the tables of settings and request fields, from the classes that define them."""
+"""Writes what the documents repeat of the code: tables of settings and request fields, the layout.
+
+The tables come from the classes that define the fields, the layout from the first line of every
+module's docstring.
+"""
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +16,21 @@ from sdbento.request.schema import PARTS, GenerateRequest
 from sdbento.settings import Settings
 
 ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "sdbento"
+# As the layout lists them: a package imports only those that stand after it.
+PACKAGES = (
+    "doors",
+    "jobs",
+    "request",
+    "runner",
+    "engine",
+    "prompts",
+    "images",
+    "lora",
+    "models",
+    "catalog",
+    "samplers",
+)
 
 
 def settings_table() -> str:
@@ -65,7 +85,40 @@ def _limits(spec: dict[str, Any]) -> Iterator[str]:
         yield f"text, at most {spec['maxLength']} characters"
 
 
+def layout() -> str:
+    """Every module with a link and a phrase, by folders; the modules of no package come first."""
+    folders = [PACKAGE, *(folder for name in PACKAGES for folder in _folders(PACKAGE / name))]
+    return "\n\n".join(map(_folder_list, folders))
+
+
+def _folders(package: Path) -> list[Path]:
+    """A package and the packages in it, as far as they have modules."""
+    folders = [package, *sorted(path.parent for path in package.glob("*/__init__.py"))]
+    return [folder for folder in folders if _modules(folder)]
+
+
+def _folder_list(folder: Path) -> str:
+    modules = [
+        f"- [`{module.relative_to(PACKAGE)}`]({module.relative_to(ROOT)}): {_phrase(module)}"
+        for module in _modules(folder)
+    ]
+    title = f"**`{folder.relative_to(ROOT)}/`** {_phrase(folder / '__init__.py')}"
+    return "\n".join([title, "", *modules])
+
+
+def _modules(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.glob("*.py")) if path.stem != "__init__"]
+
+
+def _phrase(module: Path) -> str:
+    """The first line of a module's docstring."""
+    docstring = ast.get_docstring(ast.parse(module.read_text(encoding="utf-8")))
+    assert docstring, f"{module.relative_to(ROOT)} has no docstring"
+    return docstring.splitlines()[0]
+
+
 TABLES = {
+    ROOT / "CONTRIBUTING.md": {"layout": layout},
     ROOT / "README.md": {"settings": settings_table},
     ROOT / "docs" / "requests.md": {"fields": fields_table, "parts": parts_table},
 }
