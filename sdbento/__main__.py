@@ -1,4 +1,4 @@
-"""`python -m sdbento`: the command where it is not installed, as in the image."""
+"""Runs the command line as `python -m sdbento`, which works without installing it."""
 
 import sys
 

@@ -1,1 +1,1 @@
-"""What can be asked for by name, and what its files are, read without loading a weight."""
+"""Models, ControlNets and LoRAs by name: what they are, which files they have. Loads no weights."""

@@ -1,4 +1,4 @@
-"""Which Stable Diffusion a model is, told from its configurations or its safetensors header.
+"""Recognises the family of a Stable Diffusion model by its configurations or safetensors header.
 
 Three families are served. Everything else, from pickled weights to other architectures, is refused
 with UnsupportedModel and the reason. Knows nothing of how names are looked up, nor of the Hub.

@@ -1,4 +1,4 @@
-"""The files of a folder, such as those of which models, LoRAs and inversions are taken by name.
+"""Lists the files of a folder from which models, LoRAs or inversions are chosen by name.
 
 A requested name is compared with what the folder lists. It never becomes part of a path, so that no
 name can lead out of the folder.

@@ -1,4 +1,4 @@
-"""Names of models and ControlNets become specs: what each stands for, where it comes from.
+"""Looks up the names of models and ControlNets: what each stands for, where it comes from.
 
 A model's name is looked up in the catalogue (configs/models.yaml), in the models folder, then among
 local paths and Hub ids. Where SDBENTO_ALLOW_ANY_MODEL is off, only the default model may be a path

@@ -1,4 +1,4 @@
-"""One request in the engine, as seen by whoever submitted it: its end, its events, how to stop it.
+"""A request in the engine, for whoever submitted it: its end, its events, a way to cancel it.
 
 Knows nothing of planning or computing; the engine's thread fills it in.
 """

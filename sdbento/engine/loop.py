@@ -1,4 +1,4 @@
-"""The loop: plan, execute, record, once per denoising step, on the only thread that computes.
+"""The loop: plan, execute and record, once for each step, on the only thread that computes.
 
     submit -> inbox -> planner.plan -> runner.execute -> planner.update -> handle
 

@@ -1,4 +1,4 @@
-"""Who advances next. Decides and records; computes nothing, imports no torch, knows no requests.
+"""Decides who advances next, and records what came of it. Imports no torch, knows no requests.
 
 `plan` picks one stage for trajectories that share a BatchKey; `update` records the result.
 

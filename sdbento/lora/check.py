@@ -1,4 +1,4 @@
-"""What of a request's LoRAs can be refused before a model is loaded for them.
+"""What is wrong with a request's LoRAs, as far as that can be told without loading a model.
 
 That a name means something, that the settings allow it, and that the catalogue has it for the
 model's family. Whether a file's layers fit the model is known only with both in memory: `layers`.

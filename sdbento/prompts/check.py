@@ -1,4 +1,4 @@
-"""What of a request's prompts can be refused before a model is loaded for them.
+"""What is wrong with a request's prompts, as far as that can be told without loading a model.
 
 What depends on the model's tokenizers and the widths of its text encoders is refused by
 `tokens.prepare`.

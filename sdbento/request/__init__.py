@@ -1,1 +1,1 @@
-"""A request from its schema to the trajectories of its images, and back to its answer."""
+"""Requests: their fields, what is decided and checked, the trajectories made of them, results."""

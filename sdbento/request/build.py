@@ -1,4 +1,4 @@
-"""A resolved request and its resident models to the trajectories that make its images.
+"""Builds the trajectories of a resolved request, once its models are in memory.
 
 Blocking: samplers are compiled, LoRAs read. Knows nothing of doors or of the engine's loop.
 """

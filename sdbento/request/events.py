@@ -1,4 +1,4 @@
-"""What is told of a request while it runs, and at its end; and how doors say it in JSON."""
+"""What happens to a request while it runs and at its end, as types and as JSON messages."""
 
 from __future__ import annotations
 

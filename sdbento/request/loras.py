@@ -1,4 +1,4 @@
-"""Which LoRAs a request means: those it lists and those its prompt's tags name. Reads no weights.
+"""Decides which LoRAs a request means: those it lists and those named by tags in its prompt.
 
 If a tag's name is not known and exactly one LoRA is listed, the tag means that one, and their
 weights multiply. This is how the worker's page uses the two together.

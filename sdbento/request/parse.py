@@ -1,4 +1,4 @@
-"""JSON to a request, and what is wrong with it in one sentence."""
+"""Parses JSON into a request, or says in one sentence what is wrong with it."""
 
 from __future__ import annotations
 

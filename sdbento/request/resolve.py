@@ -1,4 +1,4 @@
-"""From a request to a resolved one: whatever can be told, and refused, before a model is in memory.
+"""Resolves a request: decides and checks all that it can before any model is in memory.
 
     look names up -> check -> choose LoRAs -> read images -> settle -> prepare images
 

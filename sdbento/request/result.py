@@ -1,4 +1,4 @@
-"""What a request comes to: its images, how they were made, and the answer that carries them."""
+"""The result of a request: its images, how they were made, and the answer that carries them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which stock pipeline does a task, and what its constructor makes of a scheduler's configuration.
+"""Which stock pipeline does a task, and how its constructor changes a scheduler's configuration.
 
 Some constructors overrule the configuration of the scheduler they are given, for the sake of old
 repositories: `StableDiffusionInpaintPipeline` runs every PNDM scheduler as PLMS, while the

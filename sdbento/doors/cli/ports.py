@@ -1,4 +1,4 @@
-"""Can a server listen on a port? Asked before heavy imports, and by `sdbento doctor`."""
+"""Checks whether a server can listen on a port."""
 
 from __future__ import annotations
 
