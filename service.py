@@ -6,6 +6,7 @@ thread. The handlers are async; they wait for the engine and never block.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import sys
 from collections.abc import AsyncGenerator
@@ -118,7 +119,7 @@ class StableDiffusion:
             )
         result = await self.app.run(request)
         return Response(  # type: ignore[return-value]  # BentoML sends a Response as it is
-            result.encode(),
+            await asyncio.to_thread(result.encode),
             media_type=MEDIA_TYPES[request.output_format],
             headers={"X-Seed": str(result.seeds[0])},
         )

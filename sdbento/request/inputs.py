@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from sdbento.errors import InvalidParameter
 from sdbento.images import codec
 from sdbento.images.canvas import extend, resized
 from sdbento.images.preprocessors import preprocess
@@ -78,8 +77,6 @@ def _control_image(
         source = codec.read(control.image, settings, param=param)
     elif control.type == "inpaint":
         return None
-    if source is None:
-        raise InvalidParameter(f"{param} is required where there is no image", param=param)
     return source
 
 

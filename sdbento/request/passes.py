@@ -9,6 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from PIL import Image
+from torch import Tensor
+
 from sdbento.catalog.families import VAE_FACTOR
 from sdbento.engine.inputs import (
     Continue,
@@ -190,25 +193,30 @@ class PassBuilder:
         )
 
     def _controls(self, width: int, height: int) -> tuple[Control, ...]:
-        mode, canvas = self.settled.resize_mode, self.request.canvas
-        box = None if canvas is None else canvas.box
-        controls = []
-        for i, control in enumerate(self.settled.controlnet or ()):
-            source = self.request.control_images[i]
-            if source is not None:
-                image = prepare_control(source, width, height, mode, box)
-            elif canvas is not None:
-                image = inpaint_control(canvas)
-            controls.append(
-                Control(
-                    network=self.models.controlnets[i],
-                    image=image,
-                    scale=control.conditioning_scale,
-                    start=control.guidance_start,
-                    end=control.guidance_end,
-                )
+        return tuple(
+            Control(
+                network=network,
+                image=self._control_tensor(image, width, height),
+                scale=control.conditioning_scale,
+                start=control.guidance_start,
+                end=control.guidance_end,
             )
-        return tuple(controls)
+            for control, network, image in zip(
+                self.settled.controlnet or (),
+                self.models.controlnets,
+                self.request.control_images,
+                strict=True,
+            )
+        )
+
+    def _control_tensor(self, image: Image.Image | None, width: int, height: int) -> Tensor:
+        """[1, 3, H, W]: a control image, or the canvas with its mask for an inpaint ControlNet."""
+        canvas, mode = self.request.canvas, self.settled.resize_mode
+        if image is not None:
+            box = None if canvas is None else canvas.box
+            return prepare_control(image, width, height, mode, box)
+        assert canvas is not None  # `check` demands an image
+        return inpaint_control(canvas)
 
     def _guided_steps(self, num_steps: int, before: int = 0, after: int = 0) -> range:
         """The steps with guidance of a pass that has `before` and `after` it other steps."""

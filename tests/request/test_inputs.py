@@ -1,9 +1,6 @@
 from __future__ import annotations
 
-import pytest
-
 from sdbento.environment import load_settings
-from sdbento.errors import InvalidParameter
 from sdbento.request.inputs import make_control_images, read_images
 from sdbento.request.settle import settle
 from tests.request.test_settle import IMAGE, MASK, MAX_PIXELS, request, spec
@@ -35,12 +32,6 @@ def test_control_images_are_made_at_the_size_of_the_image() -> None:
     assert edges.size == (128, 72)
     assert len(edges.getcolors() or ()) == 2  # black and white
     assert other.tobytes() == gradient().tobytes()
-
-
-def test_a_controlnet_without_any_image_is_refused() -> None:
-    with pytest.raises(InvalidParameter, match="required") as caught:
-        read_images(request(controlnet={"type": "canny"}), SETTINGS)
-    assert caught.value.param == "controlnet.0.image"
 
 
 def test_outpainting_enlarges_the_image_before_its_size_is_settled() -> None:

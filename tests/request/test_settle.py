@@ -65,6 +65,13 @@ def test_strength_is_the_stock_pipelines_where_it_is_not_given() -> None:
         ({"image": IMAGE, "upscale": {}, "width": 64}, "width", "upscale"),
         ({"refiner": {}}, "refiner", "SDXL"),
         ({"guidance_start": 0.5, "guidance_end": 0.4}, "guidance_end", "below guidance_start"),
+        ({"controlnet": {"type": "canny"}}, "controlnet.0.image", "required"),
+        ({"controlnet": {"type": "inpaint"}}, "controlnet.0.image", "required"),
+        (
+            {"controlnet": [{"type": "canny", "image": IMAGE}, {"type": "inpaint"}]},
+            "controlnet.1.image",
+            "required",
+        ),
         (
             {"controlnet": {"type": "a", "guidance_start": 1.0, "guidance_end": 0.0}},
             "controlnet.0.guidance_end",
