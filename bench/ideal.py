@@ -16,7 +16,6 @@ import torch
 
 from sdbento.engine.inputs import FromNoise
 from sdbento.models.pipeline import Pipeline
-from sdbento.request.inputs import InputImages
 from sdbento.request.passes import compile_sampler
 from sdbento.request.schema import GenerateRequest
 from sdbento.request.settle import settle
@@ -75,7 +74,7 @@ def ideal_seconds(
     total = 0.0
     for fields in trace:
         request = GenerateRequest(**fields)
-        settled, _ = settle(request, pipeline.spec, InputImages(), max_pixels=4096**2)
+        settled, _ = settle(request, pipeline.spec, sent=None, max_pixels=4096**2)
         num_calls = compile_sampler(settled, pipeline, FromNoise()).num_steps
         rows = 2 if fields["guidance_scale"] > 1 else 1
         side = costs[fields["width"]]

@@ -182,7 +182,6 @@ class Engine:
     def _hopeless(self, handle: Handle) -> SDBentoError | None:
         """The error for a request whose deadline could not be met even on an idle machine."""
         first = handle.trajectories[0]
-        assert first.deadline is not None
         needed = self._planner.lower_bound(first)
         left = first.deadline - time.monotonic()
         if needed <= left:

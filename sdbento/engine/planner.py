@@ -180,7 +180,7 @@ class Planner:
         return StepPlan(Stage.PREPARE, plan.key, unprepared[:bound])
 
     def _expire(self, now: float) -> list[Trajectory]:
-        late = [t for t in self._active if t.deadline is not None and now > t.deadline]
+        late = [t for t in self._active if now > t.deadline]
         for trajectory in late:
             trajectory.error = _late(trajectory)
         self.remove(late)
@@ -196,7 +196,6 @@ def _alone(one: Pass, step: int, price: Callable[[BatchKey, Stage, int], float])
 
 
 def _late(trajectory: Trajectory) -> SDBentoError:
-    assert trajectory.deadline is not None
     seconds = trajectory.deadline - trajectory.submitted
     return DeadlineExceeded(
         f"not done within its timeout of {seconds:g} s "

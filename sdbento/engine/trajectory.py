@@ -1,9 +1,9 @@
 """The shared vocabulary of planner, runner and engine; no logic beyond a trajectory's counters.
 
 A *trajectory* is the path of one image from noise to pixels. It joins and leaves the running batch
-between two denoising steps, so its whole life is two counters, `pass_index` and `step`, and what
-the runner keeps for it (`state`). A step costs `rows` rows of a UNet call: two with guidance, one
-without.
+between two denoising steps: where it stands is told by two counters, `pass_index` and `step`, and
+by what the runner keeps for it (`state`). A step costs `rows` rows of a UNet call: two with
+guidance, one without.
 
 A *pass* is one run of a sampler. Most images take one; a refiner or a second, larger size is a
 second pass, which goes on from what the first has made.
@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
+from math import inf
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class Trajectory:
     seed: int
     preview_every: int = 0
     submitted: float = 0.0  # monotonic seconds; set by the engine
-    deadline: float | None = None  # monotonic seconds; set by the engine
+    deadline: float = inf  # monotonic seconds; set by the engine
     pass_index: int = 0  # set by the planner
     step: int = 0  # UNet evaluations done in this pass; set by the planner
     previous: PassOutcome | None = None  # set by the planner, dropped by the runner once it is used
@@ -164,6 +165,12 @@ class Trajectory:
         """Let go of models and tensors, whoever still holds this; image and error stay."""
         self.passes = ()
         self.state = self.previous = None
+
+
+def image_of(trajectory: Trajectory) -> Image.Image:
+    """The image of a trajectory that is done."""
+    assert trajectory.image is not None
+    return trajectory.image
 
 
 @dataclass(frozen=True)

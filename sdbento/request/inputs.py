@@ -6,7 +6,6 @@ Blocking: hosts may be slow, images large. Knows nothing of doors or of the engi
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from PIL import Image
 
@@ -15,12 +14,8 @@ from sdbento.images.canvas import extend, resized
 from sdbento.images.preprocessors import preprocess
 from sdbento.outbound import is_url
 from sdbento.request.schema import ControlNetInput, GenerateRequest
+from sdbento.request.settle import SettledRequest, Size, mask_blur
 from sdbento.settings import Settings
-
-if TYPE_CHECKING:
-    from sdbento.request.settle import SettledRequest
-
-OUTPAINT_BLUR = 8  # pixels, where an outpainting request does not say
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +25,12 @@ class InputImages:
     image: Image.Image | None = None
     mask: Image.Image | None = None
     controls: tuple[Image.Image | None, ...] = ()
+
+    @property
+    def size(self) -> Size | None:
+        """Of the image, else of the first control image; None without any."""
+        images = [self.image, *self.controls]
+        return next((image.size for image in images if image is not None), None)
 
 
 def has_images(request: GenerateRequest) -> bool:
@@ -41,13 +42,6 @@ def has_urls(request: GenerateRequest) -> bool:
     """Whether an image has to be fetched from somewhere."""
     sources = [request.image, request.mask_image, *(c.image for c in request.controlnet or ())]
     return any(source is not None and is_url(source) for source in sources)
-
-
-def mask_blur(request: GenerateRequest) -> int | None:
-    """The blur that is meant: an outpainted margin fades in where the request does not say."""
-    if request.outpaint is not None and request.mask_blur is None:
-        return OUTPAINT_BLUR
-    return request.mask_blur
 
 
 def read_images(request: GenerateRequest, settings: Settings) -> InputImages:

@@ -75,7 +75,7 @@ class Resolver:
             _check_refiner(refiner, spec)
         prompts = await asyncio.to_thread(self._read_prompts, request, spec)
         images = await self._read_images(request, deadline)
-        settled, warnings = settle(request, spec, images, self._settings.max_pixels)
+        settled, warnings = settle(request, spec, images.size, self._settings.max_pixels)
         canvas = None
         if images.image is not None or images.controls:
             images, canvas = await asyncio.to_thread(_prepare, settled, images)

@@ -12,6 +12,7 @@ from typing import Any
 from PIL import Image
 
 from sdbento.engine.handle import Handle
+from sdbento.engine.trajectory import image_of
 from sdbento.images import codec
 from sdbento.images.canvas import Overlay
 from sdbento.outbound import is_url
@@ -24,7 +25,7 @@ NOT_PARAMETERS = {"output_format", "preview_every", "timeout", "num_images"}
 
 @dataclass(frozen=True)
 class Result:
-    """The images of a request and how they were made."""
+    """The images of a request, and how they were made."""
 
     request: SettledRequest
     images: list[Image.Image]
@@ -36,8 +37,8 @@ class Result:
         return [self.request.seed + i for i in range(len(self.images))]
 
     def parameters(self, image: int = 0) -> dict[str, Any]:
-        """What makes image number `image` again when sent as a request, but for images sent along,
-        of which it has the digests."""
+        """The parameters that make image number `image` again; images that were sent along appear
+        as digests."""
         asked = describe(self.request)
         chosen = {name: value for name, value in asked.items() if name not in NOT_PARAMETERS}
         return chosen | {"seed": self.seeds[image]}
@@ -84,7 +85,7 @@ class Generation:
         """Blocking: images may have to be put back into their originals."""
         handle, overlay = self.handle, self._overlay
         started = handle.started or now
-        images = [t.image for t in handle.trajectories if t.image is not None]
+        images = [image_of(trajectory) for trajectory in handle.trajectories]
         return Result(
             request=self._settled,
             images=images if overlay is None else [overlay.apply(image) for image in images],

@@ -14,21 +14,23 @@ from sdbento.catalog.families import VAE_FACTOR, Family
 from sdbento.catalog.specs import ModelSpec
 from sdbento.errors import InvalidParameter
 from sdbento.prompts.check import check_second_prompt
-from sdbento.request.inputs import InputImages, mask_blur
 from sdbento.request.schema import ControlNetInput, GenerateRequest
 from sdbento.samplers.names import canonical_name
 
 STRENGTH, MASKED_STRENGTH = 0.8, 1.0  # where the request does not say; the stock pipelines' own
+OUTPAINT_BLUR = 8  # pixels, where an outpainting request does not say
 MIN_SIDE = 64
 NEED_IMAGE = ("mask_image", "outpaint", "strength", "upscale")
 NEED_MASK = ("mask_blur", "padding_mask_crop")
 NOT_WITH_MASK = ("hires", "refiner", "upscale")
 
+Size = tuple[int, int]  # width, height
+
 
 class SettledRequest(GenerateRequest):
-    """A request with everything decided: what may still be None has no value at all.
+    """A request with everything decided: a field that is None now is not used.
 
-    `scheduler` None is the model's own, `strength` None text to image.
+    Except `scheduler`, where None is the model's own. `strength` is None for text to image.
     """
 
     model: str
@@ -67,13 +69,14 @@ def check(request: GenerateRequest, spec: ModelSpec) -> None:
 
 
 def settle(
-    request: GenerateRequest, spec: ModelSpec, images: InputImages, max_pixels: int
+    request: GenerateRequest, spec: ModelSpec, sent: Size | None, max_pixels: int
 ) -> tuple[SettledRequest, list[str]]:
     """The request, as `check` has passed it, with everything decided, and warnings about it.
 
-    Raises InvalidParameter for a size above `max_pixels`.
+    `sent`: width and height of the image that was sent along, if any. Raises InvalidParameter for a
+    size above `max_pixels`.
     """
-    width, height, warnings = _size(request, spec, images, max_pixels)
+    width, height, warnings = _size(request, spec, sent, max_pixels)
     steps, guidance_scale = request.num_inference_steps, request.guidance_scale
     decided: dict[str, Any] = {
         "model": spec.name,
@@ -89,6 +92,13 @@ def settle(
     if request.seed in (None, -1):
         decided["seed"] = random.SystemRandom().randrange(2**32)
     return SettledRequest.model_construct(**dict(request) | decided), warnings
+
+
+def mask_blur(request: GenerateRequest) -> int | None:
+    """The blur that is meant: an outpainted margin fades in where the request does not say."""
+    if request.outpaint is not None and request.mask_blur is None:
+        return OUTPAINT_BLUR
+    return request.mask_blur
 
 
 def floor_side(side: float) -> int:
@@ -134,28 +144,27 @@ def _check_intervals(request: GenerateRequest) -> None:
 
 
 def _size(
-    request: GenerateRequest, spec: ModelSpec, images: InputImages, max_pixels: int
+    request: GenerateRequest, spec: ModelSpec, sent: Size | None, max_pixels: int
 ) -> tuple[int, int, list[str]]:
     """Width, height, and what the user should know of them.
 
-    Absent ones are those of the image, else of the control image, else the model's own.
+    What is absent is that of the image that was sent, else the model's own.
     """
     warnings: list[str] = []
     width, height = request.width, request.height
-    candidates = [images.image, *images.controls]
-    reference = next((image for image in candidates if image is not None), None)
-    if request.upscale is not None and reference is not None:
-        width, height = (floor_side(request.upscale.scale * side) for side in reference.size)
-    elif reference is not None and width is None and height is None:
-        width, height = _natural_size(*reference.size, max_pixels)
-        if width * height < 0.9 * reference.width * reference.height:
+    if sent is None:
+        width, height = width or spec.width, height or spec.height
+    elif request.upscale is not None:
+        width, height = (floor_side(request.upscale.scale * side) for side in sent)
+    elif width is None and height is None:
+        width, height = _natural_size(*sent, max_pixels)
+        if width * height < 0.9 * sent[0] * sent[1]:
             warnings.append(
-                f"the image of {reference.width} x {reference.height} was reduced to {width} x "
-                f"{height}: at most {max_pixels} pixels are allowed"
+                f"the image of {sent[0]} x {sent[1]} was reduced to {width} x {height}: at most "
+                f"{max_pixels} pixels are allowed"
             )
-    elif reference is not None:
-        width, height = width or floor_side(reference.width), height or floor_side(reference.height)
-    width, height = width or spec.width, height or spec.height
+    else:
+        width, height = width or floor_side(sent[0]), height or floor_side(sent[1])
     scale = 1.0 if request.hires is None else request.hires.scale
     _check_pixels(floor_side(scale * width), floor_side(scale * height), max_pixels)
     return width, height, warnings

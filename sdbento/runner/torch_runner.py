@@ -114,11 +114,9 @@ def _guided_output(
     owners = [*trajectories, *(trajectories[i] for i in guided)]
     rows = [state_of(trajectory).row(trajectory.step) for trajectory in trajectories]
     rows += [state_of(trajectories[i]).negative_row(trajectories[i].step) for i in guided]
-    tables = [(owner.inputs.table, owner.step) for owner in owners]
-    scale = torch.stack([table.input_scale[step] for table, step in tables]).to(latents.device)
-    timesteps = torch.stack([table.timesteps[step] for table, step in tables]).to(latents.device)
-    repeated = torch.cat([latents, latents[guided]]) * scale[:, None, None, None]
-    output = _unet(pipeline, repeated, timesteps, rows, owners)
+    timesteps = torch.stack([owner.inputs.table.timesteps[owner.step] for owner in owners])
+    scaled = _scale(torch.cat([latents, latents[guided]]), owners)
+    output = _unet(pipeline, scaled, timesteps.to(latents.device), rows, owners)
     prompted = output[: len(trajectories)]
     if guided:
         prompted[guided] = _guide(
@@ -127,6 +125,12 @@ def _guided_output(
             [trajectories[i] for i in guided],
         )
     return prompted
+
+
+def _scale(latents: torch.Tensor, owners: Sequence[Trajectory]) -> torch.Tensor:
+    """Latents [R, C, h, w] as the UNet reads them at their owners' noise levels."""
+    scale = torch.stack([owner.inputs.table.input_scale[owner.step] for owner in owners])
+    return latents * scale.to(latents.device)[:, None, None, None]
 
 
 def _unet(
@@ -141,7 +145,8 @@ def _unet(
     residuals = compute_residuals(owners, rows, latents, timesteps)
     model_input = _with_mask_channels(latents, owners) if pipeline.inpaints else latents
     adapters = [owner.inputs.adapters for owner in owners]
-    unet = pipeline.unet.forward if any(adapters) else pipeline.unet  # compiled, it sees no hooks
+    # A compiled UNet would skip the hooks of the adapters.
+    unet = pipeline.unet.forward if any(adapters) else pipeline.unet
     with active_adapters(pipeline.unet, "unet", adapters):
         output: torch.Tensor = unet(
             model_input.to(pipeline.dtype),
@@ -235,16 +240,11 @@ def _preview(
     ]
     if not wanted:
         return
-    tables = [(trajectories[i].inputs.table, trajectories[i].step) for i in wanted]
-    scale = torch.stack([table.input_scale[step] for table, step in tables]).to(latents.device)
-    images = preview_images(
-        pipeline,
-        latents[wanted] * scale[:, None, None, None],
-        output[wanted],
-        [float(table.timesteps[step]) for table, step in tables],
-    )
-    for i, image in zip(wanted, images, strict=True):
-        trajectories[i].preview = image
+    owners = [trajectories[i] for i in wanted]
+    timesteps = [float(owner.inputs.table.timesteps[owner.step]) for owner in owners]
+    images = preview_images(pipeline, _scale(latents[wanted], owners), output[wanted], timesteps)
+    for owner, image in zip(owners, images, strict=True):
+        owner.preview = image
 
 
 def _decode(trajectories: Sequence[Trajectory]) -> dict[Trajectory, SDBentoError]:

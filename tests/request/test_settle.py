@@ -8,7 +8,6 @@ from sdbento.catalog.families import Family
 from sdbento.catalog.specs import ModelSpec
 from sdbento.environment import load_settings
 from sdbento.errors import InvalidParameter, UnknownSampler
-from sdbento.request.inputs import InputImages
 from sdbento.request.schema import GenerateRequest
 from sdbento.request.settle import SettledRequest, check, settle
 from tests.support.pictures import base64, data_uri, gradient, half_mask
@@ -26,13 +25,13 @@ def request(**fields: Any) -> GenerateRequest:
     return GenerateRequest(prompt="a cat", **fields)
 
 
-def settled(images: InputImages | None = None, **fields: Any) -> SettledRequest:
+def settled(sent: tuple[int, int] | None = None, **fields: Any) -> SettledRequest:
     check(request(**fields), spec())
-    return settle(request(**fields), spec(), images or InputImages(), MAX_PIXELS)[0]
+    return settle(request(**fields), spec(), sent, MAX_PIXELS)[0]
 
 
-def sized(images: InputImages | None = None, **fields: Any) -> tuple[int, int]:
-    decided = settled(images, **fields)
+def sized(sent: tuple[int, int] | None = None, **fields: Any) -> tuple[int, int]:
+    decided = settled(sent, **fields)
     return decided.width, decided.height
 
 
@@ -97,30 +96,27 @@ def test_an_unknown_sampler_is_refused_before_anything_is_fetched() -> None:
         check(request(scheduler="Eulr", image="https://pictures.invalid/a.png"), spec())
 
 
-def test_the_size_is_the_pictures_else_the_control_images_else_the_models() -> None:
-    image, control = gradient(203, 101), gradient(77, 145)
+def test_the_size_is_that_of_the_sent_image_else_the_models() -> None:
     assert sized() == (512, 256)
-    assert sized(InputImages(image), image=IMAGE) == (200, 96)
-    assert sized(InputImages(controls=(control,))) == (72, 144)
-    assert sized(InputImages(image, controls=(control,)), image=IMAGE) == (200, 96)
-    assert sized(InputImages(image), image=IMAGE, width=64) == (64, 96)
-    assert sized(InputImages(image), image=IMAGE, width=64, height=72) == (64, 72)
+    assert sized((77, 145)) == (72, 144)
+    assert sized((203, 101), image=IMAGE) == (200, 96)
+    assert sized((203, 101), image=IMAGE, width=64) == (64, 96)
+    assert sized((203, 101), image=IMAGE, width=64, height=72) == (64, 72)
 
 
 def test_an_upscaled_picture_is_as_large_as_its_scale_says() -> None:
-    assert sized(InputImages(gradient(100, 60)), image=IMAGE, upscale={"scale": 1.5}) == (144, 88)
+    assert sized((100, 60), image=IMAGE, upscale={"scale": 1.5}) == (144, 88)
 
 
 def test_a_picture_over_the_limit_is_reduced_and_the_answer_says_so() -> None:
-    images = InputImages(gradient(2000, 1000))
-    decided, warnings = settle(request(image=IMAGE), spec(), images, MAX_PIXELS)
+    decided, warnings = settle(request(image=IMAGE), spec(), (2000, 1000), MAX_PIXELS)
     assert 0.9 * MAX_PIXELS < decided.width * decided.height <= MAX_PIXELS
     assert decided.width == pytest.approx(2 * decided.height, abs=16)
     assert "2000 x 1000 was reduced to" in warnings[0]
 
 
 def test_a_tiny_picture_gets_the_smallest_size_there_is() -> None:
-    assert sized(InputImages(gradient(20, 10)), image=IMAGE) == (64, 64)
+    assert sized((20, 10), image=IMAGE) == (64, 64)
 
 
 @pytest.mark.parametrize(

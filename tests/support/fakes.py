@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from math import inf
 from typing import Any, cast
 
 from PIL import Image
@@ -32,7 +33,7 @@ def make_trajectory(
     model: str = "a",
     side: int = 8,
     submitted: float = 0.0,
-    deadline: float | None = None,
+    deadline: float = inf,
 ) -> Trajectory:
     nothing: Any = None  # tables and pipelines are for the real runner
     inputs = PassInputs((), (), 7.5, 0.0, nothing, SQUARE, SQUARE, FromNoise())

@@ -121,7 +121,7 @@ def settled(
     request = GenerateRequest(**fields)
     check(request, model.spec)
     images = read_images(request, settings)
-    sized, _ = settle(request, model.spec, images, max_pixels=2048**2)
+    sized, _ = settle(request, model.spec, images.size, max_pixels=2048**2)
     return sized, make_control_images(sized, images)
 
 
