@@ -140,8 +140,9 @@ class Hires(_Strict):
 class GenerateRequest(_Strict):
     """One request; every field but `prompt` has a default.
 
-    With `image` it is image to image, with `mask_image` or `outpaint` inpainting; `controlnet`,
-    `lora` and everything else combine with each.
+    With `image` it is image to image, with `mask_image` or `outpaint` inpainting; `controlnet` and
+    `lora` combine with each. `hires`, `refiner` and `upscale` exclude one another and inpainting;
+    `upscale` sets size and strength itself.
     """
 
     prompt: Prompt = Field(description="What to draw")

@@ -1,7 +1,7 @@
 """A diffusers scheduler as a table of matrices, so that one matmul advances any sampler.
 
-Every scheduler of Stable Diffusion is an affine state machine. With x the latents, o the model
-output, s the scheduler's own memory and n fresh noise, step i is
+Nearly every scheduler of Stable Diffusion is an affine state machine. With x the latents, o the
+model output, s the scheduler's own memory and n fresh noise, step i is
 
     [x', s'] = A_i [x, o, s] + c_i n
 
