@@ -23,8 +23,10 @@ errors of this tree. Knows nothing of HTTP beyond the status numbers.
 
 from __future__ import annotations
 
+import difflib
 import errno
 import uuid
+from collections.abc import Iterable
 from typing import Any, NoReturn
 
 
@@ -212,6 +214,17 @@ def is_sick(error: BaseException) -> bool:
     encountered", "unspecified launch failure"); only a new process can use the device again.
     """
     return any(_is_device_failure(cause) for cause in _causes(error))
+
+
+def nearest_names(
+    name: str, names: Iterable[str], count: int = 3, cutoff: float = 0.5
+) -> list[str]:
+    """What may have been meant by a name that is none of `names`, for the message that says so.
+
+    At most `count` of them, the most similar first, each with a similarity of at least `cutoff`:
+    1 is the same name, 0 one without a common letter (difflib).
+    """
+    return difflib.get_close_matches(name, names, n=count, cutoff=cutoff)
 
 
 def _causes(error: BaseException) -> list[BaseException]:

@@ -29,6 +29,7 @@ from sdbento.errors import (
     UnsupportedModel,
     classify,
     is_sick,
+    nearest_names,
 )
 from tests.support.device_errors import SICK
 
@@ -189,3 +190,12 @@ def test_an_error_that_is_its_own_cause_is_judged_once() -> None:
     error = InvalidParameter("width is bad")
     error.__cause__ = error
     assert not is_sick(error)
+
+
+def test_the_nearest_names_are_few_similar_and_the_most_similar_come_first() -> None:
+    names = ["ochre", "ink", "outlines", "outline", "online"]
+    assert nearest_names("outlime", names) == ["outline", "outlines", "online"]
+    assert nearest_names("outlime", names, count=1) == ["outline"]
+    assert nearest_names("outlime", names, cutoff=0.9) == []
+    assert nearest_names("???", names) == []
+    assert len(nearest_names("???", names, cutoff=0)) == 3

@@ -8,7 +8,6 @@ a path or Hub id. Reads small files only, never weights. Knows nothing of loadin
 
 from __future__ import annotations
 
-import difflib
 import logging
 import re
 import threading
@@ -32,7 +31,7 @@ from sdbento.catalog.specs import (
     controlnets_for,
 )
 from sdbento.catalog.unlisted import SUFFIX, describe_controlnet, describe_model
-from sdbento.errors import InvalidParameter, SDBentoError, UnknownModel, classify
+from sdbento.errors import InvalidParameter, SDBentoError, UnknownModel, classify, nearest_names
 from sdbento.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -188,7 +187,7 @@ class Catalog(Names[ModelSpec]):
         names = [n for spec in catalogued() for n in spec.names]
         names += [*self._models_dir(), self._settings.sd_model]
         names = [n for n in names if n != name]  # the default model itself may be the missing one
-        near = difflib.get_close_matches(name, names, n=3, cutoff=0.5) or names
+        near = nearest_names(name, names) or names
         hint = f"the nearest: {', '.join(dict.fromkeys(near))}"
         if not self._settings.allow_any_model:
             hint += "; this server serves only the models of its list (GET /models)"
@@ -256,7 +255,7 @@ class ControlNets(Names[ControlNetSpec]):
     def _unknown(self, name: str) -> InvalidParameter:
         types = [*self._by_type]
         hint = f"there are: {', '.join(types)}"
-        if near := difflib.get_close_matches(name.casefold(), types, n=1, cutoff=0.5):
+        if near := nearest_names(name.casefold(), types, count=1):
             hint += f"; the nearest: {near[0]}"
         if not self._settings.allow_any_model:
             hint += "; this server serves only these"

@@ -8,7 +8,6 @@ models or of what the tensors mean: see `layers`.
 
 from __future__ import annotations
 
-import difflib
 import json
 import logging
 import re
@@ -35,6 +34,7 @@ from sdbento.errors import (
     UnknownModel,
     UnsupportedModel,
     classify,
+    nearest_names,
 )
 from sdbento.outbound import fetch, is_url
 from sdbento.settings import Settings
@@ -44,7 +44,6 @@ log = logging.getLogger(__name__)
 MAX_LORA_BYTES = 1_500_000_000
 SUFFIX = ".safetensors"
 STEM = "pytorch_lora_weights"  # of the file that diffusers writes into a folder
-NUM_NEAREST = 3
 _HUB_NAME = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:/(.+))?", re.ASCII)
 
 
@@ -93,7 +92,7 @@ def is_known(name: str, settings: Settings) -> bool:
 def nearest(name: str, settings: Settings) -> str:
     """What to add to a message that there is no such LoRA: names like it, if there are any."""
     names = known_names(settings)
-    near = difflib.get_close_matches(name, names, n=NUM_NEAREST, cutoff=0.5) or names[:NUM_NEAREST]
+    near = nearest_names(name, names) or names[:3]
     return f"; the nearest: {', '.join(near)}" if near else "; this server has none of its own"
 
 
@@ -292,10 +291,10 @@ def _pick(name: str, place: HubFile, files: Iterable[str]) -> str:
         return wanted
     if not weights:
         raise refusal(name, f"{place.repo} has no .safetensors file")
-    near = difflib.get_close_matches(wanted, weights, n=NUM_NEAREST, cutoff=0) or weights
+    near = nearest_names(wanted, weights, cutoff=0)
     raise InvalidParameter(
         f"LoRA {name}: say which file of {place.repo} is meant, as in "
-        f"{', '.join(f'{place.repo}/{file}' for file in near[:NUM_NEAREST])}",
+        f"{', '.join(f'{place.repo}/{file}' for file in near)}",
         param="lora",
     )
 

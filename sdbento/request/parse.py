@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
-
 from pydantic import ValidationError
 
-from sdbento.errors import InvalidParameter, MalformedRequest, SDBentoError
+from sdbento.errors import InvalidParameter, MalformedRequest, SDBentoError, nearest_names
 from sdbento.request.schema import PARTS, GenerateRequest
 
 # What other servers and libraries call our fields, for the error that says so.
@@ -63,7 +61,7 @@ def _meant(name: int | str, known: list[str]) -> str:
     name, listed = _shorten(str(name)), ", ".join(known)
     if (elsewhere := ELSEWHERE.get(name)) in known:
         return f"it is called {elsewhere} here. Known: {listed}"
-    close = get_close_matches(name, known, n=1)
+    close = nearest_names(name, known, count=1, cutoff=0.6)
     return f"did you mean {close[0]}? Known: {listed}" if close else f"known: {listed}"
 
 

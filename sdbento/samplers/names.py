@@ -9,7 +9,6 @@ Makes no scheduler, and knows nothing of requests or models.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import re
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ from typing import Any
 
 import diffusers
 
-from sdbento.errors import InvalidParameter, UnknownSampler, UnsupportedSampler
+from sdbento.errors import InvalidParameter, UnknownSampler, UnsupportedSampler, nearest_names
 
 _NAMED_SIGMAS = ("karras", "exponential", "beta")
 
@@ -167,7 +166,7 @@ def _key(name: str) -> str:
 
 
 def _nearest(key: str) -> str:
-    names = {_BY_KEY[near].name: None for near in difflib.get_close_matches(key, _BY_KEY)}
+    names = {_BY_KEY[near].name: None for near in nearest_names(key, _BY_KEY, cutoff=0.6)}
     return f"; the nearest are {', '.join(names)}" if names else "; GET /samplers lists them all"
 
 
