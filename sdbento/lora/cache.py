@@ -11,9 +11,10 @@ from weakref import WeakKeyDictionary
 
 from cachetools import LRUCache
 
-from sdbento.lora.files import LoraSource, locate, read
+from sdbento.lora.files import read
 from sdbento.lora.hooks import Adapter
 from sdbento.lora.layers import num_bytes, to_parts
+from sdbento.lora.lookup import LoraSource, locate
 from sdbento.models.pipeline import Pipeline
 from sdbento.settings import Settings
 

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 
 from sdbento import outbound
 from sdbento.catalog.specs import ModelSpec
-from sdbento.lora.files import Url, locate
 from sdbento.lora.layers import check_family
+from sdbento.lora.lookup import Url, locate
 from sdbento.settings import Settings
 
 

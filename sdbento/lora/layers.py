@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from sdbento.catalog.families import FAMILY_BY_TEXT_WIDTH, Family
 from sdbento.catalog.specs import ModelSpec
 from sdbento.errors import UnsupportedModel
-from sdbento.lora.files import LoraFile, LoraSource, refusal
+from sdbento.lora.files import LoraFile
+from sdbento.lora.lookup import LoraSource, refusal
 from sdbento.models.pipeline import Pipeline
 
 T = TypeVar("T")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sdbento.errors import InvalidParameter
-from sdbento.lora.files import is_known, nearest
+from sdbento.lora.lookup import is_known, nearest
 from sdbento.prompts.syntax import LoraTag
 from sdbento.request.schema import MAX_LORAS, LoraInput
 from sdbento.settings import Settings

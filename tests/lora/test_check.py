@@ -11,7 +11,7 @@ from sdbento.catalog.families import Family
 from sdbento.catalog.specs import LoraSpec, ModelSpec, catalogued
 from sdbento.environment import load_settings
 from sdbento.errors import InvalidParameter, ModelLoadFailed, SDBentoError, UnsupportedModel
-from sdbento.lora import files as lora_files
+from sdbento.lora import lookup
 from sdbento.lora.check import check_loras
 
 SD15 = next(spec for spec in catalogued() if spec.family is Family.SD15)
@@ -24,7 +24,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         LoraSpec("for-sd15", Family.SD15, "org/for-sd15"),
         LoraSpec("lost", Family.SD15, str(tmp_path / "lost.safetensors")),
     )
-    monkeypatch.setattr(lora_files, "catalogued_loras", lambda: loras)
+    monkeypatch.setattr(lookup, "catalogued_loras", lambda: loras)
     for name in ("outline", "a/twin", "b/twin"):
         path = tmp_path / f"{name}.safetensors"
         path.parent.mkdir(exist_ok=True)
