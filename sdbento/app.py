@@ -13,8 +13,8 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from sdbento.backoff import Backoff
 from sdbento.catalog.lookup import Catalog
@@ -38,7 +38,7 @@ from sdbento.request.resolved import ResolvedRequest
 from sdbento.request.result import Generation, Result
 from sdbento.request.schema import GenerateRequest, GenerateResponse
 from sdbento.runner.torch_runner import TorchRunner
-from sdbento.samplers.names import list_samplers
+from sdbento.samplers.names import SamplerInfo, list_samplers
 from sdbento.settings import Settings
 from sdbento.threads import compute_only_on, num_cores
 
@@ -47,6 +47,15 @@ log = logging.getLogger(__name__)
 FIRST_RETRY = 5.0  # seconds until the default model is tried again; doubled each time, up to
 LAST_RETRY = 60.0  # this
 IDLE = 60.0  # seconds without a request after which freed memory goes back to the kernel
+
+
+@dataclass(frozen=True)
+class ListedModel:
+    """A model that requests can name; whether it is in memory, and whether it is the default."""
+
+    spec: ModelSpec
+    is_loaded: bool
+    is_default: bool
 
 
 class App:
@@ -106,28 +115,15 @@ class App:
         self.pipelines.close()
         self._resolver.close()
 
-    def list_models(self) -> list[dict[str, Any]]:
+    def list_models(self) -> list[ListedModel]:
         loaded = {name for name, *_ in self.pipelines.loaded()}
         return [
-            {
-                "name": spec.name,
-                "family": spec.family,
-                "width": spec.width,
-                "height": spec.height,
-                "num_inference_steps": spec.num_inference_steps,
-                "guidance_scale": spec.guidance_scale,
-                "scheduler": spec.sampler,
-                "memory_gb": spec.memory_gb,
-                "inpaints": spec.inpaints,
-                "refines": spec.refines,
-                "loaded": spec.name in loaded,
-                "default": self.settings.sd_model in (spec.name, *spec.aliases),
-            }
+            ListedModel(spec, spec.name in loaded, self.settings.sd_model in spec.names)
             for spec in self.catalog.list()
         ]
 
-    def list_samplers(self) -> list[dict[str, Any]]:
-        return [vars(sampler) for sampler in list_samplers()]
+    def list_samplers(self) -> list[SamplerInfo]:
+        return list_samplers()
 
     async def generate(self, request: GenerateRequest) -> GenerateResponse:
         """Make the images of `request`. Raises errors of the `errors` tree only."""
