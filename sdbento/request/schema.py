@@ -95,10 +95,10 @@ class LoraInput(_Strict):
 class Outpaint(_Strict):
     """Pixels to add on each side of `image`."""
 
-    left: Length = 0
-    right: Length = 0
-    top: Length = 0
-    bottom: Length = 0
+    left: Length = Field(0, description="Pixels to add on the left of `image`")
+    right: Length = Field(0, description="Pixels to add on its right")
+    top: Length = Field(0, description="Pixels to add above it")
+    bottom: Length = Field(0, description="Pixels to add below it")
 
 
 class Refiner(_Strict):
@@ -110,8 +110,14 @@ class Refiner(_Strict):
     switch_at: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.8, description="Share of the noise levels that the first model does"
     )
-    aesthetic_score: Annotated[float, Field(ge=0, le=10)] = 6.0
-    negative_aesthetic_score: Annotated[float, Field(ge=0, le=10)] = 2.5
+    aesthetic_score: Annotated[float, Field(ge=0, le=10)] = Field(
+        6.0,
+        description="How beautiful the image should be, on the scale of the scores that the "
+        "refiner was trained with",
+    )
+    negative_aesthetic_score: Annotated[float, Field(ge=0, le=10)] = Field(
+        2.5, description="The score that goes with the negative prompt: guidance leads away from it"
+    )
 
 
 class Upscale(_Strict):
