@@ -16,14 +16,14 @@ URL = sys.argv[1] if len(sys.argv) > 1 else "http://localhost:3000"
 def main() -> None:
     request = {"prompt": "a green triangle on a white background", "seed": 3}
     with bentoml.SyncHTTPClient(URL) as client:
-        picture = client.txt2img(request)
-        print(f"one picture, a PIL image: {picture.size}")
-        picture.save("triangle.png")
+        image = client.txt2img(request)
+        print(f"one image, a PIL image: {image.size}")
+        image.save("triangle.png")
         source = Path("triangle.png")  # the client sends files by their paths
         again = client.img2img({"prompt": "a red square", "image": source, "strength": 0.9})
         print(f"another one out of it: {again.size}")
         answer = client.generate({**request, "num_images": 2})
-        print(f"two pictures: seeds {answer['seeds']}, {answer['timings']['total']:.2f} s")
+        print(f"two images: seeds {answer['seeds']}, {answer['timings']['total']:.2f} s")
         stream = "".join(client.generate_stream({**request, "num_inference_steps": 5}))
         print(f"a stream of {stream.count('event: step')} steps, done: {'event: done' in stream}")
 

@@ -1,4 +1,4 @@
-"""What `scripts/image-smoke` asks of the image: serve a picture, work for RunPod, run a command.
+"""What `scripts/image-smoke` checks in a container: it serves, works for RunPod, runs a command.
 
     python -m scripts.image_checks CONTAINER ENTRYPOINT {serve,worker,other}
 
@@ -94,7 +94,7 @@ def running(place: list[str], *args: str, **variables: str) -> Iterator[Process]
             process.kill()
 
 
-def check_picture(data: bytes) -> None:
+def check_generated_image(data: bytes) -> None:
     """A PNG of the model's own size that shows what was asked for."""
     image = Image.open(BytesIO(data))
     expect(image.format == "PNG" and image.size == (128, 128), f"{image.format} {image.size}")
@@ -127,11 +127,11 @@ def serve(place: list[str]) -> None:
         expect(pings <= {200, 204}, f"/ping answered {pings}")
         answer = httpx.post(f"{url}/txt2img", json=RED_ON_BLUE, timeout=60, trust_env=False)
         expect(answer.status_code == 200, answer.text)
-        check_picture(answer.content)
+        check_generated_image(answer.content)
         on_port = httpx.get(f"{url}/ping", trust_env=False).status_code
         expect(on_port == 200, f"/ping on PORT: {on_port}")
         status = server.stop()
-    print(f"ready after {seconds:.1f} s (/ping: {sorted(pings)}), a picture, exit status {status}")
+    print(f"ready after {seconds:.1f} s (/ping: {sorted(pings)}), an image, exit status {status}")
     expect(status == 0, f"the server ended with {status}")
 
 
@@ -158,7 +158,7 @@ def worker(place: list[str]) -> None:
         jobs: list[Any] = [platform.submit("smoke", dict(RED_ON_BLUE)) for _ in range(3)]
         for job in jobs:
             process.until(job.ended.is_set, f"{job.id} ends")
-            check_picture(base64.b64decode(job.output[0], validate=True))
+            check_generated_image(base64.b64decode(job.output[0], validate=True))
         status = process.stop()
     platform.stop()
     print(f"takes jobs after {seconds:.1f} s, {len(jobs)} jobs done, exit status {status}")

@@ -5,7 +5,7 @@ processes and started again on the same folder, over and over, also while it sta
 
     every job that was accepted is COMPLETED,
     what was once read as COMPLETED reads the same for ever,
-    every picture is the one that an undisturbed server makes,
+    every image is the one that an undisturbed server makes,
     every webhook was told.
 
 `--seed` repeats the same kills and jobs, as far as a machine's timing repeats.
@@ -29,8 +29,8 @@ from typing import Any
 import httpx
 import numpy as np
 
+from tests.support.images import base64, gradient, half_mask
 from tests.support.listener import Listener, listening
-from tests.support.pictures import base64, gradient, half_mask
 from tests.support.server import Server, free_port, generated, pixels, serving
 
 CLIENTS = 4
@@ -45,12 +45,12 @@ Answer = dict[str, Any]
 
 def job_input(i: int) -> dict[str, Any]:
     """The i-th job: each of another seed, of the kinds in turn."""
-    picture = {"image": base64(gradient(128, 128, seed=i)), "strength": 0.7}
+    image = {"image": base64(gradient(128, 128, seed=i)), "strength": 0.7}
     kinds: list[dict[str, Any]] = [
         {"num_inference_steps": 25},
         {"num_images": 3, "scheduler": "DPM++ 2M"},
-        picture,
-        {**picture, "mask_image": base64(half_mask(128, 128)), "scheduler": "Euler a"},
+        image,
+        {**image, "mask_image": base64(half_mask(128, 128)), "scheduler": "Euler a"},
         {"controlnet": {"type": "canny", "image": base64(gradient(128, 128))}},
         {"lora": [{"model_id": "shapes-outline"}], "num_inference_steps": 40},
     ]

@@ -1,4 +1,4 @@
-"""The App with several models in a folder: everything between a request and its pictures."""
+"""The App with several models in a folder: everything between a request and its images."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from sdbento.errors import DeadlineExceeded, InvalidParameter, SDBentoError
 from sdbento.request.schema import GenerateRequest
 from tests.support.device_errors import AcceleratorError
 from tests.support.fakes import FakeRunner
+from tests.support.images import data_uri, gradient, half_mask
 from tests.support.oracle import engine_pixels, tiny_control, tiny_model
-from tests.support.pictures import data_uri, gradient, half_mask
 from tests.support.tiny import save_tiny, save_tiny_controlnet
 
 BASE: dict[str, Any] = {
@@ -192,30 +192,30 @@ async def test_an_idle_process_gives_freed_memory_back(
     assert released_beside == [0]
 
 
-async def test_a_request_without_pictures_is_not_late_for_them(app: App) -> None:
+async def test_a_request_without_images_is_not_late_for_them(app: App) -> None:
     with pytest.raises(DeadlineExceeded) as caught:
         await made(app, timeout=1e-6)
-    assert "picture" not in caught.value.message
+    assert "image" not in caught.value.message
 
 
 async def test_the_refiner_is_leased_beside_its_base(app: App) -> None:
     refiner = {"model": "tiny-sdxl-refiner", "switch_at": 0.6}
-    picture = await made(app, refiner=refiner)
+    image = await made(app, refiner=refiner)
     refined_by = tiny_model("sdxl-refiner")
-    assert_same(picture, expected("sdxl", refined_by=refined_by, refiner=refiner))
+    assert_same(image, expected("sdxl", refined_by=refined_by, refiner=refiner))
 
 
 async def test_a_controlnet_is_named_by_its_folder(app: App, folder: Path) -> None:
     control = {"type": str(folder / "control-sd15"), "image": EDGES}
-    picture = await made(app, model="tiny-sd15", controlnet=control)
+    image = await made(app, model="tiny-sd15", controlnet=control)
     networks = [tiny_control("sd15")]
-    assert_same(picture, expected("sd15", controlnets=networks, controlnet=control))
+    assert_same(image, expected("sd15", controlnets=networks, controlnet=control))
 
 
 async def test_an_inpainting_model_repaints_and_draws(app: App) -> None:
-    pictures = {"image": data_uri(gradient()), "mask_image": data_uri(half_mask())}
-    repainted = await made(app, model="tiny-sd15-inpaint", **pictures)
-    assert_same(repainted, expected("sd15-inpaint", **pictures))
+    images = {"image": data_uri(gradient()), "mask_image": data_uri(half_mask())}
+    repainted = await made(app, model="tiny-sd15-inpaint", **images)
+    assert_same(repainted, expected("sd15-inpaint", **images))
     drawn = await made(app, model="tiny-sd15-inpaint")
     assert drawn.std() > 3
 
@@ -237,8 +237,8 @@ async def test_requests_for_all_of_them_at_once_get_their_own(app: App, folder: 
     ]
     alone = [await made(app, **fields) for fields in requests]
     together = await asyncio.gather(*(made(app, **fields) for fields in requests * 3))
-    for i, picture in enumerate(together):
-        assert_same(picture, alone[i % len(requests)])
+    for i, image in enumerate(together):
+        assert_same(image, alone[i % len(requests)])
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def _picture(self, argument: str) -> None:
+    def _image(self, argument: str) -> None:
         self._answer(200, {}, BODY)
 
     def _status(self, argument: str) -> None:
@@ -80,9 +80,7 @@ class Handler(BaseHTTPRequestHandler):
         self._answer(302, {"Location": argument})
 
     def _down(self, argument: str) -> None:
-        self._answer(
-            307, {"Location": f"/down/{int(argument) - 1}" if int(argument) else "/picture"}
-        )
+        self._answer(307, {"Location": f"/down/{int(argument) - 1}" if int(argument) else "/image"})
 
     def _boasting(self, argument: str) -> None:
         self._answer(200, {"Content-Length": str(LIMIT + 1)})
@@ -220,7 +218,7 @@ def refusal(url: str, settings: Settings = PRIVATE) -> str:
 
 
 def test_the_body_comes_back(server: Server) -> None:
-    assert get(f"http://{server.at}/picture") == BODY
+    assert get(f"http://{server.at}/image") == BODY
 
 
 def test_redirects_are_followed(server: Server) -> None:
@@ -231,7 +229,7 @@ def test_it_asks_plainly_and_gives_nothing_away(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
-    get(f"http://{server.at}/picture")
+    get(f"http://{server.at}/image")
     (seen,) = server.seen
     assert seen.headers["Accept-Encoding"] == "identity"
     assert {name.lower() for name in seen.headers} == {
@@ -243,19 +241,19 @@ def test_the_connection_goes_to_the_address_that_was_looked_up_once(
     server: Server, resolve: Resolve
 ) -> None:
     asked = resolve("127.0.0.1")
-    assert get(f"http://pictures.example:{server.server_port}/picture") == BODY
+    assert get(f"http://pictures.example:{server.server_port}/image") == BODY
     assert asked == ["pictures.example"]
     assert server.seen[0].headers["Host"] == f"pictures.example:{server.server_port}"
 
 
 def test_the_next_address_is_tried_when_one_refuses(server: Server, resolve: Resolve) -> None:
     resolve("127.0.0.2", "127.0.0.1")
-    assert get(f"http://pictures.example:{server.server_port}/picture") == BODY
+    assert get(f"http://pictures.example:{server.server_port}/image") == BODY
 
 
 def test_the_certificate_is_checked_against_the_name(tls_server: Server, resolve: Resolve) -> None:
     resolve("127.0.0.1")
-    assert get(f"https://pictures.example:{tls_server.server_port}/picture") == BODY
+    assert get(f"https://pictures.example:{tls_server.server_port}/image") == BODY
     assert tls_server.names == ["pictures.example"]
 
 
@@ -442,7 +440,7 @@ def test_half_an_answer_is_told(server: Server) -> None:
 
 def test_a_certificate_for_another_name_is_refused(tls_server: Server, resolve: Resolve) -> None:
     resolve("127.0.0.1")
-    message = refusal(f"https://other.example:{tls_server.server_port}/picture")
+    message = refusal(f"https://other.example:{tls_server.server_port}/image")
     assert "certificate was refused" in message and "mismatch" in message
 
 
@@ -451,12 +449,12 @@ def test_a_certificate_of_an_unknown_authority_is_refused(
 ) -> None:
     monkeypatch.setattr(fetch_module, "_tls", httpcore.default_ssl_context)
     resolve("127.0.0.1")
-    message = refusal(f"https://pictures.example:{tls_server.server_port}/picture")
+    message = refusal(f"https://pictures.example:{tls_server.server_port}/image")
     assert "certificate was refused" in message
 
 
 def test_a_host_without_tls_is_told(server: Server) -> None:
-    assert "TLS failed" in refusal(f"https://{server.at}/picture")
+    assert "TLS failed" in refusal(f"https://{server.at}/image")
 
 
 def test_the_real_resolver_knows_literals() -> None:
@@ -474,7 +472,7 @@ def unposted(url: str, settings: Settings = PRIVATE) -> str:
     return caught.value.message
 
 
-@pytest.mark.parametrize("path", ["picture", "status/204"])
+@pytest.mark.parametrize("path", ["image", "status/204"])
 def test_json_is_posted(path: str, server: Server) -> None:
     post(f"http://{server.at}/{path}", b'{"id": "a"}', PRIVATE, param="webhook")
     (seen,) = server.seen
@@ -491,7 +489,7 @@ def test_a_post_that_is_not_taken_is_told(status: int, server: Server) -> None:
 
 
 def test_a_post_follows_no_redirect(server: Server) -> None:
-    assert "answered 302" in unposted(f"http://{server.at}/redirect/http://{server.at}/picture")
+    assert "answered 302" in unposted(f"http://{server.at}/redirect/http://{server.at}/image")
     assert len(server.seen) == 1
 
 

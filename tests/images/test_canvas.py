@@ -7,7 +7,7 @@ from PIL import Image
 
 from sdbento.errors import InvalidParameter
 from sdbento.images.canvas import extend, inpaint_control, prepare_canvas, prepare_control
-from tests.support.pictures import box_mask, gradient, half_mask
+from tests.support.images import box_mask, gradient, half_mask
 
 
 @pytest.mark.parametrize("mode", ["stretch", "crop", "fit"])

@@ -25,10 +25,10 @@ from sdbento.environment import load_settings
 from sdbento.models import torch_compile
 from sdbento.models.pipeline import Pipeline
 from sdbento.runner.torch_runner import TorchRunner
+from tests.support.images import base64, gradient
 from tests.support.loras import make_lora, save_peft
 from tests.support.oracle import engine_pixels, run_together, tiny_control, tiny_model
 from tests.support.oracle import trajectories_of as images
-from tests.support.pictures import base64, gradient
 
 # A warning that torch causes itself while it imports its compiler.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")

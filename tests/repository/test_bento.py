@@ -13,7 +13,7 @@ from PIL import Image
 from tests.support.server import ROOT, serving
 
 
-def test_a_bento_can_be_built_and_serves_a_picture(tmp_path: Path) -> None:
+def test_a_bento_can_be_built_and_serves_an_image(tmp_path: Path) -> None:
     home = tmp_path / "bentoml"
     home.mkdir()
     environment = os.environ | {"BENTOML_HOME": str(home), "BENTOML_DO_NOT_TRACK": "1"}

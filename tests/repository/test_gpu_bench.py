@@ -101,7 +101,7 @@ def test_the_files_of_a_run_are_few_and_small(folder: Path) -> None:
     assert all(path.stat().st_size < 2**20 for path in files)
 
 
-def test_the_engine_makes_the_pictures_of_the_stock_pipeline(rows: list[Row]) -> None:
+def test_the_engine_makes_the_images_of_the_stock_pipeline(rows: list[Row]) -> None:
     verdicts = {row.figures["engine_is"] for row in rows if "engine_is" in row.figures}
     assert verdicts == {"right"}
 
@@ -140,8 +140,8 @@ def test_the_stock_sdxl_pipeline_decodes_beside_a_half_precision_unet(tmp_path: 
     subject = build("sdxl", bench, torch.float16)
     assert subject.pipeline.vae_dtype is not torch.float16
     with warnings.catch_warnings(action="ignore"):  # diffusers' own
-        pictures = stock_images(subject, range(1), 1, "np")
-    assert pictures.shape == (1, 64, 64, 3)
+        images = stock_images(subject, range(1), 1, "np")
+    assert images.shape == (1, 64, 64, 3)
 
 
 # Rows

@@ -4,7 +4,7 @@ from sdbento.environment import load_settings
 from sdbento.request.inputs import InputImages, make_control_images, read_images
 from sdbento.request.settle import settle
 from tests.request.test_settle import IMAGE, MASK, MAX_PIXELS, request, spec
-from tests.support.pictures import gradient
+from tests.support.images import gradient
 
 SETTINGS = load_settings()
 

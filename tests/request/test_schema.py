@@ -183,7 +183,7 @@ def test_an_unknown_part_names_those_that_there_are() -> None:
     assert "controlnet.0.scale is not a known field; known: type, image," in error.message
 
 
-def test_the_description_of_a_request_holds_no_pictures() -> None:
+def test_the_description_of_a_request_holds_no_images() -> None:
     url, data = "https://pictures.example/a.png", "data:image/png;base64," + "A" * 1000
     described = describe(
         request(image=data, mask_image=url, controlnet={"type": "canny", "image": data})
@@ -196,7 +196,7 @@ def test_the_description_of_a_request_holds_no_pictures() -> None:
 @pytest.mark.parametrize(
     ("model", "missing"), [(ImageRequest, "image"), (MaskedRequest, "mask_image")]
 )
-def test_routes_for_pictures_require_them(model: type[GenerateRequest], missing: str) -> None:
+def test_routes_for_images_require_them(model: type[GenerateRequest], missing: str) -> None:
     given = {"prompt": "p", "image": "A", "mask_image": "A"}
     assert parse(json.dumps(given), model).prompt == "p"
     del given[missing]

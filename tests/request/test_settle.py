@@ -10,7 +10,7 @@ from sdbento.environment import load_settings
 from sdbento.errors import InvalidParameter, UnknownSampler
 from sdbento.request.schema import GenerateRequest
 from sdbento.request.settle import SettledRequest, check, settle
-from tests.support.pictures import base64, data_uri, gradient, half_mask
+from tests.support.images import base64, data_uri, gradient, half_mask
 
 SETTINGS = load_settings()
 IMAGE, MASK = data_uri(gradient()), base64(half_mask())
@@ -104,18 +104,18 @@ def test_the_size_is_that_of_the_sent_image_else_the_models() -> None:
     assert sized((203, 101), image=IMAGE, width=64, height=72) == (64, 72)
 
 
-def test_an_upscaled_picture_is_as_large_as_its_scale_says() -> None:
+def test_an_upscaled_image_is_as_large_as_its_scale_says() -> None:
     assert sized((100, 60), image=IMAGE, upscale={"scale": 1.5}) == (144, 88)
 
 
-def test_a_picture_over_the_limit_is_reduced_and_the_answer_says_so() -> None:
+def test_an_image_over_the_limit_is_reduced_and_the_answer_says_so() -> None:
     decided, warnings = settle(request(image=IMAGE), spec(), (2000, 1000), MAX_PIXELS)
     assert 0.9 * MAX_PIXELS < decided.width * decided.height <= MAX_PIXELS
     assert decided.width == pytest.approx(2 * decided.height, abs=16)
     assert "2000 x 1000 was reduced to" in warnings[0]
 
 
-def test_a_tiny_picture_gets_the_smallest_size_there_is() -> None:
+def test_a_tiny_image_gets_the_smallest_size_there_is() -> None:
     assert sized((20, 10), image=IMAGE) == (64, 64)
 
 

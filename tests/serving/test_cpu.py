@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from tests.doors.cli.test_commands import run
-from tests.support.pictures import base64, gradient
+from tests.support.images import base64, gradient
 from tests.support.server import ROOT, Server, generated, serving
 
 TELLING: dict[str, Any] = {
@@ -46,21 +46,21 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def test_whatever_a_server_does_only_one_thread_has_a_team(server: Server) -> None:
-    picture = base64(gradient(128, 128))
+    image = base64(gradient(128, 128))
     quick = {"prompt": "a red circle", "num_inference_steps": 4}
     for sampler in ("DDIM", "Euler a", "DPM++ 2M Karras", "UniPC", "Heun"):
         generated(server, **quick, scheduler=sampler)
     generated(server, **quick, model="other", num_images=8)
     generated(server, **quick, lora=[{"model_id": "outline"}, {"model_id": "checker"}])
-    generated(server, **quick, image=picture, mask_image=picture, preview_every=1)
-    generated(server, **quick, controlnet={"type": "canny", "image": picture})
+    generated(server, **quick, image=image, mask_image=image, preview_every=1)
+    generated(server, **quick, controlnet={"type": "canny", "image": image})
     generated(server, **quick, hires={"scale": 2, "strength": 0.5}, output_format="webp")
     assert len(teams(server.log.read_text())) == 1
 
 
 def test_memory_that_was_freed_is_kept_for_the_next_call(server: Server) -> None:
     def make_a_large_one() -> int:
-        """Page faults of a picture of 512 x 512: 70000 where all is given back in between."""
+        """Page faults of an image of 512 x 512: 70000 where all is given back in between."""
         family = psutil.Process(server.process.pid).children(recursive=True)
         before = sum(map(page_faults, family))
         generated(server, prompt="x", width=512, height=512, num_inference_steps=1)

@@ -1,4 +1,4 @@
-"""What requests do to pictures, seen in the pictures: a real server on `shapes`, over HTTP."""
+"""What requests do to images, seen in the images: a real server on `shapes`, over HTTP."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from PIL import Image, ImageDraw
 
 from sdbento.images import codec
 from sdbento.images.preprocessors import preprocess
-from tests.support.pictures import data_uri, half_mask
+from tests.support.images import data_uri, half_mask
 from tests.support.server import Server, assert_error, generated, pixels, post
 
 STEPS: dict[str, Any] = {"num_inference_steps": 20, "guidance_scale": 4.0}
 CIRCLE: dict[str, Any] = {"prompt": "a large red circle on a blue background", "seed": 1, **STEPS}
-Picture = NDArray[np.int16]
+Pixels = NDArray[np.int16]
 
 
 def drawn(shape: str = "circle") -> Image.Image:
@@ -30,14 +30,14 @@ def drawn(shape: str = "circle") -> Image.Image:
     return image
 
 
-def is_red(picture: Picture) -> NDArray[np.bool_]:
-    red, green, blue = np.moveaxis(picture, -1, 0)
+def is_red(image: Pixels) -> NDArray[np.bool_]:
+    red, green, blue = np.moveaxis(image, -1, 0)
     found: NDArray[np.bool_] = (red > 140) & (green < 110) & (blue < 110)
     return found
 
 
-def is_blue(picture: Picture) -> NDArray[np.bool_]:
-    red, _, blue = np.moveaxis(picture, -1, 0)
+def is_blue(image: Pixels) -> NDArray[np.bool_]:
+    red, _, blue = np.moveaxis(image, -1, 0)
     found: NDArray[np.bool_] = (blue > 140) & (red < 110)
     return found
 
@@ -47,10 +47,8 @@ def overlap(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
     return float((one & other).sum() / max(1, (one | other).sum()))
 
 
-def form(server: Server, path: str, pictures: dict[str, Image.Image], **fields: Any) -> Picture:
-    files = {
-        name: (f"{name}.png", codec.encode(picture, "png")) for name, picture in pictures.items()
-    }
+def form(server: Server, path: str, images: dict[str, Image.Image], **fields: Any) -> Pixels:
+    files = {name: (f"{name}.png", codec.encode(image, "png")) for name, image in images.items()}
     answer = server.client.post(path, files=files, data={k: str(v) for k, v in fields.items()})
     assert answer.status_code == 200, answer.text
     return pixels(answer.content)
@@ -58,10 +56,10 @@ def form(server: Server, path: str, pictures: dict[str, Image.Image], **fields: 
 
 def test_image_to_image_keeps_the_place_and_takes_the_prompts_colour(server: Server) -> None:
     fields = {"prompt": "a large green circle on a blue background", "seed": 3, **STEPS}
-    picture = form(server, "/img2img", {"image": drawn()}, strength=0.8, **fields)
-    red, green, blue = picture[64, 64]
+    image = form(server, "/img2img", {"image": drawn()}, strength=0.8, **fields)
+    red, green, blue = image[64, 64]
     assert green > max(red, blue)
-    assert is_blue(picture)[4, 4]
+    assert is_blue(image)[4, 4]
 
 
 def test_little_strength_changes_little(server: Server) -> None:
@@ -77,20 +75,20 @@ def test_little_strength_changes_little(server: Server) -> None:
 def test_the_masked_half_changes_and_the_rest_does_not(server: Server) -> None:
     plain = Image.new("RGB", (128, 128), (40, 80, 220))
     fields = {"prompt": "a large red circle on a blue background", "seed": 2, **STEPS}
-    pictures = {"image": plain, "mask_image": half_mask(128, 128)}
-    picture = form(server, "/inpaint", pictures, mask_blur=2, **fields)
+    images = {"image": plain, "mask_image": half_mask(128, 128)}
+    image = form(server, "/inpaint", images, mask_blur=2, **fields)
     original = np.asarray(plain, np.int16)
-    assert np.abs(picture[:, :56] - original[:, :56]).max() == 0
-    assert np.abs(picture[:, 72:] - original[:, 72:]).max() > 60
+    assert np.abs(image[:, :56] - original[:, :56]).max() == 0
+    assert np.abs(image[:, 72:] - original[:, 72:]).max() > 60
 
 
-def test_outpainting_adds_what_was_asked_for_and_leaves_the_picture(server: Server) -> None:
+def test_outpainting_adds_what_was_asked_for_and_leaves_the_image(server: Server) -> None:
     fields = {**CIRCLE, "image": data_uri(drawn()), "outpaint": {"left": 64}}
-    [picture] = generated(server, **fields)
-    assert picture.shape == (128, 192, 3)
+    [image] = generated(server, **fields)
+    assert image.shape == (128, 192, 3)
     original = np.asarray(drawn(), np.int16)
-    assert np.abs(picture[:, 64 + 40 :] - original[:, 40:]).max() <= 1
-    assert is_blue(picture[:, :40]).mean() > 0.5
+    assert np.abs(image[:, 64 + 40 :] - original[:, 40:]).max() <= 1
+    assert is_blue(image[:, :40]).mean() > 0.5
 
 
 @pytest.mark.parametrize("shape", ["circle", "square"])
@@ -118,8 +116,8 @@ def test_the_server_finds_the_edges_itself(server: Server) -> None:
     assert np.abs(mine - its).max() <= 1
 
 
-def inside(picture: Picture) -> Picture:
-    return picture[52:76, 52:76]
+def inside(image: Pixels) -> Pixels:
+    return image[52:76, 52:76]
 
 
 def test_the_outline_lora_empties_the_shape(server: Server) -> None:
@@ -150,21 +148,21 @@ def test_a_tag_of_an_unknown_name_is_the_one_lora_listed(server: Server) -> None
     assert_error(post(server, **tagged), 422, "name", "outline", param="prompt")
 
 
-def test_a_second_pass_makes_the_picture_larger(server: Server) -> None:
+def test_a_second_pass_makes_the_image_larger(server: Server) -> None:
     fields = {**CIRCLE, "hires": {"scale": 1.5, "strength": 0.4}}
-    [picture] = generated(server, **fields)
-    assert picture.shape == (192, 192, 3)
-    assert is_red(picture)[96, 96] and is_blue(picture)[4, 4]
+    [image] = generated(server, **fields)
+    assert image.shape == (192, 192, 3)
+    assert is_red(image)[96, 96] and is_blue(image)[4, 4]
 
 
-def test_a_given_picture_is_enlarged(server: Server) -> None:
+def test_a_given_image_is_enlarged(server: Server) -> None:
     fields = {**CIRCLE, "image": data_uri(drawn()), "upscale": {"scale": 2, "strength": 0.3}}
-    [picture] = generated(server, **fields)
-    assert picture.shape == (256, 256, 3)
-    assert is_red(picture)[128, 128] and is_blue(picture)[8, 8]
+    [image] = generated(server, **fields)
+    assert image.shape == (256, 256, 3)
+    assert is_red(image)[128, 128] and is_blue(image)[8, 8]
 
 
-def test_emphasis_and_long_prompts_reach_the_picture(server: Server) -> None:
+def test_emphasis_and_long_prompts_reach_the_image(server: Server) -> None:
     fields = {**CIRCLE, "num_inference_steps": 6}
     [plain] = generated(server, **fields)
     for prompt in (
@@ -178,19 +176,19 @@ def test_emphasis_and_long_prompts_reach_the_picture(server: Server) -> None:
 
 def test_an_edited_prompt_begins_as_one_thing_and_ends_as_another(server: Server) -> None:
     edited = {**CIRCLE, "prompt": "a large [red:green:0.3] circle on a blue background"}
-    [picture] = generated(server, **edited)
-    red, green, _ = picture[64, 64]
+    [image] = generated(server, **edited)
+    red, green, _ = image[64, 64]
     assert green > red
 
 
-def test_guidance_in_part_of_the_steps_is_another_picture(server: Server) -> None:
+def test_guidance_in_part_of_the_steps_is_another_image(server: Server) -> None:
     fields = {**CIRCLE, "num_inference_steps": 8}
     [whole] = generated(server, **fields)
     [part] = generated(server, guidance_end=0.5, **fields)
     assert np.abs(whole - part).max() > 3
 
 
-def test_what_the_picture_carries_are_digests_and_not_the_pictures(server: Server) -> None:
+def test_what_the_image_carries_are_digests_and_not_the_images(server: Server) -> None:
     fields = {**CIRCLE, "num_inference_steps": 4, "image": data_uri(drawn()), "strength": 0.5}
     answer = post(server, "/img2img", **fields)
     embedded = json.loads(Image.open(BytesIO(answer.content)).info["parameters"])
@@ -202,7 +200,7 @@ def test_what_the_picture_carries_are_digests_and_not_the_pictures(server: Serve
 BAD: list[tuple[dict[str, Any], int, list[str], str]] = [
     ({"image": "hello"}, 422, ["image"], "image"),
     ({"image": "https://127.0.0.1:1/a.png"}, 422, ["could not be fetched"], "image"),
-    ({"image": base64.b64encode(b"no picture").decode()}, 422, ["image"], "image"),
+    ({"image": base64.b64encode(b"no image").decode()}, 422, ["image"], "image"),
     ({"strength": 0.5}, 422, ["needs image"], "strength"),
     ({"image": data_uri(drawn()), "strength": 0.01}, 422, ["strength", "no step"], "strength"),
     ({"controlnet": {"type": "cany"}}, 422, ["canny"], "controlnet.type"),
@@ -224,7 +222,7 @@ def test_nonsense_gets_an_answer_that_helps(
     assert_error(answer, status, *words, param=param)
 
 
-def test_a_form_without_its_picture_says_which(server: Server) -> None:
+def test_a_form_without_its_image_says_which(server: Server) -> None:
     answer = server.client.post("/inpaint", files={"image": b"x"}, data={"prompt": "a"})
     assert_error(answer, 422, "mask_image is required", param="mask_image")
     answer = server.client.post(
@@ -236,5 +234,5 @@ def test_a_form_without_its_picture_says_which(server: Server) -> None:
 
 
 def test_numbers_as_prompts_are_prompts(server: Server) -> None:
-    picture = form(server, "/img2img", {"image": drawn()}, prompt=123, num_inference_steps=4)
-    assert picture.shape == (128, 128, 3)
+    image = form(server, "/img2img", {"image": drawn()}, prompt=123, num_inference_steps=4)
+    assert image.shape == (128, 128, 3)

@@ -33,7 +33,7 @@ def model(family: str) -> Pipeline:
 
 def difference(family: str, **fields: Any) -> float:
     ours, theirs = (make(model(family), **fields) for make in (engine_pixels, stock_pixels))
-    assert theirs.std() > 0.01, "a flat picture proves nothing"
+    assert theirs.std() > 0.01, "a flat image proves nothing"
     return float(np.abs(ours - theirs).max())
 
 

@@ -17,7 +17,7 @@ from sdbento.app import App
 from sdbento.environment import load_settings
 from sdbento.images.preprocessors import preprocess
 from sdbento.request.schema import GenerateRequest
-from tests.support.pictures import gradient
+from tests.support.images import gradient
 from tests.support.server import ROOT, Server, generated, serving
 from tests.support.tiny import save_tiny
 
@@ -59,8 +59,8 @@ class _Quiet(SimpleHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A host with the page's two pictures."""
-    folder = tmp_path_factory.mktemp("pictures")
+    """A host with the page's two images."""
+    folder = tmp_path_factory.mktemp("images")
     gradient(160, 120).save(folder / "input-image.jpg")
     preprocess("canny", gradient(128, 128)).save(folder / "canny-image.jpg")
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(folder)))

@@ -32,17 +32,17 @@ from tests.support.server import (
 )
 
 
-def test_a_prompt_becomes_a_picture_of_what_it_asks_for(server: Server) -> None:
+def test_a_prompt_becomes_an_image_of_what_it_asks_for(server: Server) -> None:
     prompt = "a large red circle on a blue background"
-    picture = generated(server, prompt=prompt, seed=1)[0]
-    assert picture.shape == (128, 128, 3)
-    red, green, blue = picture[64, 64]
+    image = generated(server, prompt=prompt, seed=1)[0]
+    assert image.shape == (128, 128, 3)
+    red, green, blue = image[64, 64]
     assert red > 150 > max(green, blue)
-    red, green, blue = picture[4, 4]
+    red, green, blue = image[4, 4]
     assert blue > 150 > max(red, green)
 
 
-def test_the_answer_tells_how_to_make_the_picture_again(server: Server) -> None:
+def test_the_answer_tells_how_to_make_the_image_again(server: Server) -> None:
     first = post(server, prompt="a green star", num_images=2, num_inference_steps=5).json()
     assert first["seeds"] == [first["seeds"][0], first["seeds"][0] + 1]
     assert first["timings"]["total"] >= first["timings"]["denoising"] > 0
@@ -51,7 +51,7 @@ def test_the_answer_tells_how_to_make_the_picture_again(server: Server) -> None:
         assert np.abs(again - pixels(base64.b64decode(image))).max() <= 1
 
 
-def test_the_picture_carries_its_parameters(server: Server) -> None:
+def test_the_image_carries_its_parameters(server: Server) -> None:
     response = post(server, "/txt2img", **QUICK)
     assert response.headers["content-type"] == "image/png"
     assert response.headers["x-seed"] == "7"
@@ -128,9 +128,9 @@ def test_32_concurrent_mixed_requests_each_equal_their_solo_run(server: Server) 
     requests = [mixed_request(i) for i in range(32)]
     with ThreadPoolExecutor(32) as pool:
         together = list(pool.map(lambda fields: generated(server, **fields)[0], requests))
-    for fields, picture in zip(requests, together, strict=True):
+    for fields, image in zip(requests, together, strict=True):
         alone = generated(server, **fields)[0]
-        assert np.abs(alone - picture).max() <= 1, fields
+        assert np.abs(alone - image).max() <= 1, fields
 
 
 BAD = [

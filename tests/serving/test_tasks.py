@@ -19,6 +19,7 @@ from sdbento.environment import load_settings
 from sdbento.errors import InvalidParameter
 from sdbento.models.pipeline import ControlNet, Pipeline
 from sdbento.samplers.names import list_samplers
+from tests.support.images import box_mask, data_uri, gradient, half_mask
 from tests.support.loras import everything, make_lora, save_kohya, save_peft
 from tests.support.oracle import (
     engine_pixels,
@@ -29,7 +30,6 @@ from tests.support.oracle import (
     tiny_model,
     trajectories_of,
 )
-from tests.support.pictures import box_mask, data_uri, gradient, half_mask
 from tests.support.stock import stock_pipeline, stock_run
 
 FAMILIES = ["sd15", "sd21", "sdxl"]
@@ -58,7 +58,7 @@ def control(family: str, seed: int = 0) -> ControlNet:
 def difference(kind: str, **options: Any) -> float:
     ours, theirs = (make(model(kind), **options) for make in (engine_pixels, stock_pixels))
     assert ours.shape == theirs.shape
-    assert theirs.std() > 0.01, "a flat picture proves nothing"
+    assert theirs.std() > 0.01, "a flat image proves nothing"
     return float(np.abs(ours - theirs).max())
 
 
@@ -194,7 +194,7 @@ def test_several_controlnets_add_up_as_in_the_stock_pipeline(family: str) -> Non
     assert difference(family, controlnets=networks, **BASE, controlnet=several) <= PARITY
 
 
-def test_a_controlnet_changes_the_picture() -> None:
+def test_a_controlnet_changes_the_image() -> None:
     plain = engine_pixels(model("sd15"), **BASE)
     steered = engine_pixels(model("sd15"), controlnets=[control("sd15")], **BASE, **CONTROL)
     assert np.abs(plain - steered).max() > 20 * PARITY
@@ -250,15 +250,15 @@ def test_the_second_pass_is_img2img_of_the_first(family: str, upscaler: str) -> 
             first[None], size=(12, 12), mode="bilinear", antialias=True
         )
     else:
-        [picture] = [stock_run(model(family), request, generator=generator, output_type="pil")]
-        whole = Image.fromarray((picture * 255).round().astype("uint8"))
+        [image] = [stock_run(model(family), request, generator=generator, output_type="pil")]
+        whole = Image.fromarray((image * 255).round().astype("uint8"))
         larger = whole.resize((96, 96), Image.Resampling.LANCZOS)
     again = request.model_copy(update={"num_inference_steps": 8, "strength": 0.5})
     theirs = stock_run(model(family), again, latents=larger, generator=generator)
     assert np.abs(ours - theirs).max() <= PARITY
 
 
-def test_an_upscaled_picture_is_img2img_of_the_enlarged_one() -> None:
+def test_an_upscaled_image_is_img2img_of_the_enlarged_one() -> None:
     upscale = {"scale": 1.5, "strength": 0.4, "upscaler": "bicubic"}
     ours = engine_pixels(model("sd15"), **BASE, image=IMAGE, upscale=upscale)
     larger = gradient().resize((96, 96), Image.Resampling.BICUBIC)

@@ -66,9 +66,9 @@ class FakeApp:
 
 
 def drawn(request: GenerateRequest) -> GenerateResponse:
-    picture = b64encode(f"{request.prompt} {request.seed}".encode()).decode()
+    image = b64encode(f"{request.prompt} {request.seed}".encode()).decode()
     return GenerateResponse(
-        images=[picture],
+        images=[image],
         seeds=[request.seed or 0],
         model="fake",
         parameters={},

@@ -77,7 +77,7 @@ def stock_pipeline(
     """The pipeline for a task, made of the model's components.
 
     Its constructor gets the scheduler too, some overrule its configuration: a scheduler that is set
-    afterwards would not make the picture that people get.
+    afterwards would not make the image that people get.
     """
     task = "Inpaint" if mask else "Img2Img" if image else ""
     kind = f"StableDiffusion{'XL' if model.is_sdxl else ''}"
@@ -125,10 +125,10 @@ def _arguments(
     if image is not None and mask is None:
         given["image"] = _as_large_as(request, image)
     if controls:
-        pictures = [_as_large_as(request, picture) for _, picture in controls]
+        images = [_as_large_as(request, image) for _, image in controls]
         one = len(controls) == 1
         asked = request.controlnet or []
-        given["image" if image is None else "control_image"] = pictures[0] if one else pictures
+        given["image" if image is None else "control_image"] = images[0] if one else images
         for name, values in {
             "controlnet_conditioning_scale": [control.conditioning_scale for control in asked],
             "control_guidance_start": [control.guidance_start for control in asked],
@@ -139,7 +139,7 @@ def _arguments(
 
 
 def _as_large_as(request: GenerateRequest, image: Image.Image) -> Image.Image:
-    """Stock img2img takes its size from the picture."""
+    """Stock img2img takes its size from the image."""
     if request.padding_mask_crop is not None:
         return image
     assert request.width is not None and request.height is not None

@@ -4,7 +4,7 @@ Also their inpainting models (`sd15-inpaint` and so on), `sdxl-refiner`, and Con
 
 Nothing is downloaded: networks are made from configurations, the tokenizer by code. The VAE shrinks
 by 8 as the real ones do, so sizes behave as in reality; widths are as small as the architectures
-allow. Every tensor follows from `seed`, and text reaches the picture strongly enough to be tested.
+allow. Every tensor follows from `seed`, and text reaches the image strongly enough to be tested.
 """
 
 from __future__ import annotations

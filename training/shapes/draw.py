@@ -26,13 +26,13 @@ COLOURS = {
 }
 SHAPES = ("circle", "square", "triangle", "star", "ring", "cross")
 RADII = {"small": 0.19, "large": 0.36}
-"""Radius of each size as a fraction of the picture's side; a drawing varies it by 8 percent."""
+"""Radius of each size as a fraction of the image's side; a drawing varies it by 8 percent."""
 
 STYLES = ("solid", "outline", "checker")
 STROKE = 0.05
-"""Width of an outline as a fraction of the picture's side."""
+"""Width of an outline as a fraction of the image's side."""
 CELL = 12 / 128
-"""Side of a checker's cell likewise; the cells lie on a grid fixed to the picture."""
+"""Side of a checker's cell likewise; the cells lie on a grid fixed to the image."""
 
 SIZE_WORDS = {"small": ("small", "small", "little", "tiny"), "large": ("large", "large", "big")}
 OPENINGS = ("", "", "", "", "", "a picture of ", "a drawing of ", "an image of ")
@@ -57,7 +57,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Scene:
-    """What one drawing shows; `cx`, `cy` and `radius` are fractions of the picture's side."""
+    """What one drawing shows; `cx`, `cy` and `radius` are fractions of the image's side."""
 
     shape: str
     colour: str

@@ -1,4 +1,4 @@
-"""Reads a picture back: which shape, in which colour and size, on which background.
+"""Reads an image back: which shape, in which colour and size, on which background.
 
 Knows nothing of the model; pixels in, a verdict out. Colours are compared with the palette, the
 shape with a template of every shape that has the area and the centre of mass of the mask.
@@ -18,13 +18,13 @@ MAX_COLOUR_DISTANCE = 60.0
 """In RGB steps; the closest two colours of the palette, yellow and orange, are 73 apart."""
 MIN_OVERLAP = 0.75
 
-Picture = NDArray[np.float32]
+Pixels = NDArray[np.float32]
 Colour = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the picture shows; None where it resembles nothing."""
+    """What the image shows; None where it resembles nothing."""
 
     shape: str | None
     colour: str | None
@@ -40,21 +40,21 @@ def nearest_colour(rgb: Colour) -> str | None:
     return name if distances[name] <= MAX_COLOUR_DISTANCE else None
 
 
-def border_colour(picture: Picture) -> Colour:
-    """The median colour of the picture's four edges."""
-    inside = np.zeros(picture.shape[:2], dtype=bool)
+def border_colour(image: Pixels) -> Colour:
+    """The median colour of the image's four edges."""
+    inside = np.zeros(image.shape[:2], dtype=bool)
     inside[BORDER:-BORDER, BORDER:-BORDER] = True
-    return np.median(picture[~inside], axis=0).astype(np.float32)
+    return np.median(image[~inside], axis=0).astype(np.float32)
 
 
-def find_ink(picture: Picture, ground: Colour) -> tuple[Colour, Mask] | None:
-    """The shape's colour and how much of each pixel it covers; None if the picture is plain."""
-    differs = np.linalg.norm(picture - ground, axis=-1) > MAX_COLOUR_DISTANCE
+def find_ink(image: Pixels, ground: Colour) -> tuple[Colour, Mask] | None:
+    """The shape's colour and how much of each pixel it covers; None if the image is plain."""
+    differs = np.linalg.norm(image - ground, axis=-1) > MAX_COLOUR_DISTANCE
     if differs.sum() < 0.01 * differs.size:
         return None
-    ink = np.median(picture[differs], axis=0).astype(np.float32)
+    ink = np.median(image[differs], axis=0).astype(np.float32)
     axis = ink - ground
-    coverage = (picture - ground) @ axis / max(1.0, float(axis @ axis))
+    coverage = (image - ground) @ axis / max(1.0, float(axis @ axis))
     return ink, np.clip((coverage - 0.1) / 0.8, 0, 1).astype(np.float32)
 
 
@@ -95,10 +95,10 @@ def fit_shape(mask: Mask) -> tuple[str, float, float]:
     return shape, radius, overlap
 
 
-def judge(picture: Picture) -> Verdict:
-    """The verdict on one picture, (128, 128, 3) in [0, 255]."""
-    ground = border_colour(picture)
-    found = find_ink(picture, ground)
+def judge(image: Pixels) -> Verdict:
+    """The verdict on one image, (128, 128, 3) in [0, 255]."""
+    ground = border_colour(image)
+    found = find_ink(image, ground)
     if found is None:
         return Verdict(None, None, nearest_colour(ground), None, 0.0)
     ink, mask = found
@@ -109,6 +109,6 @@ def judge(picture: Picture) -> Verdict:
 
 
 def marks(verdict: Verdict, scene: Scene) -> dict[str, bool]:
-    """What of the scene the picture got right."""
+    """What of the scene the image got right."""
     aspects = ("background", "colour", "shape", "size")
     return {name: getattr(verdict, name) == getattr(scene, name) for name in aspects}

@@ -1,4 +1,4 @@
-"""Scores the `shapes` model: pictures of 200 prompts, judged from their pixels.
+"""Scores the `shapes` model: images of 200 prompts, judged from their pixels.
 
 The judge itself is first put to true drawings, and to the same drawings sent through the
 autoencoder, which is the best that the UNet could reach.
@@ -20,7 +20,7 @@ from diffusers import (
 from PIL import Image
 
 from draw import Scene, caption_of, paint, sample_scene
-from judge import Picture, judge, marks
+from judge import Pixels, judge, marks
 
 PIPELINE = Path(__file__).parent / "out" / "pipeline"
 SCHEDULERS = {"ddim": DDIMScheduler, "dpm++2m": DPMSolverMultistepScheduler}
@@ -53,16 +53,16 @@ def paint_prompts(
     guidance: float,
     controls: Sequence[Image.Image] = (),
 ) -> list[Image.Image]:
-    """One picture a caption; the seed is the caption's place in the list.
+    """One image a caption; the seed is the caption's place in the list.
 
-    `controls` has one picture a caption where the pipeline has a ControlNet, else none.
+    `controls` has one image a caption where the pipeline has a ControlNet, else none.
     """
-    pictures: list[Image.Image] = []
+    images: list[Image.Image] = []
     for start in range(0, len(captions), 20):
         batch = list(captions[start : start + 20])
         seeds = [torch.Generator().manual_seed(start + i) for i in range(len(batch))]
         control = {"image": list(controls[start : start + 20])} if controls else {}
-        pictures += pipeline(
+        images += pipeline(
             batch,
             num_inference_steps=steps,
             guidance_scale=guidance,
@@ -71,15 +71,15 @@ def paint_prompts(
             generator=seeds,
             **control,
         ).images
-    return pictures
+    return images
 
 
 @torch.no_grad()
-def through_vae(pipeline: StableDiffusionPipeline, pictures: Sequence[Picture]) -> list[Picture]:
-    """The pictures encoded and decoded again."""
-    decoded: list[Picture] = []
-    for start in range(0, len(pictures), 20):
-        pixels = torch.from_numpy(np.stack(pictures[start : start + 20])).permute(0, 3, 1, 2)
+def through_vae(pipeline: StableDiffusionPipeline, images: Sequence[Pixels]) -> list[Pixels]:
+    """The images encoded and decoded again."""
+    decoded: list[Pixels] = []
+    for start in range(0, len(images), 20):
+        pixels = torch.from_numpy(np.stack(images[start : start + 20])).permute(0, 3, 1, 2)
         latents = pipeline.vae.encode(pixels / 127.5 - 1).latent_dist.mode()
         output = pipeline.vae.decode(latents).sample.permute(0, 2, 3, 1)
         decoded += list((output.clamp(-1, 1) * 127.5 + 127.5).numpy())
@@ -91,9 +91,9 @@ def all_right(result: dict[str, bool]) -> bool:
     return all(result[name] for name in ASPECTS[:3])
 
 
-def rates(prompts: Sequence[Prompt], pictures: Sequence[Picture]) -> dict[str, float]:
+def rates(prompts: Sequence[Prompt], images: Sequence[Pixels]) -> dict[str, float]:
     """The part of the prompts that each aspect, and all but the size, got right."""
-    results = [marks(judge(p), scene) for p, (scene, _) in zip(pictures, prompts, strict=True)]
+    results = [marks(judge(p), scene) for p, (scene, _) in zip(images, prompts, strict=True)]
     asked = [names_size(caption) for _, caption in prompts]
     part = {name: float(np.mean([r[name] for r in results])) for name in ASPECTS}
     part["all three"] = float(np.mean([all_right(r) for r in results]))
@@ -103,27 +103,27 @@ def rates(prompts: Sequence[Prompt], pictures: Sequence[Picture]) -> dict[str, f
     return part
 
 
-def report(title: str, prompts: Sequence[Prompt], pictures: Sequence[Picture]) -> None:
+def report(title: str, prompts: Sequence[Prompt], images: Sequence[Pixels]) -> None:
     """Prints one line of the score table."""
-    cells = (f"{name} {100 * rate:.1f}%" for name, rate in rates(prompts, pictures).items())
+    cells = (f"{name} {100 * rate:.1f}%" for name, rate in rates(prompts, images).items())
     print(f"{title}: {', '.join(cells)}", flush=True)
 
 
-def report_mistakes(prompts: Sequence[Prompt], pictures: Sequence[Picture]) -> None:
-    """Lists the prompts whose picture is wrong, with what the judge saw."""
-    for i, ((scene, caption), picture) in enumerate(zip(prompts, pictures, strict=True)):
-        verdict = judge(picture)
+def report_mistakes(prompts: Sequence[Prompt], images: Sequence[Pixels]) -> None:
+    """Lists the prompts whose image is wrong, with what the judge saw."""
+    for i, ((scene, caption), image) in enumerate(zip(prompts, images, strict=True)):
+        verdict = judge(image)
         if not all_right(marks(verdict, scene)):
             print(f"{i:4} {caption!r} ({scene.background}): {verdict}")
 
 
-def save_grid(pictures: Sequence[Image.Image], columns: int, path: Path) -> None:
-    """All pictures on one sheet."""
-    rows = -(-len(pictures) // columns)
-    width, height = pictures[0].size
+def save_grid(images: Sequence[Image.Image], columns: int, path: Path) -> None:
+    """All images on one sheet."""
+    rows = -(-len(images) // columns)
+    width, height = images[0].size
     sheet = Image.new("RGB", (columns * width, rows * height))
-    for i, picture in enumerate(pictures):
-        sheet.paste(picture, (i % columns * width, i // columns * height))
+    for i, image in enumerate(images):
+        sheet.paste(image, (i % columns * width, i // columns * height))
     sheet.save(path, optimize=True)
 
 
@@ -143,7 +143,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=4.0)
     parser.add_argument("--scheduler", choices=SCHEDULERS, default="ddim")
-    parser.add_argument("--sheet", type=Path, help="write all pictures to this file")
+    parser.add_argument("--sheet", type=Path, help="write all images to this file")
     parser.add_argument("--mistakes", action="store_true", help="list what went wrong")
     options = parser.parse_args()
     pipeline = load_pipeline(options.model, options.scheduler)
@@ -155,10 +155,10 @@ def main() -> None:
     captions = [caption for _, caption in prompts]
     images = paint_prompts(pipeline, captions, options.steps, options.guidance)
     seconds = time.monotonic() - started
-    pictures = [np.asarray(image, dtype=np.float32) for image in images]
-    report(f"model, {len(prompts)} prompts in {seconds:.0f} s", prompts, pictures)
+    pixels = [np.asarray(image, dtype=np.float32) for image in images]
+    report(f"model, {len(prompts)} prompts in {seconds:.0f} s", prompts, pixels)
     if options.mistakes:
-        report_mistakes(prompts, pictures)
+        report_mistakes(prompts, pixels)
     if options.sheet:
         save_grid(images, 20, options.sheet)
 

@@ -1,6 +1,6 @@
 """Scores the two LoRAs and the ControlNet of `shapes`, from pixels, with and without each.
 
-Where the plain model's pictures score as high as those with the addition, it adds nothing.
+Where the plain model's images score as high as those with the addition, it adds nothing.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from scipy import ndimage
 
 from draw import CELL, SIDE, STROKE, Mask, Scene, coverage_of, paint
 from export import PACKAGED
-from judge import Picture, border_colour, find_ink, fit_shape, nearest_colour, overlap_of
+from judge import Pixels, border_colour, find_ink, fit_shape, nearest_colour, overlap_of
 from score import Prompt, load_pipeline, paint_prompts, sample_prompts, save_grid
 from train_controlnet import NAME as CANNY
 from train_controlnet import edges_of, without_shape
@@ -30,24 +30,24 @@ MAX_DEEP = 0.1
 """Part of an outline's ink that may lie deeper than a stroke allows."""
 MIN_ALTERNATION = 0.25
 FOLLOWED = 0.8
-"""Overlap from which a picture's shape counts as the drawn one."""
+"""Overlap from which an image's shape counts as the drawn one."""
 
 Bits = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class Sight:
-    """What a picture shows: two colours, and what the ink covers."""
+    """What an image shows: two colours, and what the ink covers."""
 
     background: str | None
     colour: str | None
     ink: Mask
 
 
-def look(picture: Picture) -> Sight:
-    """Background, ink and coverage of a picture, (128, 128, 3) in [0, 255]."""
-    ground = border_colour(picture)
-    found = find_ink(picture, ground)
+def look(image: Pixels) -> Sight:
+    """Background, ink and coverage of an image, (128, 128, 3) in [0, 255]."""
+    ground = border_colour(image)
+    found = find_ink(image, ground)
     if found is None:
         return Sight(nearest_colour(ground), None, np.zeros((SIDE, SIDE), dtype=np.float32))
     colour, mask = found
@@ -101,13 +101,13 @@ def filled_part(ink: Mask) -> float:
 
 
 def style_rates(
-    style: str, prompts: Sequence[Prompt], pictures: Sequence[Picture]
+    style: str, prompts: Sequence[Prompt], images: Sequence[Pixels]
 ) -> dict[str, float]:
-    """The part of the pictures that show the style, and those that are otherwise as asked.
+    """The part of the images that show the style, and those that are otherwise as asked.
 
-    `filled` is a mean, not a share of pictures: how much of the silhouettes the ink covers.
+    `filled` is a mean, not a share of images: how much of the silhouettes the ink covers.
     """
-    sights = [look(picture) for picture in pictures]
+    sights = [look(image) for image in images]
     pairs = list(zip(sights, (scene for scene, _ in prompts), strict=True))
     return {
         style: float(np.mean([STYLE_TESTS[style](sight.ink) for sight in sights])),
@@ -118,9 +118,9 @@ def style_rates(
     }
 
 
-def control_rates(scenes: Sequence[Scene], pictures: Sequence[Picture]) -> dict[str, float]:
-    """How far the pictures' shapes cover the drawn ones, and whether the colours are as asked."""
-    sights = [look(picture) for picture in pictures]
+def control_rates(scenes: Sequence[Scene], images: Sequence[Pixels]) -> dict[str, float]:
+    """How far the images' shapes cover the drawn ones, and whether the colours are as asked."""
+    sights = [look(image) for image in images]
     pairs = list(zip(sights, scenes, strict=True))
     overlaps = [overlap_of(sight.ink, coverage_of(scene)) for sight, scene in pairs]
     return {
@@ -163,14 +163,14 @@ def control_image(scene: Scene) -> Image.Image:
     return Image.fromarray(edges_of(paint(scene))).convert("RGB")
 
 
-def as_arrays(images: Sequence[Image.Image]) -> list[Picture]:
+def as_arrays(images: Sequence[Image.Image]) -> list[Pixels]:
     return [np.asarray(image, dtype=np.float32) for image in images]
 
 
 def score_lora(
     pipeline: StableDiffusionPipeline, style: str, options: argparse.Namespace
 ) -> list[Image.Image]:
-    """Reports a style's scores on true drawings and with three weights; returns the pictures."""
+    """Reports a style's scores on true drawings and with three weights; returns the images."""
     prompts = [p for p in sample_prompts(2 * options.prompts) if can_be_outlined(p[0])]
     prompts = prompts[: options.prompts]
     captions = [caption for _, caption in prompts]
@@ -217,7 +217,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=40)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=4.0)
-    parser.add_argument("--sheets", type=Path, help="write all pictures to this folder")
+    parser.add_argument("--sheets", type=Path, help="write all images to this folder")
     options = parser.parse_args()
     pipeline = load_pipeline(options.model, "ddim")
     for effect in options.effects:

@@ -1,4 +1,4 @@
-"""Draws the picture sheets of docs/shapes.md: typed prompts, every colour and shape, effects."""
+"""Draws the image sheets of docs/shapes.md: typed prompts, every colour and shape, effects."""
 
 import argparse
 from pathlib import Path
@@ -77,8 +77,8 @@ def main() -> None:
     options.images.mkdir(parents=True, exist_ok=True)
     pipeline = load_pipeline(options.model, "ddim")
     for name, captions, columns in (("prompts", TYPED, 6), ("vocabulary", vocabulary(), 8)):
-        pictures = paint_prompts(pipeline, captions, steps=20, guidance=4.0)
-        save_grid(pictures, columns, options.images / f"shapes-{name}.png")
+        images = paint_prompts(pipeline, captions, steps=20, guidance=4.0)
+        save_grid(images, columns, options.images / f"shapes-{name}.png")
     save_grid(effects(pipeline), 6, options.images / "shapes-effects.png")
 
 

@@ -38,9 +38,9 @@ VAGUE_NOUNS = ("shape", "thing", "object", "")
 Edges = NDArray[np.uint8]
 
 
-def edges_of(picture: Drawing) -> Edges:
-    """White edges on black, (128, 128), of a picture in [0, 255]."""
-    return np.asarray(cv2.Canny(picture.astype(np.uint8), *THRESHOLDS), dtype=np.uint8)
+def edges_of(image: Drawing) -> Edges:
+    """White edges on black, (128, 128), of an image in [0, 255]."""
+    return np.asarray(cv2.Canny(image.astype(np.uint8), *THRESHOLDS), dtype=np.uint8)
 
 
 def without_shape(caption: str, scene: Scene, rng: Rng) -> str:
@@ -80,9 +80,9 @@ def build_pool(base: Base, count: int) -> Pool:
     for _ in range(0, count, 50):
         named = [bool(rng.random() < 0.7) for _ in range(50)]
         scenes = [sample_scene(rng, background_named) for background_named in named]
-        pictures = [paint(scene) for scene in scenes]
-        latents.append(encode(vae, pictures, "cpu"))
-        edges += [edges_of(picture) for picture in pictures]
+        images = [paint(scene) for scene in scenes]
+        latents.append(encode(vae, images, "cpu"))
+        edges += [edges_of(image) for image in images]
         for scene, background_named in zip(scenes, named, strict=True):
             captions += [
                 _caption(scene, rng, background_named) for _ in range(CAPTIONS_PER_DRAWING)

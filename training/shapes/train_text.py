@@ -1,4 +1,4 @@
-"""Teaches the text encoder of the `shapes` model to read captions, before there are any pictures.
+"""Teaches the text encoder of the `shapes` model to read captions, before there are any images.
 
 From every token after a caption's end a linear probe has to name shape, colour, background and
 size. Learnt through the UNet alone, words bind to colours late; with this they bind in a tenth of

@@ -53,14 +53,14 @@ class Section:
 _SDXL, _SD15 = ("sdxl",), ("sd15",)
 _ALL = (
     Section("versions", 25, "versions:measure", "What the machine is, and that the engine runs"),
-    Section("correctness", 60, "correctness:measure", "Pictures of `shapes`, against stock fp32"),
+    Section("correctness", 60, "correctness:measure", "Images of `shapes`, against stock fp32"),
     Section("eager", 50, "eager:measure", "SDXL: a step of stock and engine", _SDXL),
     Section("graphs", 40, "graphs:measure", "SDXL: CUDA graphs without a compiler", _SDXL),
-    Section("offline", 65, "serving:offline", "SDXL: many images at once, pictures out", _SDXL),
+    Section("offline", 65, "serving:offline", "SDXL: many images at once, decoded too", _SDXL),
     Section("ceilings", 25, "ceilings:measure", "What the device can do at best"),
     Section("compiled", 120, "compiled:whole", "SDXL: compiled, under CUDA graphs", _SDXL),
     Section("serving", 90, "serving:online", "SD 1.5: mixed requests that arrive by chance", _SD15),
-    Section("vae", 25, "vae:measure", "SDXL: latents to pictures", _SDXL),
+    Section("vae", 25, "vae:measure", "SDXL: latents to images", _SDXL),
     Section("sd15", 40, "graphs:eager_and_graphs", "SD 1.5: a step, with CUDA graphs too", _SD15),
     Section("fp8", 45, "fp8:measure", "SDXL: linear layers in fp8", _SDXL),
     Section("loading", 30, "loading:measure", "SDXL: what comes beside the steps", _SDXL),

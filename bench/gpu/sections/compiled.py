@@ -81,7 +81,7 @@ def under_graphs(
 
 
 def _first_call(bench: Bench, subject: Subject, compiled: Any) -> None:
-    """Compiles; what is marked may differ in later calls, the size of pictures may not."""
+    """Compiles; what is marked may differ in later calls, the size of images may not."""
     rows = 2 * max(bench.images)
     inputs = unet_inputs(subject, rows)
     tensors = [value for value in inputs.values() if isinstance(value, torch.Tensor)]

@@ -1,4 +1,4 @@
-"""Real weights: the pictures of `shapes` by engine and stock, each against stock in fp32.
+"""Real weights: the images of `shapes` by engine and stock, each against stock in fp32.
 
 In fp16 and bf16 both round, in different places. The engine is right when it is not farther from
 fp32 than the stock pipeline is by more than a tenth. Latents of both are decoded the same way.
@@ -26,8 +26,8 @@ from sdbento.models.weights import load
 from sdbento.request.schema import GenerateRequest
 from sdbento.runner.vae import decode
 from sdbento.settings import Settings
+from tests.support.images import data_uri, gradient, half_mask
 from tests.support.oracle import Pixels, engine_pixels, settled
-from tests.support.pictures import data_uri, gradient, half_mask
 from tests.support.stock import stock_run
 
 TENTH = 1.1
@@ -35,15 +35,15 @@ FLOOR = 1e-5  # of the mean difference on [0, 1]: what the order of sums alone d
 LORA = "outline"
 LORA_FOLDER = Path(__file__).parents[3] / "sdbento" / "bundled" / f"shapes-{LORA}"
 PROMPT = "a large red circle on a blue background"
-PICTURE = data_uri(gradient(128, 128))
+IMAGE = data_uri(gradient(128, 128))
 CASES: Mapping[str, dict[str, Any]] = {
     "text": {},
     "Euler a": {"scheduler": "Euler a"},
     "DPM++ 2M SDE Karras": {"scheduler": "DPM++ 2M SDE Karras"},
     "LoRA": {"lora": [{"model_id": LORA}]},
-    "ControlNet": {"controlnet": [{"type": "canny", "image": PICTURE}]},
-    "inpaint": {"image": PICTURE, "mask_image": data_uri(half_mask(128, 128))},
-    "img2img": {"image": PICTURE, "strength": 0.6},
+    "ControlNet": {"controlnet": [{"type": "canny", "image": IMAGE}]},
+    "inpaint": {"image": IMAGE, "mask_image": data_uri(half_mask(128, 128))},
+    "img2img": {"image": IMAGE, "strength": 0.6},
 }
 
 
@@ -99,8 +99,8 @@ def compare(
             with true_fp32():
                 references[case, seed] = stock(exact, fields)
         reference = references[case, seed]
-        pictures = {"engine": engine(models, fields), "stock": stock(models, fields)}
-        for system, pixels in pictures.items():
+        images = {"engine": engine(models, fields), "stock": stock(models, fields)}
+        for system, pixels in images.items():
             difference = np.abs(pixels - reference)
             distances[system].append(float(difference.mean()))
             largest[system] = max(largest[system], float(difference.max()))
@@ -136,14 +136,14 @@ def engine(models: Models, fields: dict[str, Any]) -> Pixels:
 
 def stock(models: Models, fields: dict[str, Any]) -> Pixels:
     model = models.with_lora if "lora" in fields else models.plain
-    request, pictures = settled(model, **fields)
+    request, images = settled(model, **fields)
     networks = [network.module for network in _networks(models, fields)]
-    controls = [(n, p) for n, p in zip(networks, pictures.controls, strict=True) if p is not None]
+    controls = [(n, c) for n, c in zip(networks, images.controls, strict=True) if c is not None]
     latents = stock_run(
         model,
         request,
-        image=pictures.image,
-        mask=pictures.mask,
+        image=images.image,
+        mask=images.mask,
         controls=controls,
         output_type="latent",
     )

@@ -1,7 +1,7 @@
 """Linear layers of the transformer blocks in fp8, with a scale a row: speed, and what it costs.
 
 torch has no fp8 convolution, so the rest stays bf16. Random weights show the speed only; what it
-does to pictures is seen on `shapes`. On a CPU the matmul is a stand-in that rounds the same way.
+does to images is seen on `shapes`. On a CPU the matmul is a stand-in that rounds the same way.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ def to_fp8(unet: nn.Module, make: Callable[[Tensor], Quantized]) -> int:
 
 def measure(bench: Bench, model: str) -> None:
     dtype = torch.bfloat16 if bench.on_gpu else torch.float32
-    with bench.part(5, what="pictures of shapes"):
-        pictures(bench)
+    with bench.part(5, what="images of shapes"):
+        images_of_shapes(bench)
     images = bench.images[-2:]
     subject = build(model, bench, dtype)
     calls(bench, subject, subject.pipeline.unet, images, "bf16")
@@ -120,8 +120,8 @@ def torchao(bench: Bench, subject: Subject, images: list[int]) -> None:
     calls(bench, subject, graphed, images[-1:], "torchao, compiled blocks, graph")
 
 
-def pictures(bench: Bench) -> None:
-    """How far from stock fp32 the pictures of real weights are, in bf16 and with fp8 layers."""
+def images_of_shapes(bench: Bench) -> None:
+    """How far from stock fp32 the images of real weights are, in bf16 and with fp8 layers."""
     exact, models = load_models("fp32"), load_models("bf16")
     distances: dict[str, list[float]] = {"bf16": [], "fp8": []}
     requests = [request_of(bench, "text", seed) for seed in range(1 if bench.toy else 4)]
@@ -133,7 +133,7 @@ def pictures(bench: Bench) -> None:
         for request, reference in zip(requests, references, strict=True):
             values.append(float(abs(engine(models, request) - reference).mean()))
     figures = {f"{name}_mean": sum(values) / len(values) for name, values in distances.items()}
-    bench.row(dict(figures), what="pictures of shapes, distance from stock fp32")
+    bench.row(dict(figures), what="images of shapes, distance from stock fp32")
 
 
 def backend(bench: Bench) -> str:

@@ -2,7 +2,7 @@
 
 A static batch is what a careful user of the stock pipeline makes: whenever the pipeline is free,
 the oldest request and up to seven others that have its step count and sampler, for only those can
-share a call. Both sides make the pictures, too.
+share a call. Both sides decode the images, too.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Outcome:
 
 
 def offline(bench: Bench, model: str) -> None:
-    """Everything is there at the start; images a second, pictures included."""
+    """All requests are there at the start; images a second, decoding included."""
     subject = build(model, bench)
     count = 4 if bench.toy else 2 * BATCH
     steps = subject.steps
@@ -174,7 +174,7 @@ def by_engine(subject: Subject, engine: Engine, requests: Sequence[Request]) -> 
 
 
 def in_batches(subject: Subject, requests: Sequence[Request]) -> Outcome:
-    subject.stock.vae.enable_slicing()  # eight pictures at once would not fit
+    subject.stock.vae.enable_slicing()  # eight images at once would not fit
     started = time.monotonic()
     coming, waiting, latencies = list(requests), list[Request](), list[float]()
     while coming or waiting:

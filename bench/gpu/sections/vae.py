@@ -1,4 +1,4 @@
-"""Latents to pictures: precision, order of memory, images a call, and the way to the host."""
+"""Latents to images: precision, order of memory, images a call, and the way to the host."""
 
 from __future__ import annotations
 

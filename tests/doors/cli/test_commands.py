@@ -90,7 +90,7 @@ def test_it_runs_as_a_module_too() -> None:
         ["worker", "--rp_debugger"],  # the SDK fails every job with it
         ["worker", "--test_input", "a cat"],
         ["worker", "--test_input", "[1]"],
-        ["worker", "--rp_log_level", "DEBUG"],  # prints pictures
+        ["worker", "--rp_log_level", "DEBUG"],  # prints images
     ],
 )
 def test_wrong_usage_ends_with_2(args: list[str]) -> None:
@@ -134,7 +134,7 @@ def test_an_unknown_sampler_is_one_line() -> None:
     assert "Eulr" in complaint("generate", "x", *SHAPES, "--scheduler", "Eulr")
 
 
-def test_a_picture_is_made_with_its_parameters_inside(tmp_path: Path) -> None:
+def test_an_image_is_made_with_its_parameters_inside(tmp_path: Path) -> None:
     done = run("generate", RED_CIRCLE, *QUICK, "-o", "circle.png", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
@@ -143,7 +143,7 @@ def test_a_picture_is_made_with_its_parameters_inside(tmp_path: Path) -> None:
         assert RED_CIRCLE in json.dumps(image.info)
 
 
-def test_several_pictures_are_numbered_in_the_format_of_the_name(tmp_path: Path) -> None:
+def test_several_images_are_numbered_in_the_format_of_the_name(tmp_path: Path) -> None:
     output = tmp_path / "circle.jpg"
     done = run("generate", RED_CIRCLE, *QUICK, "--num-images", "2", "-o", str(output))
     assert done.returncode == 0, done.stderr

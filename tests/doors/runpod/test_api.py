@@ -251,7 +251,7 @@ async def test_runpods_asynchronous_sdk_works_too() -> None:
 
 
 class QuickRunner(FakeRunner):
-    """Paints one pixel whatever is asked for: large pictures take a CPU minutes."""
+    """Paints one pixel whatever is asked for: large images take a CPU minutes."""
 
     def measure(self, *_: object) -> float:
         return 0.001
@@ -291,8 +291,8 @@ def test_the_pages_example_program_runs_as_it_stands(
         command = [sys.executable, "-c", program]
         ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert ran.stdout == "Image generated successfully!\n", ran.stderr
-    with Image.open(tmp_path / "generated_image.png") as picture:
-        assert picture.format == "PNG"
+    with Image.open(tmp_path / "generated_image.png") as image:
+        assert image.format == "PNG"
 
 
 def test_one_job_too_many_is_told_when_to_come_again(tmp_path: Path) -> None:

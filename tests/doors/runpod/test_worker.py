@@ -33,7 +33,7 @@ PROMPT = "a large red circle on a blue background"
 QUICK: dict[str, Any] = {"prompt": PROMPT, "num_inference_steps": 4, "seed": 7}
 LONG: dict[str, Any] = {"prompt": PROMPT, "num_inference_steps": 150, "num_images": 3}
 SAMPLERS = ["DDIM", "Euler", "Euler a", "DPM++ 2M Karras", "UniPC", "Heun"]
-LIMIT = 50_000  # bytes of a /run job's result; one picture of `shapes` has a quarter of that
+LIMIT = 50_000  # bytes of a /run job's result; one image of `shapes` has a quarter of that
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def answered(platform: Platform, given: Any, **options: Any) -> PlatformJob:
     return platform.submit("w1", given, **options).wait()
 
 
-def picture(image: str) -> Image.Image:
+def opened(image: str) -> Image.Image:
     return Image.open(BytesIO(decoded(image)))
 
 
@@ -67,7 +67,7 @@ def test_the_output_of_a_job_is_a_list_of_base64_images(
 ) -> None:
     output = answered(platform, QUICK).output
     assert len(output) == 1
-    drawn = picture(output[0])
+    drawn = opened(output[0])
     assert drawn.size == (128, 128)
     assert json.loads(drawn.info["parameters"])["seed"] == 7
 
@@ -79,7 +79,7 @@ def test_a_job_may_ask_for_all_that_is_known(platform: Platform, worker: WorkerP
     assert output["model"] == "shapes"
     again = answered(platform, {**output["parameters"], "seed": 8}).output
     # It ran beside another image and now runs alone, which may round one level differently.
-    alone, beside = (np.asarray(picture(image), int) for image in (again[0], output["images"][1]))
+    alone, beside = (np.asarray(opened(image), int) for image in (again[0], output["images"][1]))
     assert np.abs(alone - beside).max() <= 1
 
 
@@ -116,7 +116,7 @@ def test_40_mixed_jobs_at_once_each_end_once_and_rightly(
     for job in jobs:
         job.wait()
     for job, given in zip(jobs, inputs[: -len(BAD)], strict=False):
-        assert picture(job.output[0]).size == (given["width"], given["height"])
+        assert opened(job.output[0]).size == (given["width"], given["height"])
     for job, (_, words) in zip(jobs[-len(BAD) :], BAD, strict=True):
         assert "\n" not in job.error
         assert "Traceback" not in job.error
@@ -181,11 +181,11 @@ def test_a_stream_tells_of_queue_steps_previews_and_the_end(
     done = [event["step"] for event in job.stream if event["event"] == "step"]
     assert done == sorted(done) and done[-1] == steps
     preview = next(event for event in job.stream if event["event"] == "preview")
-    assert picture(preview["preview"]).format == "JPEG"
+    assert opened(preview["preview"]).format == "JPEG"
     assert names[-1] == "done"
     assert job.stream[-1]["output"] == job.output
     alone = answered(platform, {**QUICK, "num_inference_steps": steps})
-    assert picture(job.output[0]).tobytes() == picture(alone.output[0]).tobytes()
+    assert opened(job.output[0]).tobytes() == opened(alone.output[0]).tobytes()
     assert not alone.stream
 
 
@@ -207,7 +207,7 @@ def test_a_result_over_the_limit_is_an_error_that_names_both(
     assert "allow_jpeg" in error
     assert len(answered(platform, large, sync=True).output) == 6  # /runsync allows more
     output = answered(platform, {**large, "allow_jpeg": True, "return": "full"}).output
-    assert [picture(image).format for image in output["images"]] == ["JPEG"] * 6
+    assert [opened(image).format for image in output["images"]] == ["JPEG"] * 6
     assert "sent as JPEG" in output["warnings"][-1]
 
 
@@ -219,7 +219,7 @@ def test_the_platform_hears_which_jobs_are_under_way(
     platform.cancel(job)
 
 
-def test_no_picture_is_ever_in_the_log(platform: Platform, worker: WorkerProcess) -> None:
+def test_no_image_is_ever_in_the_log(platform: Platform, worker: WorkerProcess) -> None:
     image = answered(platform, QUICK).output[0]
     assert image[:40] not in worker.log
     assert "DEBUG" not in worker.log

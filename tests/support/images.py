@@ -1,4 +1,4 @@
-"""Pictures to send: drawn here, so that what they show is known."""
+"""Images to send: drawn here, so that what they show is known."""
 
 from __future__ import annotations
 
