@@ -69,7 +69,7 @@ def assert_same(one: NDArray[np.int16], other: NDArray[np.int16]) -> None:
     assert np.abs(one - other).max() <= 1
 
 
-async def test_a_misspelt_setting_is_told_at_the_start(
+async def test_a_misspelt_setting_is_reported_at_the_start(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("SDBENTO_MAX_PIXLES", "65536")
@@ -126,7 +126,7 @@ async def measuring(**options: Any) -> AsyncIterator[tuple[App, Measuring]]:
     ],
     ids=str,
 )
-async def test_what_needs_no_model_is_refused_before_one_is_loaded(
+async def test_bad_requests_are_refused_before_a_model_is_loaded_where_possible(
     folder: Path, tmp_path: Path, fields: dict[str, Any], param: str
 ) -> None:
     for_sdxl = {"clip_l": torch.ones(1, 768), "clip_g": torch.ones(1, 1280)}
@@ -158,7 +158,7 @@ async def test_the_server_is_ready_when_its_model_is_loaded_and_measures_it_when
         assert all(runner.ready_at)
 
 
-async def test_it_is_not_ready_before_its_model_is_compiled(
+async def test_the_server_is_not_ready_before_its_model_is_compiled(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     compiled: list[int] = []  # measurements until then
@@ -192,7 +192,7 @@ async def test_an_idle_process_gives_freed_memory_back(
     assert released_beside == [0]
 
 
-async def test_a_request_without_images_is_not_late_for_them(app: App) -> None:
+async def test_a_late_request_without_images_is_not_blamed_on_their_fetch(app: App) -> None:
     with pytest.raises(DeadlineExceeded) as caught:
         await made(app, timeout=1e-6)
     assert "image" not in caught.value.message
@@ -220,7 +220,9 @@ async def test_an_inpainting_model_repaints_and_draws(app: App) -> None:
     assert drawn.std() > 3
 
 
-async def test_requests_for_all_of_them_at_once_get_their_own(app: App, folder: Path) -> None:
+async def test_concurrent_requests_for_different_models_get_their_own_images(
+    app: App, folder: Path
+) -> None:
     requests: list[dict[str, Any]] = [
         {"model": "tiny-sd15"},
         {"model": "tiny-sdxl"},
@@ -255,7 +257,7 @@ async def test_requests_for_all_of_them_at_once_get_their_own(app: App, folder: 
         ({"model": "nobody"}, "model", "nearest"),
     ],
 )
-async def test_what_does_not_fit_is_refused_by_name(
+async def test_combinations_that_do_not_fit_are_refused_by_name(
     app: App, folder: Path, fields: dict[str, Any], param: str, words: str
 ) -> None:
     if "controlnet" in fields and fields["controlnet"]["type"] == "CONTROL":

@@ -18,7 +18,7 @@ async def fail() -> None:
     raise KeyError("a bug")
 
 
-async def test_a_task_that_dies_is_logged_and_told(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_task_that_dies_is_logged_and_reported(caplog: pytest.LogCaptureFixture) -> None:
     told = asyncio.Event()
     task = start_task(fail(), "tidy", told.set)
     await asyncio.wait_for(told.wait(), 5)
@@ -28,7 +28,9 @@ async def test_a_task_that_dies_is_logged_and_told(caplog: pytest.LogCaptureFixt
     assert record.exc_info is not None and "a bug" in caplog.text
 
 
-async def test_nobody_need_be_told(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_dying_task_is_logged_without_anyone_to_report_to(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     await asyncio.wait({start_task(fail(), "tidy")})
     await asyncio.sleep(0)
     assert "'tidy' died" in caplog.text

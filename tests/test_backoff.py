@@ -10,7 +10,7 @@ def test_pauses_double_up_to_a_bound() -> None:
     assert [backoff.next_pause() for _ in range(5)] == [0.5, 1.0, 2.0, 3.0, 3.0]
 
 
-def test_after_a_success_the_first_pause_comes_again() -> None:
+def test_a_success_resets_the_pause() -> None:
     backoff = Backoff(first=0.5, longest=3.0)
     for _ in range(3):
         backoff.next_pause()

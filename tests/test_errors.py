@@ -85,7 +85,7 @@ def test_types_are_unique() -> None:
     assert len({cls.type for cls in TREE}) == len(TREE)
 
 
-def test_the_body_is_the_one_shape() -> None:
+def test_every_error_body_has_the_same_shape() -> None:
     error = InvalidParameter("width is odd", param="width")
     assert error.to_body() == {
         "error": {"type": "invalid_parameter", "message": "width is odd", "param": "width"}
@@ -101,7 +101,7 @@ def test_an_error_of_the_tree_is_its_own_class() -> None:
 @pytest.mark.parametrize(
     "cls", foreign_exceptions(), ids=lambda cls: f"{cls.__module__}.{cls.__name__}"
 )
-def test_every_foreign_error_has_a_place(cls: type[BaseException]) -> None:
+def test_every_foreign_error_is_mapped(cls: type[BaseException]) -> None:
     error = classify(cls.__new__(cls))
     assert error.type != "internal_error", f"{cls.__module__}.{cls.__name__} is not mapped"
 
@@ -133,11 +133,11 @@ def test_every_foreign_error_has_a_place(cls: type[BaseException]) -> None:
         ("requests.exceptions.ConnectionError", Unavailable),
     ],
 )
-def test_foreign_errors_become(name: str, kind: type[SDBentoError]) -> None:
+def test_foreign_errors_become_errors_of_the_tree(name: str, kind: type[SDBentoError]) -> None:
     assert type(classify(instance(name))) is kind
 
 
-def test_the_nearest_base_decides() -> None:
+def test_the_nearest_base_class_decides() -> None:
     gated = classify(instance("huggingface_hub.errors.GatedRepoError"))  # also a RepositoryNotFound
     assert "licence" in gated.message
     assert "timed out" in classify(instance("httpx.ConnectTimeout")).message
@@ -164,7 +164,7 @@ def test_a_disk_that_is_full_for_the_database_is_recognised(tmp_path: Path) -> N
     assert classify(caught.value).message == "the disk is full"
 
 
-def test_the_unknown_is_a_500_with_an_id_and_no_internals() -> None:
+def test_an_unknown_error_is_a_500_with_an_id_and_no_internals() -> None:
     secret = KeyError("/home/me/secret")
     first, second = classify(secret), classify(secret)
     assert (first.status, first.type) == (500, "internal_error")
@@ -182,7 +182,9 @@ def test_ordinary_errors_are_not_taken_for_something_else(exc: Exception) -> Non
 
 
 @pytest.mark.parametrize(("error", "sick"), SICK)
-def test_only_a_failure_of_the_device_itself_makes_it_sick(error: Exception, sick: bool) -> None:
+def test_only_a_failure_of_the_device_itself_marks_it_as_failed(
+    error: Exception, sick: bool
+) -> None:
     assert is_sick(classify(error)) is sick
 
 

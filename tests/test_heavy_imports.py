@@ -25,7 +25,7 @@ def thaw() -> Iterator[None]:
     gc.unfreeze()
 
 
-def test_what_came_inside_is_never_looked_at_again() -> None:
+def test_objects_made_inside_are_never_examined_again() -> None:
     with without_collector():
         assert not gc.isenabled()
         imported = weakref.ref(Loop())

@@ -217,7 +217,7 @@ def refusal(url: str, settings: Settings = PRIVATE) -> str:
 # What works
 
 
-def test_the_body_comes_back(server: Server) -> None:
+def test_the_body_is_returned(server: Server) -> None:
     assert get(f"http://{server.at}/image") == BODY
 
 
@@ -225,7 +225,7 @@ def test_redirects_are_followed(server: Server) -> None:
     assert get(f"http://{server.at}/down/{MAX_REDIRECTS - 1}") == BODY
 
 
-def test_it_asks_plainly_and_gives_nothing_away(
+def test_a_fetch_sends_few_headers_and_ignores_proxies(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
@@ -330,7 +330,7 @@ def test_http_is_refused(connected: list[str]) -> None:
         "https://" + "a" * 70 + ".example/", "https://a..example/", "https://" + "x" * 100_000,
     ],
 )  # fmt: skip
-def test_what_is_no_url_to_fetch_is_refused_in_few_words(url: str, connected: list[str]) -> None:
+def test_a_url_that_cannot_be_fetched_is_refused_briefly(url: str, connected: list[str]) -> None:
     assert len(refusal(url)) < 250
     assert connected == []
 
@@ -351,7 +351,7 @@ def test_credentials_in_a_url_are_refused(connected: list[str]) -> None:
         ("https://93.184.215.14:port/", "not valid"),
     ],
 )
-def test_a_redirect_passes_the_same_gate(
+def test_a_redirect_is_checked_like_the_first_url(
     target: str,
     reason: str,
     tls_server: Server,
@@ -369,7 +369,7 @@ def test_a_redirect_passes_the_same_gate(
     assert len(tls_server.seen) == 1
 
 
-def test_redirects_have_an_end(server: Server) -> None:
+def test_too_many_redirects_are_refused(server: Server) -> None:
     assert f"more than {MAX_REDIRECTS} redirects" in refusal(f"http://{server.at}/down/50")
     assert len(server.seen) == MAX_REDIRECTS + 1
 
@@ -378,23 +378,21 @@ def test_redirects_have_an_end(server: Server) -> None:
 
 
 @pytest.mark.parametrize("path", ["boasting", "endless"])
-def test_too_many_bytes_are_refused_by_header_and_while_they_come(
-    path: str, server: Server
-) -> None:
+def test_too_many_bytes_are_refused_by_header_and_while_reading(path: str, server: Server) -> None:
     with pytest.raises(TooLarge, match=f"limit of {LIMIT} bytes") as caught:
         get(f"http://{server.at}/{path}")
     assert caught.value.param == "image"
 
 
 @pytest.mark.parametrize("path", ["trickle", "header"])
-def test_a_slow_trickle_ends_too(path: str, server: Server) -> None:
+def test_a_slow_trickle_times_out(path: str, server: Server) -> None:
     settings = Settings(allow_private_urls=True, fetch_timeout=0.3)
     started = time.monotonic()
     assert "0.3 seconds (SDBENTO_FETCH_TIMEOUT)" in refusal(f"http://{server.at}/{path}", settings)
     assert time.monotonic() - started < 5
 
 
-def test_a_resolver_that_does_not_answer_ends_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resolver_that_does_not_answer_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     released = threading.Event()
 
     def hang(host: str, port: int) -> list[str]:
@@ -415,18 +413,18 @@ def test_compression_is_refused(server: Server) -> None:
 
 
 @pytest.mark.parametrize("status", [204, 304, 401, 404, 500])
-def test_other_answers_are_told(status: int, server: Server) -> None:
+def test_other_answers_are_reported(status: int, server: Server) -> None:
     message = refusal(f"http://{server.at}/status/{status}")
     assert message.endswith(f"from 127.0.0.1: the host answered {status}")
 
 
-def test_a_refused_connection_is_told() -> None:
+def test_a_refused_connection_is_reported() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # and does not listen
         assert "was refused" in refusal(f"http://127.0.0.1:{taken.getsockname()[1]}/")
 
 
-def test_an_unknown_host_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_host_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(host: str, port: int) -> list[str]:
         raise socket.gaierror(socket.EAI_NONAME, "not known")
 
@@ -434,7 +432,7 @@ def test_an_unknown_host_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "cannot be resolved" in refusal("https://nowhere.example/")
 
 
-def test_half_an_answer_is_told(server: Server) -> None:
+def test_a_truncated_answer_is_reported(server: Server) -> None:
     assert "broke off" in refusal(f"http://{server.at}/cut")
 
 
@@ -453,7 +451,7 @@ def test_a_certificate_of_an_unknown_authority_is_refused(
     assert "certificate was refused" in message
 
 
-def test_a_host_without_tls_is_told(server: Server) -> None:
+def test_a_host_without_tls_is_reported(server: Server) -> None:
     assert "TLS failed" in refusal(f"https://{server.at}/image")
 
 
@@ -483,7 +481,7 @@ def test_json_is_posted(path: str, server: Server) -> None:
 
 
 @pytest.mark.parametrize("status", [400, 500])
-def test_a_post_that_is_not_taken_is_told(status: int, server: Server) -> None:
+def test_a_post_that_is_not_accepted_is_reported(status: int, server: Server) -> None:
     message = unposted(f"http://{server.at}/status/{status}")
     assert message == f"webhook could not be posted to 127.0.0.1: the host answered {status}"
 
@@ -493,19 +491,19 @@ def test_a_post_follows_no_redirect(server: Server) -> None:
     assert len(server.seen) == 1
 
 
-def test_a_post_passes_the_same_gate(resolve: Resolve, connected: list[str]) -> None:
+def test_a_post_is_checked_like_a_fetch(resolve: Resolve, connected: list[str]) -> None:
     resolve("10.0.0.1")
     assert "private" in unposted("https://listener.example/", PUBLIC)
     assert "use https" in unposted("http://listener.example/", PUBLIC)
     assert connected == []
 
 
-def test_a_post_ends_in_time(server: Server) -> None:
+def test_a_post_times_out(server: Server) -> None:
     settings = Settings(allow_private_urls=True, fetch_timeout=0.3)
     assert "SDBENTO_FETCH_TIMEOUT" in unposted(f"http://{server.at}/header", settings)
 
 
-def test_a_url_can_be_checked_without_going_there(resolve: Resolve) -> None:
+def test_a_url_can_be_checked_without_a_connection(resolve: Resolve) -> None:
     asked = resolve("93.184.215.14")
     check("https://listener.example/", PUBLIC, param="webhook")
     check("https://93.184.215.14:8443/", PUBLIC, param="webhook")
@@ -533,5 +531,5 @@ def test_a_url_can_be_checked_without_going_there(resolve: Resolve) -> None:
         ("", False),
     ],
 )
-def test_urls_are_told_from_names_and_data(source: str, expected: bool) -> None:
+def test_urls_are_distinguished_from_names_and_data(source: str, expected: bool) -> None:
     assert is_url(source) is expected

@@ -22,6 +22,6 @@ def test_settings_cannot_be_changed_once_read() -> None:
         Settings().max_batch_size = 8  # type: ignore[misc]
 
 
-def test_settings_themselves_know_no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_themselves_read_no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MAX_BATCH_SIZE", "6")
     assert Settings().max_batch_size == 4

@@ -27,7 +27,9 @@ def test_files_of_the_folder_and_its_subfolders_are_listed_by_their_relative_pat
 
 
 @pytest.mark.parametrize(("max_depth", "names"), [(0, ["x"]), (1, ["x", "a/x"])])
-def test_a_search_may_be_shallow(max_depth: int, names: list[str], tmp_path: Path) -> None:
+def test_a_search_can_be_limited_to_a_depth(
+    max_depth: int, names: list[str], tmp_path: Path
+) -> None:
     put(tmp_path, "x", "a/x", "a/b/x")
     assert [*list_files(tmp_path, "x", max_depth)] == names
 
@@ -44,7 +46,7 @@ def test_a_folder_may_be_listed_under_two_names(tmp_path: Path) -> None:
     assert [*list_files(tmp_path, "x", max_depth=1)] == ["a/x", "b/x"]
 
 
-def test_what_is_missing_or_no_file_is_left_out(tmp_path: Path) -> None:
+def test_missing_entries_and_non_files_are_left_out(tmp_path: Path) -> None:
     assert list_files(tmp_path / "missing", "x") == {}
     (tmp_path / "folder.x").mkdir()
     (tmp_path / "broken.x").symlink_to(tmp_path / "nowhere")

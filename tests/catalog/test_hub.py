@@ -102,7 +102,7 @@ def test_the_next_mirror_is_tried_when_one_is_gone(
     assert fake.asked[0] == ("first", False)
 
 
-def test_without_a_network_the_cache_serves_and_no_mirror_is_waited_for(
+def test_without_a_network_the_cache_is_used_and_no_mirror_is_tried(
     remote: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake = FakeHub(monkeypatch, first=ConnectionError(), second=remote)
@@ -111,7 +111,7 @@ def test_without_a_network_the_cache_serves_and_no_mirror_is_waited_for(
     assert ("second", False) not in fake.asked
 
 
-def test_where_the_cache_is_preferred_the_hub_is_asked_for_what_is_not_in_it_only(
+def test_with_the_cache_preferred_only_missing_files_are_requested_from_the_hub(
     remote: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake = FakeHub(monkeypatch, first=remote)
@@ -124,9 +124,7 @@ def test_where_the_cache_is_preferred_the_hub_is_asked_for_what_is_not_in_it_onl
     assert ("first", False) in fake.asked
 
 
-def test_offline_nothing_is_asked_of_the_network(
-    remote: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_offline_no_network_request_is_made(remote: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = FakeHub(monkeypatch, first=remote)
     with pytest.raises(LocalEntryNotFoundError):
         hub.fetch(model("first"), half=False, offline=True)
@@ -153,7 +151,7 @@ def test_an_incomplete_cache_is_refused(
         ("scheduler/scheduler_config.json", "m lacks scheduler/scheduler_config.json"),
     ],
 )
-def test_a_missing_configuration_or_vocabulary_is_named_wherever_the_model_is(
+def test_a_missing_configuration_or_vocabulary_is_named_for_folder_and_hub_models(
     file: str, message: str, remote: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (remote / file).unlink()
@@ -190,7 +188,7 @@ def test_a_cache_without_the_vocabulary_is_completed_from_the_hub(
     assert found == remote
 
 
-def test_the_mirrors_failure_is_reported_rather_than_that_the_original_is_gone(
+def test_the_failure_of_the_mirror_is_reported_rather_than_the_missing_original(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     FakeHub(monkeypatch, first=gone(), second=ConnectionError("the cable"))

@@ -59,7 +59,7 @@ def test_names_and_aliases_are_found_whatever_their_case() -> None:
     assert make().resolve("StabilityAI/SDXL-Turbo").guidance_scale == 0
 
 
-def test_the_embedded_model_is_there() -> None:
+def test_the_embedded_model_is_found() -> None:
     shapes = make().resolve("shapes")
     assert (shapes.width, shapes.height) == (128, 128)
     assert (shapes.num_inference_steps, shapes.guidance_scale) == (20, 4)
@@ -114,7 +114,7 @@ def test_a_default_model_that_is_unknown_is_not_the_nearest_to_itself() -> None:
     assert caught.value.message.startswith("there is no model 'shaeps'; the nearest: shapes")
 
 
-def test_an_unknown_name_brings_the_nearest() -> None:
+def test_an_unknown_name_is_refused_with_the_nearest_ones() -> None:
     with pytest.raises(UnknownModel, match=r"no model 'shaeps'; the nearest: shapes") as caught:
         make().resolve("shaeps")
     assert caught.value.param == "model"
@@ -165,7 +165,7 @@ def test_the_embedded_model_has_controlnets_of_its_own_whether_or_not_they_are_t
         make().controlnets(shapes).resolve("depth")
 
 
-def test_an_unknown_type_brings_those_of_the_family_and_the_nearest() -> None:
+def test_an_unknown_type_is_refused_with_those_of_the_family_and_the_nearest() -> None:
     with pytest.raises(InvalidParameter, match="there is no ControlNet 'open-pose' for") as caught:
         make().controlnets(make().resolve("sdxl")).resolve("open-pose")
     assert "canny, depth, openpose, scribble, tile; the nearest: openpose" in caught.value.message
@@ -209,7 +209,7 @@ def test_a_controlnet_of_other_widths_is_refused(
         make().controlnets(tiny_model("sd15", tmp_path)).resolve(str(folder))
 
 
-def test_what_fits_the_family_does_not_fit_a_model_of_other_widths(tmp_path: Path) -> None:
+def test_a_controlnet_of_the_family_is_refused_for_a_model_of_other_widths(tmp_path: Path) -> None:
     with pytest.raises(InvalidParameter, match="its cross_attention_dim is 768, not 32"):
         make().controlnets(tiny_model("sd15", tmp_path)).resolve("canny")
     mine = save_tiny_controlnet("sd15", tmp_path / "mine")
@@ -283,14 +283,14 @@ def test_any_repository_of_the_hub_is_known_by_its_configurations(hub_folder: Pa
     assert spec.sources == ("someone/their-sdxl",)
 
 
-def test_the_hub_is_asked_once_a_name(hub_folder: Path) -> None:
+def test_the_hub_is_queried_once_per_name(hub_folder: Path) -> None:
     catalog = make(offline=False)
     first = catalog.resolve("someone/theirs")
     (hub_folder / INDEX).unlink()
     assert catalog.resolve("someone/theirs") is first
 
 
-def test_the_answers_of_the_hub_are_kept_for_a_bounded_number_of_names(
+def test_answers_of_the_hub_are_cached_for_a_bounded_number_of_names(
     hub_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lookup, "MAX_CACHED", 2)
@@ -313,12 +313,12 @@ def test_a_default_that_cannot_be_reached_is_not_listed(hub_folder: Path) -> Non
 
 
 @pytest.mark.parametrize("name", ["a/b/c", "https://host/model", "a b/c", "-/..", "owner/.."])
-def test_what_cannot_be_a_name_of_the_hub_does_not_reach_it(name: str, hub_folder: Path) -> None:
+def test_impossible_hub_names_are_not_sent_to_the_hub(name: str, hub_folder: Path) -> None:
     with pytest.raises((UnknownModel, InvalidParameter)):
         make(offline=False).resolve(name)
 
 
-def test_a_controlnet_of_the_hub_is_known_by_its_configuration_and_asked_for_once(
+def test_a_controlnet_of_the_hub_is_known_by_its_configuration_and_queried_once(
     hub_folder: Path,
 ) -> None:
     catalog = make(offline=False)

@@ -61,7 +61,7 @@ def test_a_spec_without_a_projection_takes_its_familys() -> None:
         ("shapes", False, False),
     ],
 )
-def test_the_catalogue_says_what_a_model_is_for(name: str, inpaints: bool, refines: bool) -> None:
+def test_the_catalogue_states_what_a_model_is_for(name: str, inpaints: bool, refines: bool) -> None:
     spec = make().resolve(name)
     assert (spec.inpaints, spec.refines) == (inpaints, refines)
 
@@ -80,7 +80,7 @@ def test_sd15_has_every_type_and_each_family_the_commonest() -> None:
         assert {spec.family for spec in listed[family].values()} == {family}
 
 
-def test_no_controlnet_shares_its_key_with_another_or_a_model() -> None:
+def test_no_controlnet_shares_its_key_with_another_controlnet_or_a_model() -> None:
     specs = [spec for specs in catalogued_controlnets().values() for spec in specs.values()]
     keys = [*(spec.key for spec in specs), *(spec.key for spec in catalogued())]
     assert len(keys) == len(set(keys))

@@ -55,7 +55,7 @@ def test_a_single_file_is_known_by_its_header(
     assert (spec.family, spec.width, spec.prediction_type) == (family, side, "epsilon")
 
 
-def test_a_replaced_file_is_read_anew(tmp_path: Path) -> None:
+def test_a_replaced_file_is_read_again(tmp_path: Path) -> None:
     path = save_zeros(tmp_path / "model.safetensors", SD15)
     assert make().resolve(str(path)).family is Family.SD15
     save_zeros(path, SDXL)
@@ -68,7 +68,7 @@ def test_a_replaced_file_is_read_anew(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("spread", "side"), [(0.2, 768), (0.01, 512)])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.bfloat16])
-def test_sd2_tells_v_prediction_by_the_spread_of_a_bias(
+def test_v_prediction_of_sd2_is_recognised_by_the_spread_of_a_bias(
     dtype: torch.dtype, spread: float, side: int, tmp_path: Path
 ) -> None:
     bias = torch.from_numpy(np.random.default_rng(0).normal(0, spread, 320)).to(dtype)
@@ -80,7 +80,7 @@ def test_sd2_tells_v_prediction_by_the_spread_of_a_bias(
     assert traits.side == side
 
 
-def test_a_file_may_say_its_prediction_type_itself(tmp_path: Path) -> None:
+def test_a_file_may_state_its_own_prediction_type(tmp_path: Path) -> None:
     marked = {**SDXL, "v_pred": (), "ztsnr": ()}
     traits = families.from_checkpoint("m", save_zeros(tmp_path / "a.safetensors", marked))
     assert (traits.prediction_type, traits.zero_snr) == ("v_prediction", True)
@@ -161,7 +161,7 @@ def test_a_single_file_of_another_kind_is_refused(
     "content",
     [b"", b"short", struct.pack("<Q", 1 << 60), struct.pack("<Q", 2) + b"[]", b"\x09" + b"\0" * 40],
 )
-def test_what_is_no_safetensors_file_is_refused(content: bytes, tmp_path: Path) -> None:
+def test_a_file_that_is_not_safetensors_is_refused(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(content)
     with pytest.raises(UnsupportedModel, match="no safetensors file"):
@@ -191,7 +191,9 @@ def test_an_inpainting_model_is_known_by_the_inputs_of_its_unet(
 
 
 @pytest.mark.parametrize(("tensors", "family"), [(SD15, "sd15"), (SD21, "sd21"), (SDXL, "sdxl")])
-def test_so_is_one_in_a_single_file(tensors: dict[str, Any], family: str, tmp_path: Path) -> None:
+def test_a_single_file_inpainting_model_is_known_by_the_inputs_of_its_unet(
+    tensors: dict[str, Any], family: str, tmp_path: Path
+) -> None:
     wider = {**tensors, UNET_PREFIX + "input_blocks.0.0.weight": (320, 9, 3, 3)}
     spec = make().resolve(str(save_zeros(tmp_path / "model.safetensors", wider)))
     assert (spec.family, spec.inpaints) == (family, True)

@@ -90,7 +90,7 @@ def test_powers_of_two_and_a_decode_are_timed_and_every_other_row_count_is_warme
     assert bench.cost.seconds(KEY, Stage.DECODE, 1) == 0.01
 
 
-def test_what_is_done_once_for_a_row_count_is_not_learned() -> None:
+def test_one_time_work_for_a_row_count_is_not_learned() -> None:
     seen: set[int] = set()
 
     def seconds(rows: int, _: int) -> float:
@@ -116,13 +116,13 @@ def test_a_large_model_on_a_fast_device_is_measured_at_its_own_size() -> None:
     assert bench.sides == bench.decoded == [64, 64, 128, 128, 256, 256, 512, 512]
 
 
-def test_on_a_slow_device_one_call_is_all() -> None:
+def test_a_slow_device_makes_one_call_only() -> None:
     bench = Bench(lambda *_: 15.0)
     assert bench.run() == [1]
     assert bench.step(1) < 1.0  # still the guess
 
 
-def test_a_call_is_not_begun_that_would_make_a_request_wait() -> None:
+def test_no_call_begins_that_would_make_a_request_wait() -> None:
     bench = Bench(lambda rows, _: 0.2 * max(rows, 0.1))
     assert set(bench.run()) == {0, 1, 2}
     bench = Bench(lambda *_: LONGEST + 0.1)
@@ -130,7 +130,7 @@ def test_a_call_is_not_begun_that_would_make_a_request_wait() -> None:
     assert bench.calls.count(1) == 2
 
 
-def test_it_ends_when_its_time_is_up() -> None:
+def test_calibration_ends_when_its_time_is_up() -> None:
     bench = Bench(lambda *_: 0.2, max_rows=32)
     bench.run()
     assert BUDGET - LONGEST <= bench.now <= BUDGET
@@ -147,7 +147,7 @@ def test_a_pause_at_any_moment_is_not_believed(at: int, pause: float) -> None:
     assert all(bench.step(rows) < 0.2 for rows in (1, 2, 4, 8))
 
 
-def test_it_ends_where_the_model_has_made_room() -> None:
+def test_calibration_ends_when_the_model_is_evicted() -> None:
     bench = Bench(lambda *_: 0.01)
     calls = bench.calibration.measurements()
     next(calls)
@@ -156,7 +156,7 @@ def test_it_ends_where_the_model_has_made_room() -> None:
     assert bench.calls == [1]
 
 
-def test_a_clock_that_stands_still_or_jumps_ends_it_all_the_same() -> None:
+def test_calibration_ends_though_the_clock_stands_still_or_jumps() -> None:
     bench = Bench(lambda *_: 0.0)
     assert len(bench.run()) == 24
     jumps = itertools.cycle([1e9, -1e9])
@@ -164,7 +164,7 @@ def test_a_clock_that_stands_still_or_jumps_ends_it_all_the_same() -> None:
     assert len(bench.run()) <= 24
 
 
-def test_out_of_memory_comes_to_whoever_advances_it() -> None:
+def test_out_of_memory_is_raised_to_the_caller() -> None:
     def seconds(rows: int, _: int) -> float:
         if rows > 2:
             raise OutOfMemory("too many rows")

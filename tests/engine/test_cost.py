@@ -15,18 +15,18 @@ def learned(key: BatchKey = SMALL, **seconds: float) -> CostModel:
     return cost
 
 
-def test_a_curve_that_saw_nothing_predicts_nothing() -> None:
+def test_a_curve_without_measurements_predicts_nothing() -> None:
     assert Curve().predict(4) is None
 
 
-def test_a_measured_count_is_predicted_as_measured_and_between_two_by_a_straight_line() -> None:
+def test_predictions_are_exact_at_measured_counts_and_linear_between_them() -> None:
     curve = Curve()
     curve.observe(2, 1.0)
     curve.observe(4, 2.0)
     assert [curve.predict(rows) for rows in (2, 3, 4)] == [1.0, 1.5, 2.0]
 
 
-def test_beyond_the_measured_counts_batching_is_hoped_to_pay() -> None:
+def test_beyond_the_measured_counts_batching_is_assumed_to_pay() -> None:
     curve = Curve()
     curve.observe(2, 1.0)
     assert 1.0 < (curve.predict(8) or 0) < 4.0
@@ -55,7 +55,7 @@ def test_one_wrong_timing_of_any_kind_at_any_moment_is_not_believed(wrong: float
     assert curve.predict(4) == 1.5
 
 
-def test_a_row_count_is_not_known_by_its_first_calls_which_also_pay_for_what_is_done_once() -> None:
+def test_the_first_calls_of_a_row_count_are_ignored_because_they_include_one_time_work() -> None:
     curve = Curve()
     for _ in range(3):
         curve.observe(2, 1.0)
@@ -85,7 +85,7 @@ def test_a_size_whose_only_timing_may_be_wrong_still_borrows() -> None:
     assert cost.seconds(LARGE, Stage.STEP, 2) == 7.0
 
 
-def test_nothing_is_proven_by_few_timings_by_larger_batches_or_by_old_ones() -> None:
+def test_few_timings_larger_batches_and_old_timings_prove_nothing() -> None:
     now = 0.0
     cost = CostModel(clock=lambda: now)
     for _ in range(2):
@@ -104,11 +104,11 @@ def test_before_anything_is_measured_large_batches_are_tried() -> None:
     assert CostModel().knee(SMALL, 8) == 8
 
 
-def test_a_key_without_measurements_of_large_batches_tries_them() -> None:
+def test_large_batches_are_tried_for_a_key_that_has_no_measurements_of_them() -> None:
     assert learned(r1=1.0).knee(SMALL, 8) == 8
 
 
-def test_the_knee_is_where_more_rows_stop_to_pay() -> None:
+def test_the_knee_is_where_more_rows_stop_paying() -> None:
     cost = learned(r1=12.8, r2=17.7, r4=25.3, r8=37.1, r16=82.0)
     assert cost.knee(SMALL, 16) == 8
     assert cost.knee(SMALL, 4) == 4

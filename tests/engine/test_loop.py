@@ -132,7 +132,7 @@ def test_a_failing_second_pass_fails_its_request_only() -> None:
         assert_right(good)
 
 
-def test_one_failing_image_fails_its_request_and_no_other() -> None:
+def test_one_failing_image_fails_only_its_own_request() -> None:
     with running(fails_on_seed(3, ValueError("boom"))) as engine:
         handles = [submit(engine, make_trajectory(seed=seed)) for seed in range(6)]
         bad = handles.pop(3)
@@ -142,13 +142,13 @@ def test_one_failing_image_fails_its_request_and_no_other() -> None:
             assert_right(handle)
 
 
-def test_the_error_of_the_tree_reaches_the_client_as_it_was() -> None:
+def test_an_error_of_the_tree_reaches_the_client_unchanged() -> None:
     with running(fails_on_seed(0, GenerationFailed("black picture"))) as engine:
         with pytest.raises(GenerationFailed, match="black picture"):
             submit(engine, make_trajectory(seed=0)).done.result(timeout=5)
 
 
-def test_out_of_memory_shrinks_the_batch_and_everybody_finishes() -> None:
+def test_out_of_memory_shrinks_the_batch_and_every_request_finishes() -> None:
     class Small(FakeRunner):
         def execute(self, plan: StepPlan) -> StepResult:
             if plan.stage is Stage.STEP and plan.rows > 2:
@@ -161,7 +161,7 @@ def test_out_of_memory_shrinks_the_batch_and_everybody_finishes() -> None:
 
 
 @pytest.mark.parametrize("stage", [Stage.PREPARE, Stage.DECODE])
-def test_out_of_memory_in_one_stage_lets_the_others_be(stage: Stage) -> None:
+def test_out_of_memory_in_one_stage_leaves_the_others_alone(stage: Stage) -> None:
     class Small(FakeRunner):
         def execute(self, plan: StepPlan) -> StepResult:
             if plan.stage is stage and len(plan.trajectories) > 1:
@@ -179,7 +179,7 @@ def test_out_of_memory_in_one_stage_lets_the_others_be(stage: Stage) -> None:
     assert max(len(plan.trajectories) for plan in last if plan.stage is stage) == 1
 
 
-def test_a_failed_call_lets_go_of_its_memory_before_it_is_tried_in_halves() -> None:
+def test_a_failed_call_frees_its_memory_before_it_is_retried_in_halves() -> None:
     class Allocation:
         pass
 
@@ -198,7 +198,7 @@ def test_a_failed_call_lets_go_of_its_memory_before_it_is_tried_in_halves() -> N
         assert_right(submit(engine, *(make_trajectory(seed=seed) for seed in range(4))))
 
 
-def test_idle_work_is_done_when_nobody_can_advance_and_holds_a_request_up_for_one_piece() -> None:
+def test_idle_work_runs_when_no_request_can_advance_and_delays_one_by_a_single_piece() -> None:
     runner = FakeRunner()
     pieces, begun, go_on = list[int](), threading.Event(), threading.Event()
 
@@ -220,7 +220,7 @@ def test_idle_work_is_done_when_nobody_can_advance_and_holds_a_request_up_for_on
     assert pieces == [0, 0, 0, 6, 6]
 
 
-def test_idle_work_that_fails_is_given_up_and_harms_nobody(
+def test_idle_work_that_fails_is_dropped_and_harms_no_request(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     def work() -> Iterator[None]:
@@ -275,14 +275,14 @@ class Paused(FakeRunner):
 
 @pytest.mark.parametrize("when", range(1, 8), ids=lambda when: f"plan {when}")
 @pytest.mark.parametrize("seconds", [15.0, 1000.0, 0.0], ids=lambda seconds: f"{seconds:g} s")
-def test_one_wrong_timing_refuses_nobody(when: int, seconds: float) -> None:
+def test_one_wrong_timing_refuses_no_request(when: int, seconds: float) -> None:
     """Plan 1 prepares, 2 to 6 are steps, 7 decodes."""
     with running(Paused(when, seconds)) as engine:
         assert_right(submit(engine, make_trajectory(5)))
         assert_right(submit(engine, make_trajectory(60), timeout=14.0))
 
 
-def test_who_is_refused_for_good_reason_is_let_through_when_the_reason_is_old() -> None:
+def test_a_rightly_refused_request_is_accepted_once_the_reason_is_old() -> None:
     """Every timing of that size came from a bad time, and who is refused adds no better one."""
     now = 0.0
     planner = Planner(4, CostModel(clock=lambda: now))
@@ -300,7 +300,7 @@ def test_who_is_refused_for_good_reason_is_let_through_when_the_reason_is_old() 
     engine.close()
 
 
-def test_nobody_is_refused_for_a_second_size_that_was_never_measured() -> None:
+def test_no_request_is_refused_for_a_second_size_that_was_never_measured() -> None:
     with running(FakeRunner(seconds=0.02)) as engine:
         assert_right(submit(engine, make_trajectory(4)))
         hires = make_trajectory(2, side=1024)  # by the small size's timings: minutes
@@ -318,7 +318,7 @@ def test_one_pause_does_not_send_clients_away_for_long() -> None:
         assert engine.seconds_per_request < 1.1
 
 
-def test_a_request_that_turns_out_late_ends_with_its_timeout() -> None:
+def test_a_request_that_becomes_late_ends_with_its_timeout() -> None:
     with running(FakeRunner(seconds=0.01)) as engine:
         busy = [submit(engine, make_trajectory(30, seed=s)) for s in range(8)]
         with pytest.raises(DeadlineExceeded):
@@ -337,7 +337,7 @@ def test_a_stopping_engine_refuses_newcomers_and_finishes_the_rest() -> None:
         submit(engine, make_trajectory())
 
 
-def test_what_is_not_done_within_the_grace_ends_with_an_error() -> None:
+def test_requests_unfinished_after_the_grace_period_end_with_an_error() -> None:
     engine = Engine(FakeRunner(seconds=0.01), Planner(4))
     engine.start()
     handle = submit(engine, make_trajectory(100_000))
@@ -346,7 +346,7 @@ def test_what_is_not_done_within_the_grace_ends_with_an_error() -> None:
         handle.done.result(timeout=1)
 
 
-def test_a_bug_in_the_loop_fails_the_requests_and_the_engine_lives_on() -> None:
+def test_a_bug_in_the_loop_fails_the_requests_and_the_engine_goes_on() -> None:
     class Buggy(Planner):
         broken = True
 
@@ -364,7 +364,7 @@ def test_a_bug_in_the_loop_fails_the_requests_and_the_engine_lives_on() -> None:
     engine.close()
 
 
-async def test_events_tell_of_the_queue_and_of_every_step() -> None:
+async def test_events_report_the_queue_and_every_step() -> None:
     with running(FakeRunner(seconds=0.002)) as engine:
         handle = submit(engine, make_trajectory(5, seed=1), make_trajectory(5, seed=2))
         events: list[Event] = [event async for event in handle.events()]
@@ -386,7 +386,7 @@ async def test_leaving_the_events_cancels_the_request() -> None:
             await asyncio.wait_for(asyncio.wrap_future(handle.done), 1)
 
 
-async def test_cancelling_a_waiter_cancels_the_request() -> None:
+async def test_cancelling_whoever_awaits_a_request_cancels_it() -> None:
     with running(FakeRunner(seconds=0.005)) as engine:
         handle = submit(engine, make_trajectory(10_000))
         waiter = asyncio.create_task(handle.wait())
@@ -412,7 +412,7 @@ async def test_cancelling_a_waiter_cancels_the_request() -> None:
         max_size=12,
     )
 )
-def test_no_mix_of_arrivals_cancels_and_failures_harms_those_who_stay(
+def test_no_mix_of_arrivals_cancels_and_failures_harms_other_requests(
     visits: list[tuple[int, int, int, str, int]],
 ) -> None:
     doomed = {seed for seed, visit in enumerate(visits) if visit[3] == "fail"}

@@ -59,7 +59,7 @@ def test_finished_latents_come_before_everything_and_newcomers_are_prepared_firs
     assert plan_at(planner).stage is Stage.STEP
 
 
-def test_nobody_is_prepared_who_would_have_to_wait_anyway() -> None:
+def test_no_trajectory_is_prepared_that_would_have_to_wait() -> None:
     running = prepared(make_trajectory(4))
     long = make_trajectory(50)
     planner = planner_with(long, running, max_images=1)
@@ -95,7 +95,7 @@ def test_a_short_request_passes_a_long_one_that_came_first() -> None:
     assert run_to_the_end(planner_with(long, short, max_images=1))[0] is short
 
 
-def test_nobody_starves_however_many_short_ones_keep_coming() -> None:
+def test_a_long_request_does_not_starve_however_many_short_ones_arrive() -> None:
     long = prepared(make_trajectory(150, submitted=0.0))
     planner = planner_with(long, max_images=1)
     runner, now = FakeRunner(), 0.0
@@ -118,7 +118,7 @@ def test_a_batch_holds_at_most_max_images_and_no_more_rows_than_pay() -> None:
     assert plan_at(planner).rows == 4
 
 
-def test_a_guided_image_runs_even_where_one_row_is_all_that_pays() -> None:
+def test_a_guided_image_runs_even_where_only_one_row_pays() -> None:
     guided = prepared(make_trajectory(rows=2))
     planner = planner_with(guided, max_images=1)
     planner.shrink(StepPlan(Stage.STEP, guided.key, (guided,)))
@@ -140,7 +140,7 @@ def finished(num_images: int, side: int = 8) -> list[Trajectory]:
 
 
 @pytest.mark.parametrize("stage", [Stage.PREPARE, Stage.DECODE])
-def test_what_is_too_much_for_one_stage_is_not_too_much_for_another(stage: Stage) -> None:
+def test_out_of_memory_in_one_stage_does_not_limit_another(stage: Stage) -> None:
     stepping = [prepared(make_trajectory()) for _ in range(4)]
     planner = planner_with(*stepping)
     others = finished(4) if stage is Stage.DECODE else [make_trajectory() for _ in range(4)]
@@ -180,7 +180,7 @@ class Device:
         return plan_at(self.planner).rows
 
 
-def test_memory_that_is_there_again_is_used_again() -> None:
+def test_memory_that_becomes_free_is_used_again() -> None:
     device = Device(rows=5)
     assert device.run(5) == 2  # 16, 8
     assert device.batch == 4
@@ -198,7 +198,7 @@ def test_a_limit_that_stays_costs_ever_fewer_failed_plans() -> None:
     assert device.batch == 10
 
 
-def test_memory_that_comes_and_goes_is_followed() -> None:
+def test_limits_follow_memory_that_comes_and_goes() -> None:
     device = Device(rows=16)
     for rows in (6, 16, 3, 12, 2):
         device.rows = rows
@@ -206,7 +206,7 @@ def test_memory_that_comes_and_goes_is_followed() -> None:
         assert device.batch == rows // 2 * 2
 
 
-def test_what_was_done_in_parts_teaches_nothing_of_the_whole() -> None:
+def test_a_plan_that_ran_in_parts_teaches_nothing_about_the_whole() -> None:
     members = [prepared(make_trajectory()) for _ in range(4)]
     planner = planner_with(*members)
     before = planner.cost.seconds(members[0].key, Stage.STEP, 8)
@@ -235,7 +235,7 @@ def test_a_late_trajectory_ends_with_an_error_that_names_its_timeout() -> None:
     assert planner.plan(6.0) is None
 
 
-def test_the_eta_counts_what_goes_first_and_not_what_goes_last() -> None:
+def test_the_eta_counts_the_work_ahead_and_not_the_work_behind() -> None:
     mine = prepared(make_trajectory(10))
     alone = planner_with(mine).eta([mine])
     behind = planner_with(mine, prepared(make_trajectory(100))).eta([mine])

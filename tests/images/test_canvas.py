@@ -27,7 +27,7 @@ def test_crop_keeps_the_middle_and_fit_keeps_everything() -> None:
     assert (float(fitted[0, 0, 32, 32]), float(fitted[0, 0, 32, 2])) == (1, -1)
 
 
-def test_a_thread_of_an_image_cannot_be_fitted() -> None:
+def test_an_image_that_is_too_thin_cannot_be_fitted() -> None:
     with pytest.raises(InvalidParameter, match="3000 x 40 cannot be fitted into 64 x 64"):
         prepare_canvas(gradient(3000, 40), 64, 64, "fit")
     assert prepare_canvas(gradient(3000, 40), 64, 64, "crop").pixels.shape[-1] == 64
@@ -66,12 +66,12 @@ def test_only_the_masked_region_is_cut_out_and_put_back() -> None:
     assert (result[:38] == np.asarray(gradient(160, 120))[:38]).all()
 
 
-def test_cutting_out_the_masked_region_needs_one() -> None:
+def test_cutting_out_the_masked_region_needs_a_mask_that_is_not_black() -> None:
     with pytest.raises(InvalidParameter, match="nothing white"):
         prepare_canvas(gradient(), 64, 64, mask=Image.new("L", (64, 64)), crop_padding=4)
 
 
-def test_a_mask_of_another_size_is_brought_to_the_images() -> None:
+def test_a_mask_is_resized_to_the_image() -> None:
     canvas = prepare_canvas(gradient(128, 128), 64, 64, mask=half_mask(32, 32))
     assert canvas.mask is not None
     assert (canvas.mask[..., :30] == 0).all() and (canvas.mask[..., 34:] == 1).all()

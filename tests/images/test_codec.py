@@ -102,7 +102,7 @@ def test_base64_and_data_uris_are_read() -> None:
 
 
 @pytest.mark.parametrize("num_bytes", [1, 2, 3])
-def test_missing_padding_is_no_fault(num_bytes: int) -> None:
+def test_missing_base64_padding_is_accepted(num_bytes: int) -> None:
     data = text(file(RED) + b"x" * num_bytes)
     assert read(data.rstrip("="), SETTINGS, param="image").size == RED.size
 
@@ -136,7 +136,7 @@ def test_a_url_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
         "data:",
     ],
 )
-def test_what_is_no_image_is_told_what_is_accepted(source: str) -> None:
+def test_data_that_is_no_image_is_refused_with_the_accepted_forms(source: str) -> None:
     message = refusal(source)
     assert message.startswith("mask_image")
     assert "https URL" in message and "base64" in message and "PNG" in message
@@ -147,7 +147,7 @@ def test_an_http_url_is_refused() -> None:
 
 
 @pytest.mark.parametrize("uri", ["data:image/png,rawbytes", "data:image/svg+xml;utf8,<svg/>"])
-def test_other_data_uris_are_told_how(uri: str) -> None:
+def test_other_data_uris_are_refused_with_an_example(uri: str) -> None:
     assert "data:image/png;base64," in refusal(uri)
 
 
@@ -173,7 +173,7 @@ def test_other_formats_are_not(image_format: str) -> None:
 
 
 @pytest.mark.parametrize("image_format", ["GIF", "WEBP", "PNG", "TIFF"])
-def test_of_an_animation_the_first_frame_counts(image_format: str) -> None:
+def test_the_first_frame_of_an_animation_is_used(image_format: str) -> None:
     blue = Image.new("RGB", RED.size, (0, 0, 255))
     data = file(RED, image_format, save_all=True, append_images=[blue])
     assert pixel(decode(data, SETTINGS, param="image"))[0] > 250
@@ -254,7 +254,7 @@ def test_an_image_is_turned_upright_though_its_exif_cannot_be_written_again(
     assert decode(data, SETTINGS, param="image").size == (16, 24)
 
 
-def test_broken_exif_is_overlooked() -> None:
+def test_broken_exif_is_ignored() -> None:
     data = file(RED, "JPEG", exif=b"Exif\0\0nonsense")
     assert decode(data, SETTINGS, param="image").size == RED.size
 
@@ -262,7 +262,7 @@ def test_broken_exif_is_overlooked() -> None:
 # Limits and damage
 
 
-def test_a_file_may_have_so_many_bytes() -> None:
+def test_a_file_of_too_many_bytes_is_refused() -> None:
     settings = Settings(max_image_bytes=1024)
     with pytest.raises(TooLarge, match=r"limit is 1024 \(SDBENTO_MAX_IMAGE_BYTES\)") as caught:
         decode(b"x" * 1025, settings, param="image")
@@ -278,7 +278,7 @@ def test_pixels_are_counted_before_they_are_decoded(size: tuple[int, int]) -> No
         decode(png_claiming(*size), settings, param="image")
 
 
-def test_as_many_pixels_as_the_limit_are_no_bomb() -> None:
+def test_a_permitted_image_is_not_taken_for_a_decompression_bomb() -> None:
     image = decode(file(Image.new("L", (256, 256))), Settings(max_pixels=4096), param="image")
     assert image.size == (256, 256)
 

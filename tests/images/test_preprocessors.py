@@ -83,7 +83,7 @@ def aux(monkeypatch: pytest.MonkeyPatch) -> Aux:
 # Built in
 
 
-def test_canny_draws_the_outline_and_nothing_else() -> None:
+def test_canny_draws_only_the_outline() -> None:
     drawn = preprocess("canny", square())
     pixels = np.asarray(drawn)
     assert (drawn.mode, drawn.size) == ("RGB", SIZE)
@@ -98,7 +98,7 @@ def test_canny_draws_the_outline_and_nothing_else() -> None:
         assert pixels[row - 1 : row + 2, column - 1 : column + 2].any()
 
 
-def test_scribble_draws_white_strokes_where_it_is_dark() -> None:
+def test_scribble_draws_white_strokes_in_dark_places() -> None:
     image = Image.new("RGB", SIZE, "white")
     ImageDraw.Draw(image).line((10, 32, 86, 32), fill="black", width=3)
     pixels = np.asarray(preprocess("scribble", image))[:, :, 0]
@@ -123,7 +123,7 @@ def test_transparency_counts_as_white(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ANNOTATORS)
-def test_a_network_draws_the_rest(kind: str, aux: Aux) -> None:
+def test_the_other_kinds_are_drawn_by_a_network(kind: str, aux: Aux) -> None:
     drawn = preprocess(kind, square())
     assert (drawn.mode, drawn.size, drawn.getpixel((5, 5))) == ("RGB", SIZE, (200, 200, 200))
     assert aux.loaded == [ANNOTATORS[kind].processor]
@@ -150,7 +150,7 @@ def test_only_a_few_networks_are_kept(aux: Aux) -> None:
     assert aux.loaded == [ANNOTATORS[kind].processor for kind in [*kinds, kinds[0]]]
 
 
-def test_an_unknown_kind_is_refused_and_the_known_are_named() -> None:
+def test_an_unknown_kind_is_refused_with_the_known_ones() -> None:
     for kind in ("seg", "someone/controlnet", "x" * 500):
         with pytest.raises(InvalidParameter, match=r"canny.*depth") as caught:
             preprocess(kind, square())
@@ -159,7 +159,7 @@ def test_an_unknown_kind_is_refused_and_the_known_are_named() -> None:
         assert len(caught.value.message) < 300
 
 
-def test_without_the_extra_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "controlnet_aux", None)
     monkeypatch.delitem(sys.modules, "controlnet_aux.processor", raising=False)
     with pytest.raises(InvalidParameter, match=r"pip install 'sdbento\[preprocessors\]'") as caught:
@@ -168,7 +168,7 @@ def test_without_the_extra_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert '"preprocess": false' in caught.value.message
 
 
-def test_weights_that_cannot_be_had_are_told_and_asked_for_again(aux: Aux) -> None:
+def test_weights_that_cannot_be_fetched_are_reported_and_fetched_again(aux: Aux) -> None:
     aux.failure = LocalEntryNotFoundError("no network")
     with pytest.raises(ModelLoadFailed, match=r"depth.*the Hub cannot be reached") as caught:
         preprocess("depth", square())
@@ -177,7 +177,7 @@ def test_weights_that_cannot_be_had_are_told_and_asked_for_again(aux: Aux) -> No
     assert preprocess("depth", square()).size == SIZE
 
 
-def test_an_extra_that_does_not_fit_is_no_fault_of_the_request(
+def test_an_incompatible_extra_is_not_the_fault_of_the_request(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def fail(name: str) -> ModuleType:
@@ -188,7 +188,7 @@ def test_an_extra_that_does_not_fit_is_no_fault_of_the_request(
         preprocess("depth", square())
 
 
-def test_a_strip_would_grow_beyond_bounds(aux: Aux) -> None:
+def test_a_strip_that_would_grow_beyond_bounds_is_refused(aux: Aux) -> None:
     with pytest.raises(InvalidParameter, match="8 times"):
         preprocess("depth", Image.new("RGB", (90, 10)))
     assert aux.loaded == []

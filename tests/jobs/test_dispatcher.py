@@ -22,7 +22,7 @@ from sdbento.request.schema import GenerateResponse
 from tests.support.job_server import SETTINGS, Server, until
 
 
-async def test_a_job_is_drawn(server: Server) -> None:
+async def test_a_job_makes_an_image(server: Server) -> None:
     job_id = await server.submit()
     assert (await server.ended(job_id)).status == "COMPLETED"
     answer = await server.answer(job_id)
@@ -33,7 +33,7 @@ async def test_a_job_is_drawn(server: Server) -> None:
     assert "error" not in answer
 
 
-async def test_a_job_may_ask_for_all_that_is_known(server: Server) -> None:
+async def test_a_job_may_ask_for_the_full_response(server: Server) -> None:
     job_id = await server.submit(input={"prompt": "x", "seed": 3, "return": "full"})
     await server.ended(job_id)
     output = (await server.answer(job_id))["output"]
@@ -41,7 +41,7 @@ async def test_a_job_may_ask_for_all_that_is_known(server: Server) -> None:
     assert output["seeds"] == [3]
 
 
-async def test_a_job_that_cannot_be_drawn_fails_with_one_line(server: Server) -> None:
+async def test_a_job_that_cannot_be_done_fails_with_one_line(server: Server) -> None:
     server.app.failures["x"] = [GenerationFailed("the sampler\n diverged")]
     job = await server.ended(await server.submit("x"))
     assert (job.status, job.error) == ("FAILED", "the sampler diverged")
@@ -63,7 +63,7 @@ async def test_no_more_jobs_run_than_the_engine_can_use(server: Server) -> None:
     assert first == {f"slow {i}" for i in range(4)}
 
 
-async def test_low_priority_comes_last(server: Server) -> None:
+async def test_low_priority_jobs_run_last(server: Server) -> None:
     first, *_ = [await server.submit(f"slow {i}") for i in range(4)]
     await server.submit("slow whenever", policy={"lowPriority": True})
     await server.submit("slow please")
@@ -136,7 +136,7 @@ async def test_a_job_that_waits_for_too_long_times_out(server: Server) -> None:
 # A store that is away
 
 
-async def test_a_database_that_is_away_for_a_while_loses_no_result(
+async def test_no_result_is_lost_while_the_database_is_away(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refusals = {"complete": 2, "get": 0}
@@ -160,7 +160,7 @@ async def test_a_database_that_is_away_for_a_while_loses_no_result(
     assert (await server.ended(job_id)).status == "COMPLETED"
 
 
-async def test_jobs_that_were_begun_without_an_answer_are_begun_again(
+async def test_jobs_whose_claim_got_no_answer_are_claimed_again(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     claim = server.store.claim
@@ -183,7 +183,7 @@ async def test_jobs_that_were_begun_without_an_answer_are_begun_again(
     assert [request.prompt for request in server.app.begun] == ["slow", "quick"]
 
 
-async def test_a_store_that_is_another_servers_now_is_left_to_it(
+async def test_a_store_taken_over_by_another_server_is_left_alone(
     server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     lock = SimpleNamespace(check=lambda: None, close=lambda: None)

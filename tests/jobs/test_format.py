@@ -45,7 +45,7 @@ def test_a_body_without_an_input_object_is_refused(body: str) -> None:
         ('"webhook": "nonsense"', "webhook"),
     ],
 )
-def test_what_is_around_the_input_is_refused_at_once(around: str, param: str) -> None:
+def test_bad_fields_beside_the_input_are_refused_at_once(around: str, param: str) -> None:
     with pytest.raises(InvalidParameter) as caught:
         accepted(f'{{"input": {{"prompt": "x"}}, {around}}}')
     assert caught.value.param == param
@@ -71,7 +71,7 @@ def test_runpods_defaults_and_limits_hold() -> None:
 
 
 @pytest.mark.parametrize("seed", ["", ', "seed": null', ', "seed": -1'])
-def test_a_seed_is_drawn_once_when_the_job_is_accepted(seed: str) -> None:
+def test_a_seed_is_chosen_once_when_the_job_is_accepted(seed: str) -> None:
     body = f'{{"input": {{"prompt": "x"{seed}}}}}'
     seeds = {json.loads(accepted(body).input)["seed"] for _ in range(5)}
     assert len(seeds) == 5 and min(seeds) >= 0

@@ -19,7 +19,7 @@ from tests.support.postgres import new_database
 from tests.support.server import ROOT
 
 
-def test_a_folder_has_one_server_only(
+def test_only_one_server_can_use_a_folder(
     store: JobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(locks, "LOCK_SECONDS", 0.0)
@@ -27,7 +27,7 @@ def test_a_folder_has_one_server_only(
         JobStore(tmp_path)
 
 
-def test_a_postgresql_database_has_one_server_only(
+def test_only_one_server_can_use_a_postgresql_database(
     tmp_path: Path, postgres_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = new_database(postgres_server)
@@ -44,7 +44,7 @@ def test_a_postgresql_database_has_one_server_only(
     store.close()
 
 
-def test_a_sqlite_database_of_another_folder_has_one_server_only(
+def test_only_one_server_can_use_a_sqlite_database_of_another_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(locks, "LOCK_SECONDS", 0.0)
@@ -68,7 +68,7 @@ def break_lock(url: str) -> None:
             time.sleep(0.01)
 
 
-def test_a_postgresql_database_is_held_again_after_its_restart(
+def test_the_lock_on_a_postgresql_database_is_taken_again_after_its_restart(
     tmp_path: Path, postgres_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(locks, "LOCK_SECONDS", 0.0)
@@ -105,7 +105,7 @@ def succeeds(action: Callable[[], object]) -> bool:
     return True
 
 
-def test_a_folder_that_was_removed_is_told(tmp_path: Path) -> None:
+def test_a_removed_folder_is_reported(tmp_path: Path) -> None:
     store = JobStore(tmp_path / "state")
     (tmp_path / "state").rename(tmp_path / "elsewhere")
     for _ in range(2):
@@ -116,7 +116,7 @@ def test_a_folder_that_was_removed_is_told(tmp_path: Path) -> None:
     store.close()
 
 
-def test_a_lock_file_that_was_replaced_locks_nobody_out_and_is_told(tmp_path: Path) -> None:
+def test_a_replaced_lock_file_is_reported_and_locks_nobody_out(tmp_path: Path) -> None:
     store = JobStore(tmp_path)
     (tmp_path / "lock").unlink()
     other = JobStore(tmp_path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sdbento.jobs.progress import MAX_EVENTS, MAX_JOBS, JobProgress, ProgressOfJobs
 
 
-def test_of_previews_only_the_newest_waits() -> None:
+def test_only_the_newest_preview_is_kept() -> None:
     progress = JobProgress()
     for step in range(3):
         progress.push({"event": "step", "image": 0, "step": step})

@@ -50,7 +50,7 @@ async def test_too_many_jobs_are_refused(tmp_path: Path) -> None:
 # What clients ask
 
 
-async def test_a_waiting_job_is_cancelled_and_never_begun(server: Server) -> None:
+async def test_a_waiting_job_that_is_cancelled_never_starts(server: Server) -> None:
     for i in range(4):
         await server.submit(f"slow {i}")
     job_id = await server.submit("never")
@@ -70,7 +70,7 @@ async def test_purging_leaves_running_jobs_alone(server: Server) -> None:
     assert (await server.ended(ids[0])).status == "COMPLETED"
 
 
-async def test_a_failed_job_can_be_retried_and_no_other(server: Server) -> None:
+async def test_only_a_failed_job_can_be_retried(server: Server) -> None:
     server.app.failures["x"] = [GenerationFailed("bad luck")]
     job_id = await server.submit("x")
     assert (await server.ended(job_id)).status == "FAILED"
@@ -84,7 +84,7 @@ async def test_a_failed_job_can_be_retried_and_no_other(server: Server) -> None:
         await server.jobs.retry(bad)
 
 
-async def test_a_job_that_is_not_there_is_not_found(server: Server) -> None:
+async def test_an_unknown_job_is_not_found(server: Server) -> None:
     for ask in (server.jobs.get, server.jobs.cancel, server.jobs.retry):
         with pytest.raises(NotFound, match="'abc'"):
             await ask("abc")
@@ -92,7 +92,7 @@ async def test_a_job_that_is_not_there_is_not_found(server: Server) -> None:
         await server.jobs.wait("abc", SOON)
 
 
-async def test_waiting_ends_in_time(server: Server) -> None:
+async def test_waiting_for_a_job_ends_after_the_given_time(server: Server) -> None:
     job_id = await server.submit("slow")
     job = await server.jobs.wait(job_id, 0.1)
     assert job.status == "IN_PROGRESS"
@@ -104,7 +104,7 @@ async def test_waiting_ends_in_time(server: Server) -> None:
 # Progress
 
 
-async def test_a_stream_tells_each_event_once_and_ends_with_the_output(server: Server) -> None:
+async def test_a_stream_sends_each_event_once_and_ends_with_the_output(server: Server) -> None:
     job_id = await server.submit("slow")
     await server.runs("slow")
     await until(lambda: server.jobs._progress.of(job_id)._events)
@@ -121,7 +121,7 @@ async def test_a_stream_tells_each_event_once_and_ends_with_the_output(server: S
     assert (await server.jobs.stream(job_id, SOON))[1] == []
 
 
-async def test_a_stream_waits_for_what_happens_next(server: Server) -> None:
+async def test_a_stream_waits_for_the_next_event(server: Server) -> None:
     job_id = await server.submit("slow")
     await server.runs("slow")
     told: list[dict[str, Any]] = []
@@ -135,7 +135,7 @@ async def test_a_stream_waits_for_what_happens_next(server: Server) -> None:
     assert (job.status, events) == ("CANCELLED", [])
 
 
-async def test_a_running_job_is_not_forgotten_for_others_that_are_looked_at(
+async def test_the_progress_of_a_running_job_is_kept_while_others_are_read(
     server: Server,
 ) -> None:
     async def steps(request: GenerateRequest) -> AsyncGenerator[Event, None]:
@@ -159,7 +159,7 @@ async def test_a_running_job_is_not_forgotten_for_others_that_are_looked_at(
 # A new start
 
 
-async def test_what_was_running_and_waiting_is_done_after_a_new_start(tmp_path: Path) -> None:
+async def test_running_and_waiting_jobs_are_done_after_a_restart(tmp_path: Path) -> None:
     async with serving(tmp_path) as server:
         done = await server.submit("quick")
         await server.ended(done)
@@ -192,7 +192,7 @@ async def test_running_jobs_may_finish_when_the_server_stops(tmp_path: Path) -> 
     store.close()
 
 
-async def test_a_job_that_the_closing_engine_drops_is_not_failed(tmp_path: Path) -> None:
+async def test_a_job_dropped_by_a_closing_engine_does_not_fail(tmp_path: Path) -> None:
     async with serving(tmp_path, intervals=Intervals(expiry=0.05, grace=SOON)) as server:
         server.app.failures["slow"] = [Unavailable("the server stopped")]
         job_id = await server.submit("slow")
@@ -204,7 +204,7 @@ async def test_a_job_that_the_closing_engine_drops_is_not_failed(tmp_path: Path)
     store.close()
 
 
-async def test_who_waits_for_a_job_is_answered_when_the_server_is_about_to_stop(
+async def test_clients_that_wait_for_a_job_are_answered_when_the_server_stops(
     server: Server,
 ) -> None:
     running = [await server.submit(f"slow {i}") for i in range(4)]
@@ -225,7 +225,7 @@ async def test_who_waits_for_a_job_is_answered_when_the_server_is_about_to_stop(
     assert (await server.jobs.get(queued)).status == "IN_QUEUE"
 
 
-async def test_a_server_that_stops_while_it_begins_jobs_queues_them_again(
+async def test_a_server_that_stops_while_it_starts_jobs_queues_them_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with serving(tmp_path) as server:
@@ -247,7 +247,7 @@ async def test_a_server_that_stops_while_it_begins_jobs_queues_them_again(
     store.close()
 
 
-async def test_results_are_forgotten_after_their_time(server: Server) -> None:
+async def test_results_are_removed_when_they_expire(server: Server) -> None:
     new = accept(b'{"input": {"prompt": "x"}}', SETTINGS, sync=False)
     await server.jobs.submit(type(new)(**(vars(new) | {"keep": 1})))
     await until(lambda: server.store.get(new.id) is None)
@@ -266,7 +266,7 @@ async def test_results_are_forgotten_after_their_time(server: Server) -> None:
         ("_progress.forget", "sdbento job tidying"),
     ],
 )
-async def test_a_background_task_that_dies_makes_the_server_say_so(
+async def test_a_background_task_that_dies_is_reported_by_the_server(
     server: Server,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -290,7 +290,7 @@ async def test_a_background_task_that_dies_makes_the_server_say_so(
     assert (await server.answer(done))["status"] == "COMPLETED"  # results can still be fetched
 
 
-async def test_a_server_that_is_well_or_stops_reports_nothing(tmp_path: Path) -> None:
+async def test_a_healthy_or_stopping_server_reports_nothing(tmp_path: Path) -> None:
     async with serving(tmp_path) as server:
         await server.ended(await server.submit())
     assert server.app.broken == []

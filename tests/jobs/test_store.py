@@ -38,21 +38,21 @@ def test_a_job_waits_runs_and_completes(store: JobStore, clock: Clock) -> None:
     assert store.output(done) == b'["picture"]'
 
 
-def test_what_is_not_there_is_none(store: JobStore) -> None:
+def test_operations_on_missing_jobs_return_nothing(store: JobStore) -> None:
     assert store.get("a") is None
     assert store.cancel("a") is None
     assert not store.retry("a")
     assert not any([store.claim(5), store.purge(), store.expire(), store.tidy()])
 
 
-def test_the_oldest_are_begun_first_and_low_priority_last(store: JobStore) -> None:
+def test_the_oldest_jobs_start_first_and_low_priority_last(store: JobStore) -> None:
     for job_id in "abcdef":
         store.add(new(job_id, low_priority=job_id in "ad"))
     order = [job.id for _ in range(4) for job in store.claim(2)]
     assert order == ["b", "c", "e", "f", "a", "d"]
 
 
-def test_a_released_job_has_its_old_place_again(store: JobStore) -> None:
+def test_a_released_job_returns_to_its_place_in_the_queue(store: JobStore) -> None:
     for job_id in "abc":
         store.add(new(job_id))
     first, _ = store.claim(2)
@@ -101,7 +101,7 @@ def test_a_job_ends_once(store: JobStore) -> None:
     assert store.output(current(store)) is None
 
 
-def test_an_end_whose_answer_was_lost_can_be_told_again(store: JobStore) -> None:
+def test_an_end_can_be_recorded_again_when_the_answer_was_lost(store: JobStore) -> None:
     job = begun(store)
     for _ in range(2):  # a commit may be done though the connection broke before its answer
         assert store.complete(job, b'["picture"]')
@@ -128,7 +128,7 @@ def test_cancelling_a_finished_job_changes_nothing(store: JobStore) -> None:
     assert store.cancel("a") == before
 
 
-def test_a_run_that_was_given_up_cannot_end_the_next_one(store: JobStore) -> None:
+def test_an_abandoned_run_cannot_end_the_next_one(store: JobStore) -> None:
     old = begun(store)
     store.fail(old, "late", "TIMED_OUT")
     assert store.retry("a")
@@ -151,7 +151,7 @@ def test_a_failed_job_can_be_retried_with_its_input(store: JobStore, clock: Cloc
     assert store.counts().retries == 1
 
 
-def test_only_what_failed_or_timed_out_can_be_retried(store: JobStore) -> None:
+def test_only_failed_or_timed_out_jobs_can_be_retried(store: JobStore) -> None:
     store.add(new("queued"))
     assert not store.retry("queued")
     (job,) = store.claim(1)
@@ -173,7 +173,7 @@ def test_a_job_whose_ttl_passes_in_the_queue_times_out(store: JobStore, clock: C
     assert store.expire() == []  # what runs has a limit of its own
 
 
-def test_purging_cancels_what_waits_and_nothing_else(store: JobStore) -> None:
+def test_purging_cancels_waiting_jobs_only(store: JobStore) -> None:
     begun(store, "running")
     store.add(new("b"))
     store.add(new("c"))
@@ -182,7 +182,7 @@ def test_purging_cancels_what_waits_and_nothing_else(store: JobStore) -> None:
     assert store.counts().by_status["CANCELLED"] == 2
 
 
-def test_a_job_may_have_failed_before_it_was_accepted(store: JobStore) -> None:
+def test_a_job_can_be_added_as_already_failed(store: JobStore) -> None:
     store.add(new(error="prompt is required"))
     job = current(store)
     assert job.input is None and not store.retry("a")  # it would fail again
@@ -227,7 +227,7 @@ def test_the_oldest_results_make_room(tmp_path: Path, clock: Clock) -> None:
     store.close()
 
 
-def test_neither_inputs_nor_webhooks_cost_a_result_its_place(tmp_path: Path) -> None:
+def test_inputs_and_webhooks_do_not_count_towards_the_limit_on_results(tmp_path: Path) -> None:
     store = JobStore(tmp_path, limits=Limits(max_finished=1, max_bytes=100))
     store.complete(begun(store, "untold", webhook="https://listener.example/"), b"x" * 60)
     store.complete(begun(store, "told"), b"x" * 60)
@@ -239,7 +239,7 @@ def test_neither_inputs_nor_webhooks_cost_a_result_its_place(tmp_path: Path) -> 
     store.close()
 
 
-def test_what_is_past_its_time_is_forgotten(store: JobStore, clock: Clock, tmp_path: Path) -> None:
+def test_expired_results_are_removed(store: JobStore, clock: Clock, tmp_path: Path) -> None:
     store.complete(begun(store, "a"), b"[]")
     clock.now += HOUR - 1
     store.complete(begun(store, "b"), b"[]")
@@ -251,7 +251,7 @@ def test_what_is_past_its_time_is_forgotten(store: JobStore, clock: Clock, tmp_p
     assert [path.name for path in (tmp_path / "results").iterdir()] == ["b.1.json"]
 
 
-def test_the_database_shrinks_again(tmp_path: Path) -> None:
+def test_the_database_shrinks_when_jobs_are_removed(tmp_path: Path) -> None:
     store = JobStore(tmp_path)
     for i in range(20):
         store.add(new(str(i), input="x" * 100_000))
@@ -264,7 +264,7 @@ def test_the_database_shrinks_again(tmp_path: Path) -> None:
 # Webhooks
 
 
-def test_a_finished_job_has_a_webhook_to_tell_until_that_is_done(
+def test_a_webhook_of_a_finished_job_is_due_until_it_is_posted(
     store: JobStore, clock: Clock
 ) -> None:
     job = begun(store, webhook="https://listener.example/")
@@ -285,7 +285,9 @@ def test_a_finished_job_has_a_webhook_to_tell_until_that_is_done(
     assert store.tidy() == ["a"]
 
 
-def test_a_late_answer_to_a_post_is_not_the_next_ones(store: JobStore, clock: Clock) -> None:
+def test_a_late_answer_to_a_post_does_not_count_for_the_next_end(
+    store: JobStore, clock: Clock
+) -> None:
     store.add(new(webhook="https://listener.example/"))
     clock.now += 10 * HOUR
     store.expire()
@@ -298,7 +300,7 @@ def test_a_late_answer_to_a_post_is_not_the_next_ones(store: JobStore, clock: Cl
 
 
 @pytest.mark.parametrize("end", ["fail", "cancel", "purge", "expire", "bad"])
-def test_every_end_is_told(end: str, store: JobStore, clock: Clock) -> None:
+def test_every_end_makes_the_webhook_due(end: str, store: JobStore, clock: Clock) -> None:
     hook = "https://listener.example/"
     if end == "fail":
         store.fail(begun(store, webhook=hook), "no")
@@ -314,7 +316,7 @@ def test_every_end_is_told(end: str, store: JobStore, clock: Clock) -> None:
 # A new start
 
 
-def test_everything_is_still_there_after_a_new_start(tmp_path: Path, clock: Clock) -> None:
+def test_everything_is_kept_across_a_restart(tmp_path: Path, clock: Clock) -> None:
     store = JobStore(tmp_path, clock=clock)
     store.complete(begun(store, "done"), b'["picture"]')
     begun(store, "running", input='{"seed": 5}')
@@ -339,7 +341,7 @@ def died(store: JobStore, times: int) -> None:
         store.recover()
 
 
-def test_who_was_there_at_three_deaths_is_run_alone(store: JobStore) -> None:
+def test_a_job_present_at_three_crashes_runs_alone(store: JobStore) -> None:
     store.add(new("a"))
     store.add(new("b"))
     died(store, SUSPECT_INTERRUPTIONS)
@@ -356,7 +358,7 @@ def test_who_was_there_at_three_deaths_is_run_alone(store: JobStore) -> None:
     assert [job.id for job in others] == ["c", "d"]
 
 
-def test_a_suspect_waits_until_it_can_be_alone(store: JobStore) -> None:
+def test_a_suspect_waits_until_it_can_run_alone(store: JobStore) -> None:
     store.add(new("suspect", low_priority=True))
     died(store, SUSPECT_INTERRUPTIONS)
     store.add(new("other"))
@@ -367,7 +369,7 @@ def test_a_suspect_waits_until_it_can_be_alone(store: JobStore) -> None:
     assert alone.id == "suspect"
 
 
-def test_a_job_that_every_server_dies_of_fails(store: JobStore) -> None:
+def test_a_job_that_crashes_every_server_fails(store: JobStore) -> None:
     store.add(new("killer", webhook="https://a.example"))
     died(store, MAX_INTERRUPTIONS - 1)
     assert current(store, "killer").status == "IN_QUEUE"
@@ -395,7 +397,7 @@ os.kill(os.getpid(), 9)
 """
 
 
-def test_a_process_that_is_killed_loses_no_result_and_leaves_no_rubbish(tmp_path: Path) -> None:
+def test_a_killed_process_loses_no_result_and_leaves_no_stray_files(tmp_path: Path) -> None:
     store = JobStore(tmp_path)
     for job_id in "abc":
         store.add(new(job_id))
@@ -410,9 +412,7 @@ def test_a_process_that_is_killed_loses_no_result_and_leaves_no_rubbish(tmp_path
     store.close()
 
 
-def test_a_folder_of_results_that_was_removed_is_made_again(
-    store: JobStore, tmp_path: Path
-) -> None:
+def test_a_removed_results_folder_is_created_again(store: JobStore, tmp_path: Path) -> None:
     (tmp_path / "results").rmdir()
     store.complete(begun(store), b"[]")
     assert store.output(current(store)) == b"[]"
@@ -427,7 +427,7 @@ def test_a_damaged_result_is_none(store: JobStore, tmp_path: Path, left: bytes |
         store.output(current(store))
 
 
-def test_another_database_does_not_cost_the_first_its_results(
+def test_a_second_database_does_not_remove_the_results_of_the_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = JobStore(tmp_path)
@@ -471,7 +471,7 @@ def test_commits_survive_a_power_failure(store: JobStore, tmp_path: Path) -> Non
     assert answers == ["wal", 2]
 
 
-def test_a_folder_that_is_no_database_is_told(tmp_path: Path) -> None:
+def test_a_folder_in_place_of_the_database_is_reported(tmp_path: Path) -> None:
     (tmp_path / "jobs.db").write_text("this is not a database, but text, and quite long enough")
     with pytest.raises(Exception, match="not a database") as caught:
         JobStore(tmp_path)

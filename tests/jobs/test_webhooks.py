@@ -21,7 +21,9 @@ async def told(server: Server) -> None:
     await until(lambda: not server.store.due_webhooks(1) and not server.jobs._webhooks._posting)
 
 
-async def test_a_webhook_is_told_what_status_says(server: Server, listener: Listener) -> None:
+async def test_a_webhook_receives_what_the_status_route_returns(
+    server: Server, listener: Listener
+) -> None:
     job_id = await server.submit(webhook=listener.url)
     await server.ended(job_id)
     await until(lambda: listener.heard)
@@ -41,7 +43,7 @@ async def test_a_webhook_is_tried_three_times(server: Server, listener: Listener
     assert listener.heard[0] == listener.heard[2] == await server.answer(job_id)
 
 
-async def test_a_webhook_is_not_told_again_because_that_cannot_be_kept(
+async def test_a_webhook_is_posted_once_though_that_cannot_be_recorded_at_first(
     server: Server, listener: Listener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     note, refusals = server.store.note_webhook, [1, 2, 3]
@@ -59,7 +61,7 @@ async def test_a_webhook_is_not_told_again_because_that_cannot_be_kept(
     assert len(listener.heard) == 1
 
 
-async def test_a_webhook_that_was_not_told_is_told_after_a_new_start(
+async def test_an_unsent_webhook_is_posted_after_a_restart(
     tmp_path: Path, listener: Listener
 ) -> None:
     store = JobStore(tmp_path)
@@ -75,7 +77,9 @@ async def test_a_webhook_that_was_not_told_is_told_after_a_new_start(
         assert server.app.begun == []
 
 
-async def test_a_failure_and_a_cancellation_are_told(server: Server, listener: Listener) -> None:
+async def test_failures_and_cancellations_are_posted_to_the_webhook(
+    server: Server, listener: Listener
+) -> None:
     await server.submit(input={}, webhook=listener.url)
     await until(lambda: len(listener.heard) == 1)
     job_id = await server.submit("slow", webhook=listener.url)

@@ -64,7 +64,7 @@ def test_the_least_recently_used_makes_room(tmp_path: Path) -> None:
     assert again.id > a.id
 
 
-def test_an_evicted_adapter_serves_who_holds_it(tmp_path: Path) -> None:
+def test_an_evicted_adapter_still_serves_its_holder(tmp_path: Path) -> None:
     fill(tmp_path, *"ab")
     cache, model = cache_of(tmp_path, max_loras=1), tiny_model("sd15")
     a = cache.get(model, "a")
@@ -130,7 +130,7 @@ def test_threads_that_ask_at_once_load_once(
     assert len(loads) == 1
 
 
-def test_a_failure_is_everyones_but_not_for_ever(tmp_path: Path) -> None:
+def test_a_failed_load_fails_all_who_wait_and_can_be_tried_again(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     path.write_bytes(b"damaged")
     cache, model = cache_of(tmp_path), tiny_model("sd15")

@@ -36,7 +36,7 @@ def check(folder: Path, *names: str, spec: ModelSpec = SD15, **settings: Any) ->
     check_loras(names, spec, load_settings(lora_dir=folder, **settings))
 
 
-def test_loras_that_can_be_had_pass(folder: Path) -> None:
+def test_available_loras_are_accepted(folder: Path) -> None:
     check(folder)
     check(folder, "outline", "a/twin", "for-sd15", "org/any", allow_lora_hub=True)
     check(folder, "https://93.184.215.14/a.safetensors", allow_lora_urls=True)
@@ -53,7 +53,7 @@ def test_loras_that_can_be_had_pass(folder: Path) -> None:
         ("lost", ModelLoadFailed, "cannot be read"),
     ],
 )
-def test_every_name_is_looked_at(
+def test_every_name_is_checked(
     name: str, error: type[SDBentoError], reason: str, folder: Path
 ) -> None:
     with pytest.raises(error, match=reason) as caught:
@@ -61,13 +61,13 @@ def test_every_name_is_looked_at(
     assert caught.value.param == "lora"
 
 
-def test_a_url_that_will_not_be_fetched_is_refused(folder: Path) -> None:
+def test_a_url_that_may_not_be_fetched_is_refused(folder: Path) -> None:
     with pytest.raises(InvalidParameter, match="private") as caught:
         check(folder, "https://127.0.0.1/a.safetensors", allow_lora_urls=True)
     assert caught.value.param == "lora"
 
 
-def test_a_lora_that_the_catalogue_has_for_another_family_is_refused(folder: Path) -> None:
+def test_a_catalogued_lora_of_another_family_is_refused(folder: Path) -> None:
     told = rf"LoRA for-sd15 does not fit model {SDXL.name} .* made for Stable Diffusion 1\.x"
     with pytest.raises(UnsupportedModel, match=told):
         check(folder, "for-sd15", spec=SDXL)

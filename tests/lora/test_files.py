@@ -131,14 +131,14 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeHub:
     ],
 )
 @pytest.mark.parametrize("offline", [False, True])
-def test_a_file_of_a_repository(
+def test_a_file_of_a_repository_is_read(
     name: str, file: str, offline: bool, folder: Path, hub: FakeHub
 ) -> None:
     hub.is_cached = offline
     assert read_name(folder, name, offline=offline) == {"marker": file}
 
 
-def test_the_file_of_a_repository_that_is_meant(folder: Path, hub: FakeHub) -> None:
+def test_a_repository_with_several_files_needs_the_name_of_one(folder: Path, hub: FakeHub) -> None:
     with pytest.raises(InvalidParameter, match=r"say which file .* org/repo/one\.safetensors"):
         read_name(folder, "org/repo")
     hub.sizes[STEM] = 100
@@ -151,12 +151,12 @@ def test_the_file_of_a_repository_that_is_meant(folder: Path, hub: FakeHub) -> N
         read_name(folder, "org/repo")
 
 
-def test_a_file_that_the_repository_lacks(folder: Path, hub: FakeHub) -> None:
+def test_a_file_that_the_repository_lacks_is_refused(folder: Path, hub: FakeHub) -> None:
     with pytest.raises(InvalidParameter, match=r"as in org/repo/one\.safetensors"):
         read_name(folder, "org/repo/../../../etc/one")
 
 
-def test_a_repository_that_is_not_there(folder: Path, hub: FakeHub) -> None:
+def test_an_unknown_repository_is_refused(folder: Path, hub: FakeHub) -> None:
     hub.error = not_found()
     with pytest.raises(InvalidParameter, match="there is no LoRA 'org/repo'; the nearest"):
         read_name(folder, "org/repo")
@@ -226,7 +226,7 @@ def test_damaged_files_are_refused(
     assert caught.value.param == "lora"
 
 
-def test_a_file_too_large_is_not_read(folder: Path) -> None:
+def test_a_file_that_is_too_large_is_not_read(folder: Path) -> None:
     with (folder / "outline.safetensors").open("r+b") as file:
         file.truncate(lora_files.MAX_LORA_BYTES + 1)  # a sparse file takes no room
     with pytest.raises(TooLarge, match="LoRA outline has 1500000001 bytes"):

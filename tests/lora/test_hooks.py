@@ -73,7 +73,7 @@ def stock(family: str, files: Sequence[Path]) -> Any:
 
 @pytest.mark.parametrize("writer", WRITERS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_one_and_two_loras_are_as_in_stock_diffusers(
+def test_one_and_two_loras_give_the_images_of_stock_diffusers(
     family: str, writer: str, tmp_path: Path
 ) -> None:
     alpha = 2.0 if writer in ("kohya", "peft") else None
@@ -170,7 +170,7 @@ def test_a_lora_twice_on_a_row_adds_up(ab: tuple[Pipeline, Adapter, Adapter]) ->
         assert difference(twice, run_unet(model.unet)) <= TOLERANCE
 
 
-def test_rows_without_loras_cost_nothing(ab: tuple[Pipeline, Adapter, Adapter]) -> None:
+def test_rows_without_loras_set_no_hooks(ab: tuple[Pipeline, Adapter, Adapter]) -> None:
     model, a, _ = ab
     only_unet = replace(a, parts={"unet": a.parts["unet"]})
     for part, rows in (
@@ -194,7 +194,7 @@ def test_the_hooks_are_gone_afterwards(ab: tuple[Pipeline, Adapter, Adapter]) ->
     assert torch.equal(run_unet(model.unet), base)
 
 
-def test_hooks_that_cannot_all_be_set_are_gone(ab: tuple[Pipeline, Adapter, Adapter]) -> None:
+def test_hooks_are_removed_when_not_all_can_be_set(ab: tuple[Pipeline, Adapter, Adapter]) -> None:
     model, a, _ = ab
     low_rank = next(iter(a.parts["unet"].values()))
     broken = replace(a, parts={"unet": {**a.parts["unet"], "no.such.layer": low_rank}})

@@ -37,7 +37,7 @@ def test_a_rank_stabilised_lora_divides_by_the_root_of_its_rank(tmp_path: Path) 
     assert {low.scale for low in adapter.parts["unet"].values()} == {1.5}
 
 
-def test_names_without_the_part_are_the_unets(tmp_path: Path) -> None:
+def test_names_without_a_prefix_belong_to_the_unet(tmp_path: Path) -> None:
     lora = make_lora("sd15", alpha=None)
     whole = load_file(save_diffusers_old("sd15", lora, tmp_path / "a.safetensors"))
     save_file({k.removeprefix("unet."): t for k, t in whole.items()}, tmp_path / "b.safetensors")
@@ -47,7 +47,7 @@ def test_names_without_the_part_are_the_unets(tmp_path: Path) -> None:
     assert a.parts["unet"].keys() == b.parts["unet"].keys() == lora["unet"].keys()
 
 
-def test_matrices_fit_layers_that_are_their_like(tmp_path: Path) -> None:
+def test_matrices_fit_equivalent_layers(tmp_path: Path) -> None:
     """A linear layer and a 1 x 1 convolution are the same; trainers write either for both."""
     lora = make_lora("sd15", marks={"unet": ("proj_in",)})
     square = {
@@ -104,7 +104,7 @@ KOHYA = f"lora_unet_{Q.replace('.', '_')}"
         ({f"unet.{Q}.alpha": torch.tensor(torch.inf)}, "alpha"),
     ],
 )
-def test_what_is_no_plain_lora_is_refused(
+def test_files_that_are_no_plain_lora_are_refused(
     extra: dict[str, Tensor], reason: str, tmp_path: Path
 ) -> None:
     with pytest.raises(UnsupportedModel, match=reason):

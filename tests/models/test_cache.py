@@ -99,7 +99,7 @@ def test_a_resident_model_is_leased_at_once(cache: PipelineCache) -> None:
     assert cache.acquire(spec("a")).done()
 
 
-def test_whoever_takes_only_what_is_resident_loads_nothing(
+def test_a_lease_of_resident_models_only_loads_nothing(
     cache: PipelineCache, loader: FakeLoader
 ) -> None:
     assert cache.lease_if_resident(spec("a")) is None
@@ -125,7 +125,7 @@ def test_acquire_does_not_wait_for_the_load(cache: PipelineCache, loader: FakeLo
     assert loader.loaded == ["a"]
 
 
-def test_others_are_leased_while_a_model_loads(cache: PipelineCache, loader: FakeLoader) -> None:
+def test_other_models_are_leased_while_one_loads(cache: PipelineCache, loader: FakeLoader) -> None:
     cache.lease(spec("a")).release()
     loader.gate.clear()
     waiter = cache.acquire(spec("b"))
@@ -209,7 +209,7 @@ def test_a_model_larger_than_the_budget_is_refused_with_both_numbers(
     assert cache.loaded() == [("a", GB, False)], "nobody made room for it in vain"
 
 
-def test_what_turns_out_larger_than_announced_makes_others_leave(
+def test_a_model_larger_than_announced_evicts_others(
     cache: PipelineCache, loader: FakeLoader
 ) -> None:
     cache.lease(spec("a")).release()
@@ -242,7 +242,7 @@ def test_a_set_is_leased_when_all_of_it_is_resident(
     assert loader.loaded == ["a", "c"]
 
 
-def test_everyone_gets_resources_in_the_order_asked_for(
+def test_a_lease_holds_its_models_in_the_order_asked_for(
     cache: PipelineCache, loader: FakeLoader
 ) -> None:
     loader.gate.clear()
@@ -252,7 +252,7 @@ def test_everyone_gets_resources_in_the_order_asked_for(
     assert loader.loaded == ["a", "b"], "each once"
 
 
-def test_what_is_asked_for_twice_is_one_and_the_same(cache: PipelineCache) -> None:
+def test_a_model_asked_for_twice_is_the_same_model(cache: PipelineCache) -> None:
     lease = cache.lease(spec("a"), control("c"), control("c"))
     assert lease.resources[1] is lease.resources[2]
     lease.release()
@@ -268,7 +268,9 @@ def test_a_model_and_a_controlnet_may_have_the_same_name(
     assert loader.loaded == ["a", "a"]
 
 
-def test_what_two_sets_share_is_loaded_once(cache: PipelineCache, loader: FakeLoader) -> None:
+def test_a_model_shared_by_two_sets_is_loaded_once(
+    cache: PipelineCache, loader: FakeLoader
+) -> None:
     loader.gate.clear()
     waiters = [cache.acquire(spec("a"), control("c")), cache.acquire(spec("a"))]
     loader.gate.set()
@@ -302,7 +304,7 @@ def test_the_members_of_a_set_never_make_room_for_each_other(
     assert loader.loaded == ["a", "b", "c", "d"]
 
 
-def test_nor_does_one_leave_where_the_device_is_fuller_than_counted(
+def test_no_member_of_a_set_is_evicted_where_the_device_is_fuller_than_counted(
     cache: PipelineCache, loader: FakeLoader
 ) -> None:
     cache.lease(spec("a")).release()
@@ -313,7 +315,7 @@ def test_nor_does_one_leave_where_the_device_is_fuller_than_counted(
     assert cache.loaded() == [("a", GB, False)]
 
 
-def test_a_member_larger_than_announced_does_not_drive_out_another(
+def test_a_member_larger_than_announced_does_not_evict_another(
     cache: PipelineCache, loader: FakeLoader
 ) -> None:
     loader.sizes["a"] = 1.5
@@ -322,7 +324,7 @@ def test_a_member_larger_than_announced_does_not_drive_out_another(
     assert loader.loaded == ["a", "c"]
 
 
-def test_room_for_all_that_is_missing_is_waited_for_before_any_of_it_is_loaded(
+def test_a_set_waits_for_room_for_all_missing_members_before_any_is_loaded(
     cache: PipelineCache, loader: FakeLoader
 ) -> None:
     lease = cache.lease(spec("a"))
@@ -371,7 +373,7 @@ def test_three_overlapping_sets_in_a_tight_budget_all_get_their_turn(
     assert turns == [20, 20, 20]
 
 
-def test_a_failure_fails_only_those_who_wait_for_what_failed(
+def test_a_failed_load_fails_only_the_leases_that_wait_for_it(
     make: Callable[..., PipelineCache], loader: FakeLoader
 ) -> None:
     cache = make(4.0)
@@ -393,7 +395,7 @@ def test_a_failure_fails_only_those_who_wait_for_what_failed(
     assert cache._residency.used == 4 * GB, "nothing is reserved for what failed"
 
 
-def test_the_rest_of_a_set_that_everybody_gave_up_is_not_loaded(
+def test_the_rest_of_an_abandoned_set_is_not_loaded(
     cache: PipelineCache, loader: FakeLoader
 ) -> None:
     loader.gate.clear()
@@ -440,7 +442,9 @@ def still_waiting_at_once(cache: PipelineCache, lease: Lease) -> bool:
     return False
 
 
-def test_before_that_leases_are_given_as_ever(cache: PipelineCache) -> None:
+def test_leases_of_a_resident_model_are_given_while_another_model_waits_briefly(
+    cache: PipelineCache,
+) -> None:
     lease = cache.lease(spec("a", 2))
     waiter = cache.acquire(spec("b", 2))
     assert still_waiting(waiter)
@@ -452,7 +456,7 @@ def test_before_that_leases_are_given_as_ever(cache: PipelineCache) -> None:
     get(waiter).release()
 
 
-def test_who_queued_behind_a_blocked_set_need_not_wait_for_its_load(
+def test_leases_queued_behind_a_blocked_set_do_not_wait_for_its_load(
     make: Callable[..., PipelineCache], loader: FakeLoader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(model_cache, "QUEUE_AFTER", -1.0)
@@ -470,7 +474,7 @@ def test_who_queued_behind_a_blocked_set_need_not_wait_for_its_load(
     get(waiter).release()
 
 
-def test_giving_up_lets_the_others_pass(
+def test_a_cancelled_lease_lets_the_next_ones_pass(
     cache: PipelineCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(model_cache, "QUEUE_AFTER", -1.0)
@@ -494,9 +498,7 @@ def test_a_cancelled_waiter_holds_no_lease(cache: PipelineCache, loader: FakeLoa
     assert cache.loaded() == [("a", GB, False)]
 
 
-def test_a_load_that_everybody_gave_up_is_kept_but_not_leased(
-    cache: PipelineCache, loader: FakeLoader
-) -> None:
+def test_an_abandoned_load_is_kept_but_not_leased(cache: PipelineCache, loader: FakeLoader) -> None:
     loader.gate.clear()
     waiter = cache.acquire(spec("a"))
     until(lambda: loader.loaded == ["a"])
@@ -505,7 +507,7 @@ def test_a_load_that_everybody_gave_up_is_kept_but_not_leased(
     until(lambda: cache.loaded() == [("a", GB, False)])
 
 
-def test_what_nobody_waits_for_any_more_is_not_loaded(
+def test_a_model_that_nobody_waits_for_is_not_loaded(
     cache: PipelineCache, loader: FakeLoader
 ) -> None:
     lease = cache.lease(spec("a", 2))
@@ -581,7 +583,7 @@ def test_a_device_fuller_than_counted_is_emptied_and_tried_once_more(
     assert loader.loaded == ["a", "b", "b"]
 
 
-def test_the_loader_outlives_its_own_mistakes(
+def test_the_loader_thread_survives_its_own_errors(
     cache: PipelineCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
@@ -606,9 +608,7 @@ def test_a_loader_that_died_is_replaced_by_the_next_request(
 # Closing
 
 
-def test_closing_fails_whoever_waits_and_whoever_comes(
-    cache: PipelineCache, loader: FakeLoader
-) -> None:
+def test_closing_fails_waiting_and_later_leases(cache: PipelineCache, loader: FakeLoader) -> None:
     lease = cache.lease(spec("a", 2))
     waiter = cache.acquire(spec("b", 2))
     cache.close()
@@ -680,7 +680,7 @@ def test_a_gpu_model_is_offloaded_and_comes_back_without_loading(
     assert moves == [("a", "host"), ("b", "host"), ("a", "device")]
 
 
-def test_so_is_a_controlnet(
+def test_a_controlnet_is_offloaded_and_comes_back_without_loading(
     cache: PipelineCache, loader: FakeLoader, moves: list[tuple[str, str]]
 ) -> None:
     cache._offloaded = Offloaded(torch.device("cuda"))

@@ -48,7 +48,7 @@ def test_the_log_says_once_that_a_cpu_computes_in_fp32(caplog: Any) -> None:
         ("fp32", True, torch.float32),
     ],
 )
-def test_a_gpu_computes_in_what_it_can(
+def test_a_gpu_computes_in_a_precision_that_it_supports(
     precision: str, has_bf16: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(device, "has_bf16", lambda: has_bf16)
@@ -78,14 +78,14 @@ def test_sdxls_vae_is_never_decoded_in_fp16(
     assert choose_vae_dtype(mine, force_upcast, dtype) is expected
 
 
-def test_a_gpu_that_is_demanded_and_not_there_is_a_bad_setting(monkeypatch: Any) -> None:
+def test_a_required_gpu_that_is_missing_is_a_bad_setting(monkeypatch: Any) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SettingsError, match="SDBENTO_DEVICE='cuda'"):
         choose_device(settings(device="cuda"))
     assert choose_device(settings(device="auto")) == torch.device("cpu")
 
 
-def test_the_budget_is_what_is_set_or_a_share_of_the_memory(monkeypatch: Any) -> None:
+def test_the_budget_is_the_setting_or_a_share_of_the_memory(monkeypatch: Any) -> None:
     assert memory_budget_gb(settings(memory_gb=3.5)) == 3.5
     total, available = host_memory()
     assert 0 < available <= total

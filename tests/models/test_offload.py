@@ -11,7 +11,7 @@ from sdbento.models.pipeline import Pipeline, networks
 from tests.support.fake_loader import FakeLoader, control, spec
 
 
-def test_what_moves_is_every_tensor(loader: FakeLoader, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_tensor_is_moved(loader: FakeLoader, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor + 1)
     for wanted in (spec("a"), control("c")):
         loaded = loader(wanted)
@@ -38,7 +38,7 @@ def test_offloaded_models_are_dropped_when_the_host_has_no_room(
     assert not [name for name in "bd" if offloaded.take(name)]
 
 
-def test_what_cannot_be_pinned_is_dropped(
+def test_models_that_cannot_be_pinned_are_dropped(
     loader: FakeLoader, moves: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(pipeline: Pipeline) -> Pipeline:

@@ -20,7 +20,7 @@ def keys(residency: Residency[str]) -> list[str]:
     return [key for key, *_ in residency.entries()]
 
 
-def test_what_is_resident_is_used_until_it_is_evicted() -> None:
+def test_a_resident_model_is_used_until_it_is_evicted() -> None:
     residency = holding(a=4, b=3)
     assert (residency.used, residency.available) == (7, 3)
     assert residency.evict(["a"]) == ["item a"]
@@ -38,7 +38,7 @@ def test_a_measured_size_replaces_the_estimate() -> None:
     assert residency.available == -2
 
 
-def test_a_cancelled_reservation_counts_no_more_but_what_was_added_stays() -> None:
+def test_a_cancelled_reservation_no_longer_counts_but_an_added_model_stays() -> None:
     residency = holding()
     for key in "ab":
         residency.reserve(key, 4)
@@ -77,7 +77,7 @@ def test_the_end_of_a_use_counts_as_a_use() -> None:
     assert residency.victims(4) == ["b"]
 
 
-def test_what_is_locked_stays_until_the_last_lock_is_undone() -> None:
+def test_a_locked_model_stays_until_its_last_lock_is_undone() -> None:
     residency = holding(a=6, b=4)
     residency.lock(["a", "a"])
     assert residency.victims(8) is None
@@ -87,14 +87,14 @@ def test_what_is_locked_stays_until_the_last_lock_is_undone() -> None:
     assert residency.victims(8) == ["b", "a"]
 
 
-def test_what_is_to_be_spared_is_not_evicted() -> None:
+def test_spared_models_are_not_evicted() -> None:
     residency = holding(a=4, b=3, c=3)
     assert residency.victims(3, spare={"a"}) == ["b"]
     assert residency.victims(7, spare={"a"}) is None
     assert residency.evictable(spare={"b"}) == ["a", "c"]
 
 
-def test_what_outgrew_its_reservation_makes_others_leave() -> None:
+def test_a_model_that_outgrew_its_reservation_evicts_others() -> None:
     residency = holding(a=4, b=8)
     residency.lock(["b"])
     assert residency.victims(0) == ["a"]

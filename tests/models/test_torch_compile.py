@@ -84,7 +84,7 @@ def only_compiled() -> Iterator[None]:
     ],
     ids=["plain", "unguided", "wide", "long", "img2img"],
 )
-def test_it_draws_what_is_drawn_without(
+def test_a_compiled_model_makes_the_same_images(
     compiled: Pipeline, plain: Pipeline, fields: dict[str, Any]
 ) -> None:
     ours, theirs = (engine_pixels(model, **BASE | fields) for model in (compiled, plain))
@@ -92,7 +92,7 @@ def test_it_draws_what_is_drawn_without(
 
 
 @pytest.mark.usefixtures("only_compiled")
-def test_any_number_of_rows_fits(compiled: Pipeline) -> None:
+def test_any_number_of_rows_runs_compiled(compiled: Pipeline) -> None:
     together = run_together([images(compiled, **BASE | {"seed": i}) for i in range(4)])
     alone = [engine_pixels(compiled, **BASE | {"seed": i}) for i in range(4)]
     assert max(np.abs(t[0] - a).max() for t, a in zip(together, alone, strict=True)) <= PARITY
@@ -106,7 +106,7 @@ def test_any_number_of_rows_fits(compiled: Pipeline) -> None:
     ],
     ids=["odd size", "ControlNet"],
 )
-def test_what_fits_nothing_compiled_is_drawn_all_the_same(
+def test_requests_that_fit_nothing_compiled_run_uncompiled(
     compiled: Pipeline, plain: Pipeline, fields: dict[str, Any]
 ) -> None:
     networks = [tiny_control("sd15")] if "controlnet" in fields else []
@@ -115,7 +115,7 @@ def test_what_fits_nothing_compiled_is_drawn_all_the_same(
     assert np.abs(ours - theirs).max() <= PARITY
 
 
-def test_loras_are_not_lost_in_what_is_compiled(
+def test_loras_have_their_effect_in_a_compiled_model(
     compiled: Pipeline, plain: Pipeline, tmp_path: Path
 ) -> None:
     save_peft("sd15", make_lora("sd15"), tmp_path / "style.safetensors")
@@ -126,11 +126,11 @@ def test_loras_are_not_lost_in_what_is_compiled(
 
 
 @pytest.mark.usefixtures("compiled")
-def test_torch_keeps_its_work_in_the_folder(folder: Path) -> None:
+def test_torch_caches_its_work_in_the_folder(folder: Path) -> None:
     assert cache_dir() == str(folder)
 
 
-def test_where_nothing_can_be_compiled_all_runs_as_it_is(
+def test_without_a_working_compiler_models_run_uncompiled(
     compiled: Pipeline, plain: Pipeline, caplog: pytest.LogCaptureFixture
 ) -> None:
     def call() -> None:

@@ -77,7 +77,7 @@ def test_a_single_file_gives_the_networks_of_its_folder(
 
 
 @pytest.mark.filterwarnings("ignore:The configuration file of this scheduler:FutureWarning")
-def test_the_scheduler_is_the_repositorys_and_not_what_a_constructor_made_of_it(
+def test_the_scheduler_is_the_repositorys_without_the_changes_of_a_constructor(
     tmp_path: Path,
 ) -> None:
     """Which of its options a stock pipeline overrules depends on the task."""
@@ -114,7 +114,7 @@ def test_an_inpainting_single_file_is_read_with_its_familys_configurations(
     assert pipeline.inpaints
 
 
-def test_the_refiner_is_loaded_with_what_it_has(tmp_path: Path) -> None:
+def test_the_refiner_is_loaded_with_the_components_it_has(tmp_path: Path) -> None:
     pipeline = load(resolve(save_tiny("sdxl-refiner", tmp_path / "mine")), settings())
     assert_same_networks(pipeline.pipe, "sdxl-refiner")
     assert pipeline.pipe.text_encoder is pipeline.pipe.tokenizer is pipeline.pipe.watermark is None
@@ -124,9 +124,7 @@ def test_the_refiner_is_loaded_with_what_it_has(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("family", Family)
-def test_what_was_saved_for_image_to_image_is_loaded_all_the_same(
-    family: Family, tmp_path: Path
-) -> None:
+def test_a_model_saved_for_image_to_image_is_loaded_too(family: Family, tmp_path: Path) -> None:
     folder = save_tiny(family, tmp_path / "mine")
     index = folder / INDEX
     index.write_text(
@@ -157,13 +155,13 @@ def test_a_controlnet_is_loaded_ready_to_use(family: Family, tmp_path: Path) -> 
     assert kinds == {AttnProcessor2_0}
 
 
-def test_a_controlnet_in_half_precision_is_taken_where_it_is_all_there_is(tmp_path: Path) -> None:
+def test_a_half_precision_controlnet_is_used_where_there_is_no_other(tmp_path: Path) -> None:
     folder = save_tiny_controlnet("sd15", tmp_path / "control", variant="fp16")
     wanted = ControlNetSpec("mine", Family.SD15, (str(folder),), 0.1)
     assert load_controlnet(wanted).dtype is torch.float32
 
 
-def test_a_single_files_prediction_type_outdoes_its_familys(
+def test_a_single_files_prediction_type_overrides_its_familys(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     configs = save_tiny("sdxl", tmp_path / "configs")
@@ -176,7 +174,7 @@ def test_a_single_files_prediction_type_outdoes_its_familys(
     assert config["timestep_spacing"] == "trailing"
 
 
-def test_a_single_file_without_its_familys_configurations_says_how_to_get_them(
+def test_a_single_file_without_its_familys_configurations_is_refused_with_the_remedy(
     tmp_path: Path,
 ) -> None:
     file = save_tiny_checkpoint("sd21", tmp_path / "mine.safetensors")
@@ -184,7 +182,7 @@ def test_a_single_file_without_its_familys_configurations_says_how_to_get_them(
         load(spec(Family.SD21, file), settings())
 
 
-def test_fp16_variants_are_taken_where_they_are_wanted_or_all_there_is(tmp_path: Path) -> None:
+def test_fp16_variants_are_used_where_wanted_or_where_there_is_no_other(tmp_path: Path) -> None:
     folder = save_tiny("sd15", tmp_path / "mine", variant="fp16")
     mine = resolve(folder)
     assert weights._variant(mine, folder, torch.float16) == "fp16"

@@ -54,7 +54,7 @@ def test_other_models_have_no_second_prompt(spec: ModelSpec, param: str) -> None
         ("a [broken:cat:0.5]", SD15),
     ],
 )
-def test_prompts_that_can_be_read_pass(text: str, spec: ModelSpec, inversions: Inversions) -> None:
+def test_readable_prompts_are_accepted(text: str, spec: ModelSpec, inversions: Inversions) -> None:
     num_steps = 1  # so that the last one's edit is done before the first step
     check_inversions(text, spec, num_steps, inversions)
 

@@ -46,7 +46,7 @@ def num_tokens(prompt: PreparedPrompt) -> list[int]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("text", ["a cat", "", "a dog, worried: 100% !", "word " * 20])
-def test_a_plain_prompt_is_the_stock_pipelines_embedding(family: str, text: str) -> None:
+def test_a_plain_prompt_is_embedded_as_by_the_stock_pipeline(family: str, text: str) -> None:
     model = tiny_model(family)
     ours, (embeds, pooled) = encoded(model, text), stock(model, text)
     assert torch.equal(ours.embeds, embeds)

@@ -38,7 +38,7 @@ def settings_of(folder: Path) -> Settings:
 
 
 @pytest.mark.parametrize("key", ["emb_params", "<style>"])
-def test_a_textual_inversion_is_the_stock_pipelines(tmp_path: Path, key: str) -> None:
+def test_a_textual_inversion_is_encoded_as_by_the_stock_pipeline(tmp_path: Path, key: str) -> None:
     model = tiny_model("sd15")
     save_file({key: torch.randn(3, 32)}, tmp_path / "mystyle.safetensors")
     pipe = copy.deepcopy(model.pipe)
@@ -112,7 +112,7 @@ def test_a_damaged_or_unknown_file_is_refused_by_name(tmp_path: Path) -> None:
             prepare(model, f"a {name} cat", inversions=inversions)
 
 
-def test_a_pickle_is_not_read_and_told_of_once_when_a_prompt_names_it(
+def test_a_pickle_is_not_read_and_is_reported_once_when_a_prompt_names_it(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = tiny_model("sd15")
@@ -134,7 +134,7 @@ def test_a_pickle_beside_a_safetensors_file_does_no_harm(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("text", ["\u017ftyle", "STYLE", "İstyle", "(style:1.2)", "style, ink"])
-def test_no_spelling_fails(tmp_path: Path, text: str) -> None:
+def test_every_spelling_of_a_name_is_accepted(tmp_path: Path, text: str) -> None:
     save_file({"emb_params": torch.ones(1, 32)}, tmp_path / "style.safetensors")
     prepare(tiny_model("sd15"), text, inversions=Inversions(settings_of(tmp_path)))
 

@@ -59,7 +59,7 @@ PROMPTS = st.text(max_size=60) | st.lists(
 
 
 @given(PROMPTS)
-def test_no_text_is_refused(text: str) -> None:
+def test_every_text_is_accepted(text: str) -> None:
     spans = parse_attention(text)
     assert all(span.text is None or abs(span.weight) <= 100 for span in spans)
 
@@ -82,7 +82,7 @@ def test_tags_are_read_or_refused(text: str) -> None:
 
 
 @given(st.text(alphabet=st.characters(blacklist_characters="()[]\\:"), max_size=60))
-def test_text_without_syntax_comes_back_as_it_was(text: str) -> None:
+def test_text_without_syntax_is_returned_unchanged(text: str) -> None:
     spans = parse_attention(text.replace("BREAK", ""))
     assert spans in ([], [Span(text.replace("BREAK", ""))])
 

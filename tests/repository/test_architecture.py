@@ -199,7 +199,7 @@ def test_the_rule_finds_bad_code(rule: Rule, module: str, source: str) -> None:
     assert list(rule(module, ast.parse(source)))
 
 
-def test_what_only_type_checkers_see_may_point_upward() -> None:
+def test_imports_for_type_checkers_only_may_point_upward() -> None:
     source = "if TYPE_CHECKING:\n    from sdbento.app import App"
     assert list(imports_point_downward("errors", ast.parse(source))) == []
 
@@ -209,7 +209,7 @@ def folders() -> list[Path]:
 
 
 @pytest.mark.parametrize("folder", folders(), ids=lambda folder: str(folder.relative_to(ROOT)))
-def test_a_folder_is_taken_in_at_a_glance(folder: Path) -> None:
+def test_a_folder_holds_few_files(folder: Path) -> None:
     files = [path.name for path in folder.glob("*.py") if path.name != "__init__.py"]
     assert len(files) <= MAX_FILES_IN_A_FOLDER, sorted(files)
 
@@ -222,7 +222,7 @@ def imported_modules(module: str) -> set[str]:
     return {name for name in names if name in SOURCES and SOURCES[name].name != "__init__.py"}
 
 
-def test_no_module_imports_itself_by_a_detour() -> None:
+def test_there_are_no_circular_imports() -> None:
     graphlib.TopologicalSorter({name: imported_modules(name) for name in SOURCES}).prepare()
 
 
@@ -234,7 +234,7 @@ def torch_after_importing(*modules: str) -> str:
     ).stdout.strip()
 
 
-def test_what_needs_no_torch_imports_none() -> None:
+def test_modules_that_do_not_need_torch_do_not_import_it() -> None:
     assert torch_after_importing(*(f"sdbento.{module}" for module in NO_TORCH)) == ""
 
 
@@ -243,5 +243,5 @@ def test_the_service_file_is_read_without_torch() -> None:
     assert torch_after_importing("service") == ""
 
 
-def test_torch_would_be_noticed() -> None:
+def test_an_import_of_torch_would_be_noticed() -> None:
     assert torch_after_importing("torch") == "torch"

@@ -28,13 +28,13 @@ def test_the_hooks_run_what_make_check_runs() -> None:
     assert [hook["entry"] for hook in repository["hooks"]] == make_recipe("check")
 
 
-def test_hooks_look_at_everything_whatever_was_changed() -> None:
+def test_hooks_check_all_files_whatever_was_changed() -> None:
     config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
     for hook in config["repos"][0]["hooks"]:
         assert hook["language"] == "system"
         assert hook["pass_filenames"] is False
 
 
-def test_continuous_integration_calls_the_words_of_make() -> None:
+def test_continuous_integration_runs_the_targets_of_make() -> None:
     lines = (ROOT / ".ci/run").read_text(encoding="utf-8").splitlines()
     assert [line for line in lines if line.startswith("make")] == ["make check", "make test"]

@@ -54,12 +54,12 @@ def test_every_section_ends_well_and_has_rows(section: str, rows: list[Row]) -> 
     assert any(row.kind is Kind.FIGURES for row in own)
 
 
-def test_no_two_rows_of_a_run_are_about_the_same(rows: list[Row]) -> None:
+def test_no_two_rows_of_a_run_measure_the_same(rows: list[Row]) -> None:
     topics = [(row.section, tuple(row.labels.items())) for row in rows if row.kind is Kind.FIGURES]
     assert [topic for topic in topics if topics.count(topic) > 1] == []
 
 
-def test_what_only_a_gpu_can_do_is_no_failure(rows: list[Row]) -> None:
+def test_work_that_needs_a_gpu_is_no_failure_without_one(rows: list[Row]) -> None:
     notes = {row.section for row in rows if row.text == "needs CUDA"}
     assert {"graphs", "ceilings", "eager", "loading"} <= notes
 
@@ -85,9 +85,7 @@ def test_a_part_that_fails_costs_only_itself(rows: list[Row]) -> None:
     assert own[own.index(failed) + 1].figures == {"value": 2}
 
 
-def test_every_row_is_printed_and_the_table_is_what_the_file_gives(
-    folder: Path, rows: list[Row]
-) -> None:
+def test_every_row_is_printed_and_the_table_matches_the_file(folder: Path, rows: list[Row]) -> None:
     printed = (folder / "stdout").read_text(encoding="utf-8")
     assert all(str(row) in printed for row in rows)
     text = table(latest(rows))
@@ -147,7 +145,7 @@ def test_the_stock_sdxl_pipeline_decodes_beside_a_half_precision_unet(tmp_path: 
 # Rows
 
 
-def test_of_two_runs_the_later_figures_count(tmp_path: Path) -> None:
+def test_the_figures_of_the_later_run_count(tmp_path: Path) -> None:
     for run, ms in (("1", 30.0), ("2", 20.123456)):
         log = Log(tmp_path / "rows.jsonl", run)
         log.add("eager", Kind.FIGURES, {"images": 1}, {"ms": ms})
@@ -160,7 +158,7 @@ def test_of_two_runs_the_later_figures_count(tmp_path: Path) -> None:
     ]
 
 
-def test_what_failed_is_forgotten_once_it_was_done() -> None:
+def test_a_failure_is_dropped_once_a_later_run_succeeds() -> None:
     failed = Row("1", "vae", Kind.FAILURE, {"part": "section"}, text="killed by SIGKILL")
     done = Row("2", "vae", Kind.DONE)
     other = Row("2", "vae", Kind.NOTE, text="needs CUDA")

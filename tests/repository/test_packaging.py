@@ -145,7 +145,7 @@ def test_scripts_are_executable_and_parse(name: str) -> None:
 
 
 @pytest.mark.parametrize("builders", [[], ["docker"]], ids=["none", "a client with no engine"])
-def test_where_no_builder_is_the_image_says_so(tmp_path: Path, builders: list[str]) -> None:
+def test_a_missing_image_builder_is_reported(tmp_path: Path, builders: list[str]) -> None:
     for name in builders:
         (tmp_path / name).write_text("#!/bin/sh\nexit 1\n")
         (tmp_path / name).chmod(0o755)
@@ -170,7 +170,7 @@ def test_where_no_builder_is_the_image_says_so(tmp_path: Path, builders: list[st
         "docs/deploy.md",
     ],
 )
-def test_settings_that_are_named_exist(path: str) -> None:
+def test_every_setting_that_is_named_exists(path: str) -> None:
     if (ROOT / path).is_dir():
         pytest.skip("a folder")
     named = set(re.findall(r"\bSDBENTO_[A-Z_]*[A-Z]\b", (ROOT / path).read_text()))
@@ -236,7 +236,7 @@ def test_every_gpu_of_the_hub_holds_every_model_that_it_offers() -> None:
 
 
 @pytest.mark.parametrize("test", load(".runpod/tests.json")["tests"], ids=lambda test: test["name"])
-def test_the_hubs_tests_are_jobs_that_the_worker_takes(test: dict[str, Any]) -> None:
+def test_the_hubs_tests_are_jobs_that_the_worker_accepts(test: dict[str, Any]) -> None:
     assert isinstance(test["timeout"], int)
     request = input_of({"input": test["input"]}).request
     assert request.prompt == test["input"]["prompt"]
@@ -286,7 +286,7 @@ def test_the_choice_of_gpu_follows_the_catalogue() -> None:
 
 
 @pytest.mark.parametrize("version", KUBERNETES_VERSIONS)
-def test_kubernetes_takes_the_manifests(version: str) -> None:
+def test_the_manifests_are_valid_for_kubernetes(version: str) -> None:
     names = load("configs/kubernetes/kustomization.yaml")["resources"]
     present = {path.name for path in KUBERNETES.iterdir()}
     assert present == {*names, "kustomization.yaml"}
@@ -335,7 +335,7 @@ def test_a_pod_has_the_time_to_finish_its_work(monkeypatch: pytest.MonkeyPatch) 
     assert pod["terminationGracePeriodSeconds"] >= int(pause) + settings.request_timeout + 30
 
 
-def test_a_pod_is_nobody_special() -> None:
+def test_a_pod_runs_without_privileges() -> None:
     pod = manifests()["Deployment"]["spec"]["template"]["spec"]
     context = pod["securityContext"]
     assert context["runAsNonRoot"]

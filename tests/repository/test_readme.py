@@ -47,7 +47,7 @@ def test_the_layout_lists_packages_in_the_order_of_their_imports() -> None:
     assert floors == sorted(floors)
 
 
-def test_the_floors_of_the_architecture_are_those_that_are_checked() -> None:
+def test_the_floors_in_the_document_are_those_that_are_checked() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     table = text.partition("| package | why it stands there |\n| --- | --- |\n")[2]
     rows = [row.split("|")[1] for row in table.partition("\n\n")[0].splitlines()]
@@ -55,7 +55,7 @@ def test_the_floors_of_the_architecture_are_those_that_are_checked() -> None:
     assert floors == list(FLOORS)
 
 
-def test_every_word_of_make_is_explained() -> None:
+def test_every_target_of_make_is_explained() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     words = set(re.findall(r"^([a-z-]+):.* ## ", makefile, re.MULTILINE)) - {"help"}
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")

@@ -9,7 +9,7 @@ from tests.support.images import gradient
 SETTINGS = load_settings()
 
 
-def test_images_are_read_from_whatever_they_came_in() -> None:
+def test_images_are_read_from_every_accepted_form() -> None:
     images = read_images(
         request(
             image=IMAGE,

@@ -51,7 +51,7 @@ def test_a_prompt_is_enough() -> None:
     assert request() == GenerateRequest(prompt="a cat")
 
 
-def test_what_the_model_decides_is_left_open() -> None:
+def test_fields_that_the_model_decides_are_left_open() -> None:
     open_fields = ["model", "width", "height", "num_inference_steps", "guidance_scale", "scheduler"]
     assert {getattr(request(), field) for field in open_fields} == {None}
 
@@ -155,7 +155,7 @@ def test_a_field_out_of_bounds_is_named_with_limit_and_value(
 
 
 @pytest.mark.parametrize(("field", "part", "inside", "outside", "limit"), PARTS)
-def test_a_part_out_of_bounds_is_named_with_its_place(
+def test_a_nested_field_out_of_bounds_is_named_with_its_place(
     field: str, part: str, inside: Any, outside: Any, limit: str
 ) -> None:
     needed = {"controlnet": {"type": "canny"}, "lora": {"model_id": "outline"}}.get(field, {})
@@ -170,7 +170,7 @@ def test_a_part_out_of_bounds_is_named_with_its_place(
 
 
 @pytest.mark.parametrize("field", ["controlnet", "lora"])
-def test_one_of_them_means_a_list_of_one(field: str) -> None:
+def test_a_single_item_means_a_list_of_one(field: str) -> None:
     one = {"type": "canny"} if field == "controlnet" else {"model_id": "outline"}
     assert getattr(request(**{field: one}), field) == getattr(request(**{field: [one]}), field)
     assert getattr(request(**{field: []}), field) == []
@@ -178,7 +178,7 @@ def test_one_of_them_means_a_list_of_one(field: str) -> None:
     assert "should be an object" in refusal(**{field: "canny"}).message
 
 
-def test_an_unknown_part_names_those_that_there_are() -> None:
+def test_an_unknown_nested_field_is_refused_with_the_known_ones() -> None:
     error = refusal(controlnet={"type": "canny", "scale": 1.0})
     assert "controlnet.0.scale is not a known field; known: type, image," in error.message
 
@@ -255,7 +255,7 @@ def test_types_are_not_guessed(field: str, value: Any) -> None:
     assert error.message.endswith(f"; given: {value!r}")
 
 
-def test_whole_numbers_are_numbers() -> None:
+def test_whole_numbers_are_accepted_as_floats() -> None:
     assert request(guidance_scale=7).guidance_scale == 7.0
 
 
@@ -267,13 +267,13 @@ def test_whole_numbers_are_numbers() -> None:
         ("zzz", "known"),
     ],
 )
-def test_an_unknown_field_is_named_beside_the_known_ones(field: str, meant: str) -> None:
+def test_an_unknown_field_is_refused_with_the_known_ones(field: str, meant: str) -> None:
     error = refusal(**{field: 5})
     assert error.param == field
     assert f"is not a known field; {meant}: prompt, negative_prompt, " in error.message
 
 
-def test_all_fields_that_are_said_to_be_called_otherwise_are_there() -> None:
+def test_every_foreign_field_name_maps_to_an_existing_field() -> None:
     assert set(ELSEWHERE.values()) <= set(GenerateRequest.model_fields)
     assert not ELSEWHERE.keys() & GenerateRequest.model_fields.keys()
 

@@ -35,14 +35,14 @@ def sized(sent: tuple[int, int] | None = None, **fields: Any) -> tuple[int, int]
     return decided.width, decided.height
 
 
-def test_what_the_request_leaves_open_is_the_models() -> None:
+def test_fields_left_open_take_the_models_defaults() -> None:
     decided = settled()
     assert (decided.num_inference_steps, decided.guidance_scale) == (20, 7.5)
     assert (decided.scheduler, decided.strength) == ("Euler", None)
     assert decided.seed >= 0
 
 
-def test_strength_is_the_stock_pipelines_where_it_is_not_given() -> None:
+def test_strength_defaults_to_that_of_the_stock_pipeline() -> None:
     assert settled(image=IMAGE).strength == 0.8
     assert settled(image=IMAGE, mask_image=MASK).strength == 1.0
     assert settled(image=IMAGE, outpaint={"left": 8}).strength == 1.0

@@ -143,7 +143,7 @@ def test_a_table_replays_its_scheduler_for_every_timestep_spacing(name: str, spa
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_a_table_can_start_in_the_middle_as_img2img_does(name: str) -> None:
+def test_a_table_can_start_in_the_middle_as_for_img2img(name: str) -> None:
     check(SamplerSpec(name), config_of(name), 9, start=0)
     check(SamplerSpec(name), config_of(name), 9, start=4)
     check(SamplerSpec(name), config_of(name), 9, start=8)
@@ -250,7 +250,7 @@ def test_any_configuration_is_replayed_or_refused(data: st.DataObject) -> None:
     check(spec, config, num_steps, start=start)
 
 
-def test_the_stochastic_samplers_are_those_that_draw() -> None:
+def test_the_stochastic_samplers_are_those_that_draw_noise() -> None:
     for name, info in SAMPLERS.items():
         drawn = sum(compile_table(SamplerSpec(name), config_of(name), 5).draws)
         assert (drawn > 0) == info.stochastic, name
@@ -301,7 +301,7 @@ def test_an_option_that_is_not_affine_is_refused_by_name(
         compile_table(SamplerSpec(name), config_of(name, **options), 5)
 
 
-def test_an_option_that_the_sampler_does_not_have_is_no_reason_to_refuse() -> None:
+def test_an_option_that_the_sampler_does_not_have_is_ignored() -> None:
     check(SamplerSpec("Euler"), config_of("Euler", clip_sample=True), 5)
 
 
@@ -328,7 +328,7 @@ def test_sigmas_that_a_sampler_lacks_are_refused_with_those_it_has() -> None:
         (SamplerSpec("DDIM"), 1001, "scheduler"),
     ],
 )
-def test_what_a_sampler_cannot_do_names_the_field(
+def test_options_that_a_sampler_does_not_support_are_refused_by_field(
     spec: SamplerSpec, num_steps: int, param: str
 ) -> None:
     with pytest.raises(InvalidParameter) as caught:

@@ -48,7 +48,7 @@ SAMPLERS = {info.name: info for info in list_samplers()}
         ("Heun Beta", "Heun Beta"),
     ],
 )
-def test_people_may_write_a_name_as_they_know_it(name: str, canonical: str) -> None:
+def test_a_sampler_name_may_be_written_in_many_ways(name: str, canonical: str) -> None:
     assert canonical_name(name) == canonical
     assert canonical_name(canonical) == canonical
 
@@ -67,7 +67,7 @@ def test_every_scheduler_that_diffusers_calls_compatible_is_offered_but_one() ->
 
 
 @pytest.mark.parametrize("name", ["DPM++ 2S a", "DPM++ 2S a Karras", "DPM fast", "DPMSolverSDE"])
-def test_names_that_diffusers_cannot_serve_say_what_to_use_instead(name: str) -> None:
+def test_names_that_diffusers_cannot_serve_are_refused_with_an_alternative(name: str) -> None:
     with pytest.raises(UnsupportedSampler, match=r"DPM\+\+ 2[MS]"):
         canonical_name(name)
 
@@ -80,7 +80,7 @@ def test_an_unknown_name_gets_the_nearest_ones() -> None:
         canonical_name("???")
 
 
-def test_the_documentation_lists_the_samplers_as_they_are() -> None:
+def test_the_documentation_lists_the_samplers_of_the_code() -> None:
     page = (Path(__file__).parents[2] / "docs" / "samplers.md").read_text()
     rows = [line for line in page.splitlines() if line.startswith("| ")]
     assert rows[2:] == [documented(info) for info in SAMPLERS.values()]

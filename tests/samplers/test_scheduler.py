@@ -6,7 +6,7 @@ from sdbento.samplers.scheduler import SamplerSpec, build_scheduler
 from tests.support.schedulers import config_of
 
 
-def test_a_name_decides_what_the_models_configuration_leaves_open_or_says_otherwise() -> None:
+def test_a_sampler_name_overrides_the_models_configuration() -> None:
     config = config_of("DPM++ 2M", algorithm_type="sde-dpmsolver++", use_karras_sigmas=True)
     named = build_scheduler(SamplerSpec("DPM++ 2M"), config).config
     assert (named["algorithm_type"], named["use_karras_sigmas"]) == ("dpmsolver++", True)

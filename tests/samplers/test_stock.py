@@ -67,7 +67,7 @@ def class_of(family: str, task: str, controlled: bool) -> str:
 
 @pytest.mark.parametrize("repository", REPOSITORIES)
 @pytest.mark.parametrize(("family", "task", "controlled"), TASKS)
-def test_a_samplers_configuration_is_what_the_stock_constructor_leaves(
+def test_a_samplers_configuration_is_that_left_by_the_stock_constructor(
     family: str, task: str, controlled: bool, repository: str
 ) -> None:
     config, name = read(REPOSITORIES[repository]), class_of(family, task, controlled)

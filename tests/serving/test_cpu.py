@@ -45,7 +45,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield server
 
 
-def test_whatever_a_server_does_only_one_thread_has_a_team(server: Server) -> None:
+def test_only_one_thread_has_a_team_whatever_a_server_does(server: Server) -> None:
     image = base64(gradient(128, 128))
     quick = {"prompt": "a red circle", "num_inference_steps": 4}
     for sampler in ("DDIM", "Euler a", "DPM++ 2M Karras", "UniPC", "Heun"):
@@ -83,7 +83,7 @@ def test_the_command_line_computes_on_one_team(tmp_path: Path) -> None:
     assert [size for size, _ in teams(done.stderr)] == [2]
 
 
-def test_a_worker_computes_on_one_team_of_as_many_threads_as_it_was_told(tmp_path: Path) -> None:
+def test_a_worker_computes_on_one_team_of_the_configured_number_of_threads(tmp_path: Path) -> None:
     job = json.dumps({"input": {"prompt": "a red circle", "num_inference_steps": 2}})
     variables = {
         **TELLING,

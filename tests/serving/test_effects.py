@@ -82,7 +82,7 @@ def test_the_masked_half_changes_and_the_rest_does_not(server: Server) -> None:
     assert np.abs(image[:, 72:] - original[:, 72:]).max() > 60
 
 
-def test_outpainting_adds_what_was_asked_for_and_leaves_the_image(server: Server) -> None:
+def test_outpainting_adds_the_requested_margins_and_keeps_the_image(server: Server) -> None:
     fields = {**CIRCLE, "image": data_uri(drawn()), "outpaint": {"left": 64}}
     [image] = generated(server, **fields)
     assert image.shape == (128, 192, 3)
@@ -181,14 +181,14 @@ def test_an_edited_prompt_begins_as_one_thing_and_ends_as_another(server: Server
     assert green > red
 
 
-def test_guidance_in_part_of_the_steps_is_another_image(server: Server) -> None:
+def test_guidance_in_part_of_the_steps_gives_another_image(server: Server) -> None:
     fields = {**CIRCLE, "num_inference_steps": 8}
     [whole] = generated(server, **fields)
     [part] = generated(server, guidance_end=0.5, **fields)
     assert np.abs(whole - part).max() > 3
 
 
-def test_what_the_image_carries_are_digests_and_not_the_images(server: Server) -> None:
+def test_an_image_carries_digests_of_its_input_images(server: Server) -> None:
     fields = {**CIRCLE, "num_inference_steps": 4, "image": data_uri(drawn()), "strength": 0.5}
     answer = post(server, "/img2img", **fields)
     embedded = json.loads(Image.open(BytesIO(answer.content)).info["parameters"])
@@ -215,14 +215,14 @@ BAD: list[tuple[dict[str, Any], int, list[str], str]] = [
 
 
 @pytest.mark.parametrize(("fields", "status", "words", "param"), BAD)
-def test_nonsense_gets_an_answer_that_helps(
+def test_bad_requests_get_a_helpful_message(
     server: Server, fields: dict[str, Any], status: int, words: list[str], param: str
 ) -> None:
     answer = post(server, **{"prompt": "a circle", "num_inference_steps": 4, **fields})
     assert_error(answer, status, *words, param=param)
 
 
-def test_a_form_without_its_image_says_which(server: Server) -> None:
+def test_a_form_without_a_required_image_is_refused_by_name(server: Server) -> None:
     answer = server.client.post("/inpaint", files={"image": b"x"}, data={"prompt": "a"})
     assert_error(answer, 422, "mask_image is required", param="mask_image")
     answer = server.client.post(
@@ -233,6 +233,6 @@ def test_a_form_without_its_image_says_which(server: Server) -> None:
     assert answer.status_code in (400, 422), answer.text
 
 
-def test_numbers_as_prompts_are_prompts(server: Server) -> None:
+def test_a_number_is_accepted_as_a_prompt(server: Server) -> None:
     image = form(server, "/img2img", {"image": drawn()}, prompt=123, num_inference_steps=4)
     assert image.shape == (128, 128, 3)

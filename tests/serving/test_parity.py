@@ -109,7 +109,7 @@ def requests(draw: st.DrawFn) -> dict[str, Any]:
     st.lists(st.tuples(requests(), st.integers(0, 20)), min_size=2, max_size=6),
     st.integers(1, 6),
 )
-def test_an_image_does_not_depend_on_its_company_or_arrival(
+def test_an_image_does_not_depend_on_other_requests_or_its_arrival(
     family: str, visits: list[tuple[dict[str, Any], int]], max_images: int
 ) -> None:
     groups = [trajectories_of(model(family), **fields) for fields, _ in visits]

@@ -42,7 +42,7 @@ def test_a_prompt_becomes_an_image_of_what_it_asks_for(server: Server) -> None:
     assert blue > 150 > max(red, green)
 
 
-def test_the_answer_tells_how_to_make_the_image_again(server: Server) -> None:
+def test_the_response_holds_all_that_reproduces_the_image(server: Server) -> None:
     first = post(server, prompt="a green star", num_images=2, num_inference_steps=5).json()
     assert first["seeds"] == [first["seeds"][0], first["seeds"][0] + 1]
     assert first["timings"]["total"] >= first["timings"]["denoising"] > 0
@@ -63,7 +63,7 @@ def test_the_image_carries_its_parameters(server: Server) -> None:
         assert Image.open(BytesIO(response.content)).format == kind
 
 
-def test_a_stream_tells_of_queue_steps_previews_and_the_end(server: Server) -> None:
+def test_a_stream_reports_the_queue_steps_previews_and_the_end(server: Server) -> None:
     with server.client.stream(
         "POST", "/generate_stream", json={**QUICK, "preview_every": 2}
     ) as response:
@@ -90,7 +90,7 @@ def test_models_and_samplers_are_listed(server: Server) -> None:
     assert len(samplers) >= 12
 
 
-def test_it_is_alive_and_ready(server: Server) -> None:
+def test_the_server_is_alive_and_ready(server: Server) -> None:
     assert server.client.get("/livez").status_code == 200
     assert server.client.get("/readyz").status_code == 200
     assert server.client.get("/ping").status_code == 200
@@ -190,7 +190,7 @@ def test_a_body_needs_no_content_type(server: Server) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of importing BentoML
-async def test_nothing_is_kept_of_a_request_that_was_answered() -> None:
+async def test_nothing_is_kept_of_an_answered_request() -> None:
     """BentoML by itself starts a timer for each, which keeps it for an hour."""
     from service import StableDiffusion
 
@@ -227,14 +227,16 @@ def test_routes_that_do_not_exist_and_wrong_methods_have_the_one_error_shape(
     assert_error(post(server, "/txt2img", num_images=2, **QUICK), 422, "/generate", "2")
 
 
-def test_a_timeout_that_cannot_be_met_is_said_at_once(server: Server) -> None:
+def test_a_request_whose_timeout_cannot_be_met_is_refused_at_once(server: Server) -> None:
     started = time.monotonic()
     response = post(server, prompt="x", num_inference_steps=150, timeout=0.05)
     assert_error(response, 504, "timeout", param="timeout")
     assert time.monotonic() - started < 5
 
 
-def test_a_pause_of_the_process_in_the_first_step_of_a_size_refuses_nobody(server: Server) -> None:
+def test_a_pause_of_the_process_in_the_first_step_of_a_size_refuses_no_request(
+    server: Server,
+) -> None:
     size = {"prompt": "x", "width": 320, "height": 320, "guidance_scale": 1}
     stopped = psutil.Process(server.process.pid).children(recursive=True)
     one_step = {**size, "num_inference_steps": 1}
@@ -269,7 +271,7 @@ def test_a_client_that_leaves_stops_its_work(server: Server) -> None:
         assert f"the client of {path} went away" in log
 
 
-def test_a_full_queue_answers_429_with_retry_after_and_loses_nobody(
+def test_a_full_queue_answers_429_with_retry_after_and_loses_no_request(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     folder = tmp_path_factory.mktemp("small")

@@ -373,7 +373,7 @@ KINDS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("max_images", [3, 16])
-def test_every_kind_of_row_is_the_same_alone_and_in_company(
+def test_every_kind_of_row_is_the_same_alone_and_in_a_batch(
     family: str, max_images: int, lora_folder: Path
 ) -> None:
     def jobs() -> list[list[Trajectory]]:

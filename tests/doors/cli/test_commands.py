@@ -69,7 +69,7 @@ def test_nothing_heavy_is_imported_to_answer(args: list[str]) -> None:
     subprocess.run([sys.executable, "-c", code, *args], check=True, capture_output=True)
 
 
-def test_it_runs_as_a_module_too() -> None:
+def test_the_command_runs_as_a_module_too() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "sdbento", "--version"], capture_output=True, text=True, check=True
     )
@@ -99,7 +99,7 @@ def test_wrong_usage_ends_with_2(args: list[str]) -> None:
     assert "Usage: sdbento" in done.stderr + done.stdout
 
 
-def test_a_parameter_out_of_bounds_is_told_as_over_http() -> None:
+def test_a_parameter_out_of_bounds_is_refused_as_over_http() -> None:
     assert complaint("generate", "x", "--width", "513") == (
         "width should be a multiple of 8; given: 513"
     )
@@ -240,7 +240,7 @@ def wait_until_ready(url: str, process: subprocess.Popen[bytes]) -> None:
     pytest.fail("the server did not get ready")
 
 
-def test_a_model_that_was_named_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_is_set_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SD_MODEL", "mine")
     assert with_default_model(load_settings(device="cpu")).sd_model == "mine"
     assert with_default_model(load_settings(device="cpu", sd_model="x")).sd_model == "x"

@@ -29,14 +29,14 @@ def gpu(monkeypatch: pytest.MonkeyPatch, *, major: int) -> None:
 
 
 @pytest.mark.parametrize(("major", "precisions"), [(8, "fp16 and bf16"), (7, "fp16, no bf16")])
-def test_a_gpu_is_named_with_what_it_computes_in(
+def test_a_gpu_is_reported_with_its_precision(
     monkeypatch: pytest.MonkeyPatch, major: int, precisions: str
 ) -> None:
     gpu(monkeypatch, major=major)
     assert found(*doctor.examine_gpu()) == [("good", f"Card, 24.0 GB, {precisions}")]
 
 
-def test_xformers_that_is_not_installed_is_told_on_a_gpu_only(
+def test_missing_xformers_is_reported_on_a_gpu_only(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     gpu(monkeypatch, major=8)
@@ -45,7 +45,7 @@ def test_xformers_that_is_not_installed_is_told_on_a_gpu_only(
     assert (verdict, "it is not installed" in text) == ("note", True)
 
 
-def test_a_gpu_that_is_demanded_and_not_there_is_a_problem() -> None:
+def test_a_required_gpu_that_is_missing_is_a_problem() -> None:
     settings = Settings(device="cuda")
     assert ("bad", "SDBENTO_DEVICE=cuda cannot be honoured: there is no GPU") in found(
         *doctor.examine_settings(settings)

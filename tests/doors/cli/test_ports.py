@@ -17,7 +17,7 @@ def test_a_free_port_is_no_problem() -> None:
 @pytest.mark.parametrize(
     ("family", "host"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")]
 )
-def test_a_port_that_is_taken_is(family: socket.AddressFamily, host: str) -> None:
+def test_a_port_in_use_is_a_problem(family: socket.AddressFamily, host: str) -> None:
     if family == socket.AF_INET6 and listening_problem("::1", free_port()) is not None:
         pytest.skip("the machine has no IPv6")
     with socket.create_server((host, 0), family=family) as taken:

@@ -90,7 +90,7 @@ def test_an_error_that_is_json_already_passes_on_other_paths(client: TestClient)
     assert (response.status_code, json.loads(response.content)) == (418, {"detail": "mine"})
 
 
-def test_a_missing_route_and_a_wrong_method_are_told_apart(client: TestClient) -> None:
+def test_a_missing_route_and_a_wrong_method_get_different_messages(client: TestClient) -> None:
     assert client.get("/nowhere").json()["error"]["message"].startswith("there is no /nowhere")
     response = client.delete("/json")
     assert response.status_code == 405

@@ -22,7 +22,7 @@ class FakeApp:
     ready: bool = False
 
 
-def test_ping_tells_loading_from_ready_and_from_broken() -> None:
+def test_ping_distinguishes_loading_ready_and_broken() -> None:
     app = FakeApp()
     mounted = Starlette(routes=ping.ROUTES)
     mounted.state.app = app

@@ -10,7 +10,7 @@ import threading
 from sdbento.doors.http.termination import on_termination
 
 
-async def test_the_application_is_told_and_the_server_acts_as_before() -> None:
+async def test_the_application_is_notified_and_the_servers_own_handler_runs() -> None:
     told = asyncio.Event()
     served: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, _: served.append(number))

@@ -98,7 +98,7 @@ def test_runsync_waits_for_the_result(server: Server) -> None:
     assert server.client.get(f"/status/{answer['id']}").json() == answer
 
 
-def test_runsync_waits_as_long_as_it_is_told_to_and_can_be_cancelled(server: Server) -> None:
+def test_runsync_waits_for_the_requested_time_and_can_be_cancelled(server: Server) -> None:
     started = time.monotonic()
     answer = server.client.post("/runsync?wait=1000", json={"input": LONG}).json()
     assert 1 <= time.monotonic() - started < 10
@@ -124,7 +124,7 @@ def test_a_wait_out_of_bounds_is_refused(server: Server, wait: str) -> None:
     assert_error(response, 422, "1000 to 300000", param="wait")
 
 
-def test_who_waits_for_a_job_and_leaves_is_not_waited_for(server: Server) -> None:
+def test_the_wait_for_a_job_ends_when_its_client_leaves(server: Server) -> None:
     job_id = submitted(server, input=LONG)
     path = f"/status-sync/{job_id}"
     with pytest.raises(httpx.ReadTimeout):
@@ -148,7 +148,7 @@ def test_a_bad_input_ends_failed(server: Server) -> None:
     assert_error(server.client.post("/run", json=policy), 422, "10000", param="policy.ttl")
 
 
-def test_what_cannot_be_done_in_time_times_out(server: Server) -> None:
+def test_a_job_that_cannot_be_done_in_time_times_out(server: Server) -> None:
     generated(server, **QUICK)
     large = {**LONG, "width": 512, "height": 512}
     job_id = submitted(server, input=large, policy={"executionTimeout": 5001})
@@ -185,7 +185,7 @@ def test_unknown_jobs_and_wrong_methods_have_the_one_error_shape(server: Server)
     assert_error(server.client.get("/v2/abc/nothing"), 404)
 
 
-def test_a_stream_tells_of_steps_and_ends_with_the_output(server: Server) -> None:
+def test_a_stream_reports_steps_and_ends_with_the_output(server: Server) -> None:
     job_id = submitted(server, input={**QUICK, "preview_every": 2})
     ended(server, job_id)
     answer = server.client.get(f"/v2/abc/stream/{job_id}").json()
@@ -197,7 +197,7 @@ def test_a_stream_tells_of_steps_and_ends_with_the_output(server: Server) -> Non
     assert server.client.get(f"/stream/{job_id}").json() == {"status": "COMPLETED", "stream": []}
 
 
-def test_a_job_goes_on_when_its_client_leaves_and_tells_its_webhook(
+def test_a_job_continues_when_its_client_leaves_and_posts_to_its_webhook(
     server: Server, listener: Listener
 ) -> None:
     body = {"input": {**QUICK, "num_inference_steps": 100}, "webhook": listener.url}
@@ -295,7 +295,7 @@ def test_the_pages_example_program_runs_as_it_stands(
         assert image.format == "PNG"
 
 
-def test_one_job_too_many_is_told_when_to_come_again(tmp_path: Path) -> None:
+def test_one_job_too_many_is_refused_with_a_time_to_retry(tmp_path: Path) -> None:
     with served_without_bentoml(tmp_path / "state", seconds=0.05, max_jobs=1) as url:
         with httpx.Client(base_url=url, trust_env=False) as client:
             job = client.post("/run", json={"input": LONG}).json()
@@ -326,7 +326,7 @@ def test_a_job_is_cancelled_though_the_client_left_meanwhile(
             until(lambda: client.get("/health").json()["workers"]["running"] == 0)
 
 
-def test_jobs_may_lie_in_postgresql(tmp_path: Path, postgres_server: str) -> None:
+def test_jobs_can_be_stored_in_postgresql(tmp_path: Path, postgres_server: str) -> None:
     address = new_database(postgres_server).replace("postgresql:", "postgres:")
     with served_without_bentoml(tmp_path / "state", job_store_url=address) as url:
         with httpx.Client(base_url=url, trust_env=False) as client:
@@ -340,7 +340,7 @@ def test_jobs_may_lie_in_postgresql(tmp_path: Path, postgres_server: str) -> Non
         assert httpx.get(f"{url}/status/{job['id']}", trust_env=False).json() == job
 
 
-def test_where_jobs_cannot_be_kept_their_routes_say_so_until_they_can(
+def test_job_routes_answer_503_until_jobs_can_be_stored(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(api, "FIRST_PAUSE", 0.2)

@@ -21,12 +21,12 @@ def bucket_settings(endpoint: str, key_id: str = "somebody") -> Settings:
 
 
 @pytest.mark.parametrize("endpoint", ["s3.example.com", "foo:bar", "http://"])
-def test_a_bucket_whose_address_is_no_url_stops_the_start(endpoint: str) -> None:
+def test_a_bucket_address_that_is_no_url_prevents_the_start(endpoint: str) -> None:
     with pytest.raises(SettingsError, match="must be a URL as https"):
         Bucket.configured(bucket_settings(endpoint))
 
 
-def test_a_bucket_that_is_configured_by_half_stops_the_start() -> None:
+def test_a_half_configured_bucket_prevents_the_start() -> None:
     with pytest.raises(SettingsError, match="BUCKET_ACCESS_KEY_ID, BUCKET_SECRET_ACCESS_KEY"):
         Delivery(load_settings(bucket_endpoint_url="https://s3.example", bucket_name="b"))
     assert Bucket.configured(load_settings(bucket_name="")) is None  # RunPod's forms send ""
@@ -41,7 +41,7 @@ def test_a_bucket_that_is_configured_by_half_stops_the_start() -> None:
         ("https://x.r2.cloudflarestorage.com", "https://x.r2.cloudflarestorage.com/bucket/a?"),
     ],
 )
-def test_endpoints_as_runpod_and_others_write_them(endpoint: str, start: str) -> None:
+def test_endpoints_are_accepted_as_runpod_and_others_write_them(endpoint: str, start: str) -> None:
     bucket = Bucket.configured(bucket_settings(endpoint))
     assert bucket is not None
     place = {"Bucket": "bucket", "Key": "a"}

@@ -44,14 +44,14 @@ def asking(allow_jpeg: bool = False) -> JobInput:
     return JobInput(Flags(allow_jpeg=allow_jpeg), GenerateRequest(prompt="x"))
 
 
-def test_sizes_are_those_of_the_posted_body() -> None:
+def test_sizes_are_measured_on_the_posted_body() -> None:
     response = response_of()
     size = posted_size(response.images)
     assert size == len(json.dumps({"output": response.images}))
     assert posted_size(["é"]) == len('{"output": [""]}') + 2
 
 
-def test_what_fits_is_sent_as_it_is_and_one_byte_more_is_not() -> None:
+def test_a_result_within_the_limit_is_sent_unchanged_and_one_byte_more_is_not() -> None:
     response = response_of()
     size = posted_size(response.images)
     exact = Delivery(load_settings(runpod_max_run_bytes=size))

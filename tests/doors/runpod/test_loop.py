@@ -39,7 +39,7 @@ def taken(monkeypatch: pytest.MonkeyPatch, *answers: list[Any] | Exception) -> l
     return asked
 
 
-async def test_an_open_request_for_jobs_does_not_hold_up_the_end_for_ever(
+async def test_an_open_request_for_jobs_does_not_delay_the_end_for_ever(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked = taken(monkeypatch)
@@ -53,7 +53,7 @@ async def test_an_open_request_for_jobs_does_not_hold_up_the_end_for_ever(
     assert asked == [5]
 
 
-async def test_what_cannot_be_run_is_left_out(
+async def test_jobs_that_cannot_be_run_are_left_out(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     bad: list[Any] = [{"input": {}}, None, {"id": 5}, {"id": ""}, {"id": "line\nfeed"}]
@@ -67,7 +67,7 @@ async def test_what_cannot_be_run_is_left_out(
     assert "job under way came again" in caplog.text
 
 
-async def test_a_platform_that_is_away_is_asked_more_and_more_seldom(
+async def test_an_unreachable_platform_is_polled_less_and_less_often(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     error = aiohttp.ClientConnectionError("refused")
@@ -86,7 +86,7 @@ async def test_a_platform_that_is_away_is_asked_more_and_more_seldom(
     assert "no jobs can be taken now: ClientConnectionError: refused" in caplog.text
 
 
-async def test_a_platform_that_has_nothing_at_once_is_not_asked_without_a_pause(
+async def test_a_platform_that_answers_empty_at_once_is_polled_with_pauses(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked = taken(monkeypatch, *[[] for _ in range(1000)])

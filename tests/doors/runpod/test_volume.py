@@ -28,7 +28,7 @@ def read_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.access", lambda *_: False)  # root may write everywhere
 
 
-def test_folders_of_the_volume_are_used_where_no_others_are_named(volume: Path) -> None:
+def test_folders_of_the_volume_are_used_unless_others_are_set(volume: Path) -> None:
     (volume / "models").mkdir()
     (volume / "loras").mkdir()
     named = volume.parent / "mine"
@@ -69,7 +69,7 @@ def test_models_that_can_only_be_read_are_linked_into_a_cache_that_can_be_writte
 
 
 @pytest.mark.usefixtures("read_only")
-def test_where_nothing_can_be_written_what_is_cached_is_used(
+def test_the_cache_is_used_where_nothing_can_be_written(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     cache = tmp_path / HUB_CACHE
@@ -81,7 +81,7 @@ def test_where_nothing_can_be_written_what_is_cached_is_used(
 
 
 @pytest.mark.parametrize(("variable", "value"), [("", ""), ("HF_HOME", "/elsewhere")])
-def test_the_hub_library_uses_the_volume_unless_another_place_is_named(
+def test_the_hub_library_uses_the_volume_unless_another_folder_is_set(
     variable: str, value: str, tmp_path: Path
 ) -> None:
     code = (

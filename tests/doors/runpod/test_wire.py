@@ -60,7 +60,7 @@ JOB = {"id": "a", "input": {"prompt": "x"}}
         ({"text": "null"}, [None]),
     ],
 )
-async def test_jobs_come_alone_or_in_a_list_or_not(
+async def test_the_platform_may_send_one_job_a_list_or_none(
     answer: dict[str, Any], jobs: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert await take(web.Response(**answer), monkeypatch) == jobs
@@ -74,7 +74,7 @@ async def test_jobs_come_alone_or_in_a_list_or_not(
         ({"text": "<html>"}, ValueError),
     ],
 )
-async def test_what_is_no_answer_is_an_error(
+async def test_an_unusable_answer_is_an_error(
     answer: dict[str, Any], error: type[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(error):
@@ -100,7 +100,7 @@ TWO_DEEP = "[" * 500 + nested(5000) + ", 1, " + nested(300) + "]" * 500
     ],
     ids=["lists", "objects", "two", "5000 digits", "4000 digits"],
 )
-def test_one_jobs_input_does_not_cost_the_others_of_its_batch(field: str, value: str) -> None:
+def test_one_bad_job_does_not_cost_the_others_of_its_batch(field: str, value: str) -> None:
     given = f'{{"prompt": "x", "{field}": {value}}}'
     beside = json.dumps({"id": "b", "input": {"prompt": 'brackets ]} and \\" in [[ a text'}})
     jobs = wire.read(f'[{beside}, {{"id": "bad", "input": {given}}}, {beside}]')
@@ -144,7 +144,7 @@ def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_short_pauses")
 @pytest.mark.parametrize("answer", [500, 502, 429, 408, "drop", "garbage"])
-async def test_a_result_that_was_not_heard_is_posted_again(answer: int | str) -> None:
+async def test_an_unacknowledged_result_is_posted_again(answer: int | str) -> None:
     listener = Listener(answer, answer)
     async with served(listener.answer) as url, AsyncClientSession() as session:
         await post(session, url, "a")
@@ -153,7 +153,7 @@ async def test_a_result_that_was_not_heard_is_posted_again(answer: int | str) ->
 
 @pytest.mark.usefixtures("_short_pauses")
 @pytest.mark.parametrize("status", [400, 404, 409])
-async def test_a_result_that_is_refused_is_not(status: int) -> None:
+async def test_a_refused_result_is_not_posted_again(status: int) -> None:
     listener = Listener(status)
     async with served(listener.answer) as url, AsyncClientSession() as session:
         with pytest.raises(aiohttp.ClientResponseError):

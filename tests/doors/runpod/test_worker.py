@@ -72,7 +72,7 @@ def test_the_output_of_a_job_is_a_list_of_base64_images(
     assert json.loads(drawn.info["parameters"])["seed"] == 7
 
 
-def test_a_job_may_ask_for_all_that_is_known(platform: Platform, worker: WorkerProcess) -> None:
+def test_a_job_may_ask_for_the_full_response(platform: Platform, worker: WorkerProcess) -> None:
     output = answered(platform, {**QUICK, "num_images": 2, "return": "full"}).output
     assert set(output) == set(GenerateResponse.model_fields)
     assert output["seeds"] == [7, 8]
@@ -108,7 +108,7 @@ def mixed_input(i: int) -> dict[str, Any]:
     }
 
 
-def test_40_mixed_jobs_at_once_each_end_once_and_rightly(
+def test_40_mixed_jobs_at_once_each_end_once_with_the_right_result(
     platform: Platform, worker: WorkerProcess
 ) -> None:
     inputs = [mixed_input(i) for i in range(40 - len(BAD))] + [given for given, _ in BAD]
@@ -169,7 +169,7 @@ def test_a_lost_result_is_posted_again(
     assert not job.refused
 
 
-def test_a_stream_tells_of_queue_steps_previews_and_the_end(
+def test_a_stream_reports_the_queue_steps_previews_and_the_end(
     platform: Platform, worker: WorkerProcess
 ) -> None:
     steps = 30
@@ -211,7 +211,7 @@ def test_a_result_over_the_limit_is_an_error_that_names_both(
     assert "sent as JPEG" in output["warnings"][-1]
 
 
-def test_the_platform_hears_which_jobs_are_under_way(
+def test_the_platform_is_told_which_jobs_are_running(
     platform: Platform, worker: WorkerProcess
 ) -> None:
     job = platform.submit("w1", LONG)
@@ -274,7 +274,7 @@ def test_a_worker_that_is_ended_while_it_starts_takes_no_job(
     assert job.state == "IN_QUEUE"
 
 
-def test_a_worker_whose_model_cannot_be_had_says_why_and_takes_no_job(
+def test_a_worker_whose_model_cannot_be_loaded_reports_why_and_takes_no_job(
     platform: Platform, tmp_path: Path
 ) -> None:
     job = platform.submit("w3", QUICK)
@@ -318,7 +318,7 @@ async def test_only_a_sick_gpu_asks_for_a_fresh_worker(error: Exception, sick: b
     assert "\n" not in output["error"]
 
 
-async def test_results_that_cannot_be_delivered_keep_no_thread_from_others() -> None:
+async def test_results_that_cannot_be_delivered_do_not_block_the_threads_of_others() -> None:
     release = threading.Event()
 
     class Hanging:
@@ -361,7 +361,7 @@ async def test_a_worker_with_a_sick_gpu_takes_no_more_jobs(
     assert scaler._draining.is_set()
 
 
-async def test_a_bug_becomes_an_id_and_no_internals() -> None:
+async def test_a_bug_is_answered_with_an_id_and_no_internals() -> None:
     worker = worker_with(KeyError("secret"))
     output = await worker.handle({"id": "a", "input": {"prompt": "x"}})
     assert isinstance(output, dict)
@@ -383,7 +383,7 @@ def test_an_input_that_is_no_object_is_refused(job: dict[str, Any]) -> None:
         input_of(job)
 
 
-def test_the_worker_takes_what_fills_its_batch_and_never_more_than_it_may_queue() -> None:
+def test_the_worker_takes_enough_jobs_to_fill_its_batch_and_never_more_than_it_may_queue() -> None:
     assert concurrency(load_settings()) == 8
     assert concurrency(load_settings(max_batch_size=16, runpod_prefetch=0)) == 16
     assert concurrency(load_settings(max_queue_size=1)) == 5
