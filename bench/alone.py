@@ -52,7 +52,7 @@ def measure(rounds: int = ROUNDS) -> Alone:
             stack.enter_context(process("engine")),
             stack.enter_context(server()),
         ]
-        for make in makers * 3:  # whatever is lazy
+        for make in makers * 3:  # for lazy initialisation
             make(0)
         seconds = [[make(seed) for make in makers] for seed in range(rounds)]
     stock, engine, http = (median(column) for column in zip(*seconds, strict=True))
@@ -166,7 +166,7 @@ def main(args: Sequence[str] | None = None) -> None:
         return
     from sdbento.malloc import keep_freed_memory
 
-    keep_freed_memory()  # for the stock pipeline too
+    keep_freed_memory()  # the stock pipeline imports it too
     {"stock": run_stock, "engine": run_engine}[options.child]()
 
 

@@ -1,11 +1,11 @@
-"""What people write today: BentoML services around the stock diffusers pipeline.
+"""The usual services: BentoML around the stock diffusers pipeline.
 
 `OneByOne` calls the pipeline for one request at a time. `Batchable` is the same with BentoML's
 adaptive batching: inside the batch it groups requests with equal parameters, for only those can
 share a pipeline call. Both serve the same model as sdbento.
 
 Both get the care that sdbento takes of a CPU: all of torch's work on one thread, memory that stays
-when it was freed, and a garbage collector that passes the libraries by.
+when it was freed, and a garbage collector that skips the libraries.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Stock:
         return [await asyncio.to_thread(_png, image) for image in images]
 
     def _load(self) -> Any:
-        # The folder of the model; the benchmark hands it to the server it starts.
+        # The folder of the model; the benchmark passes it to the server that it starts.
         pipe = StableDiffusionPipeline.from_pretrained(
             os.environ["BENCH_MODEL"], dtype=torch.float32
         )

@@ -1,10 +1,10 @@
-"""From nothing to the first image: `make bench-cold` prints where the time goes.
+"""From a cold start to the first image: `make bench-cold` prints where the time goes.
 
     baseline   a process that only imports torch, diffusers' pipeline and transformers' text encoder
     engine     a process that makes one image through the App, by stages
     server     `sdbento serve`, from its start to the first image over HTTP
 
-Each is run several times, in turn, and the best of each is taken: what disturbs only adds.
+Each is run several times, in turn, and the best of each counts: disturbances only add time.
 """
 
 from __future__ import annotations

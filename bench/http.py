@@ -64,7 +64,7 @@ SYSTEMS = (
 
 
 def run_all(trace: Sequence[dict[str, Any]], max_batch_size: int) -> dict[str, dict[str, Outcome]]:
-    """Outcomes by system and load. All servers are up; those whose turn it is not sleep."""
+    """Outcomes by system and load. All servers are up; only the one whose turn it is works."""
     with ExitStack() as stack:
         servers = {
             system.letter: stack.enter_context(start(system, max_batch_size)) for system in SYSTEMS
@@ -77,7 +77,7 @@ def run_all(trace: Sequence[dict[str, Any]], max_batch_size: int) -> dict[str, d
             return asyncio.run(open_loop(url, system.send, requests, rate))
 
         for system in SYSTEMS:
-            # What is lazy warms up; the batchable one also learns its batch size.
+            # Lazy initialisation is done; the batchable service also learns its batch size.
             run(system, trace[:16], None)
         rounds = [[run(system, trace, None) for system in SYSTEMS] for _ in range(CLOSED_ROUNDS)]
         results = {

@@ -1,6 +1,6 @@
 """The time that perfect packing would need: the cost curves t(rows) of UNet and VAE, measured here.
 
-Every denoising row at the cheapest seconds a row that any batch size has, every image through the
+Every denoising row at the least seconds a row of any batch size, every image through the
 VAE, and nothing else: no HTTP, no scheduling, no sampler, never a batch that is not full.
 """
 

@@ -1,4 +1,4 @@
-"""Send a trace to a server, closed loop or open loop, and sum up what came back."""
+"""Send a trace to a server, closed loop or open loop, and sum up the answers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Outcome:
 
 
 def combined(outcomes: Sequence[Outcome]) -> Outcome:
-    """Of runs one after the other."""
+    """The sum of runs one after the other."""
     return Outcome(
         [latency for outcome in outcomes for latency in outcome.latencies],
         sum(outcome.num_failed for outcome in outcomes),

@@ -34,7 +34,7 @@ RED_ON_BLUE = {"prompt": "a large red circle on a blue background", "seed": 1}
 
 @dataclass
 class Process:
-    """What runs in the container, and its output so far."""
+    """The process in the container, and its output so far."""
 
     popen: subprocess.Popen[bytes]
     log: Path
@@ -110,7 +110,7 @@ def expect(holds: bool, otherwise: str) -> None:
 
 
 def serve(place: list[str]) -> None:
-    """PORT and PORT_HEALTH as a load-balanced endpoint sets them; GET /ping tells when to ask."""
+    """PORT and PORT_HEALTH as a load-balanced endpoint sets them; /ping says when it is ready."""
     port, health = free_port(), free_port()
     url, pings = f"http://127.0.0.1:{port}", set[int]()
 

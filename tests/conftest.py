@@ -1,4 +1,4 @@
-"""What all tests share: no network, nobody's settings, no tracking."""
+"""Shared by all tests: no network, default settings, no tracking."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _default_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The product on `shapes`, for all tests that only send it requests."""
+    """A server on `shapes`, for all tests that only send requests to it."""
     folder = tmp_path_factory.mktemp("server")
     with serving(folder, SDBENTO_ALLOW_PRIVATE_URLS="true") as server:
         server.wait_until_ready()

@@ -1,4 +1,4 @@
-"""`make soak`: kill -9 at random moments while jobs come in and are run, and nothing is lost.
+"""`make soak`: kill -9 at random moments while jobs arrive and run; nothing may be lost.
 
 Four clients submit jobs of every kind to POST /run. Meanwhile the server is killed with all its
 processes and started again on the same folder, over and over, also while it starts. In the end
@@ -6,7 +6,7 @@ processes and started again on the same folder, over and over, also while it sta
     every job that was accepted is COMPLETED,
     what was once read as COMPLETED reads the same for ever,
     every image is the one that an undisturbed server makes,
-    every webhook was told.
+    every webhook was posted.
 
 `--seed` repeats the same kills and jobs, as far as a machine's timing repeats.
 """
@@ -35,7 +35,7 @@ from tests.support.server import Server, free_port, generated, pixels, serving
 
 CLIENTS = 4
 KILL_AFTER = (0.0, 15.0)  # seconds from a start; ready after about 6
-BETWEEN_JOBS = (0.0, 6.0)  # seconds a client waits before its next
+BETWEEN_JOBS = (0.0, 6.0)  # seconds a client waits before its next job
 COMPLETION_LIMIT = 900.0  # seconds for everything to be completed after the last kill
 DONE = "COMPLETED"
 VARIABLES: Any = {"SDBENTO_ALLOW_PRIVATE_URLS": "true"}  # webhooks on loopback
@@ -60,7 +60,7 @@ def job_input(i: int) -> dict[str, Any]:
 
 
 class Jobs:
-    """The jobs as their clients know them: what was promised, and what was read."""
+    """The jobs as their clients know them: which were accepted, and which answers were read."""
 
     def __init__(self, port: int, webhook: str) -> None:
         self.port = port
@@ -68,13 +68,13 @@ class Jobs:
             base_url=f"http://127.0.0.1:{port}", timeout=30.0, trust_env=False
         )
         self.webhook = webhook
-        self.accepted: dict[str, int] = {}  # id: which input
+        self.accepted: dict[str, int] = {}  # id -> number of the input
         self.completed: dict[str, Answer] = {}
-        self.changed: set[str] = set()  # ids whose answer was COMPLETED and then another
+        self.changed: set[str] = set()  # ids that were COMPLETED and later answered differently
         self.ended_otherwise: dict[str, Answer] = {}
 
     def submit(self, i: int) -> None:
-        """Until it is accepted: a job whose id was not heard is not promised."""
+        """Repeats until the job is accepted, which it is when its id was received."""
         body = {"input": job_input(i) | {"return": "full"}, "webhook": self.webhook}
         while True:
             with suppress(httpx.TransportError):
@@ -118,8 +118,8 @@ def kill_again_and_again(folder: Path, kills: int, jobs: Jobs, chance: random.Ra
 def finish(server: Server, jobs: Jobs, listener: Listener) -> None:
     give_up = time.monotonic() + COMPLETION_LIMIT
     while time.monotonic() < give_up and not jobs.ended_otherwise:
-        told = {body["id"] for body in list(listener.heard)}
-        if jobs.completed.keys() >= jobs.accepted.keys() <= told:
+        posted = {body["id"] for body in list(listener.heard)}
+        if jobs.completed.keys() >= jobs.accepted.keys() <= posted:
             break
         time.sleep(0.2)
     print(f"server log: {server.log.read_text().count('ERROR')} errors after the last start")
@@ -127,15 +127,17 @@ def finish(server: Server, jobs: Jobs, listener: Listener) -> None:
 
 def verdicts(server: Server, jobs: Jobs, listener: Listener) -> list[str]:
     """What went wrong; solo runs of the same inputs are the oracle."""
-    told = {body["id"]: body for body in listener.heard}
+    posted = {body["id"]: body for body in listener.heard}
     problems = [f"{job_id} is not completed" for job_id in jobs.accepted.keys() - jobs.completed]
     problems += [f"{job_id} ended as {a}" for job_id, a in jobs.ended_otherwise.items()]
     problems += [f"{job_id} changed after it was COMPLETED" for job_id in jobs.changed]
-    problems += [f"the webhook of {job_id} was not told" for job_id in jobs.accepted.keys() - told]
     problems += [
-        f"the webhook of {job_id} was told something else"
+        f"the webhook of {job_id} was not posted" for job_id in jobs.accepted.keys() - posted
+    ]
+    problems += [
+        f"the webhook of {job_id} got another answer"
         for job_id, answer in jobs.completed.items()
-        if job_id in told and told[job_id] != answer
+        if job_id in posted and posted[job_id] != answer
     ]
     for job_id, answer in jobs.completed.items():
         alone = generated(server, **job_input(jobs.accepted[job_id]))
@@ -179,7 +181,7 @@ def main() -> int:
         print(problem)
     print(f"{len(jobs.accepted)} jobs accepted, {len(jobs.completed)} completed")
     repeats = Counter(body["id"] for body in listener.heard)
-    print(f"webhooks told more than once: {sum(n > 1 for n in repeats.values())}")
+    print(f"webhooks posted more than once: {sum(n > 1 for n in repeats.values())}")
     print("FAILED" if problems else "nothing lost, nothing changed")
     return 1 if problems else 0
 

@@ -1,4 +1,4 @@
-"""The App with several models in a folder: everything between a request and its images."""
+"""The App with several models in a folder: everything from a request to its images."""
 
 from __future__ import annotations
 

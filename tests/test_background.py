@@ -1,4 +1,4 @@
-"""Tasks that somebody watches, and threads that are awaited."""
+"""Background tasks that are watched, and calls on thread pools."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ async def fail() -> None:
 
 
 async def test_a_task_that_dies_is_logged_and_reported(caplog: pytest.LogCaptureFixture) -> None:
-    told = asyncio.Event()
-    task = start_task(fail(), "tidy", told.set)
-    await asyncio.wait_for(told.wait(), 5)
+    reported = asyncio.Event()
+    task = start_task(fail(), "tidy", reported.set)
+    await asyncio.wait_for(reported.wait(), 5)
     assert task.done()
     [record] = caplog.records
     assert record.levelname == "ERROR" and "'tidy' died" in record.getMessage()
@@ -39,14 +39,14 @@ async def test_a_dying_task_is_logged_without_anyone_to_report_to(
 async def test_a_task_that_returns_or_is_cancelled_has_not_died(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    told = asyncio.Event()
-    returning = start_task(asyncio.sleep(0, "done"), "returns", told.set)
-    cancelled = start_task(forever(), "waits", told.set)
+    reported = asyncio.Event()
+    returning = start_task(asyncio.sleep(0, "done"), "returns", reported.set)
+    cancelled = start_task(forever(), "waits", reported.set)
     assert await returning == "done"
     cancelled.cancel()
     await asyncio.wait({cancelled})
     await asyncio.sleep(0)
-    assert not told.is_set() and not caplog.records
+    assert not reported.is_set() and not caplog.records
     assert (returning.get_name(), cancelled.get_name()) == ("returns", "waits")
 
 

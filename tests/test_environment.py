@@ -1,4 +1,4 @@
-"""Where settings come from, which source wins, and what an operator reads when one is wrong."""
+"""Sources of settings, their precedence, and the messages for wrong values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One tree of errors, and everything foreign has a place in it."""
+"""The tree of errors, and the mapping of foreign errors to it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ NOT_OURS = {
     "|HTTPError|.*Generation.*|OverloadedError|UnknownError|ValidationError"
     "|InferenceEndpointError",  # its clients of hosted models
 }
-# Programming errors of ours, and bases that are not raised themselves: rightly a 500.
+# Programming errors, and base classes that are not raised themselves: a 500 is right.
 NOT_OURS |= dict.fromkeys(["httpx", "httpx2"], "HTTPError|CookieConflict|Stream.*|.*NotRead")
 
 
@@ -65,7 +65,7 @@ def foreign_exceptions() -> list[type[BaseException]]:
 
 
 def instance(name: str) -> BaseException:
-    """An exception by module and class, made without whatever its constructor asks for."""
+    """An exception by module and class, made without the arguments of its constructor."""
     module, _, cls = name.rpartition(".")
     made = getattr(importlib.import_module(module), cls)
     exc = made.__new__(made)

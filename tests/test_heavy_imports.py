@@ -1,5 +1,5 @@
-"""`sdbento.heavy_imports`: what is imported is out of the collector's sight,
-what comes later is not."""
+"""`sdbento.heavy_imports`: the garbage collector skips what is imported inside
+and collects what is made later."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Against a real server on a loopback port; only the resolver is sometimes a stand-in."""
+"""Fetching and posting against a real server on loopback; some tests replace the resolver."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Handler(BaseHTTPRequestHandler):
         try:
             getattr(self, f"_{name}")(argument)
         except (BrokenPipeError, ConnectionResetError):
-            self.close_connection = True  # it is what half of the tests want
+            self.close_connection = True  # half of the tests need it
 
     def do_POST(self) -> None:
         self.body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -133,7 +133,7 @@ class Server(ThreadingHTTPServer):
         return f"127.0.0.1:{self.server_port}"
 
     def handle_error(self, request: object, client_address: object) -> None:
-        pass  # clients that hang up are what is tested
+        pass  # tests have clients that hang up
 
 
 @contextmanager
@@ -175,7 +175,7 @@ Resolve = Callable[..., list[str]]
 
 @pytest.fixture
 def resolve(monkeypatch: pytest.MonkeyPatch) -> Resolve:
-    """Make every host name resolve to the given addresses; returns the list of names looked up."""
+    """Make every host name resolve to the given addresses; returns the names looked up so far."""
 
     def answer_with(*addresses: str) -> list[str]:
         asked: list[str] = []
@@ -192,7 +192,7 @@ def resolve(monkeypatch: pytest.MonkeyPatch) -> Resolve:
 
 @pytest.fixture
 def connected(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Hosts that a connection was tried to; none is made."""
+    """The hosts to which a connection is attempted; none is made."""
     tried: list[str] = []
 
     def stand_in(self: object, host: str, *args: object) -> httpcore.NetworkStream:
@@ -359,7 +359,7 @@ def test_a_redirect_is_checked_like_the_first_url(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     port = tls_server.server_port
-    monkeypatch.setattr(  # loopback is taken for public, but by this name only
+    monkeypatch.setattr(  # loopback counts as public, but under this name only
         fetch_module, "look_up", lambda host, _: ["127.0.0.1"] if host.endswith("le") else [host]
     )
     monkeypatch.setattr(
@@ -420,7 +420,7 @@ def test_other_answers_are_reported(status: int, server: Server) -> None:
 
 def test_a_refused_connection_is_reported() -> None:
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))  # and does not listen
+        taken.bind(("127.0.0.1", 0))  # bound, but not listening
         assert "was refused" in refusal(f"http://127.0.0.1:{taken.getsockname()[1]}/")
 
 

@@ -1,4 +1,4 @@
-"""What the settings are by themselves: defaults, bounds, values that cannot change."""
+"""The settings class itself: defaults, bounds, immutable values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Everything that a GPU can tell about this engine, in one run of at most nine minutes.
+"""All measurements of this engine that need a GPU, in one run of at most nine minutes.
 
 __main__    the command
 supervise   every section in a process of its own, with a time limit of its own

@@ -1,4 +1,4 @@
-"""Measure everything that a GPU can tell, section by section, within one time limit.
+"""Measure everything that needs a GPU, section by section, within one time limit.
 
     python -m bench.gpu                        # on a GPU; needs no bentoml and downloads nothing
     python -m bench.gpu --toy                  # the same with small networks, on a CPU too

@@ -1,4 +1,4 @@
-"""What a section is handed: the device, how much time is left, and where its rows go."""
+"""What a section receives: the device, the time that is left, and the log for its rows."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from bench.gpu.rows import Kind, Label, Log
 from bench.gpu.sections import Options
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-RESERVE = 2.0  # seconds of a section's time in which nothing new is begun
+RESERVE = 2.0  # seconds at the end of a section in which nothing new starts
 
 
 class NoTimeLeft(Exception):
-    """The section's time is up; what it has not begun is left out."""
+    """The section's time is up; parts that have not started are left out."""
 
 
 class Bench:
@@ -67,7 +67,7 @@ class Bench:
         self.log.add(self.section, Kind.NOTE, labels, text=text)
 
     def needs_cuda(self, **labels: Label) -> bool:
-        """Whether there is no GPU; says so in place of the row."""
+        """Whether there is no GPU; if so, a row notes it."""
         if not self.on_gpu:
             self.note("needs CUDA", **labels)
         return not self.on_gpu
@@ -99,13 +99,15 @@ class Part:
         if isinstance(error, Exception) and not isinstance(error, NoTimeLeft):
             traceback.print_exception(error)
             where = "".join(traceback.format_exception(error, limit=-3))[-900:]
-            bench.log.add(bench.section, Kind.FAILURE, self._labels, {"where": where}, told(error))
+            bench.log.add(
+                bench.section, Kind.FAILURE, self._labels, {"where": where}, one_line(error)
+            )
             traceback.clear_frames(error.__traceback__)  # and the tensors that they hold
         if bench.on_gpu:
             torch.cuda.empty_cache()
         return failed and not isinstance(error, NoTimeLeft)
 
 
-def told(error: BaseException) -> str:
-    """One line of an error."""
+def one_line(error: BaseException) -> str:
+    """An error as one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:600]

@@ -39,7 +39,7 @@ class Row:
 
     def __str__(self) -> str:
         parts = [" ".join(f"{name}={value}" for name, value in self.labels.items())]
-        if self.kind is not Kind.FAILURE:  # where it happened is for who reads the file
+        if self.kind is not Kind.FAILURE:  # where it happened is for readers of the file
             parts.append(", ".join(f"{name} {value}" for name, value in self.figures.items()))
         parts.append(self.text)
         said = ": ".join(part for part in parts if part)
@@ -104,9 +104,9 @@ def _rows(text: str) -> Iterator[Row]:
 
 
 def latest(rows: Iterable[Row]) -> list[Row]:
-    """Of rows about the same thing the last one, in the order in which each was first seen.
+    """The last of the rows with the same labels, in the order in which each was first seen.
 
-    What a section could not do is forgotten when a later run of it has ended well.
+    Failures of a section are dropped when a later run of it has ended well.
     """
     found: dict[tuple[str, str, tuple[tuple[str, Label], ...]], Row] = {}
     for row in rows:

@@ -144,7 +144,7 @@ def _spec(name: str, config: dict[str, Any]) -> ModelSpec:
 
 def _vae_for_stock(vae: Any, dtype: torch.dtype) -> Any:
     """The stock SDXL pipeline hands its VAE latents of the UNet's precision, and would otherwise
-    turn it to fp32: its careful users take a VAE that is made for fp16."""
+    turn it to fp32: careful users choose a VAE that is made for fp16."""
     own = vae if vae.dtype is dtype else copy.deepcopy(vae).to(dtype)
     own.register_to_config(force_upcast=False)
     return own

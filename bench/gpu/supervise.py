@@ -1,4 +1,4 @@
-"""Every section in a process of its own: what hangs, crashes or is killed costs only itself.
+"""Every section in a process of its own: one that hangs, crashes or is killed costs only itself.
 
 Each may take the seconds that it is expected to need, more where there is plenty of time; where
 there is too little, the last ones are left out. Libraries are imported once, by multiprocessing's
@@ -32,7 +32,7 @@ CPU = "cpu"
 PRELOADED = "bench.gpu.sections.libraries"
 START_SECONDS = 180.0  # to import everything on a cold, busy machine
 PROBE_SECONDS = 60.0
-LEAST_SECONDS = 3.0  # nothing worth having is done in less
+LEAST_SECONDS = 3.0  # nothing useful is done in less
 GRACE = 5.0  # for a section to end by itself once its time is up
 
 
@@ -57,7 +57,7 @@ class Supervisor:
         """The GPU that sections will have, or "cpu"; decides how they are started."""
         # Else torch would ask the driver whether there is a GPU, after which no fork can use it.
         os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
-        # Noise of several processes that are told apart by nobody.
+        # Else tokenizers warn of forks, in every process.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         multiprocessing.set_forkserver_preload([PRELOADED])
         with _silenced(self._noise):  # the fork server keeps this stderr
@@ -74,7 +74,7 @@ class Supervisor:
         return device or CPU
 
     def _probe(self) -> str | None:
-        """What a first process can compute on; None where it does not say."""
+        """The device that a first process can compute on; None if it does not report one."""
         receiver, sender = self._context.Pipe(duplex=False)
         process = self._context.Process(target=_probe, args=(sender, str(self._noise)))
         try:
@@ -137,7 +137,7 @@ def _looks_like_gpu() -> bool:
 
 
 def _problem(process: Any, allowance: float) -> str | None:
-    """Why a section has not ended well."""
+    """The reason why a section has not ended well."""
     if process.exitcode is None:
         return f"ended after its {allowance:.0f} s"
     if process.exitcode < 0:
@@ -146,18 +146,18 @@ def _problem(process: Any, allowance: float) -> str | None:
 
 
 def _end(process: Any) -> None:
-    """The process and whatever it has started, which is in its session."""
+    """End the process and all that it has started, which is in its session."""
     if process.pid is None:
         return
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     process.kill()
-    process.join(GRACE)  # one that waits for a driver for ever is left behind
+    process.join(GRACE)  # a process that waits for a driver for ever is left behind
 
 
 @contextmanager
 def _limited(seconds: float) -> Iterator[None]:
-    """Raises TimeoutError in the main thread. For calls that know no limit themselves."""
+    """Raises TimeoutError in the main thread, for calls that have no time limit of their own."""
 
     def interrupt(_number: int, _frame: Any) -> None:
         raise TimeoutError
@@ -173,7 +173,7 @@ def _limited(seconds: float) -> Iterator[None]:
 
 @contextmanager
 def _silenced(path: Path) -> Iterator[None]:
-    """What is started in here has its stderr in a file."""
+    """Processes started inside have their stderr in a file."""
     own = os.dup(2)
     _redirect_stderr(path)
     try:
@@ -209,8 +209,8 @@ def _section(name: str, options: Options, seconds: float, log: Log, noise: Path)
 
 
 def _alone(noise: Path, call: Callable[[], None]) -> None:
-    """`call` in a session of its own, whose noise goes into a file; ends the process."""
-    with suppress(PermissionError):  # it leads one already
+    """Run `call` in a session of its own with stderr in a file, then end the process."""
+    with suppress(PermissionError):  # the process leads a session already
         os.setsid()
     _redirect_stderr(noise)
     faulthandler.enable()
@@ -228,11 +228,11 @@ def _alone(noise: Path, call: Callable[[], None]) -> None:
 def _measure(name: str, options: Options, seconds: float, log: Log) -> None:
     import torch
 
-    from bench.gpu.bench import Bench, NoTimeLeft, told
+    from bench.gpu.bench import Bench, NoTimeLeft, one_line
     from bench.gpu.sections import SECTIONS
 
     if not torch.cuda.is_available():
-        torch.set_num_threads(1)  # small networks: more threads wait for each other
+        torch.set_num_threads(1)  # with small networks more threads only wait for each other
     bench = Bench(log, name, options, seconds)
     try:
         with torch.inference_mode():
@@ -240,5 +240,5 @@ def _measure(name: str, options: Options, seconds: float, log: Log) -> None:
     except NoTimeLeft:
         return
     except Exception as error:
-        log.add(name, Kind.FAILURE, {"part": "the rest"}, text=told(error))
+        log.add(name, Kind.FAILURE, {"part": "the rest"}, text=one_line(error))
         raise

@@ -9,7 +9,7 @@ from bench.gpu.sections import SECTIONS
 
 
 def table(rows: Sequence[Row], failures: bool = True) -> str:
-    """All sections in their order, headed by the machine. `failures`: also what went wrong."""
+    """All sections in their order, with the machine as heading. `failures`: include failures."""
     parts = [_machine(row) for row in rows if row.kind is Kind.HEADER]
     for section in SECTIONS.values():
         own = [row for row in rows if row.section == section.name]
@@ -24,7 +24,7 @@ def _machine(row: Row) -> str:
 
 
 def _tables(rows: Iterable[Row]) -> list[str]:
-    """Rows with the same columns stand in one table."""
+    """One table for all rows with the same columns."""
     groups: dict[tuple[tuple[str, ...], tuple[str, ...]], list[Row]] = {}
     for row in rows:
         if row.kind is Kind.FIGURES:
@@ -33,7 +33,7 @@ def _tables(rows: Iterable[Row]) -> list[str]:
 
 
 def _one(labels: list[str], rows: list[Row]) -> str:
-    """What all rows have in common stands above."""
+    """One table; what all rows have in common stands above it."""
     common = [name for name in labels if len({row.labels[name] for row in rows}) == 1]
     if len(rows) == 1:
         common = [name for name in common if name == "what"]

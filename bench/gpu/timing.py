@@ -1,4 +1,4 @@
-"""How seconds are taken: warmed up, repeated, the median; on a GPU by its own events."""
+"""How seconds are measured: after a warm-up, repeated, the median; on a GPU by CUDA events."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Marks:
         self._marks.append(event)
 
     def after_step(self, *_: object) -> dict[str, Any]:
-        """Takes one as a callback of the stock pipelines, which it tells to change nothing."""
+        """Takes a mark as a callback of the stock pipelines, and changes nothing in them."""
         self.take()
         return {}
 
@@ -59,7 +59,7 @@ def median_seconds(
 ) -> float:
     """Median seconds of one `call`, from its start to the end of what it asked of the device.
 
-    `in_a_row`: so many are asked for at once, where the asking would else be part of a short one.
+    `in_a_row`: calls queued at once, so that launching is no part of the time of a short call.
     """
     for _ in range(warmups):
         call()
@@ -90,18 +90,18 @@ def reset_peak(device: torch.device) -> None:
 
 
 def peak_gb(device: torch.device) -> float:
-    """Most memory of tensors since `reset_peak`; 0 on a CPU, where nobody counts."""
+    """Peak memory of tensors since `reset_peak`, in GB; 0 on a CPU, which torch does not count."""
     return torch.cuda.max_memory_allocated(device) / GB if device.type == "cuda" else 0.0
 
 
 def reserved_gb(device: torch.device) -> float:
-    """What torch has taken from the device, graphs' pools included."""
+    """Memory that torch has taken from the device, in GB, the pools of CUDA graphs included."""
     return torch.cuda.memory_reserved(device) / GB if device.type == "cuda" else 0.0
 
 
 @contextmanager
 def true_fp32() -> Iterator[None]:
-    """References are computed in here: by default torch lets convolutions round to TF32."""
+    """Full precision, for references: by default torch lets convolutions round to TF32."""
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     try:

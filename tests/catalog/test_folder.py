@@ -1,4 +1,4 @@
-"""What a folder of models, LoRAs or inversions lists."""
+"""Listing of a folder of models, LoRAs or inversions."""
 
 from __future__ import annotations
 

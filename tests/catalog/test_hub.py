@@ -1,4 +1,4 @@
-"""From which mirror, or from the cache, the files of a model come."""
+"""Whether the files of a model come from the Hub, from which mirror, or from the cache."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def controlnet(*sources: str) -> ControlNetSpec:
 
 
 class FakeHub:
-    """Repositories by name; an exception stands for one that cannot be had."""
+    """Repositories by name; an exception stands for one that cannot be fetched."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **repositories: Path | Exception) -> None:
         self.repositories = repositories
@@ -167,7 +167,7 @@ def test_a_missing_configuration_or_vocabulary_is_named_for_folder_and_hub_model
 def test_a_vocabulary_may_come_in_one_file_or_in_two(
     remote: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As the repositories of SD 1.5, 2.1 and XL have it: two."""
+    """The repositories of SD 1.5, 2.1 and XL have it in two."""
     fake = FakeHub(monkeypatch, main=remote)
     (remote / "tokenizer/tokenizer.json").rename(remote / "tokenizer/vocab.json")
     with pytest.raises(ModelLoadFailed, match=r"m lacks tokenizer/merges\.txt$"):

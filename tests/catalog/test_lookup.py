@@ -1,4 +1,4 @@
-"""What the names of models and ControlNets stand for, and what is said where one is unknown."""
+"""Names of models and ControlNets: what they refer to, and the message for an unknown one."""
 
 from __future__ import annotations
 
@@ -264,7 +264,7 @@ def test_other_controlnets_can_be_forbidden(tmp_path: Path) -> None:
 
 @pytest.fixture
 def hub_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A Hub that has one SDXL repository, whatever it is asked for; counts the files read."""
+    """A Hub that answers every name with one SDXL repository; counts the files read."""
     folder = save_tiny("sdxl", tmp_path / "remote")
 
     def download(source: str, path: str, *, local_files_only: bool) -> str:

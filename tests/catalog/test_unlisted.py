@@ -1,4 +1,4 @@
-"""What a model is, told from its own files; what cannot be served is refused with a reason."""
+"""Models are recognised by their files; those that cannot be served are refused with a reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`sdbento.engine.calibration`: what is measured in idle time, and what is not begun."""
+"""`sdbento.engine.calibration`: what is measured in idle time, and what is not started."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ KEY = BatchKey(SPEC.name, SPEC.height // 8, SPEC.width // 8)
 
 
 class Bench:
-    """A calibration whose calls take what `seconds(rows, number of the call)` says."""
+    """A calibration whose calls take `seconds(rows, number of the call)`."""
 
     def __init__(
         self,

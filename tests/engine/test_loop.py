@@ -230,7 +230,7 @@ def test_idle_work_that_fails_is_dropped_and_harms_no_request(
     done = threading.Event()
     with running(FakeRunner()) as engine:
         engine.when_idle(work())
-        engine.when_idle(iter(done.set, None))  # goes on for ever
+        engine.when_idle(iter(done.set, None))  # never ends
         assert_right(submit(engine, make_trajectory()))
         assert done.wait(5)
         assert_right(submit(engine, make_trajectory()))
@@ -262,7 +262,7 @@ def test_a_request_that_cannot_be_done_in_time_is_refused_at_once() -> None:
 
 
 class Paused(FakeRunner):
-    """The process was stopped for so many seconds while it ran plan number `when`."""
+    """The process pauses for some seconds while it runs plan number `when`."""
 
     def __init__(self, when: int, seconds: float) -> None:
         super().__init__()
@@ -283,7 +283,7 @@ def test_one_wrong_timing_refuses_no_request(when: int, seconds: float) -> None:
 
 
 def test_a_rightly_refused_request_is_accepted_once_the_reason_is_old() -> None:
-    """Every timing of that size came from a bad time, and who is refused adds no better one."""
+    """Every timing of that size is from a slow period, and refused requests add no better one."""
     now = 0.0
     planner = Planner(4, CostModel(clock=lambda: now))
     slow = make_trajectory()

@@ -35,7 +35,7 @@ def plan_at(planner: Planner, now: float = 0.0) -> StepPlan:
 
 
 def run_to_the_end(planner: Planner, now: float = 0.0) -> list[Trajectory]:
-    """Drive a planner with the fake runner; the trajectories in the order they finish."""
+    """Drive a planner with the fake runner; returns the trajectories in the order they finish."""
     runner, finished = FakeRunner(), list[Trajectory]()
     while (plan := planner.plan(now)) is not None:
         finished += planner.update(plan, runner.execute(plan), now)
@@ -101,7 +101,7 @@ def test_a_long_request_does_not_starve_however_many_short_ones_arrive() -> None
     runner, now = FakeRunner(), 0.0
     while not long.finished:
         planner.add([make_trajectory(1, submitted=now)])
-        for _ in range(3):  # as many plans as the newcomer alone needs
+        for _ in range(3):  # as many plans as the newcomer needs alone
             plan = plan_at(planner, now)
             planner.update(plan, runner.execute(plan), now)
             now += 1.0
@@ -158,7 +158,7 @@ def test_a_decode_has_a_bound_in_pixels(side: int, num_images: int) -> None:
 
 
 class Device:
-    """Holds so many rows, and says how many times that was too little in `num_plans` plans."""
+    """A device with memory for some rows; counts how many of `num_plans` plans ran out of it."""
 
     def __init__(self, rows: int) -> None:
         self.rows = rows

@@ -29,7 +29,7 @@ def square() -> Image.Image:
 
 
 class Aux:
-    """controlnet_aux in small: a network that paints everything in the colour of its class."""
+    """A stand-in for controlnet_aux: networks that fill an image with their class's colour."""
 
     def __init__(self) -> None:
         self.downloaded: list[tuple[str, str]] = []

@@ -1,4 +1,4 @@
-"""What becomes of a job from its claim to its end, on a fake App."""
+"""A job from its claim to its end, on a fake App."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ async def test_no_result_is_lost_while_the_database_is_away(
     refusing("complete")
     refusing("get")
     job_id = await server.submit()
-    refusals["get"] = 1  # met by its run: this test asks a moment later
+    refusals["get"] = 1  # met by the job's run: this test reads a moment later
     await until(lambda: not refusals["get"] and not refusals["complete"])
     assert (await server.ended(job_id)).status == "COMPLETED"
 

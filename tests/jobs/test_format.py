@@ -1,4 +1,4 @@
-"""What bodies of /run and /runsync are accepted."""
+"""Which bodies of /run and /runsync are accepted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One server for a folder and a database, whatever becomes of the locks meanwhile."""
+"""One server per folder and database, also when a lock is lost meanwhile."""
 
 from __future__ import annotations
 

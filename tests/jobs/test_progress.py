@@ -1,4 +1,4 @@
-"""Events that wait for somebody to ask for them."""
+"""Events that are kept until a client asks for them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What doors ask of jobs, and what stops and starts them, on a fake App."""
+"""Jobs as the doors use them, and their start and stop, on a fake App."""
 
 from __future__ import annotations
 
@@ -124,9 +124,9 @@ async def test_a_stream_sends_each_event_once_and_ends_with_the_output(server: S
 async def test_a_stream_waits_for_the_next_event(server: Server) -> None:
     job_id = await server.submit("slow")
     await server.runs("slow")
-    told: list[dict[str, Any]] = []
-    while len(told) < 3:
-        told += (await server.jobs.stream(job_id, SOON))[1]
+    seen: list[dict[str, Any]] = []
+    while len(seen) < 3:
+        seen += (await server.jobs.stream(job_id, SOON))[1]
     waiting = asyncio.create_task(server.jobs.stream(job_id, SOON))
     await asyncio.sleep(0.05)
     assert not waiting.done()
@@ -175,7 +175,7 @@ async def test_running_and_waiting_jobs_are_done_after_a_restart(tmp_path: Path)
             assert (await server.ended(job_id)).status == "COMPLETED"
         assert await server.answer(done) == before
         again = {request.prompt: request.seed for request in app.begun}
-        assert sorted(again) == [f"slow {i}" for i in range(6)]  # each once, and the done one not
+        assert sorted(again) == [f"slow {i}" for i in range(6)]  # each once, without the done one
         assert {prompt: again[prompt] for prompt in first if prompt in again} == {
             prompt: seed for prompt, seed in first.items() if prompt != "quick"
         }
@@ -219,7 +219,7 @@ async def test_clients_that_wait_for_a_job_are_answered_when_the_server_stops(
     assert statuses == ["IN_PROGRESS", "IN_QUEUE"]
     assert (await asyncio.wait_for(streaming, 1))[0].status == "IN_PROGRESS"
     await asyncio.wait_for(server.jobs.wait(queued, SOON), 1)
-    server.app.gate.set()  # what runs may finish, and nothing is begun in its place
+    server.app.gate.set()  # running jobs may finish, and no new one starts
     await until(lambda: server.jobs.num_running == 0)
     assert (await server.jobs.get(running[0])).status == "COMPLETED"
     assert (await server.jobs.get(queued)).status == "IN_QUEUE"
@@ -274,7 +274,7 @@ async def test_a_background_task_that_dies_is_reported_by_the_server(
     task: str,
 ) -> None:
     class Bug(BaseException):
-        """What no handler of errors catches."""
+        """An exception that no error handler catches."""
 
     def die(*_: object) -> None:
         raise Bug

@@ -1,4 +1,4 @@
-"""The store alone, on files in a temporary folder, with a clock that the tests turn."""
+"""The store alone, on files in a temporary folder, with a clock that the tests set."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_the_result_of_a_cancelled_job_is_not_kept(
 ) -> None:
     job = begun(store)
     with monkeypatch.context() as patched:
-        patched.setattr(store, "_end_run", lambda *_: 1 / 0)  # its database is away just now
+        patched.setattr(store, "_end_run", lambda *_: 1 / 0)  # the database is away for now
         with pytest.raises(ZeroDivisionError):
             store.complete(job, b"[]")
     store.cancel("a")
@@ -170,7 +170,7 @@ def test_a_job_whose_ttl_passes_in_the_queue_times_out(store: JobStore, clock: C
     assert (job.status, job.delay, job.execution) == ("TIMED_OUT", 10_000, 0)
     assert job.error is not None and "ttl" in job.error
     clock.now += 20_000
-    assert store.expire() == []  # what runs has a limit of its own
+    assert store.expire() == []  # running jobs have a limit of their own
 
 
 def test_purging_cancels_waiting_jobs_only(store: JobStore) -> None:
@@ -229,12 +229,12 @@ def test_the_oldest_results_make_room(tmp_path: Path, clock: Clock) -> None:
 
 def test_inputs_and_webhooks_do_not_count_towards_the_limit_on_results(tmp_path: Path) -> None:
     store = JobStore(tmp_path, limits=Limits(max_finished=1, max_bytes=100))
-    store.complete(begun(store, "untold", webhook="https://listener.example/"), b"x" * 60)
-    store.complete(begun(store, "told"), b"x" * 60)
+    store.complete(begun(store, "unposted", webhook="https://listener.example/"), b"x" * 60)
+    store.complete(begun(store, "posted"), b"x" * 60)
     store.complete(begun(store, "newest"), b"x" * 30)
     store.add(new("waiting", input="x" * 90))
-    assert store.tidy() == ["told", "newest"]
-    store.note_webhook(current(store, "untold"), again_in=None)
+    assert store.tidy() == ["posted", "newest"]
+    store.note_webhook(current(store, "unposted"), again_in=None)
     assert store.tidy() == []
     store.close()
 
@@ -279,7 +279,7 @@ def test_a_webhook_of_a_finished_job_is_due_until_it_is_posted(
     (due,) = store.due_webhooks(5)
     assert due.webhook_failures == 1
     clock.now += 2 * HOUR
-    assert store.tidy() == []  # not before it has been told
+    assert store.tidy() == []  # not before the webhook is posted
     store.note_webhook(due, again_in=None)
     assert store.due_webhooks(5) == []
     assert store.tidy() == ["a"]
@@ -294,7 +294,7 @@ def test_a_late_answer_to_a_post_does_not_count_for_the_next_end(
     (first,) = store.due_webhooks(5)
     store.retry("a")
     clock.now += 10 * HOUR
-    store.expire()  # never begun, so of the same run as before
+    store.expire()  # never started, so still the same run number
     store.note_webhook(first, again_in=None)
     assert [job.id for job in store.due_webhooks(5)] == ["a"]
 
@@ -335,7 +335,7 @@ def test_everything_is_kept_across_a_restart(tmp_path: Path, clock: Clock) -> No
 
 
 def died(store: JobStore, times: int) -> None:
-    """The server dies again and again, each time soon after it has begun what it can."""
+    """The server crashes several times, each time soon after it has claimed all jobs it can."""
     for _ in range(times):
         store.claim(5)
         store.recover()

@@ -16,8 +16,8 @@ from tests.support.job_server import SETTINGS, Server, serving, until
 from tests.support.listener import Listener
 
 
-async def told(server: Server) -> None:
-    """Wait until no webhook is left to tell."""
+async def all_posted(server: Server) -> None:
+    """Wait until no webhook is due or being posted."""
     await until(lambda: not server.store.due_webhooks(1) and not server.jobs._webhooks._posting)
 
 
@@ -34,7 +34,7 @@ async def test_a_webhook_is_tried_three_times(server: Server, listener: Listener
     listener.statuses = [500, 302]
     job_id = await server.submit(webhook=listener.url)
     await until(lambda: len(listener.heard) == 3)
-    await told(server)
+    await all_posted(server)
     listener.statuses = [500] * 9
     await server.submit(webhook=listener.url)
     await until(lambda: len(listener.heard) == 6)
@@ -57,7 +57,7 @@ async def test_a_webhook_is_posted_once_though_that_cannot_be_recorded_at_first(
     monkeypatch.setattr(server.store, "note_webhook", sometimes)
     await server.submit(webhook=listener.url)
     await until(lambda: not refusals)
-    await told(server)
+    await all_posted(server)
     assert len(listener.heard) == 1
 
 
@@ -70,7 +70,7 @@ async def test_an_unsent_webhook_is_posted_after_a_restart(
     store.add(new)
     (job,) = store.claim(1)
     store.complete(job, b'["picture"]')
-    store.close()  # as if it had been killed here
+    store.close()  # as if the process were killed here
     async with serving(tmp_path) as server:
         await until(lambda: listener.heard)
         assert listener.heard[0]["output"] == ["picture"]

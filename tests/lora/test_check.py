@@ -68,6 +68,6 @@ def test_a_url_that_may_not_be_fetched_is_refused(folder: Path) -> None:
 
 
 def test_a_catalogued_lora_of_another_family_is_refused(folder: Path) -> None:
-    told = rf"LoRA for-sd15 does not fit model {SDXL.name} .* made for Stable Diffusion 1\.x"
-    with pytest.raises(UnsupportedModel, match=told):
+    message = rf"LoRA for-sd15 does not fit model {SDXL.name} .* made for Stable Diffusion 1\.x"
+    with pytest.raises(UnsupportedModel, match=message):
         check(folder, "for-sd15", spec=SDXL)

@@ -82,7 +82,7 @@ def test_a_url_is_fetched_where_that_is_allowed(
 
 
 class FakeHub:
-    """One repository; `error` stands for one that cannot be had."""
+    """One repository; `error` stands for one that cannot be fetched."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, root: Path, *files: str) -> None:
         self.root, self.sizes = root, dict.fromkeys(files, 100)

@@ -1,4 +1,4 @@
-"""LoRAs on some rows of a call: as stock diffusers has them, and without effect on other rows."""
+"""LoRAs on some rows of a call: as in stock diffusers, and without effect on other rows."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ TOLERANCE = 1e-5
 
 @pytest.fixture(autouse=True)
 def _quiet() -> Iterator[None]:
-    """The stock loader warns of what it then does right."""
+    """The stock loader warns although it then loads the file correctly."""
     logger = logging.getLogger("diffusers")
     level, logger.level = logger.level, logging.CRITICAL
     yield
@@ -47,7 +47,7 @@ def _quiet() -> Iterator[None]:
 
 
 def run_text_encoder(encoder: Any, num_rows: int = 2) -> Tensor:
-    """Hidden states and output of a text encoder, a row each."""
+    """Hidden states and output of a text encoder, one row per prompt."""
     ids = torch.arange(77 * NUM_ROWS).reshape(NUM_ROWS, 77)[:num_rows] % 300
     with torch.no_grad():
         output = encoder(ids, output_hidden_states=True)
@@ -59,10 +59,10 @@ def difference(a: Tensor, b: Tensor) -> float:
 
 
 def stock(family: str, files: Sequence[Path]) -> Any:
-    """A copy of the stock pipeline with the LoRAs by their files' names."""
+    """A copy of the stock pipeline with these LoRA files loaded, named by their files."""
     pipe = copy.deepcopy(tiny_pipeline(family))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a second adapter is meant
+        warnings.simplefilter("ignore")  # the second adapter is intended
         for file in files:
             pipe.load_lora_weights(file, adapter_name=file.stem)
     return pipe
@@ -102,7 +102,7 @@ def test_one_and_two_loras_give_the_images_of_stock_diffusers(
 
 @pytest.mark.parametrize("save", [save_kohya, save_peft])
 def test_every_layer_has_its_own_rank_and_alpha(save: Callable[..., Path], tmp_path: Path) -> None:
-    """Stock diffusers mixes the alphas of a file up: the merged weights are the measure here."""
+    """Stock diffusers mixes up the alphas of a file, so merged weights are the reference here."""
     lora: dict[str, dict[str, Any]] = {}
     for rank, alpha, mark in ((2, 1.0, "attn1"), (4, 3.0, "attn2"), (2, 2.0, "ff"), (3, 6.0, "co")):
         layers = make_lora("sd15", rank, marks={"unet": (mark,)}, rank=rank, alpha=alpha)

@@ -1,4 +1,4 @@
-"""What a LoRA's tensors mean for a model, and those that are refused."""
+"""How a LoRA's tensors are mapped to a model's layers, and files that are refused."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_matrices_fit_equivalent_layers(tmp_path: Path) -> None:
 
 
 def refused(folder: Path, tensors: Mapping[str, Tensor], **metadata: str) -> str:
-    """The message with which a file is refused for the tiny SD 1.5."""
+    """The message of the error when the tiny SD 1.5 model is given this file."""
     own = {key: tensor.clone() for key, tensor in tensors.items()}
     save_file(own, folder / "odd.safetensors", metadata=metadata or None)
     with pytest.raises(UnsupportedModel) as caught:
@@ -133,7 +133,7 @@ def test_a_lora_of_another_family_says_so(
 ) -> None:
     marks = {"unet": ("attn2",), **dict.fromkeys(TEXT_ENCODERS, TEXT)}
     if {made_for, used_on} == {"sd15", "sd21"}:
-        marks = {"unet": ("proj_in.x",)}  # the tiny two differ in this alone: it fits neither
+        marks = {"unet": ("proj_in.x",)}  # only here the tiny two differ: it fits neither
     lora: Layers = make_lora(made_for, marks=marks)
     if not lora["unet"]:
         layer = make_lora(made_for)["unet"][f"{Q}"]
@@ -141,10 +141,10 @@ def test_a_lora_of_another_family_says_so(
         lora = {"unet": {Q.replace("attn1.to_q", "attn2.to_k"): wide}}
     WRITERS[writer](made_for, lora, tmp_path / "a.safetensors")
     likely = {"sd15": "1.x", "sd21": "2.x", "sdxl": "XL"}
-    told = rf"LoRA a does not fit model tiny-{used_on} \(Stable Diffusion {likely[used_on]}\)"
+    message = rf"LoRA a does not fit model tiny-{used_on} \(Stable Diffusion {likely[used_on]}\)"
     if made_for == "sdxl" or lora.keys() == {"unet"}:
-        told += rf".*likely made for Stable Diffusion {likely[made_for]}"
-    with pytest.raises(UnsupportedModel, match=told):
+        message += rf".*likely made for Stable Diffusion {likely[made_for]}"
+    with pytest.raises(UnsupportedModel, match=message):
         cache_of(tmp_path).get(tiny_model(used_on), "a")
 
 

@@ -19,7 +19,7 @@ def loader() -> FakeLoader:
 
 @pytest.fixture
 def moves(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
-    """Moves between the devices, noted instead of made."""
+    """Moves between devices, recorded instead of made."""
     made: list[tuple[str, str]] = []
 
     def move(where: str) -> Callable[..., Pipeline]:

@@ -1,4 +1,4 @@
-"""Which attention networks compute with."""
+"""The attention implementation that networks compute with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The model cache: who gets a lease when, what is evicted, and who is told of a failure."""
+"""The model cache: when leases are given, what is evicted, and which leases a failure reaches."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ from sdbento.models.offload import Offloaded
 from sdbento.models.pipeline import ControlNet
 from tests.support.fake_loader import GB, SOON, FakeLoader, control, spec
 
-MOMENT = 0.1  # seconds in which what must not happen would have happened
+MOMENT = 0.1  # seconds after which something that must not happen would have happened
 
 
 @pytest.fixture
 def make(loader: FakeLoader) -> Iterator[Callable[..., PipelineCache]]:
-    """Caches of `memory_gb`, on the fake loader; closed at the end."""
+    """Makes caches of `memory_gb` on the fake loader, and closes them at the end."""
     made: list[PipelineCache] = []
 
     def make_cache(memory_gb: float = 2.0) -> PipelineCache:
@@ -285,7 +285,7 @@ def test_a_load_serves_the_other_sets_that_it_completes(
     loader.gate.clear()
     whole, part = cache.acquire(spec("a"), control("c")), cache.acquire(spec("a"))
     until(lambda: loader.loaded == ["a"])
-    real, loader.gate = loader.gate, threading.Event()  # the next load waits for another gate
+    real, loader.gate = loader.gate, threading.Event()  # the next load waits at another gate
     real.set()
     get(part).release()
     assert not whole.done()
@@ -433,7 +433,7 @@ def test_a_model_in_constant_use_does_not_starve_another(
 
 
 def still_waiting_at_once(cache: PipelineCache, lease: Lease) -> bool:
-    """Whether a new lease of a leased model is still given at once; it is given back."""
+    """Whether a new lease of a leased model is still given at once; the lease is released again."""
     another = cache.acquire(lease.pipeline.spec)
     if another.done():
         another.result().release()
@@ -540,7 +540,7 @@ def test_a_failed_load_fails_its_own_waiters_and_can_be_tried_again(
 
 
 def named(error: str) -> Exception:
-    """What another library would raise; `classify` knows it by its name."""
+    """An error of another library; `classify` recognises it by its class name."""
     kind: type[Exception] = type(error, (Exception,), {})
     return kind("secret")
 

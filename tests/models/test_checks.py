@@ -77,7 +77,7 @@ def test_a_tokenizer_in_two_files_reads_as_the_one_in_one(tmp_path: Path) -> Non
 def test_a_tokenizer_that_cannot_tell_prompts_apart_is_refused(
     spoil: Callable[[Path], Any], fault: str, tokenizer: str, tmp_path: Path
 ) -> None:
-    """Otherwise every prompt would give the same image, and nothing would say why."""
+    """Otherwise every prompt would give the same image, without an error."""
     folder = save_tiny("sdxl", tmp_path / "mine")
     spoil(folder / tokenizer)
     with pytest.raises(ModelLoadFailed, match=f"model .*mine: its {tokenizer} {fault}"):

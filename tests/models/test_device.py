@@ -1,4 +1,4 @@
-"""What the hardware can do: device, precision and memory, and what is said where it cannot."""
+"""Device, precision and memory by hardware, and the errors where the hardware does not suffice."""
 
 from __future__ import annotations
 

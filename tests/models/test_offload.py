@@ -1,4 +1,4 @@
-"""What is offloaded from a GPU, which here is played by the CPU, and what is dropped."""
+"""What is offloaded from a GPU, for which the CPU stands in here, and what is dropped."""
 
 from __future__ import annotations
 

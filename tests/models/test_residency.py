@@ -1,4 +1,4 @@
-"""Bookkeeping of memory: what is resident, what it costs, and what would be evicted."""
+"""Bookkeeping of memory: resident models, their sizes, and which would be evicted."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def compiled(plain: Pipeline, folder: Path) -> Iterator[Pipeline]:
-    """As a server makes it while it starts: enabled when loaded, compiled when measured."""
+    """A model as a starting server makes it: enabled when loaded, compiled when measured."""
     components = plain.pipe.components | {"unet": copy.deepcopy(plain.unet)}
     pipeline = replace(plain, pipe=type(plain.pipe)(**components, requires_safety_checker=False))
     environment = dict(os.environ)
@@ -67,7 +67,7 @@ def compiled(plain: Pipeline, folder: Path) -> Iterator[Pipeline]:
 
 @pytest.fixture
 def only_compiled() -> Iterator[None]:
-    """A call that nothing compiled fits is an error, where it would run as it is."""
+    """A call that fits nothing compiled is an error here; a server runs it uncompiled."""
     with torch.compiler.set_stance("fail_on_recompile"):
         yield
 

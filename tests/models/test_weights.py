@@ -80,7 +80,7 @@ def test_a_single_file_gives_the_networks_of_its_folder(
 def test_the_scheduler_is_the_repositorys_without_the_changes_of_a_constructor(
     tmp_path: Path,
 ) -> None:
-    """Which of its options a stock pipeline overrules depends on the task."""
+    """Which of a scheduler's options a stock pipeline overrides depends on the task."""
     folder = save_tiny("sd15", tmp_path / "mine")
     file = folder / "scheduler" / "scheduler_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "steps_offset": 0}))

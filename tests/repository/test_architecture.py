@@ -1,7 +1,7 @@
-"""The rules of the house, read off the syntax tree: who may import what, and how long things are.
+"""The rules of the architecture, checked on syntax trees: imports, and lengths of functions.
 
-Every rule is a function from a module's name and tree to its violations, and comes with a piece of
-bad code that it must find.
+Every rule is a function from a module's name and tree to its violations; each has a piece of
+bad code that it must detect.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ SOURCES = {name_of(path): path for path in [ROOT / "service.py", *sorted(PACKAGE
 
 
 def imports(tree: ast.AST) -> Iterator[str]:
-    """Absolute names of what is imported anywhere, but for type checkers only."""
+    """Absolute names of all imports, except those for type checkers only."""
     for node in ast.iter_child_nodes(tree):
         match node:
             case ast.If(test=ast.Name(id="TYPE_CHECKING")):
@@ -215,7 +215,7 @@ def test_a_folder_holds_few_files(folder: Path) -> None:
 
 
 def imported_modules(module: str) -> set[str]:
-    """The modules of sdbento that `module` imports as it is imported itself."""
+    """The modules of sdbento that are imported when `module` is."""
     tree = ast.parse(SOURCES[module].read_text(encoding="utf-8"))
     body = ast.Module([node for node in tree.body if not isinstance(node, ast.FunctionDef)], [])
     names = {name.removeprefix("sdbento.") for name in imports(body)}
@@ -227,7 +227,7 @@ def test_there_are_no_circular_imports() -> None:
 
 
 def torch_after_importing(*modules: str) -> str:
-    """What of torch is there after importing `modules` in a fresh interpreter."""
+    """The modules of torch that are loaded after importing `modules` in a fresh interpreter."""
     code = f"import {', '.join(modules)}, sys; print(*sorted({{'torch'}} & sys.modules.keys()))"
     return subprocess.run(
         [sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT
@@ -239,7 +239,7 @@ def test_modules_that_do_not_need_torch_do_not_import_it() -> None:
 
 
 def test_the_service_file_is_read_without_torch() -> None:
-    """BentoML's supervisor reads it before the process that serves: torch would be loaded twice."""
+    """BentoML's supervisor process imports it too, so torch would be loaded twice."""
     assert torch_after_importing("service") == ""
 
 

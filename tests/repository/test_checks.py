@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def make_recipe(word: str) -> list[str]:
-    """The commands of `make word`, as they are typed in the repository's folder."""
+    """The commands of a make target, as they are typed in the repository's folder."""
     text = (ROOT / "Makefile").read_text(encoding="utf-8")
     recipe = re.search(rf"^{word}:.*\n((?:\t.*\n)+)", text, re.MULTILINE)
     assert recipe is not None

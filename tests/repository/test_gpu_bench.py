@@ -26,14 +26,14 @@ FAULTS = ("fault-raise", "fault-crash", "fault-hang")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a run of all sections leaves behind, with three among them that fail."""
+    """The output of a run of all sections, three of which fail on purpose."""
     folder = tmp_path_factory.mktemp("gpu")
     names = ",".join([*FAULTS, *TOY])
     command = [sys.executable, "-m", "bench.gpu", "--toy", "--limit", "900"]
     command += ["--out", str(folder), "--sections", names]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1000)
     (folder / "stdout").write_text(done.stdout, encoding="utf-8")
-    assert done.returncode == 1, done.stderr  # not all has ended well
+    assert done.returncode == 1, done.stderr  # some sections have failed
     return folder
 
 
@@ -131,7 +131,7 @@ def test_the_first_sections_have_their_time_and_the_last_what_is_left(
 
 
 def test_the_stock_sdxl_pipeline_decodes_beside_a_half_precision_unet(tmp_path: Path) -> None:
-    """The engine's own VAE is not fp16 there, and the stock pipeline hands it fp16 latents."""
+    """The engine's own VAE is not in fp16 there, but the stock pipeline passes it fp16 latents."""
     from bench.gpu.subjects import build, stock_images
 
     bench = Bench(Log(tmp_path / "rows.jsonl", "1"), "eager", Options(toy=True), 60.0)

@@ -1,4 +1,4 @@
-"""What ships with the product: the image's files, RunPod's, Kubernetes'; and that they agree.
+"""The files for the image, RunPod and Kubernetes, and that they agree with each other.
 
 They are read, not run: `make image-smoke` builds the image and runs it.
 """
@@ -27,7 +27,7 @@ KUBERNETES_VERSIONS = ["1.30.0", "1.37.0"]
 USER = 1034  # BentoML's, in every image that it makes
 DEFAULTS = {variable: default for variable, default, _ in Settings.variables()}
 RUNPODS_OWN = {"RUNPOD_INIT_TIMEOUT"}
-SHARE = 0.85  # of a GPU's memory is for models, where SDBENTO_MEMORY_GB does not say otherwise
+SHARE = 0.85  # of a GPU's memory is for models, unless SDBENTO_MEMORY_GB is set
 
 
 def load(path: str) -> Any:
@@ -52,7 +52,7 @@ def pins(path: str) -> dict[str, str]:
 
 @pytest.fixture
 def commands(tmp_path: Path) -> Path:
-    """A folder for PATH in which `python` and `nvidia-smi` only say how they were called."""
+    """A folder for PATH in which `python` and `nvidia-smi` only print how they were called."""
     for name in ("python", "nvidia-smi"):
         stub = tmp_path / name
         stub.write_text(f'#!/bin/sh\necho "{name} $*"\n')
@@ -99,8 +99,8 @@ def test_the_entrypoint_starts(
 def test_the_code_can_be_imported_from_wherever_a_command_runs(tmp_path: Path) -> None:
     program = "import os; print(os.environ['PYTHONPATH'])"
     command = [str(ROOT / "scripts/entrypoint"), "python3", "-c", program]
-    told = subprocess.check_output(command, cwd=tmp_path, text=True)
-    assert told.split(":")[0].strip() == str(ROOT)
+    printed = subprocess.check_output(command, cwd=tmp_path, text=True)
+    assert printed.split(":")[0].strip() == str(ROOT)
 
 
 # The image
@@ -178,7 +178,7 @@ def test_every_setting_that_is_named_exists(path: str) -> None:
 
 
 def variables_of(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Settings:
-    """The settings that these variables make; each must be one of ours and valid."""
+    """The settings that these variables give; each must be known and valid."""
     assert environment.keys() <= DEFAULTS.keys()
     for variable, value in environment.items():
         assert isinstance(value, str), f"{variable} must be a string"

@@ -1,4 +1,4 @@
-"""The documents: their tables are those of the code, and what they point at exists."""
+"""The documents: their tables match the code, and links and paths in them exist."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def without_code(text: str) -> str:
 
 
 def anchors(path: Path) -> set[str]:
-    """What a link may name after its #: GitHub makes it of each heading."""
+    """What a link may have after its #: GitHub derives it from each heading."""
     text = without_code(path.read_text(encoding="utf-8"))
     headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings}

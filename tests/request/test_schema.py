@@ -1,4 +1,4 @@
-"""What a request may say, and what its sender reads when it says something else."""
+"""Fields of requests, and the messages for those that are refused."""
 
 from __future__ import annotations
 

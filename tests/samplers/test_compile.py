@@ -1,4 +1,4 @@
-"""Compiled samplers against the schedulers they stand for, stepped as the stock pipelines do."""
+"""Compiled samplers against the schedulers they replace, stepped as the stock pipelines do."""
 
 from __future__ import annotations
 
@@ -385,7 +385,7 @@ def test_threads_that_ask_for_one_table_at_once_get_one(monkeypatch: pytest.Monk
 
     def ask(i: int) -> StepTable:
         barrier.wait()
-        torch.randn(1)  # this thread's own noise is no business of a compile in another
+        torch.randn(1)  # a compile in another thread must not affect this thread's noise
         return compile_table(SamplerSpec("Euler a"), SD, 12 + i % 2)
 
     with ThreadPoolExecutor(8) as threads:

@@ -1,4 +1,4 @@
-"""What people may call a sampler."""
+"""Names of samplers."""
 
 from __future__ import annotations
 

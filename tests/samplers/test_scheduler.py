@@ -1,4 +1,4 @@
-"""What a scheduler's configuration becomes under a sampler's name."""
+"""How a sampler's name changes a scheduler's configuration."""
 
 from __future__ import annotations
 

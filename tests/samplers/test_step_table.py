@@ -1,4 +1,4 @@
-"""Schedulers that no table can hold. Those that one can: test_compile.py."""
+"""Schedulers that no table can represent. For the others see test_compile.py."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
 
 
 class Squaring(diffusers.EulerDiscreteScheduler):  # type: ignore[misc]
-    """A scheduler that is not affine, and says so nowhere."""
+    """A scheduler that is not affine, although nothing in its configuration says so."""
 
     def step(self, output: torch.Tensor, *args: Any, **options: Any) -> Any:
         return super().step(output + 0.001 * output**2, *args, **options)

@@ -1,4 +1,4 @@
-"""What the stock pipelines' constructors change in a scheduler's configuration: they are asked."""
+"""What the stock pipelines' constructors change in a scheduler's configuration."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = [
 SCHEDULERS = sorted({s.scheduler for s in list_samplers() if "EDM" not in s.name})
 NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 NOISE |= {"num_train_timesteps": 100}
-# What a repository says of the options that constructors mind: nothing, or something else.
+# A repository leaves out the options that constructors change, or sets another value.
 REPOSITORIES: dict[str, dict[str, Any]] = {
     "silent": {"clip_sample": False},
     "old": {"clip_sample": False, "steps_offset": 0, "skip_prk_steps": False},
@@ -37,7 +37,7 @@ TASKS = list(itertools.product(("sd15", "sdxl"), ("", "image", "mask"), (False, 
 
 
 def read(options: dict[str, Any]) -> dict[str, Any]:
-    """The configuration of a loaded scheduler, which also has its class's defaults."""
+    """The configuration of a loaded scheduler, with the defaults of its class."""
     scheduler = diffusers.PNDMScheduler.from_config({**NOISE, **options})
     return {**scheduler.config, "_class_name": "PNDMScheduler"}
 

@@ -60,7 +60,7 @@ def test_only_one_thread_has_a_team_whatever_a_server_does(server: Server) -> No
 
 def test_memory_that_was_freed_is_kept_for_the_next_call(server: Server) -> None:
     def make_a_large_one() -> int:
-        """Page faults of an image of 512 x 512: 70000 where all is given back in between."""
+        """Page faults of one 512 x 512 image: 70000 if all freed memory was returned in between."""
         family = psutil.Process(server.process.pid).children(recursive=True)
         before = sum(map(page_faults, family))
         generated(server, prompt="x", width=512, height=512, num_inference_steps=1)
@@ -71,7 +71,7 @@ def test_memory_that_was_freed_is_kept_for_the_next_call(server: Server) -> None
 
 
 def page_faults(process: psutil.Process) -> int:
-    """Minor ones: field 10 of proc_pid_stat(5)."""
+    """Minor page faults: field 10 of proc_pid_stat(5)."""
     stat = Path(f"/proc/{process.pid}/stat").read_text()
     return int(stat.rpartition(")")[2].split()[7])
 

@@ -1,4 +1,4 @@
-"""What requests do to images, seen in the images: a real server on `shapes`, over HTTP."""
+"""Effects of request fields, measured on the images of a real server on `shapes`, over HTTP."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Pixels = NDArray[np.int16]
 
 
 def drawn(shape: str = "circle") -> Image.Image:
-    """A large red shape on blue, as a user would bring it along."""
+    """A large red shape on blue, as a user might upload it."""
     image = Image.new("RGB", (128, 128), (40, 80, 220))
     draw = getattr(ImageDraw.Draw(image), "ellipse" if shape == "circle" else "rectangle")
     draw((34, 34, 94, 94), fill=(220, 40, 40))
@@ -93,7 +93,7 @@ def test_outpainting_adds_the_requested_margins_and_keeps_the_image(server: Serv
 
 @pytest.mark.parametrize("shape", ["circle", "square"])
 def test_the_shape_follows_the_drawn_edges(server: Server, shape: str) -> None:
-    """The prompt names no shape: only the edges tell it."""
+    """The prompt names no shape: only the edges define it."""
     edges = preprocess("canny", drawn(shape))
     fields = {"prompt": "a red shape on a blue background", "seed": 4, **STEPS}
     control = {"type": "canny", "image": data_uri(edges)}

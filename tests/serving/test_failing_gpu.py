@@ -1,4 +1,4 @@
-"""A GPU that fails for good: those who can replace the server are told, over HTTP."""
+"""A GPU that fails for good: the health routes ask for the server to be replaced."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Invariants 1 and 2: every image is the stock pipeline's, whatever its company and arrival."""
+"""Invariants 1 and 2: every image is the stock pipeline's, whatever other requests run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The requests of the worker's page, as they stand there; only the URLs are ours."""
+"""The requests from the page of the RunPod worker, unchanged but for the URLs."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_controlnet(worker: Server, host: str) -> None:
 
 
 def test_lora(worker: Server) -> None:
-    """The tag's name is nobody's, so it means the one LoRA that is listed: 1.0 times 0.8."""
+    """No LoRA has the tag's name, so it means the one LoRA that is listed: 1.0 times 0.8."""
     [styled] = generated(worker, **LORA, seed=3)
     [by_field] = generated(worker, prompt="A portrait in the style of", lora=LORA["lora"], seed=3)
     assert np.abs(styled - by_field).max() <= 1

@@ -1,4 +1,4 @@
-"""The whole product as its users meet it: a real `bentoml serve`, over HTTP, on `shapes`."""
+"""End-to-end tests: a real `bentoml serve` on `shapes`, over HTTP."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ def test_a_body_needs_no_content_type(server: Server) -> None:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of importing BentoML
 async def test_nothing_is_kept_of_an_answered_request() -> None:
-    """BentoML by itself starts a timer for each, which keeps it for an hour."""
+    """By default BentoML starts a timer per request, which keeps the request for an hour."""
     from service import StableDiffusion
 
     service: Any = StableDiffusion
@@ -204,7 +204,7 @@ async def test_nothing_is_kept_of_an_answered_request() -> None:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of importing BentoML
 async def test_a_body_is_parsed_once() -> None:
-    """BentoML by itself parses it again."""
+    """By default BentoML parses it a second time."""
     from sdbento.doors.http.guard import REQUEST
     from service import StableDiffusion
 
@@ -305,7 +305,7 @@ def _answers(server: Server) -> bool:
 def _stop_while_busy(server: Server) -> None:
     """SIGTERM while a request runs: it is finished, then the server exits by itself.
 
-    Who waits for a job is told how it stands at once: it goes on when the server is started again.
+    Clients that wait for a job get its status at once; it continues after the server's restart.
     """
     long = {"input": {**QUICK, "num_inference_steps": 150, "num_images": 8}}
     with ThreadPoolExecutor(2) as clients:

@@ -77,14 +77,14 @@ def test_every_sampler_does_every_task_as_the_stock_pipeline(
 def test_every_sampler_repaints_as_the_stock_pipeline_for_that_very_task(
     kind: str, sampler: str
 ) -> None:
-    """These models' own configurations leave open what some stock constructors overrule."""
+    """These models' own configurations leave out options that some stock constructors override."""
     family, _, controlled = kind.partition(" with ")
     extra = {**CONTROL, "controlnets": [control(family)]} if controlled else {}
     assert difference(family, **INPAINT, **extra, scheduler=sampler) <= PARITY
 
 
 def old(kind: str, **options: Any) -> Pipeline:
-    """A model whose repository says of its scheduler what SD 1.x said at first."""
+    """A model whose repository has the scheduler configuration of the first SD 1.x repositories."""
     base = model(kind)
     pipe = copy.copy(base.pipe)
     pipe.scheduler = type(base.pipe.scheduler).from_config(base.scheduler_config, **options)
@@ -227,7 +227,7 @@ def test_the_refiner_goes_on_from_the_bases_latents_as_in_the_stock_pipelines(sa
 
 
 def test_an_ordinary_model_can_refine_even_itself() -> None:
-    """With a deterministic sampler of no memory, cut and whole run are the same."""
+    """With a deterministic single-step sampler, a run in two parts equals one in a single part."""
     fields: dict[str, Any] = {**BASE, "scheduler": "Euler", "prompt_2": "a dog"}
     refiner = {"model": "itself", "switch_at": 0.5}
     cut = engine_pixels(model("sdxl"), refined_by=model("sdxl"), refiner=refiner, **fields)
@@ -267,7 +267,7 @@ def test_an_upscaled_image_is_img2img_of_the_enlarged_one() -> None:
 
 
 def test_outside_its_interval_guidance_is_off() -> None:
-    """The stock pipeline does the same with a callback that sets its guidance scale."""
+    """The reference is the stock pipeline with a callback that sets its guidance scale."""
     fields: dict[str, Any] = {
         **BASE,
         "num_inference_steps": 8,

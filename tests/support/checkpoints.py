@@ -1,7 +1,7 @@
 """Tiny pipelines as single files in the original layout, as A1111 and Civitai have them.
 
-The way back of diffusers' own conversion (loaders/single_file_utils.py), for the shapes that
-`tests.tiny` has; also headers alone, for what is told from a header.
+The inverse of diffusers' own conversion (loaders/single_file_utils.py), for the shapes that
+`tests.support.tiny` has; also headers alone, for tests that read only the header.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ FATAL_SEED = 666  # the request at which the GPU of `failing_gpu` fails
 
 
 class AcceleratorError(RuntimeError):
-    """As torch.AcceleratorError, which cannot be raised without a device."""
+    """A stand-in for torch.AcceleratorError, which cannot be raised without a device."""
 
 
 SICK: list[tuple[Exception, bool]] = [

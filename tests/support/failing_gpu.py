@@ -1,4 +1,4 @@
-"""The product on a GPU that fails for good at the first request with the seed FATAL_SEED.
+"""The service on a GPU that fails for good at the first request with the seed FATAL_SEED.
 
 `bentoml serve tests.support.failing_gpu:StableDiffusion`
 """

@@ -24,7 +24,7 @@ def control(name: str, gigabytes: float = 1.0) -> ControlNetSpec:
 
 
 class FakeLoader:
-    """Loads nothing, instantly unless told to wait; remembers what it was asked for."""
+    """Returns a stand-in at once, or when `gate` is set; remembers what it was asked for."""
 
     def __init__(self) -> None:
         self.loaded: list[str] = []

@@ -43,20 +43,20 @@ def make_trajectory(
 
 
 def chained(first: Trajectory, second: Trajectory, *, decodes: bool) -> Trajectory:
-    """`first`, and the pass of `second` after it; `decodes`: through an image, else latents."""
+    """`first`, followed by the pass of `second`; `decodes`: by way of an image, else of latents."""
     first.passes = (replace(first.current, decodes=decodes), second.current)
     return first
 
 
 def expected_pixel(seed: int, num_steps: int) -> tuple[int, int, int]:
-    """What FakeRunner paints: it depends on seed and steps of the last pass alone."""
+    """The pixel that FakeRunner makes: it depends only on seed and steps of the last pass."""
     return seed % 256, num_steps % 256, (seed * 7 + num_steps) % 256
 
 
 class FakeRunner:
     """State is a count of steps; the image is one pixel. Records every plan it executed.
 
-    `fails` makes a plan raise, atomically, when it holds of any trajectory of it.
+    A plan raises, with no effect, if `fails` is true for any of its trajectories.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Images to send: drawn here, so that what they show is known."""
+"""Images to send with requests: drawn here, so that their content is known."""
 
 from __future__ import annotations
 

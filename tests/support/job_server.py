@@ -1,4 +1,4 @@
-"""Jobs that run on a fake App, which draws when it is told to."""
+"""A job service on a fake App, which answers when a test lets it."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from sdbento.settings import Settings
 
 SETTINGS = Settings(max_batch_size=2, allow_private_urls=True)
 QUICKLY = Intervals(expiry=0.05, tidying=0.05, grace=0.2, overloaded=0.02)
-SOON = 10.0  # seconds that nothing here takes
+SOON = 10.0  # seconds, more than anything here takes
 
 
 class FakeApp:
-    """Draws at once, but "slow" prompts only when `gate` is set; fails as it is told to."""
+    """Answers at once, "slow" prompts only when `gate` is set; fails as the test sets it."""
 
     def __init__(self) -> None:
         self.alive = self.ready = True
@@ -77,7 +77,7 @@ def drawn(request: GenerateRequest) -> GenerateResponse:
 
 
 class Server:
-    """Jobs that run, with what tests ask them."""
+    """A running job service, with helpers for tests."""
 
     def __init__(self, app: FakeApp, store: JobStore, jobs: Jobs) -> None:
         self.app, self.store, self.jobs = app, store, jobs
@@ -98,7 +98,7 @@ class Server:
         return answer
 
     async def runs(self, *prompts: str) -> None:
-        """Wait until the App has begun all these."""
+        """Wait until the App has started the requests with all these prompts."""
         await until(lambda: {request.prompt for request in self.app.begun} >= set(prompts))
 
 

@@ -1,4 +1,4 @@
-"""Jobs for tests of the store, and a clock that the tests turn."""
+"""Jobs for tests of the store, and a clock that the tests set."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def new(job_id: str = "a", *, input: str = "{}", **options: Any) -> NewJob:
 
 
 def begun(store: JobStore, job_id: str = "a", **options: Any) -> Job:
-    """A job that has been taken up, and nothing else was waiting."""
+    """A job that has been claimed; no other may be waiting."""
     store.add(new(job_id, **options))
     (job,) = store.claim(1)
     return job

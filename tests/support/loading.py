@@ -1,4 +1,4 @@
-"""Loads what tests have saved on this machine, on the CPU."""
+"""Loads models that tests have saved in local folders, on the CPU."""
 
 from __future__ import annotations
 

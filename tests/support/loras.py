@@ -48,7 +48,7 @@ def make_lora(
     alpha: float | None = 2.0,
     strength: float = 0.2,
 ) -> Layers:
-    """Random matrices for the layers whose names hold one of the marks of their network."""
+    """Random matrices for the layers whose names contain one of the marks of their network."""
     if marks is None:
         marks = {"unet": ATTENTION}
     generator = torch.Generator().manual_seed(seed)
@@ -118,7 +118,7 @@ WRITERS: dict[str, Callable[..., Path]] = {
 
 
 def merged(pipe: Any, layers: Layers, weight: float = 1.0) -> Any:
-    """Adds the LoRA to the weights of `pipe` itself: what it means, without hooks or PEFT."""
+    """Adds the LoRA to the weights of `pipe` itself: the reference, without hooks or PEFT."""
     for part, matrices in layers.items():
         modules = dict(getattr(pipe, part).named_modules())
         for name, m in matrices.items():
@@ -146,7 +146,7 @@ def _matrices(
 
 @cache
 def _original_names(family: str) -> dict[str, str]:
-    """Layers of the UNet by diffusers' names, in the original layout's."""
+    """The original layout's names of the UNet's layers, by diffusers' names."""
     unet = tiny_pipeline(family).unet
     keys = {tensor.data_ptr(): key for key, tensor in original_layout(unet).items()}
     return {
@@ -164,7 +164,7 @@ def _kohya_name(family: str, part: str, name: str) -> str:
 
 
 def _clip_name(name: str) -> str:
-    """As transformers named the encoder's layers before it dropped a level."""
+    """The name of an encoder layer before transformers dropped a level of its module names."""
     return name if name.startswith(("text_model.", "text_projection")) else f"text_model.{name}"
 
 
@@ -206,7 +206,7 @@ def cache_of(folder: Path, **settings: Any) -> AdapterCache:
 
 
 def run_unet(unet: Any, rows: Sequence[int] = range(NUM_ROWS)) -> Tensor:
-    """What the UNet makes of some of the rows of one fixed batch."""
+    """The UNet's output for some of the rows of one fixed batch."""
     generator = torch.Generator().manual_seed(5)
 
     def noise(*shape: int) -> Tensor:
@@ -224,7 +224,7 @@ def run_unet(unet: Any, rows: Sequence[int] = range(NUM_ROWS)) -> Tensor:
 
 
 def num_hooks(module: nn.Module) -> int:
-    """Our own: transformers keeps some of its own on its modules."""
+    """The number of this project's hooks: transformers has some of its own on its modules."""
     hooks = [hook for child in module.modules() for hook in child._forward_hooks.values()]
     return sum(isinstance(hook, _Hook) for hook in hooks)
 

@@ -94,7 +94,7 @@ class KnownControlNets(ControlNets):
 
 
 class Known(Catalog):
-    """A catalogue of just the models of one request, whatever they are called in it."""
+    """A catalogue of just the models of one request, whatever names the request uses."""
 
     def __init__(
         self,
@@ -177,7 +177,7 @@ def run_together(
 
 
 def engine_pixels(model: Pipeline, **options: Any) -> Pixels:
-    """The one image of one request that has the engine for itself."""
+    """The image of a request that runs alone in the engine."""
     pixels = run_together([trajectories_of(model, **options)])[0][0]
     canvas = resolved(model, **options).canvas
     if canvas is None or canvas.overlay is None:

@@ -95,7 +95,7 @@ class Platform:
     def submit(
         self, endpoint: str, given: Any, *, sync: bool = False, lose: Loss | None = None
     ) -> PlatformJob:
-        """Queue a job; `lose` is what becomes of its first result."""
+        """Queue a job; `lose` says how its first result is lost."""
         job = PlatformJob(f"{'sync-' if sync else ''}job-{next(self._numbers)}", given)
         job.losses = [lose] if lose else []
 
@@ -150,7 +150,7 @@ class Platform:
         return int(self._runner.addresses[0][1])
 
     async def _close(self) -> None:
-        """End the server, and the polls that a worker died over."""
+        """Stop the server, and the polls left open by workers that died."""
         await self._runner.cleanup()
         others = asyncio.all_tasks() - {asyncio.current_task()}
         for task in others:
@@ -241,7 +241,7 @@ class Platform:
 
 
 class WorkerProcess:
-    """A worker that serves `endpoint`, named as it, with the SDK's own loop in a real process."""
+    """A worker for `endpoint`, of the same name, with the SDK's own loop in a real process."""
 
     def __init__(self, process: subprocess.Popen[bytes], endpoint: str, log: Path) -> None:
         self.process = process

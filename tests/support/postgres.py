@@ -1,4 +1,4 @@
-"""A PostgreSQL server of the machine's own programs, on loopback, for the tests of a session."""
+"""A PostgreSQL server from the machine's own installation, on loopback, for a test session."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def is_installed() -> bool:
 
 @contextmanager
 def postgres() -> Iterator[str]:
-    """The address of a server: `postgresql://user@host:port`, to which a database is added."""
+    """The address of the server, `postgresql://user@host:port`, without a database."""
     folder, port = Path(tempfile.mkdtemp()), free_port()
-    owner = "nobody" if os.geteuid() == 0 else None  # it refuses to run as root
+    owner = "nobody" if os.geteuid() == 0 else None  # PostgreSQL refuses to run as root
     if owner is not None:
         shutil.chown(folder, owner)
 
@@ -48,7 +48,7 @@ def postgres() -> Iterator[str]:
 
 
 def new_database(server: str) -> str:
-    """The address of an empty database on it."""
+    """The address of a new, empty database on the server."""
     name = f"test_{next(_numbers)}"
     with psycopg.connect(f"{server}/postgres", autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name}".encode())

@@ -1,4 +1,4 @@
-"""Scheduler configurations as models have them."""
+"""Scheduler configurations as found in models."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # ruff: noqa: W293
-"""The example program of the RunPod worker's page, as it stands there."""
+"""The example program from the page of the RunPod worker, unchanged."""
 
 HOST = "https://api.runpod.ai"
 PROGRAM = """

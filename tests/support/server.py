@@ -28,7 +28,7 @@ START_LIMIT = 120.0  # seconds until ready; importing torch on a busy machine ta
 
 
 def free_port() -> int:
-    """A port below those that systems give to clients: one could take it before the server does."""
+    """A free port below those that systems give to clients, any of which could take it first."""
     for port in random.SystemRandom().sample(range(20_000, 32_000), 100):
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))

@@ -1,4 +1,4 @@
-"""The oracle: a stock diffusers pipeline, run alone, called as its users call it."""
+"""The reference: a stock diffusers pipeline, run alone, called as its users call it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def stock_run(
     pipe: Any = None,
     **extra: Any,
 ) -> Any:
-    """Whatever the fitting stock pipeline answers: an array [H, W, 3], or latents.
+    """The output of the stock pipeline for the task: an array [H, W, 3], or latents.
 
     `controls` are ControlNetModels with their images, scales are the request's; `latents` stand in
     place of `image`; `extra` goes to the call as it is.
@@ -58,7 +58,7 @@ def stock_run(
     if latents is not None:
         given["image"] = latents
     accepted = inspect.signature(pipe.__call__).parameters
-    with warnings.catch_warnings(action="ignore"):  # what stock deprecates is not ours to mend
+    with warnings.catch_warnings(action="ignore"):  # stock deprecations do not matter
         pipe.set_progress_bar_config(disable=True)
         said = {name: value for name, value in given.items() if value is not None}
         answer = pipe(**{name: value for name, value in said.items() if name in accepted})
@@ -76,8 +76,8 @@ def stock_pipeline(
 ) -> Any:
     """The pipeline for a task, made of the model's components.
 
-    Its constructor gets the scheduler too, some overrule its configuration: a scheduler that is set
-    afterwards would not make the image that people get.
+    Its constructor gets the scheduler too, because some change its configuration: a scheduler set
+    afterwards would not make the image that users get.
     """
     task = "Inpaint" if mask else "Img2Img" if image else ""
     kind = f"StableDiffusion{'XL' if model.is_sdxl else ''}"
@@ -99,7 +99,7 @@ def stock_pipeline(
 
 
 def own_scheduler(model: Pipeline, request: GenerateRequest) -> Any:
-    """The scheduler that a request names, before any pipeline has had it."""
+    """The scheduler that a request names, before any pipeline's constructor has changed it."""
     config = model.scheduler_config
     name = request.scheduler or config["_class_name"]
     spec = SamplerSpec(name, request.sigmas, request.timestep_spacing, request.eta)

@@ -139,7 +139,7 @@ def tiny_controlnet(family: str, seed: int = 0) -> Any:
 def save_tiny(kind: str, folder: Path, seed: int = 0, variant: str | None = None) -> Path:
     """Write the pipeline as a diffusers folder with safetensors; returns `folder`.
 
-    Inpainting models are saved as of the class that their repositories name.
+    Inpainting models are saved with the class name that their repositories have.
     """
     pipe = tiny_pipeline(kind, seed)
     if kind == "sdxl-inpaint":
@@ -179,7 +179,7 @@ def _vae() -> Any:
 
 
 def _scheduler(family: str) -> Any:
-    """As the families' own repositories have it; made as a loaded one, which states its class."""
+    """The scheduler of the family's repository, built as a loaded one, which states its class."""
     kind, options = SCHEDULERS[family]
     return kind.from_config({**NOISE, **options, "_class_name": kind.__name__})
 
@@ -214,7 +214,7 @@ def _text_encoder(activation: str, kind: Any = CLIPTextModel, hidden: int = HIDD
 
 
 def _strengthen(module: torch.nn.Module) -> None:
-    """Make up for what random initialisation dampens: every input should move the output."""
+    """Scale up what random initialisation dampens, so that every input changes the output."""
     for name, parameter in module.named_parameters():
         if "embedding" in name and "time" not in name:
             parameter.data *= 10

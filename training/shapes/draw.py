@@ -32,7 +32,7 @@ STYLES = ("solid", "outline", "checker")
 STROKE = 0.05
 """Width of an outline as a fraction of the image's side."""
 CELL = 12 / 128
-"""Side of a checker's cell likewise; the cells lie on a grid fixed to the image."""
+"""Side of a checker's cell as a fraction of the image's side; the cells lie on a fixed grid."""
 
 SIZE_WORDS = {"small": ("small", "small", "little", "tiny"), "large": ("large", "large", "big")}
 OPENINGS = ("", "", "", "", "", "a picture of ", "a drawing of ", "an image of ")

@@ -1,4 +1,4 @@
-"""Copies the trained pipeline into the package: float16 weights, no trace of where they lay."""
+"""Copies the trained pipeline into the package: float16 weights, without the paths they had."""
 
 import argparse
 import json

@@ -96,7 +96,7 @@ class Finetuner:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Takes up the run that wrote `state`."""
+        """Continues the run that wrote `state`."""
         self.step = state["step"]
         with torch.no_grad():
             for name, parameter in self.task.parameters.items():

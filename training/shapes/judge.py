@@ -109,6 +109,6 @@ def judge(image: Pixels) -> Verdict:
 
 
 def marks(verdict: Verdict, scene: Scene) -> dict[str, bool]:
-    """What of the scene the image got right."""
+    """Which aspects of the scene the image got right."""
     aspects = ("background", "colour", "shape", "size")
     return {name: getattr(verdict, name) == getattr(scene, name) for name in aspects}

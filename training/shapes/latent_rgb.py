@@ -1,7 +1,7 @@
 """Fits the linear map from scaled latents to RGB that previews use, and prints it as YAML.
 
 Least squares over drawings: 8x8 blocks of pixels, averaged, against the latents of the same place.
-The result belongs into configs/models.yaml, `latent_rgb` of `shapes`.
+The result belongs in configs/models.yaml, `latent_rgb` of `shapes`.
 """
 
 from pathlib import Path

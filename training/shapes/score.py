@@ -1,6 +1,6 @@
 """Scores the `shapes` model: images of 200 prompts, judged from their pixels.
 
-The judge itself is first put to true drawings, and to the same drawings sent through the
+The judge is first tested on true drawings, and on the same drawings sent through the
 autoencoder, which is the best that the UNet could reach.
 """
 
@@ -92,7 +92,7 @@ def all_right(result: dict[str, bool]) -> bool:
 
 
 def rates(prompts: Sequence[Prompt], images: Sequence[Pixels]) -> dict[str, float]:
-    """The part of the prompts that each aspect, and all but the size, got right."""
+    """The share of prompts for which each aspect, and all of them but the size, are right."""
     results = [marks(judge(p), scene) for p, (scene, _) in zip(images, prompts, strict=True)]
     asked = [names_size(caption) for _, caption in prompts]
     part = {name: float(np.mean([r[name] for r in results])) for name in ASPECTS}

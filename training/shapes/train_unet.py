@@ -212,7 +212,7 @@ class Trainer:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Takes up the run that wrote `state`."""
+        """Continues the run that wrote `state`."""
         self.step = state["step"]
         self.networks.load_state_dict(state["networks"])
         torch._foreach_copy_(self.averages, state["averages"])

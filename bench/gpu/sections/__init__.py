@@ -1,4 +1,4 @@
-"""What is measured, in the order of its value: where time runs out, the last are left out.
+"""The sections in the order of their value: if time runs out, the last ones are left out.
 
 This module imports no torch; a section's own module is imported where the section runs.
 """
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line says, for every section."""
+    """The options of the command line, for every section."""
 
     toy: bool = False
     precision: str = "fp16"
@@ -67,12 +67,12 @@ _ALL = (
     Section("sd15-compiled", 50, "compiled:whole", "SD 1.5: compiled, under CUDA graphs", _SD15),
     Section("blocks", 45, "compiled:blocks", "SDXL: only its repeated blocks compiled", _SDXL),
 )
-# They fail on purpose, to see that only they do.
+# They fail on purpose, to check that no other section fails with them.
 _FAULTS = (
     Section("fault-raise", 10, "faults:fail", "Raises"),
     Section("fault-crash", 10, "faults:crash", "Is killed by a signal"),
     Section("fault-hang", 4, "faults:hang", "Never ends"),
 )
 DEFAULT = tuple(section.name for section in _ALL)
-TOY = tuple(name for name in DEFAULT if name != "sd15-compiled")  # nothing that "compiled" has not
+TOY = tuple(name for name in DEFAULT if name != "sd15-compiled")  # "compiled" covers its code
 SECTIONS = {section.name: section for section in (*_ALL, *_FAULTS)}

@@ -1,4 +1,4 @@
-"""What the device does at best: matmuls, SDXL's own, attention by backend, convolutions.
+"""The device's best figures: matmuls, also of SDXL's sizes, attention by backend, convolutions.
 
 The figures that a step is to be judged by. All operands are random, for zeros run faster.
 """
@@ -142,5 +142,5 @@ def convolution(bench: Bench, channels: int, side: int) -> None:
 
 
 def timed(bench: Bench, call: Callable[[], Any]) -> float:
-    """Seconds of one of ten calls that are asked for at once."""
+    """Seconds of a call, the mean of ten that are queued at once."""
     return median_seconds(call, bench.device, bench.repeats, in_a_row=10 if bench.on_gpu else 1)

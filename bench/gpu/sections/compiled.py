@@ -60,7 +60,7 @@ def blocks(bench: Bench, model: str) -> None:
 
 
 def channels_last(bench: Bench, subject: Subject) -> None:
-    """First without a compiler: what the order of memory does by itself."""
+    """First without a compiler: the effect of the memory order alone."""
     subject.pipeline.unet.to(memory_format=torch.channels_last)
     calls(bench, subject, subject.pipeline.unet, [max(bench.images)], "channels last")
 
@@ -81,7 +81,7 @@ def under_graphs(
 
 
 def _first_call(bench: Bench, subject: Subject, compiled: Any) -> None:
-    """Compiles; what is marked may differ in later calls, the size of images may not."""
+    """Compiles; marked dimensions may differ in later calls, the size of images may not."""
     rows = 2 * max(bench.images)
     inputs = unet_inputs(subject, rows)
     tensors = [value for value in inputs.values() if isinstance(value, torch.Tensor)]

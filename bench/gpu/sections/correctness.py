@@ -90,7 +90,7 @@ def compare(
     exact: Models,
     references: dict[tuple[str, int], Pixels],
 ) -> None:
-    """`references`: those by `exact` that are there already, by case and seed."""
+    """`references`: images of `exact` made so far, by case and seed."""
     distances: dict[str, list[float]] = {"engine": [], "stock": []}
     largest = {"engine": 0.0, "stock": 0.0}
     for seed in range(1 if bench.toy else 3):

@@ -1,4 +1,4 @@
-"""A denoising step as it is today: stock and engine at 1 to 8 images, and where it goes."""
+"""A denoising step without a compiler: stock and engine at 1 to 8 images, and its time by part."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sdbento.prompts.encoder import Conditioning
 TIMED_STEPS, WARM_STEPS = 10, 2
 TOP_KERNELS = 12
 PROFILED_STEPS = 2
-# What the host asks of CUDA in a step; each wait holds up the launches behind it.
+# The host's calls to CUDA in a step; each wait delays the launches behind it.
 CALLS = {
     "launches": ("cudaLaunchKernel", "cuLaunchKernel"),
     "copies": ("cudaMemcpy",),
@@ -86,7 +86,7 @@ def engine_step_seconds(bench: Bench, subject: Subject, images: int) -> float:
 
 
 def profiled(bench: Bench, subject: Subject, images: int) -> None:
-    """Where a step of the engine goes. How long the device idles is told by the step's time
+    """Where the time of an engine's step goes. The device's idle time follows from the step's time
     without the profiler, which slows the host down."""
     seconds = engine_step_seconds(bench, subject, images)
     run = EngineRun(subject, range(images), WARM_STEPS + PROFILED_STEPS)

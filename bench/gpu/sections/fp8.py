@@ -44,7 +44,7 @@ def scaled_matmul(x: Quantized, weight: Quantized, bias: Tensor | None = None) -
 
 
 class Fp8Linear(nn.Module):
-    """In place of a linear layer: both operands in fp8, what comes out in its own precision."""
+    """In place of a linear layer: both operands in fp8, the output in the layer's own precision."""
 
     def __init__(self, layer: nn.Linear, make: Callable[[Tensor], Quantized]) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class Fp8Linear(nn.Module):
 
 
 def to_fp8(unet: nn.Module, make: Callable[[Tensor], Quantized]) -> int:
-    """Exchange the linear layers of the transformer blocks; returns how many."""
+    """Replace the linear layers of the transformer blocks; returns how many."""
     count = 0
     for name, module in list(unet.named_modules()):
         if not isinstance(module, nn.Linear) or "transformer_blocks" not in name:
@@ -80,7 +80,7 @@ def measure(bench: Bench, model: str) -> None:
     subject = build(model, bench, dtype)
     calls(bench, subject, subject.pipeline.unet, images, "bf16")
     with bench.part(5, what="fp8"):
-        # Else rounding to fp8 is five kernels a layer, which take longer than they save.
+        # Uncompiled, rounding to fp8 is five kernels a layer, which take longer than they save.
         make = torch.compile(quantize, backend=backend(bench), dynamic=True)
         count = to_fp8(subject.pipeline.unet, make)
         bench.row({"layers": count}, what="linear layers in fp8", model=model)
@@ -96,7 +96,7 @@ def measure(bench: Bench, model: str) -> None:
 
 
 def torchao(bench: Bench, subject: Subject, images: list[int]) -> None:
-    """Its layers, whose rounding only a compiler fuses, in compiled transformer blocks."""
+    """torchao's layers, whose rounding only a compiler fuses, in compiled transformer blocks."""
     if bench.needs_cuda(variant="torchao"):
         return
     quantization = importlib.import_module("torchao.quantization")

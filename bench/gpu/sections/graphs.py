@@ -76,7 +76,7 @@ class GraphedUnet:
         return getattr(self._unet, name)
 
     def capture(self, subject: Subject, buckets: Sequence[int]) -> None:
-        """The largest first, so that the smaller ones find room in its memory."""
+        """Captures the largest first, so that the smaller ones reuse its memory."""
         for rows in sorted(buckets, reverse=True):
             self._captured[rows] = Captured(self._call, unet_inputs(subject, rows), self.pool)
 
@@ -164,7 +164,7 @@ def _first(value: Any, rows: int) -> Any:
 
 
 def calls(bench: Bench, subject: Subject, unet: Any, images: Sequence[int], variant: str) -> None:
-    """Milliseconds of a UNet call, two rows an image."""
+    """Milliseconds of a UNet call, two rows per image."""
     labels: dict[str, Label] = {"what": "UNet call", "model": subject.name, "variant": variant}
     for rows in (2 * count for count in images):
         with bench.part(3, rows=rows, **labels):

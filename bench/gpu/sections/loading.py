@@ -1,4 +1,4 @@
-"""What comes beside the steps: first calls of new row counts, and models that are moved."""
+"""Costs beside the steps: first calls of new row counts, and moving models between devices."""
 
 from __future__ import annotations
 

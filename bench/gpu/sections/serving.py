@@ -26,7 +26,7 @@ from sdbento.runner.torch_runner import TorchRunner
 
 BATCH = 8
 LOADS = (0.6, 0.9)
-# What people ask for: few step counts and samplers, so that static batches have a chance.
+# Typical requests: few step counts and samplers, so that static batches can form.
 STEPS = (4, 8, 20, 20, 30, 40)
 SAMPLERS = ("Euler", "Euler a", "DPM++ 2M Karras")
 MOST_REQUESTS = 64
@@ -106,7 +106,7 @@ def online(bench: Bench, model: str) -> None:
 
 
 def affordable(bench: Bench, capacity: float) -> int:
-    """Requests of each load for which the time that is left will do, with a third to spare."""
+    """The number of requests per load that fit the time left, with a third to spare."""
     rounds = sum(2 / load for load in LOADS)
     most = 6 if bench.toy else MOST_REQUESTS
     return max(4, min(most, int(0.66 * bench.left() * capacity / rounds)))

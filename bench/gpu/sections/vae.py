@@ -17,12 +17,12 @@ from sdbento.runner.vae import decode
 
 def measure(bench: Bench, model: str) -> None:
     subject = build(model, bench)
-    subject.pipeline.unet.to("meta")  # its memory is wanted
+    subject.pipeline.unet.to("meta")  # to free its memory
     for precision in ("bf16", "fp16", "fp32") if bench.on_gpu else ("fp32",):
         vae = copy.deepcopy(subject.pipeline.vae).to(DTYPES[precision])
         for order in (torch.contiguous_format, torch.channels_last):
             vae.to(memory_format=order)
-            # fp32 is what the others are measured by, no more
+            # fp32 is only the reference for the others
             for images in bench.images[: 1 if precision == "fp32" and bench.on_gpu else None]:
                 one_decode(bench, subject, vae, precision, images, order is torch.channels_last)
     for images in bench.images:

@@ -1,4 +1,4 @@
-"""What the machine is; then both model families as small networks, in every precision."""
+"""The machine's hardware and versions; then small networks of both families, in every precision."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def machine(bench: Bench) -> dict[str, Label]:
 
 
 def revision() -> str:
-    """Of the code that ran, where it came with its repository."""
+    """The revision of the code, if it came with its repository."""
     answer = _output("git", "-C", str(ROOT), "describe", "--always", "--dirty")
     return answer or "unknown"
 
@@ -62,7 +62,7 @@ def _driver() -> str:
 def _output(*command: str) -> str:
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):  # not here, or not to be asked
+    except (OSError, subprocess.SubprocessError):  # the command is missing or fails
         return ""
     return answer.stdout.strip()
 

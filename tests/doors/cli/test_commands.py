@@ -1,4 +1,4 @@
-"""The command line, as a person meets it: real processes, what they print and how they end."""
+"""The command line in real processes: what they print and their exit status."""
 
 from __future__ import annotations
 
@@ -165,10 +165,10 @@ def test_an_interrupt_ends_with_130_and_one_line(tmp_path: Path) -> None:
         stderr=subprocess.PIPE,
         text=True,
         cwd=tmp_path,
-        # A shell has what it runs in the background ignore SIGINT, and children inherit that.
+        # Shells make background processes ignore SIGINT, and children inherit that.
         preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
-    time.sleep(4)  # in the middle of its work, or on the way there
+    time.sleep(4)  # in the middle of its work, or while it starts
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert (process.returncode, stderr.strip()) == (130, "sdbento: interrupted")
@@ -219,7 +219,7 @@ def test_a_model_on_a_volume_is_served_and_sigterm_ends_it(tmp_path: Path) -> No
     (volume / "models").mkdir(parents=True)
     (volume / "models" / "mine").symlink_to(ROOT / "sdbento/bundled/shapes")
     command = [*SDBENTO, "serve", "--model", "mine", "--port", str(port)]
-    # A port for health that is the server's own is no other.
+    # A health port equal to the server's own port needs no second listener.
     environment = os.environ | {"SDBENTO_RUNPOD_VOLUME": str(volume), "PORT_HEALTH": str(port)}
     process = subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.DEVNULL)
     try:

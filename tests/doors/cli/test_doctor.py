@@ -1,4 +1,4 @@
-"""What the doctor finds on machines that are not this one."""
+"""What `sdbento doctor` reports, on simulated machines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`sdbento generate`: files that cannot be named or written, and what is said of those that can."""
+"""`sdbento generate`: names and formats of files, those that cannot be written, and the report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the command line says, and when the log stays silent."""
+"""What the command line prints, and when the log stays silent."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ async def fails(request: Request) -> Response:
 
 
 async def refuses(request: Request) -> Response:
-    """As a framework does, with a bare error."""
+    """Refuses the request with a bare error, as a framework does."""
     return PlainTextResponse("not now", int(request.path_params["status"]))
 
 

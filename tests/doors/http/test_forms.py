@@ -1,4 +1,4 @@
-"""Forms as JSON: what becomes of text, numbers, objects and files."""
+"""Forms are read as JSON: text, numbers, objects and files."""
 
 from __future__ import annotations
 

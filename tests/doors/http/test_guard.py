@@ -1,4 +1,4 @@
-"""The Guard before a small ASGI application: bodies, their parsing, and clients that go away."""
+"""The Guard in front of a small ASGI application: bodies, their parsing, and clients that leave."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Handler = Callable[[Request], Awaitable[bytes]]
 
 
 class Client:
-    """Sends one request to a Guard around `handler`, and keeps what is answered."""
+    """Sends one request to a Guard around `handler` and keeps the response."""
 
     def __init__(self, handler: Handler) -> None:
         async def app(scope: Scope, receive: Receive, send: Send) -> None:

@@ -1,4 +1,4 @@
-"""GET /ping: what the load balancer is told, on the server's port and on one of its own."""
+"""GET /ping: the status that the load balancer gets, on the server's port or a port of its own."""
 
 from __future__ import annotations
 

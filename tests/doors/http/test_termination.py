@@ -1,4 +1,4 @@
-"""Who is told that the process is asked to stop, in which order, and where nobody can be."""
+"""SIGTERM: who is notified, in which order, and that only the main thread can handle it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from sdbento.doors.http.termination import on_termination
 
 
 async def test_the_application_is_notified_and_the_servers_own_handler_runs() -> None:
-    told = asyncio.Event()
+    notified = asyncio.Event()
     served: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, _: served.append(number))
     try:
         server = signal.getsignal(signal.SIGTERM)
-        with on_termination(told.set):
+        with on_termination(notified.set):
             os.kill(os.getpid(), signal.SIGTERM)
-            await asyncio.wait_for(told.wait(), 10)
+            await asyncio.wait_for(notified.wait(), 10)
             assert served == [signal.SIGTERM]
         assert signal.getsignal(signal.SIGTERM) is server
     finally:

@@ -251,7 +251,7 @@ async def test_runpods_asynchronous_sdk_works_too() -> None:
 
 
 class QuickRunner(FakeRunner):
-    """Paints one pixel whatever is asked for: large images take a CPU minutes."""
+    """Makes one pixel whatever the requested size: large images take minutes on a CPU."""
 
     def measure(self, *_: object) -> float:
         return 0.001
@@ -262,7 +262,7 @@ class QuickRunner(FakeRunner):
 
 @contextmanager
 def served_without_bentoml(folder: Path, *, seconds: float = 0.0, **options: Any) -> Iterator[str]:
-    """The routes on an App whose runner takes so many `seconds` a step; their address."""
+    """The address of the routes on an App whose runner takes `seconds` a step."""
     settings = Settings(sd_model="shapes", state_dir=folder, **options)
     routes = Starlette(routes=api.ROUTES, lifespan=api.lifespan)
     app = routes.state.app = App(settings, QuickRunner(seconds=seconds))
@@ -333,7 +333,7 @@ def test_jobs_can_be_stored_in_postgresql(tmp_path: Path, postgres_server: str) 
             job = client.post("/runsync", json={"input": QUICK}).json()
             assert job["status"] == "COMPLETED"
             assert client.get("/health").json()["jobs"]["completed"] == 1
-            assert_error(client.get("/status/%00"), 404)  # no text for PostgreSQL
+            assert_error(client.get("/status/%00"), 404)  # PostgreSQL stores no such text
             bad = {"prompt": "x", "scheduler": "\0"}
             assert client.post("/runsync", json={"input": bad}).json()["status"] == "FAILED"
     with served_without_bentoml(tmp_path / "state", job_store_url=address) as url:

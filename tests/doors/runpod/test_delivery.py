@@ -1,4 +1,4 @@
-"""Results of RunPod jobs: what fits, what goes to a bucket, what becomes JPEG, what is refused."""
+"""Results of RunPod jobs: sent as they are, uploaded to a bucket, turned into JPEG, or refused."""
 
 from __future__ import annotations
 

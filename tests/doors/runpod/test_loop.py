@@ -1,4 +1,4 @@
-"""The SDK's job loop as we have changed it, without a platform."""
+"""The job loop, which changes that of RunPod's SDK, without a platform."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from sdbento.doors.runpod.wire import WireJob
 
 @pytest.fixture(autouse=True)
 def _no_job_is_left() -> Iterator[None]:
-    """The SDK has one set of them for the process."""
+    """The SDK keeps one set of jobs for the whole process."""
     yield
     DrainingScaler({}).job_progress.clear()
 
 
 def taken(monkeypatch: pytest.MonkeyPatch, *answers: list[Any] | Exception) -> list[int]:
-    """Let the platform give these answers, and then none; how many jobs were asked for each."""
+    """Let the platform give these answers, then none; lists how many jobs each poll asked for."""
     asked: list[int] = []
 
     async def take(_: object, num_jobs: int) -> list[Any]:
@@ -110,7 +110,7 @@ async def test_a_job_that_is_stopped_before_its_turn_is_not_run(
         return []
 
     async def post(*_: object) -> None:
-        """Nobody is there to hear it."""
+        """No platform receives it."""
 
     taken(monkeypatch, [{"id": name, "input": {}} for name in "abcd"])
     monkeypatch.setattr("runpod.serverless.modules.rp_http._transmit", post)

@@ -1,4 +1,4 @@
-"""Jobs as they are taken and results as they are posted, against a server that misbehaves."""
+"""Taking jobs and posting results, against a server that misbehaves."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 @asynccontextmanager
 async def served(handler: Handler) -> AsyncIterator[str]:
-    """The URL of a server that has every request answered by `handler`."""
+    """The URL of a server whose requests are all answered by `handler`."""
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", handler)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
@@ -35,7 +35,7 @@ async def served(handler: Handler) -> AsyncIterator[str]:
 
 
 async def take(answer: web.Response, monkeypatch: pytest.MonkeyPatch, num_jobs: int = 3) -> Any:
-    """What is taken from a platform that answers so."""
+    """The jobs taken from a platform that gives this answer."""
 
     async def handler(_: web.Request) -> web.Response:
         return answer
@@ -111,7 +111,7 @@ def test_one_bad_job_does_not_cost_the_others_of_its_batch(field: str, value: st
 
 
 class Listener:
-    """Answers posts as told, then with 200; what it heard, by the path."""
+    """Answers posts as given, then with 200; keeps what it received."""
 
     def __init__(self, *answers: int | str) -> None:
         self.answers = list(answers)
@@ -132,7 +132,7 @@ class Listener:
 
 
 async def post(session: aiohttp.ClientSession, url: str, job_id: str) -> None:
-    """As the SDK does it."""
+    """Post a result as the SDK does."""
     session.headers["X-Request-ID"] = job_id
     await wire.post(session, url + job_id, f"result of {job_id}")
 

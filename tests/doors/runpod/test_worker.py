@@ -54,7 +54,7 @@ def worker(platform: Platform, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 def answered(platform: Platform, given: Any, **options: Any) -> PlatformJob:
-    """A job for `worker`, waited for."""
+    """A job for `worker`, awaited until it ends."""
     return platform.submit("w1", given, **options).wait()
 
 
@@ -259,7 +259,7 @@ def test_a_large_result_goes_to_the_bucket_and_sigterm_loses_no_job(
         platform.cancel(stopped)
         platform.until(lambda: worker.log.count("Job stopped.") == 1, seconds=5)
         assert worker.process.wait(timeout=30) == 0
-        assert too_late.state == "IN_QUEUE"  # another worker can have it
+        assert too_late.state == "IN_QUEUE"  # another worker can take it
 
 
 def test_a_worker_that_is_ended_while_it_starts_takes_no_job(
