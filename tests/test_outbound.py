@@ -463,7 +463,7 @@ def test_the_real_resolver_knows_literals() -> None:
 # What is posted
 
 
-def unposted(url: str, settings: Settings = PRIVATE) -> str:
+def post_refusal(url: str, settings: Settings = PRIVATE) -> str:
     with pytest.raises(InvalidParameter) as caught:
         post(url, b"{}", settings, param="webhook")
     assert caught.value.param == "webhook"
@@ -482,25 +482,25 @@ def test_json_is_posted(path: str, server: Server) -> None:
 
 @pytest.mark.parametrize("status", [400, 500])
 def test_a_post_that_is_not_accepted_is_reported(status: int, server: Server) -> None:
-    message = unposted(f"http://{server.at}/status/{status}")
+    message = post_refusal(f"http://{server.at}/status/{status}")
     assert message == f"webhook could not be posted to 127.0.0.1: the host answered {status}"
 
 
 def test_a_post_follows_no_redirect(server: Server) -> None:
-    assert "answered 302" in unposted(f"http://{server.at}/redirect/http://{server.at}/image")
+    assert "answered 302" in post_refusal(f"http://{server.at}/redirect/http://{server.at}/image")
     assert len(server.seen) == 1
 
 
 def test_a_post_is_checked_like_a_fetch(resolve: Resolve, connected: list[str]) -> None:
     resolve("10.0.0.1")
-    assert "private" in unposted("https://listener.example/", PUBLIC)
-    assert "use https" in unposted("http://listener.example/", PUBLIC)
+    assert "private" in post_refusal("https://listener.example/", PUBLIC)
+    assert "use https" in post_refusal("http://listener.example/", PUBLIC)
     assert connected == []
 
 
 def test_a_post_times_out(server: Server) -> None:
     settings = Settings(allow_private_urls=True, fetch_timeout=0.3)
-    assert "SDBENTO_FETCH_TIMEOUT" in unposted(f"http://{server.at}/header", settings)
+    assert "SDBENTO_FETCH_TIMEOUT" in post_refusal(f"http://{server.at}/header", settings)
 
 
 def test_a_url_can_be_checked_without_a_connection(resolve: Resolve) -> None:

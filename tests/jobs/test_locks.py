@@ -14,7 +14,7 @@ import pytest
 from sdbento.errors import Unavailable
 from sdbento.jobs import locks
 from sdbento.jobs.store import JobStore
-from tests.support.jobs import begun, current, new
+from tests.support.jobs import add_and_claim, current, new
 from tests.support.postgres import new_database
 from tests.support.server import ROOT
 
@@ -37,7 +37,7 @@ def test_only_one_server_can_use_a_postgresql_database(
         for _ in range(2):
             with pytest.raises(Unavailable, match="JOB_STORE_URL"):
                 JobStore(tmp_path / "b", url)
-    begun(store)
+    add_and_claim(store)
     store.close()
     store = JobStore(tmp_path / "b", url)
     assert store.recover() == 1

@@ -26,7 +26,7 @@ from sdbento.jobs.store import JobStore, Limits
 from sdbento.jobs.table import Job
 from sdbento.request.events import Done, Event
 from sdbento.request.schema import GenerateRequest
-from tests.support.job_server import SETTINGS, SOON, FakeApp, Server, drawn, serving, until
+from tests.support.job_server import SETTINGS, SOON, FakeApp, Server, response_to, serving, until
 
 # What is accepted
 
@@ -142,7 +142,7 @@ async def test_the_progress_of_a_running_job_is_kept_while_others_are_read(
         yield Stepped(image=0, step=1, num_steps=2, eta=0.5)
         await server.app.gate.wait()
         yield Stepped(image=0, step=2, num_steps=2, eta=0.0)
-        yield Done(drawn(request))
+        yield Done(response_to(request))
 
     server.app.stream = steps  # type: ignore[method-assign]
     job_id = await server.submit()

@@ -15,7 +15,7 @@ from sdbento.errors import NotFound, Overloaded
 from sdbento.jobs import results as job_results
 from sdbento.jobs import store as job_store
 from sdbento.jobs.store import MAX_INTERRUPTIONS, SUSPECT_INTERRUPTIONS, JobStore, Limits
-from tests.support.jobs import HOUR, Clock, begun, current, new
+from tests.support.jobs import HOUR, Clock, add_and_claim, current, new
 from tests.support.server import ROOT
 
 # A job's way
@@ -91,7 +91,7 @@ def test_threads_that_claim_at_once_never_get_the_same_job(
 
 
 def test_a_job_ends_once(store: JobStore) -> None:
-    job = begun(store)
+    job = add_and_claim(store)
     cancelled = store.cancel("a")
     assert cancelled is not None and cancelled.status == "CANCELLED"
     assert not store.complete(job, b"[]")
@@ -102,18 +102,18 @@ def test_a_job_ends_once(store: JobStore) -> None:
 
 
 def test_an_end_can_be_recorded_again_when_the_answer_was_lost(store: JobStore) -> None:
-    job = begun(store)
+    job = add_and_claim(store)
     for _ in range(2):  # a commit may be done though the connection broke before its answer
         assert store.complete(job, b'["picture"]')
     assert store.output(current(store)) == b'["picture"]'
-    job = begun(store, "b")
+    job = add_and_claim(store, "b")
     assert store.release(job) and store.release(job)
 
 
 def test_the_result_of_a_cancelled_job_is_not_kept(
     store: JobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = begun(store)
+    job = add_and_claim(store)
     with monkeypatch.context() as patched:
         patched.setattr(store, "_end_run", lambda *_: 1 / 0)  # the database is away for now
         with pytest.raises(ZeroDivisionError):
@@ -123,13 +123,13 @@ def test_the_result_of_a_cancelled_job_is_not_kept(
 
 
 def test_cancelling_a_finished_job_changes_nothing(store: JobStore) -> None:
-    store.complete(begun(store), b"[]")
+    store.complete(add_and_claim(store), b"[]")
     before = current(store)
     assert store.cancel("a") == before
 
 
 def test_an_abandoned_run_cannot_end_the_next_one(store: JobStore) -> None:
-    old = begun(store)
+    old = add_and_claim(store)
     store.fail(old, "late", "TIMED_OUT")
     assert store.retry("a")
     (fresh,) = store.claim(1)
@@ -139,7 +139,7 @@ def test_an_abandoned_run_cannot_end_the_next_one(store: JobStore) -> None:
 
 
 def test_a_failed_job_can_be_retried_with_its_input(store: JobStore, clock: Clock) -> None:
-    store.fail(begun(store, input='{"prompt": "x"}'), "out of luck")
+    store.fail(add_and_claim(store, input='{"prompt": "x"}'), "out of luck")
     assert current(store).error == "out of luck"
     clock.now += 50
     assert store.retry("a")
@@ -174,7 +174,7 @@ def test_a_job_whose_ttl_passes_in_the_queue_times_out(store: JobStore, clock: C
 
 
 def test_purging_cancels_waiting_jobs_only(store: JobStore) -> None:
-    begun(store, "running")
+    add_and_claim(store, "running")
     store.add(new("b"))
     store.add(new("c"))
     assert sorted(store.purge()) == ["b", "c"]
@@ -195,7 +195,7 @@ def test_a_job_can_be_added_as_already_failed(store: JobStore) -> None:
 
 def test_one_unfinished_job_too_many_is_refused(tmp_path: Path) -> None:
     store = JobStore(tmp_path, limits=Limits(max_unfinished=2))
-    job = begun(store)
+    job = add_and_claim(store)
     store.add(new("b"))
     with pytest.raises(Overloaded, match=r"2 jobs are unfinished.*SDBENTO_MAX_JOBS"):
         store.add(new("c"))
@@ -221,7 +221,7 @@ def test_the_oldest_results_make_room(tmp_path: Path, clock: Clock) -> None:
     store = JobStore(tmp_path, limits=Limits(max_finished=3, max_bytes=250), clock=clock)
     for job_id in "abcde":
         clock.now += 1
-        store.complete(begun(store, job_id), b"x" * 100)
+        store.complete(add_and_claim(store, job_id), b"x" * 100)
     assert store.tidy() == ["a", "b", "c"]  # three by number, one more by bytes
     assert {path.name for path in (tmp_path / "results").iterdir()} == {"d.1.json", "e.1.json"}
     store.close()
@@ -229,9 +229,9 @@ def test_the_oldest_results_make_room(tmp_path: Path, clock: Clock) -> None:
 
 def test_inputs_and_webhooks_do_not_count_towards_the_limit_on_results(tmp_path: Path) -> None:
     store = JobStore(tmp_path, limits=Limits(max_finished=1, max_bytes=100))
-    store.complete(begun(store, "unposted", webhook="https://listener.example/"), b"x" * 60)
-    store.complete(begun(store, "posted"), b"x" * 60)
-    store.complete(begun(store, "newest"), b"x" * 30)
+    store.complete(add_and_claim(store, "unposted", webhook="https://listener.example/"), b"x" * 60)
+    store.complete(add_and_claim(store, "posted"), b"x" * 60)
+    store.complete(add_and_claim(store, "newest"), b"x" * 30)
     store.add(new("waiting", input="x" * 90))
     assert store.tidy() == ["posted", "newest"]
     store.note_webhook(current(store, "unposted"), again_in=None)
@@ -240,9 +240,9 @@ def test_inputs_and_webhooks_do_not_count_towards_the_limit_on_results(tmp_path:
 
 
 def test_expired_results_are_removed(store: JobStore, clock: Clock, tmp_path: Path) -> None:
-    store.complete(begun(store, "a"), b"[]")
+    store.complete(add_and_claim(store, "a"), b"[]")
     clock.now += HOUR - 1
-    store.complete(begun(store, "b"), b"[]")
+    store.complete(add_and_claim(store, "b"), b"[]")
     store.add(new("waiting"))
     assert store.tidy() == []
     clock.now += 1
@@ -267,8 +267,8 @@ def test_the_database_shrinks_when_jobs_are_removed(tmp_path: Path) -> None:
 def test_a_webhook_of_a_finished_job_is_due_until_it_is_posted(
     store: JobStore, clock: Clock
 ) -> None:
-    job = begun(store, webhook="https://listener.example/")
-    begun(store, "silent")
+    job = add_and_claim(store, webhook="https://listener.example/")
+    add_and_claim(store, "silent")
     assert store.due_webhooks(5) == []
     store.complete(job, b"[]")
     (due,) = store.due_webhooks(5)
@@ -303,7 +303,7 @@ def test_a_late_answer_to_a_post_does_not_count_for_the_next_end(
 def test_every_end_makes_the_webhook_due(end: str, store: JobStore, clock: Clock) -> None:
     hook = "https://listener.example/"
     if end == "fail":
-        store.fail(begun(store, webhook=hook), "no")
+        store.fail(add_and_claim(store, webhook=hook), "no")
     else:
         store.add(new(webhook=hook, error="bad" if end == "bad" else None))
         clock.now += 10 * HOUR if end == "expire" else 0
@@ -318,8 +318,8 @@ def test_every_end_makes_the_webhook_due(end: str, store: JobStore, clock: Clock
 
 def test_everything_is_kept_across_a_restart(tmp_path: Path, clock: Clock) -> None:
     store = JobStore(tmp_path, clock=clock)
-    store.complete(begun(store, "done"), b'["picture"]')
-    begun(store, "running", input='{"seed": 5}')
+    store.complete(add_and_claim(store, "done"), b'["picture"]')
+    add_and_claim(store, "running", input='{"seed": 5}')
     store.add(new("queued"))
     store.close()
 
@@ -334,7 +334,7 @@ def test_everything_is_kept_across_a_restart(tmp_path: Path, clock: Clock) -> No
     store.close()
 
 
-def died(store: JobStore, times: int) -> None:
+def crash_servers(store: JobStore, times: int) -> None:
     """The server crashes several times, each time soon after it has claimed all jobs it can."""
     for _ in range(times):
         store.claim(5)
@@ -344,7 +344,7 @@ def died(store: JobStore, times: int) -> None:
 def test_a_job_present_at_three_crashes_runs_alone(store: JobStore) -> None:
     store.add(new("a"))
     store.add(new("b"))
-    died(store, SUSPECT_INTERRUPTIONS)
+    crash_servers(store, SUSPECT_INTERRUPTIONS)
     store.add(new("c"))
     store.add(new("d"))
     (alone,) = store.claim(5)
@@ -360,7 +360,7 @@ def test_a_job_present_at_three_crashes_runs_alone(store: JobStore) -> None:
 
 def test_a_suspect_waits_until_it_can_run_alone(store: JobStore) -> None:
     store.add(new("suspect", low_priority=True))
-    died(store, SUSPECT_INTERRUPTIONS)
+    crash_servers(store, SUSPECT_INTERRUPTIONS)
     store.add(new("other"))
     (other,) = store.claim(5)
     assert (other.id, store.claim(5)) == ("other", [])
@@ -371,7 +371,7 @@ def test_a_suspect_waits_until_it_can_run_alone(store: JobStore) -> None:
 
 def test_a_job_that_crashes_every_server_fails(store: JobStore) -> None:
     store.add(new("killer", webhook="https://a.example"))
-    died(store, MAX_INTERRUPTIONS - 1)
+    crash_servers(store, MAX_INTERRUPTIONS - 1)
     assert current(store, "killer").status == "IN_QUEUE"
     store.claim(5)
     assert store.recover() == 0
@@ -380,7 +380,7 @@ def test_a_job_that_crashes_every_server_fails(store: JobStore) -> None:
     assert "died 20 times while it ran this job" in str(killer.error)
     assert [job.id for job in store.due_webhooks(5)] == ["killer"]
     assert store.retry("killer")
-    died(store, 2)
+    crash_servers(store, 2)
     assert current(store, "killer").status == "IN_QUEUE"
 
 
@@ -414,13 +414,13 @@ def test_a_killed_process_loses_no_result_and_leaves_no_stray_files(tmp_path: Pa
 
 def test_a_removed_results_folder_is_created_again(store: JobStore, tmp_path: Path) -> None:
     (tmp_path / "results").rmdir()
-    store.complete(begun(store), b"[]")
+    store.complete(add_and_claim(store), b"[]")
     assert store.output(current(store)) == b"[]"
 
 
 @pytest.mark.parametrize("left", [None, b"", b'["pict'])
 def test_a_damaged_result_is_none(store: JobStore, tmp_path: Path, left: bytes | None) -> None:
-    store.complete(begun(store), b'["picture"]')
+    store.complete(add_and_claim(store), b'["picture"]')
     [path] = (tmp_path / "results").iterdir()
     path.unlink() if left is None else path.write_bytes(left)
     with pytest.raises(NotFound, match="the result of job a is no longer there"):
@@ -431,7 +431,7 @@ def test_a_second_database_does_not_remove_the_results_of_the_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = JobStore(tmp_path)
-    store.complete(begun(store), b"[]")
+    store.complete(add_and_claim(store), b"[]")
     store.close()
     other = JobStore(tmp_path, f"sqlite:///{tmp_path / 'other.db'}")
     other.recover()
@@ -449,7 +449,7 @@ def test_a_second_database_does_not_remove_the_results_of_the_first(
 def test_a_result_that_cannot_be_written_leaves_the_job_running(
     store: JobStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    job = begun(store)
+    job = add_and_claim(store)
 
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")

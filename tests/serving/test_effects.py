@@ -22,7 +22,7 @@ CIRCLE: dict[str, Any] = {"prompt": "a large red circle on a blue background", "
 Pixels = NDArray[np.int16]
 
 
-def drawn(shape: str = "circle") -> Image.Image:
+def drawing(shape: str = "circle") -> Image.Image:
     """A large red shape on blue, as a user might upload it."""
     image = Image.new("RGB", (128, 128), (40, 80, 220))
     draw = getattr(ImageDraw.Draw(image), "ellipse" if shape == "circle" else "rectangle")
@@ -56,15 +56,15 @@ def form(server: Server, path: str, images: dict[str, Image.Image], **fields: An
 
 def test_image_to_image_keeps_the_place_and_takes_the_prompts_colour(server: Server) -> None:
     fields = {"prompt": "a large green circle on a blue background", "seed": 3, **STEPS}
-    image = form(server, "/img2img", {"image": drawn()}, strength=0.8, **fields)
+    image = form(server, "/img2img", {"image": drawing()}, strength=0.8, **fields)
     red, green, blue = image[64, 64]
     assert green > max(red, blue)
     assert is_blue(image)[4, 4]
 
 
 def test_little_strength_changes_little(server: Server) -> None:
-    original = np.asarray(drawn(), np.int16)
-    fields = {**CIRCLE, "image": data_uri(drawn())}
+    original = np.asarray(drawing(), np.int16)
+    fields = {**CIRCLE, "image": data_uri(drawing())}
     near, far = (
         np.abs(generated(server, strength=strength, **fields)[0] - original).mean()
         for strength in (0.2, 1.0)
@@ -83,10 +83,10 @@ def test_the_masked_half_changes_and_the_rest_does_not(server: Server) -> None:
 
 
 def test_outpainting_adds_the_requested_margins_and_keeps_the_image(server: Server) -> None:
-    fields = {**CIRCLE, "image": data_uri(drawn()), "outpaint": {"left": 64}}
+    fields = {**CIRCLE, "image": data_uri(drawing()), "outpaint": {"left": 64}}
     [image] = generated(server, **fields)
     assert image.shape == (128, 192, 3)
-    original = np.asarray(drawn(), np.int16)
+    original = np.asarray(drawing(), np.int16)
     assert np.abs(image[:, 64 + 40 :] - original[:, 40:]).max() <= 1
     assert is_blue(image[:, :40]).mean() > 0.5
 
@@ -94,10 +94,10 @@ def test_outpainting_adds_the_requested_margins_and_keeps_the_image(server: Serv
 @pytest.mark.parametrize("shape", ["circle", "square"])
 def test_the_shape_follows_the_drawn_edges(server: Server, shape: str) -> None:
     """The prompt names no shape: only the edges define it."""
-    edges = preprocess("canny", drawn(shape))
+    edges = preprocess("canny", drawing(shape))
     fields = {"prompt": "a red shape on a blue background", "seed": 4, **STEPS}
     control = {"type": "canny", "image": data_uri(edges)}
-    wanted = is_red(np.asarray(drawn(shape), np.int16))
+    wanted = is_red(np.asarray(drawing(shape), np.int16))
     [steered] = generated(server, controlnet=control, **fields)
     [free] = generated(server, **fields)
     assert overlap(is_red(steered), wanted) > 0.85
@@ -109,8 +109,8 @@ def test_the_server_finds_the_edges_itself(server: Server) -> None:
     mine, its = (
         generated(server, controlnet={"type": "canny", **control}, **fields)[0]
         for control in (
-            {"image": data_uri(preprocess("canny", drawn()))},
-            {"image": data_uri(drawn()), "preprocess": True},
+            {"image": data_uri(preprocess("canny", drawing()))},
+            {"image": data_uri(drawing()), "preprocess": True},
         )
     )
     assert np.abs(mine - its).max() <= 1
@@ -156,7 +156,7 @@ def test_a_second_pass_makes_the_image_larger(server: Server) -> None:
 
 
 def test_a_given_image_is_enlarged(server: Server) -> None:
-    fields = {**CIRCLE, "image": data_uri(drawn()), "upscale": {"scale": 2, "strength": 0.3}}
+    fields = {**CIRCLE, "image": data_uri(drawing()), "upscale": {"scale": 2, "strength": 0.3}}
     [image] = generated(server, **fields)
     assert image.shape == (256, 256, 3)
     assert is_red(image)[128, 128] and is_blue(image)[8, 8]
@@ -189,7 +189,7 @@ def test_guidance_in_part_of_the_steps_gives_another_image(server: Server) -> No
 
 
 def test_an_image_carries_digests_of_its_input_images(server: Server) -> None:
-    fields = {**CIRCLE, "num_inference_steps": 4, "image": data_uri(drawn()), "strength": 0.5}
+    fields = {**CIRCLE, "num_inference_steps": 4, "image": data_uri(drawing()), "strength": 0.5}
     answer = post(server, "/img2img", **fields)
     embedded = json.loads(Image.open(BytesIO(answer.content)).info["parameters"])
     assert embedded["image"].startswith("sha256:")
@@ -202,7 +202,7 @@ BAD: list[tuple[dict[str, Any], int, list[str], str]] = [
     ({"image": "https://127.0.0.1:1/a.png"}, 422, ["could not be fetched"], "image"),
     ({"image": base64.b64encode(b"no image").decode()}, 422, ["image"], "image"),
     ({"strength": 0.5}, 422, ["needs image"], "strength"),
-    ({"image": data_uri(drawn()), "strength": 0.01}, 422, ["strength", "no step"], "strength"),
+    ({"image": data_uri(drawing()), "strength": 0.01}, 422, ["strength", "no step"], "strength"),
     ({"controlnet": {"type": "cany"}}, 422, ["canny"], "controlnet.type"),
     ({"controlnet": {"type": "canny"}}, 422, ["required"], "controlnet.0.image"),
     ({"lora": {"model_id": "outlin"}}, 422, ["outline"], "lora"),
@@ -234,5 +234,5 @@ def test_a_form_without_a_required_image_is_refused_by_name(server: Server) -> N
 
 
 def test_a_number_is_accepted_as_a_prompt(server: Server) -> None:
-    image = form(server, "/img2img", {"image": drawn()}, prompt=123, num_inference_steps=4)
+    image = form(server, "/img2img", {"image": drawing()}, prompt=123, num_inference_steps=4)
     assert image.shape == (128, 128, 3)

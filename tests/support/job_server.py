@@ -57,7 +57,7 @@ class FakeApp:
             if failures := self.failures.get(request.prompt):
                 done = True
                 raise failures.pop(0)
-            yield Done(drawn(request))
+            yield Done(response_to(request))
             done = True
         finally:
             self.num_running -= 1
@@ -65,7 +65,7 @@ class FakeApp:
                 self.cut_short.append(request.prompt)
 
 
-def drawn(request: GenerateRequest) -> GenerateResponse:
+def response_to(request: GenerateRequest) -> GenerateResponse:
     image = b64encode(f"{request.prompt} {request.seed}".encode()).decode()
     return GenerateResponse(
         images=[image],

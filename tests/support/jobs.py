@@ -26,8 +26,8 @@ def new(job_id: str = "a", *, input: str = "{}", **options: Any) -> NewJob:
     return replace(job, **options)
 
 
-def begun(store: JobStore, job_id: str = "a", **options: Any) -> Job:
-    """A job that has been claimed; no other may be waiting."""
+def add_and_claim(store: JobStore, job_id: str = "a", **options: Any) -> Job:
+    """Add a job and claim it; no other may be waiting."""
     store.add(new(job_id, **options))
     (job,) = store.claim(1)
     return job

@@ -15,12 +15,12 @@ from sdbento.engine.handle import Stepped
 from sdbento.errors import InvalidParameter
 from sdbento.request.events import Done, Event, Queued
 from sdbento.request.schema import GenerateRequest
-from tests.support.job_server import drawn
+from tests.support.job_server import response_to
 
 
 async def test_an_event_is_named_and_its_models_are_json() -> None:
     async def given() -> AsyncGenerator[Event, None]:
-        yield Done(drawn(GenerateRequest(prompt="a cat", seed=3)))
+        yield Done(response_to(GenerateRequest(prompt="a cat", seed=3)))
 
     [text] = [text async for text in server_sent_events(given())]
     assert text.startswith("event: done\ndata: {")
