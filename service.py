@@ -22,7 +22,8 @@ from sdbento.doors.http import listings, ping
 from sdbento.doors.http.events import guarded_stream, server_sent_events
 from sdbento.doors.http.failures import guarded
 from sdbento.doors.http.guard import Guard, parsed_request
-from sdbento.doors.runpod import api
+from sdbento.doors.runpod import api as runpod_api
+from sdbento.doors.runpod.lifespan import run_jobs
 from sdbento.environment import load_settings
 from sdbento.errors import InvalidParameter
 from sdbento.heavy_imports import without_collector
@@ -46,8 +47,8 @@ traffic.TimeoutMiddleware = lambda app, timeout: app
 
 # BentoML's own routes are POST only and cannot have parameters in their paths.
 routes = Starlette(
-    routes=[*listings.ROUTES, *ping.ROUTES, *api.ROUTES],
-    lifespan=api.lifespan,
+    routes=[*listings.ROUTES, *ping.ROUTES, *runpod_api.ROUTES],
+    lifespan=run_jobs,
 )
 
 

@@ -28,9 +28,9 @@ from sdbento.errors import (
     classify,
     unexplained,
 )
-from sdbento.jobs.format import JobInput, one_line, parse_input
 from sdbento.jobs.progress import ProgressOfJobs
-from sdbento.jobs.retry import retry_until_stored
+from sdbento.jobs.retry import retry_while_refused
+from sdbento.jobs.runpod_format import JobInput, one_line, parse_input
 from sdbento.jobs.store import JobStore
 from sdbento.jobs.table import Job, milliseconds
 from sdbento.request.events import Done, messages
@@ -165,8 +165,8 @@ class Dispatcher:
 
     async def _run_and_store(self, job: Job) -> None:
         try:
-            output = await self._make_output(job)
-            stored = output is None or await self._with_retries(self._store.complete, job, output)
+            result = await self._make_result(job)
+            stored = result is None or await self._store_end(self._store.complete, job, result)
             if not stored:
                 log.info("job %s was ended before its result came", job.id)
         except asyncio.CancelledError:
@@ -175,56 +175,63 @@ class Dispatcher:
         except Exception as exc:
             await self._store_failure(job, classify(exc))
 
-    async def _make_output(self, job: Job) -> bytes | None:
-        """The output of a job; None if it was cancelled just after it was claimed."""
-        current = await self._with_retries(self._store.get, job.id)
+    async def _make_result(self, job: Job) -> bytes | None:
+        """The result of a job, as JSON; None if it was cancelled just after it was claimed."""
+        # If /cancel came between the claim and the start of this task, it found no task to stop.
+        current = await retry_while_refused(
+            lambda: self._threads.run(self._store.get, job.id), f"job {job.id} cannot be read"
+        )
         if current is None or (current.status, current.run) != ("IN_PROGRESS", job.run):
             return None
-        given = await self._threads.run(lambda: parse_input(json.loads(job.input or "")))
+        given = await self._threads.run(_input_of, job)
         response = await self._generate(job, given)
         return await self._threads.run(lambda: json.dumps(given.output(response)).encode())
 
     async def _generate(self, job: Job, given: JobInput) -> GenerateResponse:
+        """The response to a job's request, whose other events become the job's progress.
+
+        Raises DeadlineExceeded when the job's time is over, and the errors of `App.stream`.
+        """
         seconds, reason = _time_limit(job)
-        request = _with_timeout(given.request, seconds)
+        stream = self._app.stream(_with_timeout(given.request, seconds))
         try:
-            async with asyncio.timeout(seconds) as limit:
-                return await self._follow(job.id, request)
+            async with asyncio.timeout(seconds) as limit, aclosing(stream) as events:
+                async for event in events:
+                    if isinstance(event, Done):
+                        response = event.response
+                        continue
+                    for message in messages(event):
+                        self._progress.of(job.id).push(message)
         except TimeoutError:
             if not limit.expired():
                 raise
             raise DeadlineExceeded(reason) from None
-
-    async def _follow(self, job_id: str, request: GenerateRequest) -> GenerateResponse:
-        """The response to a request, whose other events become the job's progress."""
-        async with aclosing(self._app.stream(request)) as events:
-            async for event in events:
-                if isinstance(event, Done):
-                    response = event.response
-                    continue
-                for message in messages(event):
-                    self._progress.of(job_id).push(message)
         return response
 
     async def _store_failure(self, job: Job, error: SDBentoError) -> None:
         """End a job whose run failed, or put it back into the queue if the job is not to blame."""
         if isinstance(error, Overloaded):
             self._claim_after = time.monotonic() + self._intervals.overloaded
-            await self._with_retries(self._store.release, job)
+            await self._store_end(self._store.release, job)
         elif self._stopping and type(error) is Unavailable:
-            await self._with_retries(self._store.release, job)
+            await self._store_end(self._store.release, job)
         elif isinstance(error, DeadlineExceeded):
-            await self._with_retries(self._store.fail, job, one_line(error), "TIMED_OUT")
+            await self._store_end(self._store.fail, job, one_line(error), "TIMED_OUT")
         else:
             if error.status >= 500:
                 log.error("job %s failed: %s", job.id, error.message, exc_info=unexplained(error))
-            await self._with_retries(self._store.fail, job, one_line(error))
+            await self._store_end(self._store.fail, job, one_line(error))
 
-    async def _with_retries(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    async def _store_end(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a method of the store, again while the database is away or the disk is full."""
-        return await retry_until_stored(
-            lambda: self._threads.run(function, *args, **kwargs), "a job's end"
+        return await retry_while_refused(
+            lambda: self._threads.run(function, *args, **kwargs), "a job's end cannot be kept"
         )
+
+
+def _input_of(job: Job) -> JobInput:
+    assert job.input is not None  # the store forgets it only when the job has finished
+    return parse_input(json.loads(job.input))
 
 
 def _time_limit(job: Job) -> tuple[float, str]:

@@ -42,7 +42,7 @@ class LockFile:
             raise Unavailable(refusal) from None
         self._locked = os.stat(path)
 
-    def check(self) -> None:
+    def ensure_held(self) -> None:
         """Raises Unavailable if the file was removed or replaced, likely with its whole folder.
 
         The lock on the old file would then keep no other server away.
@@ -71,7 +71,7 @@ class DatabaseLock:
         self._engine = engine
         self._connection: Connection | None = self._connect(LOCK_SECONDS)
 
-    def check(self) -> None:
+    def ensure_held(self) -> None:
         """Take the lock again if its connection was lost, as when the database was restarted.
 
         Raises Unavailable if another server was faster, DBAPIError if the database is away.

@@ -15,7 +15,7 @@ from cachetools import LRUCache
 MAX_EVENTS = 5000  # of one job; 16 images of 150 steps have fewer
 MAX_JOBS = 512  # beyond them, the jobs that were looked at or changed longest ago are forgotten
 
-Event = dict[str, Any]
+Message = dict[str, Any]  # an event as JSON, named by its "event"
 
 
 class EventBuffer:
@@ -28,34 +28,34 @@ class EventBuffer:
     def __init__(self, newest_only: Iterable[str] | None = None) -> None:
         self.changed = asyncio.Event()  # set when there is something to take
         self._newest_only = None if newest_only is None else frozenset(newest_only)
-        self._events: dict[object, Event] = {}
+        self._events: dict[object, Message] = {}
         self._numbers = itertools.count()
 
     def __len__(self) -> int:
         return len(self._events)
 
-    def push(self, event: Event) -> None:
-        key = self._key(event)
+    def push(self, message: Message) -> None:
+        key = self._key(message)
         self._events.pop(key, None)
-        self._events[key] = event
+        self._events[key] = message
         if len(self._events) > MAX_EVENTS:
             self.take_oldest()
         self.changed.set()
 
-    def take_oldest(self) -> Event:
+    def take_oldest(self) -> Message:
         """Remove and return the event that has waited longest. There must be one."""
         return self._events.pop(next(iter(self._events)))
 
-    def take_all(self) -> list[Event]:
+    def take_all(self) -> list[Message]:
         taken = list(self._events.values())
         self._events.clear()
         self.changed.clear()
         return taken
 
-    def _key(self, event: Event) -> object:
-        kind = event["event"]
+    def _key(self, message: Message) -> object:
+        kind = message["event"]
         if self._newest_only is None or kind in self._newest_only:
-            return kind, event.get("image")
+            return kind, message.get("image")
         return next(self._numbers)
 
 

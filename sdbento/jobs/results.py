@@ -24,13 +24,13 @@ class Results:
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
 
-    def write(self, job_id: str, run: int, output: bytes) -> None:
+    def write(self, job_id: str, run: int, result: bytes) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._path(job_id, run)
         unfinished = path.with_suffix(".tmp")
         try:
             with unfinished.open("wb") as file:
-                file.write(output)
+                file.write(result)
                 file.flush()
                 os.fsync(file.fileno())
             unfinished.replace(path)

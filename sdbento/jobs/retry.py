@@ -1,6 +1,6 @@
-"""Stores what must not be lost, however long the database is away or the disk full.
+"""Repeats what must not be given up, however long the database is away or the disk full.
 
-Knows nothing of what is stored.
+Knows nothing of what is read and stored.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ T = TypeVar("T")
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 10.0  # seconds between two attempts
 
 
-async def retry_until_stored(store: Callable[[], Awaitable[T]], what: str) -> T:
-    """Await `store()`, again and again while the database or the file system refuses it.
+async def retry_while_refused(call: Callable[[], Awaitable[T]], problem: str) -> T:
+    """Await `call()`, again and again while the database or the file system refuses it.
 
-    what: the thing to be stored, as the log calls it.
+    problem: what cannot be done yet, as the log says it: "a job's end cannot be kept".
     Any error that is neither the database's nor the file system's is raised.
     """
     backoff = Backoff(FIRST_PAUSE, LONGEST_PAUSE)
     while True:
         try:
-            return await store()
+            return await call()
         except (DBAPIError, OSError) as exc:
-            log.error("%s cannot be kept yet: %s", what, _reason(exc))
+            log.error("%s yet: %s", problem, _reason(exc))
         await asyncio.sleep(backoff.next_pause())
 
 

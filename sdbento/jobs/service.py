@@ -12,6 +12,7 @@ import json
 import logging
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from sdbento.background import ThreadPool, start_task
@@ -24,8 +25,8 @@ from sdbento.errors import (
     unexplained,
 )
 from sdbento.jobs.dispatcher import Dispatcher, Intervals
-from sdbento.jobs.format import MAX_EVENT_BYTES, status_body
 from sdbento.jobs.progress import ProgressOfJobs
+from sdbento.jobs.runpod_format import MAX_EVENT_BYTES, status_body
 from sdbento.jobs.store import Counts, JobStore
 from sdbento.jobs.table import Job, NewJob
 from sdbento.jobs.webhooks import Webhooks
@@ -72,18 +73,15 @@ class Jobs:
         self._waiting: dict[str, set[asyncio.Event]] = {}  # set when the job of that id changes
         self._stopping = False
         self._broken = False  # whether one of the tasks has died
-        self._tasks: list[asyncio.Task[None]] = []  # the first is the dispatcher's
 
     async def start(self) -> None:
         """Continue where the last process stopped."""
         if count := await self._threads.run(self._store.recover):
             log.info("%d jobs were running when the server ended; they are run again", count)
-        loops = {
-            "sdbento job dispatcher": self._dispatcher.run(),
-            "sdbento job tidying": self._delete_old_jobs(),
-            "sdbento webhooks": self._webhooks.run(),
-        }
-        self._tasks = [start_task(loop, name, self._loop_died) for name, loop in loops.items()]
+        start = partial(start_task, on_failure=self._loop_died)
+        self._dispatching = start(self._dispatcher.run(), "sdbento job dispatcher")
+        self._tidying = start(self._delete_old_jobs(), "sdbento job tidying")
+        self._posting = start(self._webhooks.run(), "sdbento webhooks")
 
     def prepare_to_stop(self) -> None:
         """The server will stop soon: begin no more jobs, and let no request wait for one.
@@ -103,12 +101,11 @@ class Jobs:
         Must be called before the App is closed.
         """
         self.prepare_to_stop()
-        dispatching, *_ = self._tasks
-        await asyncio.wait([dispatching])  # not cancelled: it may just be claiming jobs
+        await asyncio.wait([self._dispatching])  # not cancelled: it may just be claiming jobs
         await self._dispatcher.stop_running()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.wait(self._tasks)
+        self._tidying.cancel()
+        self._posting.cancel()
+        await asyncio.wait([self._tidying, self._posting])
         await asyncio.to_thread(self._threads.shutdown)
         await asyncio.to_thread(self._store.close)
 
@@ -128,7 +125,7 @@ class Jobs:
         """Raises NotFound, as do all methods that take the id of a job."""
         job = await self._threads.run(self._store.get, job_id)
         if job is None:
-            raise NotFound(f"there is no job {job_id[:80]!r}, or it has expired", param="id")
+            raise _not_found(job_id)
         return job
 
     async def wait(self, job_id: str, seconds: float) -> Job:
@@ -150,7 +147,7 @@ class Jobs:
 
     async def describe(self, job: Job) -> bytes:
         """What /status answers: JSON, with the output of a completed job."""
-        return await self._threads.run(lambda: status_body(job, self._store.output(job)))
+        return await self._threads.run(lambda: status_body(job, self._store.result(job)))
 
     async def stream(self, job_id: str, seconds: float) -> tuple[Job, list[dict[str, Any]]]:
         """The job and its events since the last call; the last event of all has the output.
@@ -167,16 +164,18 @@ class Jobs:
         events = progress.take_all()
         if job.status == "COMPLETED" and not progress.output_sent:
             progress.output_sent = True
-            output = await self._threads.run(self._store.output, job)
-            fits = output is not None and len(output) <= MAX_EVENT_BYTES
-            events.append({"event": "done", "output": json.loads(output or b"") if fits else None})
+            result = await self._threads.run(self._store.result, job)
+            output = None
+            if result is not None and len(result) <= MAX_EVENT_BYTES:
+                output = json.loads(result)
+            events.append({"event": "done", "output": output})
         return job, events
 
     async def cancel(self, job_id: str) -> Job:
         """Cancel the job unless it has finished; its work stops between two steps. Returns it."""
         job = await self._threads.run(self._store.cancel, job_id)
         if job is None:
-            return await self.get(job_id)
+            raise _not_found(job_id)
         if job.status == "CANCELLED":
             self._dispatcher.cancel(job_id)
         self._announce(job_id)
@@ -242,3 +241,7 @@ class Jobs:
                 reason = classify(exc).message
                 log.error("expired jobs cannot be deleted: %s", reason, exc_info=unexplained(exc))
             await asyncio.sleep(self._intervals.tidying)
+
+
+def _not_found(job_id: str) -> NotFound:
+    return NotFound(f"there is no job {job_id[:80]!r}, or it has expired", param="id")

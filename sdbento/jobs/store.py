@@ -4,11 +4,11 @@ r"""Jobs that outlive the process: rows in a database, results in files.
        |  ^___________|  release, or a new start of the server
        \--> CANCELLED, TIMED_OUT
 
-Every change of status is one UPDATE that names the status and the run which it starts from: if two
-callers want to end a job, one of them does and the other learns that it did not. A result is a
-whole file on the disk before its row says COMPLETED. The SQL is portable; the database is SQLite
-unless another one is named. Only one server may use a folder and a database at a time: at its start
-every job that is IN_PROGRESS must have died with the last process.
+Every change of status is one UPDATE that names the status which it starts from; the end of a run
+names the run as well. So if two callers want to end a job, one of them does and the other learns
+that it did not. A result is a whole file on the disk before its row says COMPLETED. The SQL is
+portable; the database is SQLite unless another one is named. Only one server may use a folder and a
+database at a time: at its start every job that is IN_PROGRESS must have died with the last process.
 
 Lock order: the locks on folder and database, held for the life of the store, then `_writing`, held
 for one transaction. Everything blocks and is thread-safe. Knows nothing of HTTP, of the App and of
@@ -115,7 +115,7 @@ class JobStore:
         with self._writing:
             try:
                 for lock in self._locks:
-                    lock.check()
+                    lock.ensure_held()
             except Unavailable as error:
                 self._lost = error.message
                 raise
@@ -171,7 +171,7 @@ class JobStore:
             "size": size,
             "created": now,
             "expires": now + new.ttl,
-            "webhook_failures": 0,
+            "webhook_posts": 0,
         }
         if new.error is not None:  # do not keep the input: bad ones could fill the disk
             values |= {"input": None, "size": 0, "finished": now, "delete_after": now + new.keep}
@@ -242,14 +242,14 @@ class JobStore:
         """
         return self._end_run(job, {"status": "IN_QUEUE", "started": None})
 
-    def complete(self, job: Job, output: bytes) -> bool:
+    def complete(self, job: Job, result: bytes) -> bool:
         """Store the result of a running job, which ends it.
 
         Returns False, and stores nothing, if the job has ended in another way meanwhile.
         """
-        self._results.write(job.id, job.run, output)
+        self._results.write(job.id, job.run, result)
         ended = self._end_run(
-            job, self._final("COMPLETED") | {"input": None, "size": len(output), "error": None}
+            job, self._final("COMPLETED") | {"input": None, "size": len(result), "error": None}
         )
         if not ended:
             self._results.delete(job.id, job.run)
@@ -262,17 +262,17 @@ class JobStore:
         """
         return self._end_run(job, self._final(status) | {"error": error})
 
-    def output(self, job: Job) -> bytes | None:
+    def result(self, job: Job) -> bytes | None:
         """The result of a completed job; None for any other job.
 
         Raises NotFound if the file of the result is missing or damaged.
         """
         if job.status != "COMPLETED":
             return None
-        output = self._results.read(job.id, job.run)
-        if output is None or len(output) != job.size:
+        result = self._results.read(job.id, job.run)
+        if result is None or len(result) != job.size:
             raise NotFound(f"the result of job {job.id} is no longer there", param="id")
-        return output
+        return result
 
     def cancel(self, job_id: str) -> Job | None:
         """Cancel a job unless it has finished. Returns the job as it is then; None if unknown."""
@@ -306,7 +306,7 @@ class JobStore:
             "retries": jobs.c.retries + 1,
             "created": now,
             "expires": now + jobs.c.ttl,
-            "webhook_failures": 0,
+            "webhook_posts": 0,
             "interruptions": 0,
         }
         values |= dict.fromkeys(("started", "finished", "delete_after", "error", "webhook_due"))
@@ -333,7 +333,7 @@ class JobStore:
     def note_webhook(self, job: Job, again_in: int | None) -> None:
         """Note that a webhook was posted: for the last time (None), or again in so many ms."""
         due = None if again_in is None else self._now() + again_in
-        values = {"webhook_due": due, "webhook_failures": job.webhook_failures + 1}
+        values = {"webhook_due": due, "webhook_posts": job.webhook_posts + 1}
         # Not if the job was retried meanwhile: its next end has a post of its own.
         this = jobs.c.id == job.id, jobs.c.run == job.run, jobs.c.finished == job.finished
         with self._transaction() as connection:

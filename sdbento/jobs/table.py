@@ -31,17 +31,18 @@ jobs = Table(
     Column("retries", Integer, nullable=False),  # how often a client has asked for it again
     Column("interruptions", Integer, nullable=False),  # how many runs died with the server
     Column("size", BigInteger, nullable=False),  # bytes of input and result
-    Column("created", BigInteger, nullable=False),  # this and the next: ms since the epoch
+    Column("created", BigInteger, nullable=False),
     Column("started", BigInteger),
     Column("finished", BigInteger),
     Column("expires", BigInteger, nullable=False),  # when it must have ended, by its ttl
     Column("delete_after", BigInteger),  # set when it ends
-    Column("ttl", BigInteger, nullable=False),  # this and the next: ms
+    Column("ttl", BigInteger, nullable=False),
     Column("execution_timeout", BigInteger, nullable=False),
     Column("keep", BigInteger, nullable=False),
     Column("error", Text),
     Column("webhook", Text),
-    Column("webhook_failures", Integer, nullable=False),
+    # How often its webhook was posted. Called webhook_failures in the databases that exist.
+    Column("webhook_failures", Integer, key="webhook_posts", nullable=False),
     Column("webhook_due", BigInteger, index=True),  # None: nothing to post
 )
 
@@ -77,12 +78,12 @@ class Job:
     size: int
     error: str | None
     webhook: str | None
-    webhook_failures: int
+    webhook_posts: int
 
     @classmethod
     def of(cls, row: Row[Any], **changed: Any) -> Job:
-        values = dict(row._mapping) | changed
-        return cls(**{name: values[name] for name in cls.__dataclass_fields__})
+        values = {name: row._mapping[jobs.c[name]] for name in cls.__dataclass_fields__}
+        return cls(**values | changed)
 
     @property
     def unfinished(self) -> bool:

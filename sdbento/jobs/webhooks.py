@@ -13,8 +13,8 @@ from functools import partial
 
 from sdbento.background import ThreadPool, start_task
 from sdbento.errors import classify, unexplained
-from sdbento.jobs.format import status_body
-from sdbento.jobs.retry import retry_until_stored
+from sdbento.jobs.retry import retry_while_refused
+from sdbento.jobs.runpod_format import status_body
 from sdbento.jobs.store import JobStore
 from sdbento.jobs.table import Job
 from sdbento.outbound import post
@@ -84,12 +84,12 @@ class Webhooks:
     async def _post_and_note(self, job: Job) -> None:
         try:
             accepted = await self._post_threads.run(self._post, job)
-            final = accepted or job.webhook_failures >= MAX_RETRIES
+            final = accepted or job.webhook_posts >= MAX_RETRIES
             again_in = None if final else round(self._retry_seconds * 1000)
             # The job is not posted again meanwhile: this task counts as its post until it ends.
-            await retry_until_stored(
+            await retry_while_refused(
                 lambda: self._store_thread.run(self._store.note_webhook, job, again_in),
-                f"that the webhook of job {job.id} was posted",
+                f"that the webhook of job {job.id} was posted cannot be kept",
             )
         except Exception as exc:
             reason = classify(exc).message
@@ -100,7 +100,7 @@ class Webhooks:
         """Whether the webhook accepted the job. Blocking."""
         assert job.webhook is not None
         try:
-            body = status_body(job, self._store.output(job))
+            body = status_body(job, self._store.result(job))
             post(job.webhook, body, self._settings, param="webhook")
         except Exception as exc:
             log.warning("job %s: %s", job.id, classify(exc).message)

@@ -16,7 +16,7 @@ from sdbento.errors import (
     Overloaded,
     Unavailable,
 )
-from sdbento.jobs.format import accept
+from sdbento.jobs.runpod_format import new_job
 from sdbento.jobs.table import Job
 from sdbento.request.schema import GenerateResponse
 from tests.support.job_server import SETTINGS, Server, until
@@ -101,7 +101,7 @@ async def test_jobs_that_are_cancelled_at_any_moment_free_their_places(server: S
 
 
 async def test_a_job_that_runs_for_too_long_times_out_and_stops(server: Server) -> None:
-    new = accept(b'{"input": {"prompt": "slow"}}', SETTINGS, sync=False)
+    new = new_job(b'{"input": {"prompt": "slow"}}', SETTINGS, sync=False)
     await server.jobs.submit(type(new)(**(vars(new) | {"execution_timeout": 100})))
     job = await server.ended(new.id)
     assert job.status == "TIMED_OUT"
@@ -110,7 +110,7 @@ async def test_a_job_that_runs_for_too_long_times_out_and_stops(server: Server) 
 
 
 async def test_a_job_that_outlives_its_ttl_times_out_and_stops(server: Server) -> None:
-    new = accept(b'{"input": {"prompt": "slow"}}', SETTINGS, sync=False)
+    new = new_job(b'{"input": {"prompt": "slow"}}', SETTINGS, sync=False)
     await server.jobs.submit(type(new)(**(vars(new) | {"ttl": 300})))
     job = await server.ended(new.id)
     assert (job.status, job.run) == ("TIMED_OUT", 1)
@@ -128,7 +128,7 @@ async def test_a_deadline_of_the_engine_is_a_timeout_too(server: Server) -> None
 async def test_a_job_that_waits_for_too_long_times_out(server: Server) -> None:
     for i in range(4):
         await server.submit(f"slow {i}")
-    new = accept(b'{"input": {"prompt": "late"}}', SETTINGS, sync=False)
+    new = new_job(b'{"input": {"prompt": "late"}}', SETTINGS, sync=False)
     await server.jobs.submit(type(new)(**(vars(new) | {"ttl": 100})))
     assert (await server.ended(new.id)).status == "TIMED_OUT"
 
@@ -186,7 +186,7 @@ async def test_jobs_whose_claim_got_no_answer_are_claimed_again(
 async def test_a_store_taken_over_by_another_server_is_left_alone(
     server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    lock = SimpleNamespace(check=lambda: None, close=lambda: None)
+    lock = SimpleNamespace(ensure_held=lambda: None, close=lambda: None)
     server.store._locks.append(lock)  # type: ignore[arg-type]
     job_id = await server.submit("slow")
     await server.runs("slow")
@@ -194,14 +194,14 @@ async def test_a_store_taken_over_by_another_server_is_left_alone(
     def lost() -> None:
         raise Unavailable("another server has it")
 
-    lock.check = lost
+    lock.ensure_held = lost
     server.app.gate.set()
     await until(lambda: server.jobs.num_running == 0)
     for ask in (server.jobs.get(job_id), server.jobs.cancel(job_id), server.jobs.counts()):
         with pytest.raises(Unavailable, match="another server has it"):
             await ask
     assert "what became of job" in caplog.text
-    lock.check = lambda: None  # and has ended
+    lock.ensure_held = lambda: None  # and has ended
     await until(lambda: server.store._lost is None)
     assert (await server.ended(job_id)).status == "COMPLETED"
 
@@ -217,6 +217,22 @@ async def test_results_wait_while_the_disk_is_full(
         job_id = await server.submit()
         await until(lambda: "cannot be kept yet: the disk is full" in caplog.text)
         assert (await server.jobs.get(job_id)).status == "IN_PROGRESS"
+    assert (await server.ended(job_id)).status == "COMPLETED"
+
+
+async def test_a_job_waits_while_the_database_does_not_answer_whether_it_is_cancelled(
+    server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    get, failures = server.store.get, [OSError(5, "Input/output error")]
+
+    def sometimes(job_id: str) -> Job | None:
+        if failures:
+            raise failures.pop()
+        return get(job_id)
+
+    monkeypatch.setattr(server.store, "get", sometimes)
+    job_id = await server.submit()
+    await until(lambda: f"job {job_id} cannot be read yet" in caplog.text)
     assert (await server.ended(job_id)).status == "COMPLETED"
 
 

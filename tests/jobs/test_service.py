@@ -20,8 +20,8 @@ from sdbento.errors import (
     Unavailable,
 )
 from sdbento.jobs.dispatcher import Intervals
-from sdbento.jobs.format import accept
 from sdbento.jobs.progress import MAX_JOBS
+from sdbento.jobs.runpod_format import new_job
 from sdbento.jobs.store import JobStore, Limits
 from sdbento.jobs.table import Job
 from sdbento.request.events import Done, Event
@@ -248,7 +248,7 @@ async def test_a_server_that_stops_while_it_starts_jobs_queues_them_again(
 
 
 async def test_results_are_removed_when_they_expire(server: Server) -> None:
-    new = accept(b'{"input": {"prompt": "x"}}', SETTINGS, sync=False)
+    new = new_job(b'{"input": {"prompt": "x"}}', SETTINGS, sync=False)
     await server.jobs.submit(type(new)(**(vars(new) | {"keep": 1})))
     await until(lambda: server.store.get(new.id) is None)
     with pytest.raises(NotFound, match="expired"):

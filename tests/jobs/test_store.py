@@ -35,7 +35,7 @@ def test_a_job_waits_runs_and_completes(store: JobStore, clock: Clock) -> None:
     done = current(store)
     assert (done.status, done.delay, done.execution) == ("COMPLETED", 70, 130)
     assert done.input is None
-    assert store.output(done) == b'["picture"]'
+    assert store.result(done) == b'["picture"]'
 
 
 def test_operations_on_missing_jobs_return_nothing(store: JobStore) -> None:
@@ -98,14 +98,14 @@ def test_a_job_ends_once(store: JobStore) -> None:
     assert not store.fail(job, "too late")
     assert not store.release(job)
     assert current(store).status == "CANCELLED"
-    assert store.output(current(store)) is None
+    assert store.result(current(store)) is None
 
 
 def test_an_end_can_be_recorded_again_when_the_answer_was_lost(store: JobStore) -> None:
     job = add_and_claim(store)
     for _ in range(2):  # a commit may be done though the connection broke before its answer
         assert store.complete(job, b'["picture"]')
-    assert store.output(current(store)) == b'["picture"]'
+    assert store.result(current(store)) == b'["picture"]'
     job = add_and_claim(store, "b")
     assert store.release(job) and store.release(job)
 
@@ -135,7 +135,7 @@ def test_an_abandoned_run_cannot_end_the_next_one(store: JobStore) -> None:
     (fresh,) = store.claim(1)
     assert not store.complete(old, b'["old"]')
     assert store.complete(fresh, b'["fresh"]')
-    assert store.output(current(store)) == b'["fresh"]'
+    assert store.result(current(store)) == b'["fresh"]'
 
 
 def test_a_failed_job_can_be_retried_with_its_input(store: JobStore, clock: Clock) -> None:
@@ -272,12 +272,12 @@ def test_a_webhook_of_a_finished_job_is_due_until_it_is_posted(
     assert store.due_webhooks(5) == []
     store.complete(job, b"[]")
     (due,) = store.due_webhooks(5)
-    assert (due.id, due.webhook_failures) == ("a", 0)
+    assert (due.id, due.webhook_posts) == ("a", 0)
     store.note_webhook(due, again_in=500)
     assert store.due_webhooks(5) == []
     clock.now += 500
     (due,) = store.due_webhooks(5)
-    assert due.webhook_failures == 1
+    assert due.webhook_posts == 1
     clock.now += 2 * HOUR
     assert store.tidy() == []  # not before the webhook is posted
     store.note_webhook(due, again_in=None)
@@ -326,7 +326,7 @@ def test_everything_is_kept_across_a_restart(tmp_path: Path, clock: Clock) -> No
     clock.now += 1000
     store = JobStore(tmp_path, clock=clock)
     assert store.recover() == 1
-    assert store.output(current(store, "done")) == b'["picture"]'
+    assert store.result(current(store, "done")) == b'["picture"]'
     running, queued = store.claim(5)
     assert (running.id, running.run, running.input) == ("running", 2, '{"seed": 5}')
     assert running.delay == 1000
@@ -407,7 +407,7 @@ def test_a_killed_process_loses_no_result_and_leaves_no_stray_files(tmp_path: Pa
     store = JobStore(tmp_path)
     assert store.recover() == 2
     assert [path.name for path in (tmp_path / "results").iterdir()] == ["a.1.json"]
-    assert store.output(current(store, "a")) == b'["whole"]'
+    assert store.result(current(store, "a")) == b'["whole"]'
     assert [(job.id, job.run) for job in store.claim(5)] == [("b", 2), ("c", 2)]
     store.close()
 
@@ -415,7 +415,7 @@ def test_a_killed_process_loses_no_result_and_leaves_no_stray_files(tmp_path: Pa
 def test_a_removed_results_folder_is_created_again(store: JobStore, tmp_path: Path) -> None:
     (tmp_path / "results").rmdir()
     store.complete(add_and_claim(store), b"[]")
-    assert store.output(current(store)) == b"[]"
+    assert store.result(current(store)) == b"[]"
 
 
 @pytest.mark.parametrize("left", [None, b"", b'["pict'])
@@ -424,7 +424,7 @@ def test_a_damaged_result_is_none(store: JobStore, tmp_path: Path, left: bytes |
     [path] = (tmp_path / "results").iterdir()
     path.unlink() if left is None else path.write_bytes(left)
     with pytest.raises(NotFound, match="the result of job a is no longer there"):
-        store.output(current(store))
+        store.result(current(store))
 
 
 def test_a_second_database_does_not_remove_the_results_of_the_first(
@@ -437,7 +437,7 @@ def test_a_second_database_does_not_remove_the_results_of_the_first(
     other.recover()
     other.close()
     store = JobStore(tmp_path)
-    assert store.output(current(store)) == b"[]"
+    assert store.result(current(store)) == b"[]"
     store.close()
     monkeypatch.setattr(job_results, "STRAY_SECONDS", -1.0)
     other = JobStore(tmp_path, f"sqlite:///{tmp_path / 'other.db'}")

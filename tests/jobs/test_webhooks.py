@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from sdbento.jobs.format import accept
+from sdbento.jobs.runpod_format import new_job
 from sdbento.jobs.store import JobStore
 from tests.support.job_server import SETTINGS, Server, serving, until
 from tests.support.listener import Listener
@@ -66,7 +66,7 @@ async def test_an_unsent_webhook_is_posted_after_a_restart(
 ) -> None:
     store = JobStore(tmp_path)
     body = {"input": {"prompt": "x"}, "webhook": listener.url}
-    new = accept(json.dumps(body).encode(), SETTINGS, sync=False)
+    new = new_job(json.dumps(body).encode(), SETTINGS, sync=False)
     store.add(new)
     (job,) = store.claim(1)
     store.complete(job, b'["picture"]')

@@ -13,7 +13,7 @@ from typing import Any, cast
 from sdbento.app import App
 from sdbento.engine.handle import Stepped
 from sdbento.jobs.dispatcher import Intervals
-from sdbento.jobs.format import accept
+from sdbento.jobs.runpod_format import new_job
 from sdbento.jobs.service import Jobs
 from sdbento.jobs.store import JobStore, Limits
 from sdbento.jobs.table import Job
@@ -84,7 +84,7 @@ class Server:
 
     async def submit(self, prompt: str = "quick", *, sync: bool = False, **around: Any) -> str:
         body = {"input": {"prompt": prompt}, **around}
-        new = accept(json.dumps(body).encode(), SETTINGS, sync=sync)
+        new = new_job(json.dumps(body).encode(), SETTINGS, sync=sync)
         await self.jobs.submit(new)
         return new.id
 

@@ -119,7 +119,7 @@ async def _until_disconnected(
 ) -> bool:
     """Run `app` with `body`, which has been received already. False when the client left before the
     end of the answer."""
-    gone = asyncio.ensure_future(_disconnect(receive))
+    gone = asyncio.ensure_future(_wait_for_disconnect(receive))
     unread: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replay() -> Message:
@@ -136,7 +136,7 @@ async def _until_disconnected(
     return not cancelled
 
 
-async def _disconnect(receive: Receive) -> Message:
+async def _wait_for_disconnect(receive: Receive) -> Message:
     while (message := await receive())["type"] != "http.disconnect":
         pass
     return message

@@ -10,130 +10,46 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
-from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from sdbento.background import start_task
-from sdbento.backoff import Backoff
 from sdbento.doors.http.failures import guarded
-from sdbento.doors.http.termination import on_termination
-from sdbento.errors import InvalidParameter, NotFound, SDBentoError, Unavailable
-from sdbento.jobs.format import accept
+from sdbento.doors.runpod.lifespan import running_jobs
+from sdbento.errors import InvalidParameter, NotFound, Unavailable
+from sdbento.jobs.runpod_format import new_job
 from sdbento.jobs.service import Jobs
-from sdbento.jobs.store import JobStore, Limits
 from sdbento.settings import Settings
 
 if TYPE_CHECKING:
     from sdbento.app import App
-
-log = logging.getLogger(__name__)
 
 WAIT = 90_000  # ms for which /runsync and /status-sync wait if the client does not say
 # The same for /stream: long enough that RunPod's two SDKs that ask again without a pause do not do
 # so all the time, short enough for its SDK that gives up after 10 s.
 STREAM_WAIT = 5000
 MIN_WAIT, MAX_WAIT = 1000, 300_000
-FIRST_PAUSE, LONGEST_PAUSE = 2.0, 10.0  # seconds between two attempts to open the job store
-
-
-@asynccontextmanager
-async def lifespan(routes: Starlette) -> AsyncIterator[None]:
-    """Run jobs on the App in `state.app` for as long as the routes are served.
-
-    If the job store cannot be opened (its database is away, another server still has its folder),
-    the job routes answer 503 and opening is tried again in the background; other routes work.
-    """
-    opening = None
-    if not await _open(routes):
-        opening = start_task(
-            _open_later(routes),
-            "sdbento opening of the job store",
-            lambda: routes.state.app.report_broken("the job store is not opened any more"),
-        )
-    try:
-        with on_termination(lambda: _prepare_to_stop(routes)):
-            yield
-    finally:
-        if opening is not None:
-            opening.cancel()
-            await asyncio.wait([opening])
-        if isinstance(routes.state.jobs, Jobs):
-            await routes.state.jobs.stop()
-
-
-def _prepare_to_stop(routes: Starlette) -> None:
-    if isinstance(routes.state.jobs, Jobs):
-        routes.state.jobs.prepare_to_stop()
-
-
-async def _open_later(routes: Starlette) -> None:
-    backoff = Backoff(FIRST_PAUSE, LONGEST_PAUSE)
-    while True:
-        await asyncio.sleep(backoff.next_pause())
-        if await _open(routes):
-            log.info("jobs can be kept again")
-            return
-
-
-async def _open(routes: Starlette) -> bool:
-    """Try to open the job store and start its jobs: `state.jobs`, None if that fails.
-
-    Returns whether it succeeded.
-    """
-    routes.state.jobs = None
-    try:
-        routes.state.jobs = await _started(routes.state.app)
-    except Exception as exc:
-        reason = exc.message if isinstance(exc, SDBentoError) else str(exc).partition("\n")[0]
-        log.error("jobs cannot be kept (JOB_STORE_URL, SDBENTO_STATE_DIR), so 503: %s", reason)
-        return False
-    return True
-
-
-async def _started(app: App) -> Jobs:
-    store = await asyncio.to_thread(open_store, app.settings)
-    try:
-        jobs = Jobs(app, store, app.settings)
-        await jobs.start()
-    except BaseException:
-        await asyncio.to_thread(store.close)  # frees its locks for the next attempt
-        raise
-    return jobs
-
-
-def open_store(settings: Settings) -> JobStore:
-    url = settings.job_store_url
-    return JobStore(
-        settings.state_dir,
-        url.get_secret_value() if url is not None else None,
-        limits=Limits(max_unfinished=settings.max_jobs),
-    )
 
 
 def jobs_of(request: Request) -> Jobs:
-    jobs = request.app.state.jobs
-    if not isinstance(jobs, Jobs):
+    if (jobs := running_jobs(request.app)) is None:
         raise Unavailable("jobs cannot be kept; the server's log says why")
     return jobs
 
 
 @guarded
 async def run(request: Request) -> Response:
-    job_id = await _submitted(request, sync=False)
+    job_id = await _submit(request, sync=False)
     return JSONResponse({"id": job_id, "status": "IN_QUEUE"})
 
 
 @guarded
 async def runsync(request: Request) -> Response:
     seconds = _seconds(request, WAIT)
-    job_id = await _submitted(request, sync=True)
+    job_id = await _submit(request, sync=True)
     jobs = jobs_of(request)
     return _json(await jobs.describe(await jobs.wait(job_id, seconds)))
 
@@ -208,11 +124,11 @@ def _workers(app: App, jobs: Jobs) -> dict[str, int]:
     }
 
 
-async def _submitted(request: Request, *, sync: bool) -> str:
+async def _submit(request: Request, *, sync: bool) -> str:
     """Store the job that a request asks for. Returns its id."""
     jobs = jobs_of(request)
     settings: Settings = request.app.state.app.settings
-    new = await asyncio.to_thread(accept, await request.body(), settings, sync=sync)
+    new = await asyncio.to_thread(new_job, await request.body(), settings, sync=sync)
     await asyncio.shield(jobs.submit(new))
     return new.id
 

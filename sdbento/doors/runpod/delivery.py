@@ -17,7 +17,7 @@ from PIL import Image
 from sdbento.doors.runpod.bucket import VARIABLES, Bucket
 from sdbento.errors import SDBentoError, TooLarge
 from sdbento.images import codec
-from sdbento.jobs.format import SYNC_PREFIX, JobInput, Output
+from sdbento.jobs.runpod_format import SYNC_PREFIX, JobInput, Output
 from sdbento.request.schema import GenerateResponse
 from sdbento.settings import Settings
 

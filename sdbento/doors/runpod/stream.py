@@ -16,8 +16,8 @@ from runpod.serverless.modules.rp_http import stream_result
 
 from sdbento.background import start_task
 from sdbento.doors.runpod.delivery import posted_size
-from sdbento.jobs.format import MAX_EVENT_BYTES
-from sdbento.jobs.progress import Event, EventBuffer
+from sdbento.jobs.progress import EventBuffer, Message
+from sdbento.jobs.runpod_format import MAX_EVENT_BYTES
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +50,8 @@ class EventPoster:
         await asyncio.wait({self._posting})
         await self._session.close()
 
-    def push(self, event: Event) -> None:
-        self._events.push(event)
+    def push(self, message: Message) -> None:
+        self._events.push(message)
 
     async def finish(self, output: Any) -> None:
         """Post what still waits and the last event, which has the output unless it is too large."""

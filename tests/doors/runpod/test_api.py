@@ -28,7 +28,7 @@ from starlette.applications import Starlette
 
 from sdbento.app import App
 from sdbento.doors.http.guard import Guard
-from sdbento.doors.runpod import api
+from sdbento.doors.runpod import api, lifespan
 from sdbento.jobs.store import JobStore
 from sdbento.jobs.table import Job
 from sdbento.settings import Settings
@@ -264,7 +264,7 @@ class QuickRunner(FakeRunner):
 def served_without_bentoml(folder: Path, *, seconds: float = 0.0, **options: Any) -> Iterator[str]:
     """The address of the routes on an App whose runner takes `seconds` a step."""
     settings = Settings(sd_model="shapes", state_dir=folder, **options)
-    routes = Starlette(routes=api.ROUTES, lifespan=api.lifespan)
+    routes = Starlette(routes=api.ROUTES, lifespan=lifespan.run_jobs)
     app = routes.state.app = App(settings, QuickRunner(seconds=seconds))
     app.start()
     port = free_port()
@@ -343,7 +343,7 @@ def test_jobs_can_be_stored_in_postgresql(tmp_path: Path, postgres_server: str) 
 def test_job_routes_answer_503_until_jobs_can_be_stored(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(api, "FIRST_PAUSE", 0.2)
+    monkeypatch.setattr(lifespan, "FIRST_PAUSE", 0.2)
     state = tmp_path / "state"
     state.write_text("a file where a folder should be")
     with served_without_bentoml(state) as url:

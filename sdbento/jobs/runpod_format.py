@@ -106,7 +106,7 @@ def parse_input(given: dict[str, Any]) -> JobInput:
     return JobInput(flags, parse(json.dumps(fields), what="the input"))
 
 
-def accept(body: bytes, settings: Settings, *, sync: bool) -> NewJob:
+def new_job(body: bytes, settings: Settings, *, sync: bool) -> NewJob:
     """The job that the body of /run, or of /runsync if `sync`, asks for.
 
     As on RunPod, a bad input makes a job that has failed, but everything around the input is
@@ -150,8 +150,8 @@ def one_line(error: SDBentoError) -> str:
     return " ".join(error.message.replace("\0", " ").split())
 
 
-def status_body(job: Job, output: bytes | None) -> bytes:
-    """What /status answers and webhooks receive, as JSON. `output` is JSON already."""
+def status_body(job: Job, result: bytes | None) -> bytes:
+    """What /status answers and webhooks receive, as JSON. `result` is JSON already."""
     fields: dict[str, Any] = {"id": job.id, "status": job.status}
     if job.delay is not None:
         fields["delayTime"] = job.delay
@@ -162,4 +162,4 @@ def status_body(job: Job, output: bytes | None) -> bytes:
     body = json.dumps(fields).encode()
     if job.status != "COMPLETED":
         return body
-    return b'%s, "output": %s}' % (body[:-1], output or b"null")
+    return b'%s, "output": %s}' % (body[:-1], result or b"null")

@@ -11,13 +11,13 @@ from sdbento.errors import (
     InvalidParameter,
     MalformedRequest,
 )
-from sdbento.jobs.format import WEEK, accept
+from sdbento.jobs.runpod_format import WEEK, new_job
 from sdbento.settings import Settings
 from tests.support.job_server import SETTINGS
 
 
 def accepted(body: str, settings: Settings = SETTINGS, sync: bool = False) -> Any:
-    return accept(body.encode(), settings, sync=sync)
+    return new_job(body.encode(), settings, sync=sync)
 
 
 @pytest.mark.parametrize(
