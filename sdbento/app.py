@@ -1,4 +1,4 @@
-"""`App.generate(request)`: the one way in for every door. Wires everything, once.
+"""`App` is the one way in for every door: generate, run, stream. Wires everything, once.
 
     admit -> resolve -> lease models -> build trajectories -> engine -> result
 
@@ -19,8 +19,7 @@ from functools import partial
 from sdbento.backoff import Backoff
 from sdbento.catalog.lookup import Catalog
 from sdbento.catalog.specs import ControlNetSpec, ModelSpec
-from sdbento.engine.calibration import Calibration
-from sdbento.engine.handle import Accepted, Stepped
+from sdbento.engine.handle import Estimated, Stepped
 from sdbento.engine.loop import Engine
 from sdbento.engine.planner import ROWS_PER_IMAGE, Planner
 from sdbento.engine.trajectory import Runner
@@ -35,8 +34,9 @@ from sdbento.request.build import TrajectoryBuilder
 from sdbento.request.events import Done, Event, Queued
 from sdbento.request.resolve import Resolver
 from sdbento.request.resolved import ResolvedRequest
-from sdbento.request.result import Generation, Result
+from sdbento.request.result import Result, RunningRequest
 from sdbento.request.schema import GenerateRequest, GenerateResponse
+from sdbento.runner.calibration import Calibration
 from sdbento.runner.torch_runner import TorchRunner
 from sdbento.samplers.names import SamplerInfo, list_samplers
 from sdbento.settings import Settings
@@ -79,7 +79,7 @@ class App:
         self._idle_timer: asyncio.TimerHandle | None = None
         self._default_loaded = threading.Event()
         self._closed = threading.Event()
-        self._sick = False
+        self._broken = False
 
     def start(self) -> None:
         """Start the engine, and begin to load the default model in the background.
@@ -96,7 +96,7 @@ class App:
     @property
     def alive(self) -> bool:
         """Whether this process can still make images; if not, only a new one can."""
-        return self.engine.alive and not self._sick
+        return self.engine.alive and not self._broken
 
     @property
     def ready(self) -> bool:
@@ -127,14 +127,14 @@ class App:
 
     async def generate(self, request: GenerateRequest) -> GenerateResponse:
         """Make the images of `request`. Raises errors of the `errors` tree only."""
-        return await (await self.run(request)).respond()
+        return await (await self.run(request)).to_response()
 
     async def run(self, request: GenerateRequest) -> Result:
         """As `generate`, but the images come as they are. Cancelling this stops the work."""
         with self._admitted():
             arrived = time.monotonic()
-            generation = await self._begin(await self._resolver.resolve(request, arrived))
-            return await generation.result()
+            running = await self._begin(await self._resolver.resolve(request, arrived))
+            return await running.result()
 
     async def stream(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
         """What happens to a request, and at last Done.
@@ -144,16 +144,16 @@ class App:
         with self._admitted():
             resolved = await self._resolver.resolve(request, time.monotonic())
             yield Queued(self._num_requests - 1)
-            generation = await self._begin(resolved)
+            running = await self._begin(resolved)
             del resolved  # and its images, while it runs
-            async with aclosing(generation.handle.events()) as events:
+            async with aclosing(running.handle.events()) as events:
                 async for event in events:
                     match event:
-                        case Accepted(eta):
+                        case Estimated(eta):
                             yield Queued(self._num_requests - 1, eta)
                         case Stepped():
                             yield event
-            yield Done(await (await generation.result()).respond())
+            yield Done(await (await running.result()).to_response())
 
     @contextmanager
     def _admitted(self) -> Iterator[None]:
@@ -186,8 +186,8 @@ class App:
 
         Also for parts that App does not know, like the jobs.
         """
-        if not self._sick:
-            self._sick = True
+        if not self._broken:
+            self._broken = True
             log.error("%s: this process must be replaced", reason)
 
     def _count_requests(self, change: int) -> None:
@@ -199,7 +199,7 @@ class App:
         loop = asyncio.get_running_loop()
         self._idle_timer = loop.call_later(IDLE, release_freed_memory) if idle else None
 
-    async def _begin(self, request: ResolvedRequest) -> Generation:
+    async def _begin(self, request: ResolvedRequest) -> RunningRequest:
         """Lease the models and hand the request to the engine."""
         lease = await self._lease(request.specs, request.deadline)
         try:
@@ -210,7 +210,7 @@ class App:
             lease.release()
             raise
         handle.done.add_done_callback(lambda _: lease.release())
-        return Generation(request, handle)
+        return RunningRequest(request, handle)
 
     async def _lease(self, specs: list[ModelSpec | ControlNetSpec], deadline: float) -> Lease:
         """Wait until the models are resident; other models keep stepping meanwhile."""

@@ -303,7 +303,7 @@ async def test_a_gpu_that_fails_while_the_default_model_is_loaded_is_remembered(
     monkeypatch.setattr(app.pipelines, "lease", fail)
     app.start()
     try:
-        await until(lambda: app._sick)
+        await until(lambda: app._broken)
         assert not app.alive
     finally:
         await asyncio.to_thread(app.close)

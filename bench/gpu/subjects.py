@@ -33,7 +33,7 @@ from sdbento.lora.hooks import WeightedAdapter
 from sdbento.models.device import choose_vae_dtype
 from sdbento.models.pipeline import Pipeline
 from sdbento.prompts.encoder import Conditioning, PromptEncoder
-from sdbento.prompts.tokens import PreparedPrompt
+from sdbento.prompts.tokens import TokenizedPrompt
 from sdbento.runner.state import state_of
 from sdbento.runner.torch_runner import TorchRunner
 from sdbento.samplers.compile import compile_table
@@ -80,7 +80,7 @@ class FixedPrompts(PromptEncoder):
     def encode(
         self,
         pipeline: Pipeline,
-        prompt: PreparedPrompt,
+        prompt: TokenizedPrompt,
         num_chunks: int,
         adapters: Sequence[WeightedAdapter] = (),
     ) -> Conditioning:
@@ -213,7 +213,7 @@ def trajectory(subject: Subject, seed: int, steps: int, sampler: str = "Euler") 
     """One guided image as the engine takes it."""
     size = SizeConditioning((subject.side, subject.side), (0, 0), (subject.side, subject.side))
     table = compile_table(SamplerSpec(sampler), subject.pipeline.scheduler_config, steps)
-    prompt, absent = PreparedPrompt(()), PreparedPrompt((), is_absent=True)
+    prompt, absent = TokenizedPrompt(()), TokenizedPrompt((), is_absent=True)
     prompts, negative_prompts = ((0, prompt),), ((0, absent),)
     inputs = PassInputs(
         prompts, negative_prompts, GUIDANCE, 0.0, table, size, size, start=FromNoise()

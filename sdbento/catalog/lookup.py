@@ -68,14 +68,14 @@ class Names(ABC, Generic[S]):
         being asked.
         """
         try:
-            spec = self._look_up(name, self._settings.offline)
+            spec = self._find(name, self._settings.offline)
         except Exception as exc:
             raise self._explain(name, exc) from exc
         if spec is None:
             raise self._unknown(name)
         return spec
 
-    def _look_up(self, name: str, offline: bool) -> S | None:
+    def _find(self, name: str, offline: bool) -> S | None:
         families.refuse_pickles(name, self.kind)
         if (spec := self.known(name) or self._find_listed(name)) is not None:
             return spec
@@ -147,7 +147,7 @@ class Catalog(Names[ModelSpec]):
         specs = {spec.name: spec for spec in catalogued()}
         for name in [*self._models_dir(), self._settings.sd_model]:
             try:
-                spec = self._look_up(name, offline=True)
+                spec = self._find(name, offline=True)
             except Exception as exc:
                 log.info("model %s is not listed: %s", name, classify(exc).message)
                 continue

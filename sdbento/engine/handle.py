@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Accepted:
+class Estimated:
     """The engine has taken the request up; `eta` seconds until it is done."""
 
     eta: float
@@ -36,20 +36,20 @@ class Stepped:
     preview: Image.Image | None = None
 
 
-Event = Accepted | Stepped
+EngineEvent = Estimated | Stepped
 
 
 class Handle:
     """One request under way.
 
-    `cancel` and `announce` reach the engine, from any thread.
+    `cancel` and `request_estimate` reach the engine, from any thread.
     """
 
     def __init__(
         self,
         trajectories: list[Trajectory],
         cancel: Callable[[Handle], None],
-        announce: Callable[[Handle], None],
+        request_estimate: Callable[[Handle], None],
     ) -> None:
         self.trajectories = trajectories  # one an image
         self.done: Future[None] = Future()
@@ -57,8 +57,8 @@ class Handle:
         self.started: float | None = None  # when the first step began; set by the engine
         self.decoding = 0.0  # seconds this request's plans spent decoding; set by the engine
         self._cancel = cancel
-        self._announce = announce
-        self._listeners: list[Callable[[Event], None]] = []
+        self._request_estimate = request_estimate
+        self._listeners: list[Callable[[EngineEvent], None]] = []
 
     @property
     def has_listeners(self) -> bool:
@@ -78,20 +78,20 @@ class Handle:
             done.add_done_callback(lambda future: future.cancelled() or future.exception())
             raise
 
-    async def events(self) -> AsyncGenerator[Event, None]:
+    async def events(self) -> AsyncGenerator[EngineEvent, None]:
         """Events until the request ends; then raises what went wrong, if anything did.
 
         Closing the generator cancels the request: a lost listener means a lost client.
         """
         loop = asyncio.get_running_loop()
-        queue: asyncio.Queue[Event | None] = asyncio.Queue()
+        queue: asyncio.Queue[EngineEvent | None] = asyncio.Queue()
 
-        def publish(event: Event | None) -> None:
+        def publish(event: EngineEvent | None) -> None:
             if not loop.is_closed():
                 loop.call_soon_threadsafe(queue.put_nowait, event)
 
         self._listeners.append(publish)
-        self._announce(self)
+        self._request_estimate(self)
         self.done.add_done_callback(lambda _: publish(None))
         try:
             while (event := await queue.get()) is not None:
@@ -101,6 +101,6 @@ class Handle:
             self._listeners.remove(publish)
             self.cancel()  # nothing happens when it is done
 
-    def emit(self, event: Event) -> None:
+    def emit(self, event: EngineEvent) -> None:
         for listener in list(self._listeners):
             listener(event)

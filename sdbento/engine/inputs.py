@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from sdbento.lora.hooks import WeightedAdapter
     from sdbento.models.pipeline import ControlNet
-    from sdbento.prompts.tokens import PreparedPrompt
+    from sdbento.prompts.tokens import TokenizedPrompt
     from sdbento.samplers.step_table import StepTable
 
 
@@ -79,16 +79,16 @@ class Enlarge:
 Start = FromNoise | FromImage | Repaint | Continue | Enlarge
 
 
+# (first step, prompt) pairs, the first at step 0: prompt editing changes the prompt on the way.
+PromptTimeline = tuple[tuple[int, "TokenizedPrompt"], ...]
+
+
 @dataclass(frozen=True, eq=False)
 class PassInputs:
-    """What all images of a request have in common in one pass; only their seeds differ.
+    """What all images of a request have in common in one pass; only their seeds differ."""
 
-    Prompts are (first step, prompt) pairs, the first at step 0: prompt editing changes them on the
-    way.
-    """
-
-    prompts: tuple[tuple[int, PreparedPrompt], ...]
-    negative_prompts: tuple[tuple[int, PreparedPrompt], ...]
+    prompts: PromptTimeline
+    negative_prompts: PromptTimeline
     guidance_scale: float
     guidance_rescale: float
     table: StepTable

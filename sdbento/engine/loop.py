@@ -20,7 +20,7 @@ from queue import Empty, SimpleQueue
 from statistics import mean
 from traceback import clear_frames
 
-from sdbento.engine.handle import Accepted, Handle, Stepped
+from sdbento.engine.handle import Estimated, Handle, Stepped
 from sdbento.engine.planner import Planner
 from sdbento.engine.trajectory import Runner, Stage, StepPlan, StepResult, Trajectory
 from sdbento.errors import (
@@ -71,7 +71,7 @@ class Engine:
 
         From any thread. Raises Unavailable when the engine is stopping.
         """
-        handle = Handle(trajectories, self._cancel, self._announce)
+        handle = Handle(trajectories, self._cancel, self._request_estimate)
         for trajectory in trajectories:
             trajectory.submitted = handle.submitted
             trajectory.deadline = deadline
@@ -118,9 +118,9 @@ class Engine:
             error = Cancelled("the request was cancelled")
             self._inbox.put(lambda: self._finish(handle, error))
 
-    def _announce(self, handle: Handle) -> None:
+    def _request_estimate(self, handle: Handle) -> None:
         """Tell a new listener where its request stands."""
-        self._inbox.put(lambda: self._publish_accepted(handle))
+        self._inbox.put(lambda: self._publish_estimate(handle))
 
     # From here on, everything runs on the loop thread.
 
@@ -220,9 +220,9 @@ class Engine:
             elif handle.started is None:
                 handle.started = time.monotonic() - result.seconds
 
-    def _publish_accepted(self, handle: Handle) -> None:
+    def _publish_estimate(self, handle: Handle) -> None:
         if handle in self._unfinished:
-            handle.emit(Accepted(eta=self._planner.eta(handle.trajectories)))
+            handle.emit(Estimated(eta=self._planner.eta(handle.trajectories)))
 
     def _publish_steps(self, plan: StepPlan) -> None:
         if plan.stage is not Stage.STEP:

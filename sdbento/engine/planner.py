@@ -41,10 +41,6 @@ class Planner:
         self._num_plans: Counter[BatchKey] = Counter()
         self._aging_seconds = AGING  # set anew for every plan
 
-    @property
-    def active(self) -> Iterable[Trajectory]:
-        return self._active.keys()
-
     def add(self, trajectories: Iterable[Trajectory]) -> None:
         self._active.update(dict.fromkeys(trajectories))
 
@@ -63,7 +59,7 @@ class Planner:
         self._aging_seconds = self._typical_wait()
         plans = [self._fill(key, members, now) for key, members in groups.items()]
         best = max(plans, key=lambda plan: self._worth(plan, now), default=None)
-        return best and self._prepared_first(best)
+        return best and self._prepare_new(best)
 
     def update(self, plan: StepPlan, result: StepResult, now: float) -> list[Trajectory]:
         """Record a result; returns the trajectories that are finished by it, failed or done."""
@@ -105,9 +101,9 @@ class Planner:
         others = (t for t in self._active if t not in mine)
         ahead = sum(work for t in others if (work := self.work(t)) <= most)
         own = sum(self.work(trajectory) for trajectory in mine)
-        return ahead + max(own, max(self.fastest(trajectory) for trajectory in mine))
+        return ahead + max(own, max(self.seconds_alone(trajectory) for trajectory in mine))
 
-    def fastest(self, trajectory: Trajectory) -> float:
+    def seconds_alone(self, trajectory: Trajectory) -> float:
         """Seconds that `trajectory` needs if it has the device for itself."""
         return sum(_alone(*part, self.cost.seconds) for part in trajectory.remaining)
 
@@ -170,7 +166,7 @@ class Planner:
         cap = self._caps.get((key, stage))
         return bound if cap is None else min(bound, cap.limit)
 
-    def _prepared_first(self, plan: StepPlan) -> StepPlan:
+    def _prepare_new(self, plan: StepPlan) -> StepPlan:
         """Trajectories that were chosen to step but have not begun are prepared first. The others
         that wait are not prepared yet, since encoding an image takes as long as a step."""
         unprepared = tuple(t for t in plan.trajectories if t.stage is Stage.PREPARE)

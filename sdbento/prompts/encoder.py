@@ -18,13 +18,13 @@ from cachetools import LRUCache
 
 from sdbento.lora.hooks import WeightedAdapter, active_adapters
 from sdbento.models.pipeline import Pipeline
-from sdbento.prompts.tokens import CHUNK, Chunk, PreparedPrompt, TextEncoder, text_encoders
+from sdbento.prompts.tokens import CHUNK, Chunk, TextEncoder, TokenizedPrompt, text_encoders
 
 CACHE_SIZE = 256  # prompts a model; an SDXL one takes 0.3 MB a chunk in fp16
 
 # The prompt, its number of chunks, and the LoRAs in the text encoders with their weights: by id, so
 # that the cache does not keep an adapter in memory.
-_Key = tuple[PreparedPrompt, int, tuple[tuple[int, float], ...]]
+_Key = tuple[TokenizedPrompt, int, tuple[tuple[int, float], ...]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +49,7 @@ class PromptEncoder:
     def encode(
         self,
         pipeline: Pipeline,
-        prompt: PreparedPrompt,
+        prompt: TokenizedPrompt,
         num_chunks: int,
         adapters: Sequence[WeightedAdapter] = (),
     ) -> Conditioning:
@@ -69,7 +69,7 @@ class PromptEncoder:
 
 def _encode(
     pipeline: Pipeline,
-    prompt: PreparedPrompt,
+    prompt: TokenizedPrompt,
     num_chunks: int,
     adapters: Sequence[WeightedAdapter],
 ) -> Conditioning:

@@ -1,7 +1,7 @@
 """Prompts as tokens: chunks that a text encoder can read, with weights and textual inversions.
 
 The stock pipelines cut a prompt after 75 tokens; here it goes on in further chunks of 75. Runs no
-network, so that `prepare` may run on any thread.
+network, so that `tokenize` may run on any thread.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Chunk:
 
 
 @dataclass(frozen=True)
-class PreparedPrompt:
+class TokenizedPrompt:
     """One prompt as the model's text encoders read it."""
 
     chunks: tuple[tuple[Chunk, ...], ...]  # one tuple of chunks a text encoder
@@ -76,14 +76,14 @@ def text_encoders(pipeline: Pipeline) -> list[TextEncoder]:
     return found
 
 
-def prepare(
+def tokenize(
     pipeline: Pipeline,
     text: str | None,
     *,
     text_2: str | None = None,
     clip_skip: int | None = None,
     inversions: Inversions | None = None,
-) -> PreparedPrompt:
+) -> TokenizedPrompt:
     """`text` None is a negative prompt that was not given; `text_2` is for SDXL's second encoder.
 
     Thread-safe. Raises InvalidParameter for a prompt that is too long or does not fit the model.
@@ -94,7 +94,7 @@ def prepare(
     _check_clip_skip(encoders, clip_skip, pipeline)
     texts = [text or "", text or "" if text_2 is None else text_2]
     indices = [encoder.index for encoder in encoders]
-    return PreparedPrompt(
+    return TokenizedPrompt(
         chunks=tuple(
             _chunks(texts[encoder.index], encoder, indices, inversions) for encoder in encoders
         ),

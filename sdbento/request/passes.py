@@ -20,6 +20,7 @@ from sdbento.engine.inputs import (
     FromImage,
     FromNoise,
     PassInputs,
+    PromptTimeline,
     Repaint,
     SizeConditioning,
     Start,
@@ -31,7 +32,7 @@ from sdbento.lora.hooks import WeightedAdapter
 from sdbento.models.pipeline import Pipeline
 from sdbento.prompts.inversions import Inversions
 from sdbento.prompts.syntax import schedule
-from sdbento.prompts.tokens import PreparedPrompt, prepare
+from sdbento.prompts.tokens import TokenizedPrompt, tokenize
 from sdbento.request.resolved import ResidentModels, ResolvedRequest
 from sdbento.request.schema import Hires, Refiner
 from sdbento.request.settle import SettledRequest, floor_side
@@ -39,8 +40,6 @@ from sdbento.samplers import stock
 from sdbento.samplers.compile import compile_table
 from sdbento.samplers.scheduler import SamplerSpec
 from sdbento.samplers.step_table import WHOLE, StepTable, Window
-
-ScheduledPrompts = tuple[tuple[int, PreparedPrompt], ...]  # each with the step from which it holds
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,41 +134,39 @@ class PassBuilder:
         )
         return Pass(key, table.num_steps, guided_steps, inputs, pipeline)
 
-    def _prompts(
-        self, pipeline: Pipeline, num_steps: int
-    ) -> tuple[ScheduledPrompts, ScheduledPrompts]:
+    def _prompts(self, pipeline: Pipeline, num_steps: int) -> tuple[PromptTimeline, PromptTimeline]:
         """The prompts, and the negative ones."""
         request, settled = self.request, self.settled
         negative = settled.negative_prompt
         if negative is None and settled.negative_prompt_2 is not None:
             negative = ""
         return (
-            self._scheduled(
+            self._timeline(
                 pipeline, request.prompt, request.prompt_2, num_steps, settled.clip_skip
             ),
-            self._scheduled(pipeline, negative, settled.negative_prompt_2, num_steps),
+            self._timeline(pipeline, negative, settled.negative_prompt_2, num_steps),
         )
 
-    def _scheduled(
+    def _timeline(
         self,
         pipeline: Pipeline,
         text: str | None,
         text_2: str | None,
         num_steps: int,
         clip_skip: int | None = None,  # the stock pipelines skip nothing in the negative prompt
-    ) -> ScheduledPrompts:
+    ) -> PromptTimeline:
         """More than one where the text is edited on the way."""
         options: dict[str, Any] = {"clip_skip": clip_skip, "inversions": self.inversions}
         if text is None:
-            return ((0, prepare(pipeline, None, **options)),)
+            return ((0, tokenize(pipeline, None, **options)),)
         if text_2 is not None and pipeline.pipe.text_encoder is None:  # the refiner has the second
             text, text_2 = text_2, None
         one = dict(schedule(text, num_steps))
         two = dict(schedule(text_2, num_steps)) if text_2 is not None else {}
-        prompts: list[tuple[int, PreparedPrompt]] = []
+        prompts: list[tuple[int, TokenizedPrompt]] = []
         for step in sorted({*one, *two}):
             text, text_2 = one.get(step, text), two.get(step, text_2)
-            prompts.append((step, prepare(pipeline, text, text_2=text_2, **options)))
+            prompts.append((step, tokenize(pipeline, text, text_2=text_2, **options)))
         return tuple(prompts)
 
     def _sizes(
@@ -215,7 +212,7 @@ class PassBuilder:
         if image is not None:
             box = None if canvas is None else canvas.box
             return prepare_control(image, width, height, mode, box)
-        assert canvas is not None  # `check` demands an image
+        assert canvas is not None  # `check_fields` demands an image
         return inpaint_control(canvas)
 
     def _guided_steps(self, num_steps: int, before: int = 0, after: int = 0) -> range:

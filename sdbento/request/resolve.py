@@ -32,7 +32,7 @@ from sdbento.request.inputs import (
 from sdbento.request.loras import ChosenLora, choose_loras
 from sdbento.request.resolved import ResolvedRequest
 from sdbento.request.schema import GenerateRequest
-from sdbento.request.settle import SettledRequest, check, settle
+from sdbento.request.settle import SettledRequest, check_fields, settle
 from sdbento.settings import Settings
 
 S = TypeVar("S", bound=Spec)
@@ -63,15 +63,15 @@ class Resolver:
     async def resolve(self, request: GenerateRequest, arrived: float) -> ResolvedRequest:
         """Raises errors of the `errors` tree only. `arrived`: monotonic seconds."""
         deadline = arrived + (request.timeout or self._settings.request_timeout)
-        spec = await self._look_up(self._catalog, request.model or self._settings.sd_model)
-        check(request, spec)
+        spec = await self._find_spec(self._catalog, request.model or self._settings.sd_model)
+        check_fields(request, spec)
         controlnets = [
-            await self._look_up(self._catalog.controlnets(spec), control.type)
+            await self._find_spec(self._catalog.controlnets(spec), control.type)
             for control in request.controlnet or ()
         ]
         refiner = None
         if request.refiner is not None:
-            refiner = await self._look_up(self._catalog, request.refiner.model)
+            refiner = await self._find_spec(self._catalog, request.refiner.model)
             _check_refiner(refiner, spec)
         prompts = await asyncio.to_thread(self._read_prompts, request, spec)
         images = await self._read_images(request, deadline)
@@ -98,7 +98,7 @@ class Resolver:
         for threads in (self._lookups, self._readers):
             threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _look_up(self, names: Names[S], name: str) -> S:
+    async def _find_spec(self, names: Names[S], name: str) -> S:
         """What `name` stands for; asks files and the Hub in threads of their own, if it must."""
         if (known := names.known(name)) is not None:
             return known

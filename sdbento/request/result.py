@@ -47,7 +47,7 @@ class Result:
         """Image number `image` as a file, with its parameters embedded."""
         return codec.encode(self.images[image], self.request.output_format, self.parameters(image))
 
-    async def respond(self) -> GenerateResponse:
+    async def to_response(self) -> GenerateResponse:
         """The answer; images are encoded off the event loop, which takes milliseconds for each."""
 
         def encode_all() -> list[str]:
@@ -63,7 +63,7 @@ class Result:
         )
 
 
-class Generation:
+class RunningRequest:
     """A request in the engine: its handle, and what of it the result still needs.
 
     The images that came with it are not among that, so that they do not stay in memory.

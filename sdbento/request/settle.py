@@ -1,7 +1,8 @@
 """From a request to a settled one: limits, defaults, seed, size.
 
-`check` needs the model's spec only, so that a bad request is refused before an image is fetched;
-`settle` decides what is left open. Knows nothing of doors, of resident models or of the engine.
+`check_fields` needs only the model's spec, so that a bad request is refused before an image is
+fetched; `settle` decides what is left open. Knows nothing of doors, of resident models or of the
+engine.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class SettledRequest(GenerateRequest):
     seed: int
 
 
-def check(request: GenerateRequest, spec: ModelSpec) -> None:
+def check_fields(request: GenerateRequest, spec: ModelSpec) -> None:
     """Raises InvalidParameter for fields that do not go together, UnknownSampler for a sampler."""
     given = {name for name in type(request).model_fields if getattr(request, name) is not None}
     _demand(given, NEED_IMAGE, {"image"}, "image")
@@ -71,7 +72,7 @@ def check(request: GenerateRequest, spec: ModelSpec) -> None:
 def settle(
     request: GenerateRequest, spec: ModelSpec, sent: Size | None, max_pixels: int
 ) -> tuple[SettledRequest, list[str]]:
-    """The request, as `check` has passed it, with everything decided, and warnings about it.
+    """The request, as `check_fields` has passed it, with everything decided, and warnings about it.
 
     `sent`: width and height of the image that was sent along, if any. Raises InvalidParameter for a
     size above `max_pixels`.

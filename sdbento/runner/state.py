@@ -19,6 +19,7 @@ from sdbento.engine.inputs import (
     Enlarge,
     FromImage,
     FromNoise,
+    PromptTimeline,
     Repaint,
     SizeConditioning,
 )
@@ -26,10 +27,9 @@ from sdbento.engine.trajectory import PassOutcome, Trajectory
 from sdbento.images.canvas import enlarge
 from sdbento.models.pipeline import Pipeline
 from sdbento.prompts.encoder import Conditioning, PromptEncoder
-from sdbento.prompts.tokens import PreparedPrompt
 from sdbento.runner.vae import Posterior, draw_noise, encode
 
-ScheduledConditioning = list[tuple[int, Conditioning]]  # (first step, what the UNet reads then)
+ConditioningTimeline = list[tuple[int, Conditioning]]  # as a PromptTimeline, encoded
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,8 +56,8 @@ class State:
 
     slots: torch.Tensor  # [1 + memory, C, h, w] float32: latents, then the sampler's memory
     generator: torch.Generator  # on the CPU
-    prompts: ScheduledConditioning
-    negative_prompts: ScheduledConditioning
+    prompts: ConditioningTimeline
+    negative_prompts: ConditioningTimeline
     time_ids: torch.Tensor | None  # [1, 6], SDXL
     negative_time_ids: torch.Tensor | None
     original: Original | None = None
@@ -81,7 +81,7 @@ def state_of(trajectory: Trajectory) -> State:
     return trajectory.state
 
 
-def _at(prompts: ScheduledConditioning, step: int) -> Conditioning:
+def _at(prompts: ConditioningTimeline, step: int) -> Conditioning:
     return next(conditioning for first, conditioning in reversed(prompts) if first <= step)
 
 
@@ -115,8 +115,8 @@ def first_state(trajectory: Trajectory, encoder: PromptEncoder) -> State:
 def _encode(
     encoder: PromptEncoder,
     trajectory: Trajectory,
-    prompts: Sequence[tuple[int, PreparedPrompt]],
-) -> ScheduledConditioning:
+    prompts: PromptTimeline,
+) -> ConditioningTimeline:
     key, adapters = trajectory.key, trajectory.inputs.adapters
     return [
         (first, encoder.encode(trajectory.pipeline, prompt, key.text_chunks, adapters))
@@ -156,8 +156,8 @@ def _begin(trajectory: Trajectory, generator: torch.Generator) -> _Beginning:
         case FromNoise():
             latents = draw_noise(_shape(trajectory), generator, pipeline) * table.init_noise_sigma
         case FromImage() as start:
-            image = _posterior(start, start.pixels, pipeline).sample(generator, pipeline)
-            latents = _noised(image, trajectory, generator)
+            clean = _posterior(start, start.pixels, pipeline).sample(generator, pipeline)
+            latents = _noised(clean, trajectory, generator)
         case Enlarge(upscaler=upscaler):
             latents = _noised(_enlarged(trajectory, upscaler, generator), trajectory, generator)
     channels = _all_repainted(latents.shape, generator, pipeline) if pipeline.inpaints else None
@@ -170,11 +170,12 @@ def _shape(trajectory: Trajectory) -> tuple[int, int, int, int]:
 
 
 def _noised(
-    image: torch.Tensor, trajectory: Trajectory, generator: torch.Generator
+    clean: torch.Tensor, trajectory: Trajectory, generator: torch.Generator
 ) -> torch.Tensor:
+    """Latents of an image with the noise that the first step expects."""
     table = trajectory.inputs.table
     noise = draw_noise(_shape(trajectory), generator, trajectory.pipeline)
-    return image * table.start_signal + noise * table.start_noise
+    return clean * table.start_signal + noise * table.start_noise
 
 
 def _outcome(trajectory: Trajectory) -> PassOutcome:
@@ -212,21 +213,21 @@ def _begin_repainting(
     repaint: Repaint, trajectory: Trajectory, generator: torch.Generator
 ) -> _Beginning:
     pipeline, table = trajectory.pipeline, trajectory.inputs.table
-    image = None
+    clean = None  # a 9-channel model at full strength never reads the image's own latents
     if not (repaint.pure_noise and pipeline.inpaints):
-        image = _posterior(repaint, repaint.pixels, pipeline).sample(generator, pipeline)
+        clean = _posterior(repaint, repaint.pixels, pipeline).sample(generator, pipeline)
     noise = draw_noise(_shape(trajectory), generator, pipeline)
-    if repaint.pure_noise or image is None:
+    if clean is None or repaint.pure_noise:
         latents = noise * table.init_noise_sigma
     else:
-        latents = image * table.start_signal + noise * table.start_noise
+        latents = clean * table.start_signal + noise * table.start_noise
     mask = interpolate(repaint.mask, size=noise.shape[-2:]).to(pipeline.device)
-    if image is None or pipeline.inpaints:
+    if clean is None or pipeline.inpaints:
         known = repaint.pixels * (repaint.mask < 0.5)
         masked = _posterior(repaint, known, pipeline, "masked").sample(generator, pipeline)
         return _Beginning(latents, mask_channels=torch.cat([mask, masked], dim=1))
     draw_noise(noise.shape, generator, pipeline)  # stock encodes the masked image here as well
-    return _Beginning(latents, Original(mask, image, noise))
+    return _Beginning(latents, Original(mask, clean, noise))
 
 
 def _all_repainted(

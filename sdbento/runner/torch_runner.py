@@ -22,7 +22,7 @@ from sdbento.errors import GenerationFailed, SDBentoError
 from sdbento.lora.hooks import active_adapters
 from sdbento.models.pipeline import Pipeline
 from sdbento.prompts.encoder import PromptEncoder
-from sdbento.prompts.tokens import prepare
+from sdbento.prompts.tokens import tokenize
 from sdbento.runner.controlnets import added_conditioning, compute_residuals
 from sdbento.runner.previews import preview_images
 from sdbento.runner.state import Row, first_state, state_of
@@ -51,7 +51,7 @@ class TorchRunner:
     @torch.inference_mode()
     def measure(self, pipeline: Pipeline, key: BatchKey, rows: int) -> float:
         """Seconds of one UNet call on `rows` random rows."""
-        text = self._prompts.encode(pipeline, prepare(pipeline, ""), key.text_chunks)
+        text = self._prompts.encode(pipeline, tokenize(pipeline, ""), key.text_chunks)
         channels = int(pipeline.unet.config.in_channels)
         latents = torch.randn(rows, channels, key.latent_height, key.latent_width)
         num_time_ids = 5 if pipeline.requires_aesthetics_score else 6

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdbento.engine.cost import FRESH, RECENT, CostModel
-from sdbento.engine.handle import Accepted, Event, Handle, Stepped
+from sdbento.engine.handle import EngineEvent, Estimated, Handle, Stepped
 from sdbento.engine.loop import Engine
 from sdbento.engine.planner import Planner
 from sdbento.engine.trajectory import Stage, StepPlan, StepResult, Trajectory
@@ -351,7 +351,7 @@ def test_a_bug_in_the_loop_fails_the_requests_and_the_engine_goes_on() -> None:
         broken = True
 
         def plan(self, now: float) -> StepPlan | None:
-            if Buggy.broken and list(self.active):
+            if Buggy.broken and self._active:
                 Buggy.broken = False
                 raise KeyError("bug")
             return super().plan(now)
@@ -367,8 +367,8 @@ def test_a_bug_in_the_loop_fails_the_requests_and_the_engine_goes_on() -> None:
 async def test_events_report_the_queue_and_every_step() -> None:
     with running(FakeRunner(seconds=0.002)) as engine:
         handle = submit(engine, make_trajectory(5, seed=1), make_trajectory(5, seed=2))
-        events: list[Event] = [event async for event in handle.events()]
-    assert isinstance(events[0], Accepted)
+        events: list[EngineEvent] = [event async for event in handle.events()]
+    assert isinstance(events[0], Estimated)
     for image in (0, 1):
         steps = [e.step for e in events if isinstance(e, Stepped) and e.image == image]
         assert steps == sorted(steps)

@@ -47,7 +47,7 @@ def test_an_idle_planner_plans_nothing() -> None:
     assert Planner(4).plan(0.0) is None
 
 
-def test_finished_latents_come_before_everything_and_newcomers_are_prepared_first() -> None:
+def test_finished_latents_come_before_everything_and_newcomers_are_prepare_new() -> None:
     fresh, running = make_trajectory(), prepared(make_trajectory())
     done = prepared(make_trajectory(num_steps=1))
     done.step = 1
@@ -78,10 +78,10 @@ def test_a_step_costs_two_rows_only_while_it_is_guided() -> None:
 def test_the_work_of_an_image_includes_the_passes_to_follow() -> None:
     alone, first, second = (prepared(make_trajectory(6)) for _ in range(3))
     planner = planner_with(alone, first)
-    work, fastest = planner.work(alone), planner.fastest(alone)
+    work, fastest = planner.work(alone), planner.seconds_alone(alone)
     chained(first, second, decodes=True)
     assert planner.work(first) == 2 * work
-    assert planner.fastest(first) == 2 * fastest
+    assert planner.seconds_alone(first) == 2 * fastest
 
 
 def test_only_equal_keys_share_a_plan() -> None:

@@ -14,7 +14,7 @@ from sdbento.lora.cache import AdapterCache
 from sdbento.lora.hooks import WeightedAdapter
 from sdbento.models.pipeline import Pipeline
 from sdbento.prompts.encoder import Conditioning, PromptEncoder
-from sdbento.prompts.tokens import PreparedPrompt, prepare
+from sdbento.prompts.tokens import TokenizedPrompt, tokenize
 from tests.support.loras import everything, make_lora, save_peft
 from tests.support.oracle import tiny_model
 
@@ -22,7 +22,7 @@ FAMILIES = ["sd15", "sd21", "sdxl"]
 
 
 def encoded(model: Pipeline, text: str | None, num_chunks: int = 1, **options: Any) -> Conditioning:
-    return PromptEncoder().encode(model, prepare(model, text, **options), num_chunks)
+    return PromptEncoder().encode(model, tokenize(model, text, **options), num_chunks)
 
 
 def stock(model: Pipeline, text: str, **options: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -40,7 +40,7 @@ def difference(one: Conditioning, other: Conditioning) -> float:
     return float((one.embeds - other.embeds).abs().max())
 
 
-def num_tokens(prompt: PreparedPrompt) -> list[int]:
+def num_tokens(prompt: TokenizedPrompt) -> list[int]:
     return [len(chunk.tokens) for chunk in prompt.chunks[0]]
 
 
@@ -70,7 +70,7 @@ def test_sdxl_has_a_second_prompt() -> None:
     )
     assert torch.equal(ours.embeds, embeds)
     with pytest.raises(InvalidParameter, match="SDXL"):
-        prepare(tiny_model("sd15"), "a cat", text_2="a dog")
+        tokenize(tiny_model("sd15"), "a cat", text_2="a dog")
 
 
 def test_an_absent_negative_prompt_is_zeros_where_the_model_was_trained_so() -> None:
@@ -98,7 +98,7 @@ def test_clip_skip_takes_an_earlier_layer(family: str) -> None:
 
 def test_a_long_prompt_goes_on_in_chunks_of_75_tokens() -> None:
     model = tiny_model("sd15")
-    prompt = prepare(model, "cat " * 160)
+    prompt = tokenize(model, "cat " * 160)
     assert num_tokens(prompt) == [75, 75, 10]
     embeds = encoded(model, "cat " * 160, prompt.num_chunks).embeds
     assert embeds.shape == (1, 77 * 3, 32)
@@ -139,9 +139,9 @@ def test_weights_multiply_where_there_is_no_mean_to_keep(monkeypatch: pytest.Mon
 def test_equal_prompts_are_encoded_once_and_the_cache_dies_with_the_model() -> None:
     model = tiny_model("sd15")
     encoder = PromptEncoder()
-    first = encoder.encode(model, prepare(model, "a cat"), 1)
-    assert encoder.encode(model, prepare(model, "a cat"), 1) is first
-    assert encoder.encode(model, prepare(model, "a (cat)"), 1) is not first
+    first = encoder.encode(model, tokenize(model, "a cat"), 1)
+    assert encoder.encode(model, tokenize(model, "a cat"), 1) is first
+    assert encoder.encode(model, tokenize(model, "a (cat)"), 1) is not first
     remembered = weakref.ref(first)
     del model, first
     gc.collect()
@@ -152,7 +152,7 @@ def test_loras_reach_the_text_encoder_and_the_cache_does_not_keep_them(tmp_path:
     model = tiny_model("sd15")
     save_peft("sd15", make_lora("sd15", marks=everything("sd15")), tmp_path / "style.safetensors")
     adapter = AdapterCache(load_settings(lora_dir=tmp_path)).get(model, "style")
-    encoder, prompt = PromptEncoder(), prepare(model, "a cat")
+    encoder, prompt = PromptEncoder(), tokenize(model, "a cat")
     plain = encoder.encode(model, prompt, 1)
     full = encoder.encode(model, prompt, 1, [WeightedAdapter(adapter, 1.0, 1.0)])
     assert difference(plain, full) > 0.01

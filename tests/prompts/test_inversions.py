@@ -15,7 +15,7 @@ from sdbento.models.pipeline import Pipeline
 from sdbento.prompts import inversions as inversions_module
 from sdbento.prompts.encoder import Conditioning, PromptEncoder
 from sdbento.prompts.inversions import Inversion, Inversions
-from sdbento.prompts.tokens import prepare
+from sdbento.prompts.tokens import tokenize
 from sdbento.settings import Settings
 from tests.support.oracle import tiny_model
 
@@ -26,7 +26,7 @@ def _changes_are_noticed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def encoded(model: Pipeline, text: str, inversions: Inversions | None = None) -> Conditioning:
-    return PromptEncoder().encode(model, prepare(model, text, inversions=inversions), 1)
+    return PromptEncoder().encode(model, tokenize(model, text, inversions=inversions), 1)
 
 
 def difference(one: Conditioning, other: Conditioning) -> float:
@@ -88,17 +88,17 @@ def test_sdxl_takes_vectors_for_both_encoders(tmp_path: Path) -> None:
     with_style = encoded(model, "a (style:1.2) cat", inversions=inversions)
     assert difference(with_style, encoded(model, "a (style:1.2) cat")) > 0.01
     with pytest.raises(InvalidParameter, match="another family"):
-        prepare(tiny_model("sd15"), "a style cat", inversions=inversions)
+        tokenize(tiny_model("sd15"), "a style cat", inversions=inversions)
 
 
 def test_names_are_words_and_found_when_the_folder_changes(tmp_path: Path) -> None:
     model = tiny_model("sd15")
     inversions = Inversions(settings_of(tmp_path))
-    assert not prepare(model, "ink", inversions=inversions).chunks[0][0].vectors
+    assert not tokenize(model, "ink", inversions=inversions).chunks[0][0].vectors
     (tmp_path / "sub").mkdir()
     save_file({"emb_params": torch.randn(2, 32)}, tmp_path / "sub" / "ink.safetensors")
-    assert len(prepare(model, "an ink drawing", inversions=inversions).chunks[0][0].vectors) == 2
-    assert not prepare(model, "pinks", inversions=inversions).chunks[0][0].vectors
+    assert len(tokenize(model, "an ink drawing", inversions=inversions).chunks[0][0].vectors) == 2
+    assert not tokenize(model, "pinks", inversions=inversions).chunks[0][0].vectors
 
 
 def test_a_damaged_or_unknown_file_is_refused_by_name(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_a_damaged_or_unknown_file_is_refused_by_name(tmp_path: Path) -> None:
     inversions = Inversions(settings_of(tmp_path))
     for name in ("broken", "odd", "long"):
         with pytest.raises(InvalidParameter, match=f"textual inversion {name}"):
-            prepare(model, f"a {name} cat", inversions=inversions)
+            tokenize(model, f"a {name} cat", inversions=inversions)
 
 
 def test_a_pickle_is_not_read_and_is_reported_once_when_a_prompt_names_it(
@@ -120,8 +120,8 @@ def test_a_pickle_is_not_read_and_is_reported_once_when_a_prompt_names_it(
         (tmp_path / name).write_bytes(b"\x80")
     inversions = Inversions(settings_of(tmp_path))
     with caplog.at_level(logging.WARNING):
-        assert prepare(model, "it's style", inversions=inversions) == prepare(model, "it's style")
-        prepare(model, "style", inversions=inversions)
+        assert tokenize(model, "it's style", inversions=inversions) == tokenize(model, "it's style")
+        tokenize(model, "style", inversions=inversions)
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "style.pt" in caplog.text and "other.bin" not in caplog.text
 
@@ -130,13 +130,13 @@ def test_a_pickle_beside_a_safetensors_file_does_no_harm(tmp_path: Path) -> None
     (tmp_path / "ink.pt").write_bytes(b"\x80")
     save_file({"emb_params": torch.ones(1, 32)}, tmp_path / "ink.safetensors")
     inversions = Inversions(settings_of(tmp_path))
-    assert prepare(tiny_model("sd15"), "ink", inversions=inversions).chunks[0][0].vectors
+    assert tokenize(tiny_model("sd15"), "ink", inversions=inversions).chunks[0][0].vectors
 
 
 @pytest.mark.parametrize("text", ["\u017ftyle", "STYLE", "İstyle", "(style:1.2)", "style, ink"])
 def test_every_spelling_of_a_name_is_accepted(tmp_path: Path, text: str) -> None:
     save_file({"emb_params": torch.ones(1, 32)}, tmp_path / "style.safetensors")
-    prepare(tiny_model("sd15"), text, inversions=Inversions(settings_of(tmp_path)))
+    tokenize(tiny_model("sd15"), text, inversions=Inversions(settings_of(tmp_path)))
 
 
 def test_a_file_that_was_replaced_or_removed_is_noticed(tmp_path: Path) -> None:
@@ -144,9 +144,9 @@ def test_a_file_that_was_replaced_or_removed_is_noticed(tmp_path: Path) -> None:
     inversions = Inversions(settings_of(tmp_path))
     for count in (1, 3):
         save_file({"emb_params": torch.ones(count, 32)}, file)
-        assert len(prepare(model, "ink", inversions=inversions).chunks[0][0].vectors) == count
+        assert len(tokenize(model, "ink", inversions=inversions).chunks[0][0].vectors) == count
     file.unlink()
-    assert not prepare(model, "ink", inversions=inversions).chunks[0][0].vectors
+    assert not tokenize(model, "ink", inversions=inversions).chunks[0][0].vectors
 
 
 def test_the_folder_is_not_listed_for_every_word(
@@ -156,7 +156,7 @@ def test_the_folder_is_not_listed_for_every_word(
     monkeypatch.setattr(inversions_module, "LISTED_SECONDS", 60)
     inversions = Inversions(settings_of(tmp_path))
     monkeypatch.setattr(inversions_module, "list_files", lambda *_: pytest.fail("listed again"))
-    assert len(prepare(tiny_model("sd15"), "(ink) " * 3, inversions=inversions).chunks[0]) == 1
+    assert len(tokenize(tiny_model("sd15"), "(ink) " * 3, inversions=inversions).chunks[0]) == 1
 
 
 def test_a_missing_folder_holds_nothing_until_it_is_made(tmp_path: Path) -> None:

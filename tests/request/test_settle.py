@@ -9,7 +9,7 @@ from sdbento.catalog.specs import ModelSpec
 from sdbento.environment import load_settings
 from sdbento.errors import InvalidParameter, UnknownSampler
 from sdbento.request.schema import GenerateRequest
-from sdbento.request.settle import SettledRequest, check, settle
+from sdbento.request.settle import SettledRequest, check_fields, settle
 from tests.support.images import base64, data_uri, gradient, half_mask
 
 SETTINGS = load_settings()
@@ -26,7 +26,7 @@ def request(**fields: Any) -> GenerateRequest:
 
 
 def settled(sent: tuple[int, int] | None = None, **fields: Any) -> SettledRequest:
-    check(request(**fields), spec())
+    check_fields(request(**fields), spec())
     return settle(request(**fields), spec(), sent, MAX_PIXELS)[0]
 
 
@@ -82,18 +82,18 @@ def test_fields_that_do_not_go_together_are_refused_by_name(
     fields: dict[str, Any], param: str, words: str
 ) -> None:
     with pytest.raises(InvalidParameter, match=words) as caught:
-        check(request(**fields), spec())
+        check_fields(request(**fields), spec())
     assert caught.value.param == param
 
 
 def test_the_refiner_does_not_follow_a_second_pass() -> None:
     with pytest.raises(InvalidParameter, match="refiner does not go together with hires"):
-        check(request(refiner={}, hires={}), spec(Family.SDXL))
+        check_fields(request(refiner={}, hires={}), spec(Family.SDXL))
 
 
 def test_an_unknown_sampler_is_refused_before_anything_is_fetched() -> None:
     with pytest.raises(UnknownSampler):
-        check(request(scheduler="Eulr", image="https://pictures.invalid/a.png"), spec())
+        check_fields(request(scheduler="Eulr", image="https://pictures.invalid/a.png"), spec())
 
 
 def test_the_size_is_that_of_the_sent_image_else_the_models() -> None:

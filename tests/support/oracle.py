@@ -26,7 +26,7 @@ from sdbento.request.inputs import InputImages, make_control_images, read_images
 from sdbento.request.resolve import Resolver
 from sdbento.request.resolved import ResidentModels, ResolvedRequest
 from sdbento.request.schema import GenerateRequest
-from sdbento.request.settle import SettledRequest, check, settle
+from sdbento.request.settle import SettledRequest, check_fields, settle
 from sdbento.runner.torch_runner import TorchRunner, decode_pixels
 from sdbento.settings import Settings
 from tests.support.stock import stock_run
@@ -119,7 +119,7 @@ def settled(
     model: Pipeline, settings: Settings = SETTINGS, **fields: Any
 ) -> tuple[SettledRequest, InputImages]:
     request = GenerateRequest(**fields)
-    check(request, model.spec)
+    check_fields(request, model.spec)
     images = read_images(request, settings)
     sized, _ = settle(request, model.spec, images.size, max_pixels=2048**2)
     return sized, make_control_images(sized, images)

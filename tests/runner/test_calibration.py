@@ -1,4 +1,4 @@
-"""`sdbento.engine.calibration`: what is measured in idle time, and what is not started."""
+"""`sdbento.runner.calibration`: what is measured in idle time, and what is not started."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from sdbento.engine.calibration import BUDGET, LONGEST, Calibration
 from sdbento.engine.cost import CostModel
 from sdbento.engine.trajectory import BatchKey, Stage
 from sdbento.errors import OutOfMemory
+from sdbento.runner.calibration import BUDGET, LONGEST, Calibration
 from tests.support.oracle import tiny_model
 
 SPEC = tiny_model("sd15").spec
