@@ -181,7 +181,7 @@ def test_offline_only_the_cache_is_used(folder: Path, hub: FakeHub) -> None:
         read_name(folder, "org/repo", offline=True)
 
 
-def test_a_file_too_large_is_not_downloaded(folder: Path, hub: FakeHub) -> None:
+def test_a_file_that_is_too_large_is_not_downloaded(folder: Path, hub: FakeHub) -> None:
     hub.sizes["one.safetensors"] = lora_files.MAX_LORA_BYTES + 1
     with pytest.raises(TooLarge, match="the limit is 1500000000"):
         read_name(folder, "org/repo/one")

@@ -1,4 +1,4 @@
-"""Seven kinds of names, and what of them a request may use."""
+"""The seven kinds of LoRA names, and which of them a request may use."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def message(folder: Path, name: str, **settings: Any) -> str:
         (f"trained/{STEM}", "trained", f"trained/{STEM}"),
     ],
 )
-def test_names_of_the_folder(name: str, canonical: str, file: str, folder: Path) -> None:
+def test_names_of_the_folder_are_found(name: str, canonical: str, file: str, folder: Path) -> None:
     settings = make(folder)
     source = locate(name, settings)
     assert is_known(name, settings)
@@ -86,7 +86,7 @@ def test_a_name_that_means_two_files_is_ambiguous(folder: Path) -> None:
     assert is_known("twin", make(folder))
 
 
-def test_a_file_and_a_folder_of_one_name(folder: Path) -> None:
+def test_a_file_and_a_folder_may_share_a_name(folder: Path) -> None:
     inner = put(folder / "outline" / STEM)
     settings = make(folder)
     assert locate("outline", settings).place == folder / "outline.safetensors"
@@ -96,14 +96,14 @@ def test_a_file_and_a_folder_of_one_name(folder: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["../bundled", "styles/../outline", "./outline", "/outline", "styles", "OUTLINE", ""]
 )
-def test_a_name_is_never_taken_as_a_path_in_the_folder(name: str, folder: Path) -> None:
+def test_a_name_is_never_read_as_a_path_in_the_folder(name: str, folder: Path) -> None:
     settings = make(folder, allow_any_model=False, allow_lora_hub=False)
     assert not is_known(name, settings)
     with pytest.raises(InvalidParameter, match="there is no LoRA"):
         locate(name, settings)
 
 
-def test_the_folder_is_listed_anew(folder: Path) -> None:
+def test_the_folder_is_listed_again_after_a_change(folder: Path) -> None:
     settings = make(folder)
     assert not is_known("late", settings)
     put(folder / "late.safetensors")
@@ -122,12 +122,12 @@ def test_links_may_lead_anywhere_but_not_in_circles(folder: Path, tmp_path: Path
     assert "broken" not in known_names(settings)
 
 
-def test_no_folder_no_names(tmp_path: Path) -> None:
+def test_without_a_folder_there_are_no_names(tmp_path: Path) -> None:
     assert known_names(make(tmp_path / "none")) == ["Bundled", "far", "lost"]
 
 
 @pytest.mark.parametrize("name", ["Bundled", "bundled", "bd"])
-def test_names_of_the_catalogue(name: str, folder: Path, tmp_path: Path) -> None:
+def test_names_of_the_catalogue_are_found(name: str, folder: Path, tmp_path: Path) -> None:
     settings = make(folder)
     source = locate(name, settings)
     assert is_known(name, settings)
@@ -140,7 +140,7 @@ def test_the_catalogue_may_name_the_hub_whatever_requests_may(folder: Path) -> N
     assert source == LoraSource("far", HubFile("org/far", "sub/file.safetensors"), Family.SDXL)
 
 
-def test_a_catalogued_file_that_is_gone_is_no_fault_of_the_request(folder: Path) -> None:
+def test_a_missing_catalogued_file_is_not_the_fault_of_the_request(folder: Path) -> None:
     with pytest.raises(ModelLoadFailed, match="LoRA lost: its file cannot be read"):
         locate("lost", make(folder))
 
@@ -153,7 +153,7 @@ def test_a_changed_file_is_another_source(folder: Path) -> None:
     assert locate("outline", settings) != before
 
 
-def test_the_nearest_names_are_told(folder: Path, tmp_path: Path) -> None:
+def test_an_unknown_name_is_refused_with_the_nearest_ones(folder: Path, tmp_path: Path) -> None:
     assert nearest("outlin", make(folder)).startswith("; the nearest: outline")
     assert "there is no LoRA 'outlin'; the nearest: outline" in message(folder, "outlin")
     assert nearest("???", make(tmp_path / "none")) == "; the nearest: Bundled, far, lost"
@@ -168,7 +168,9 @@ def test_a_server_without_loras_says_so(tmp_path: Path, catalogued: list[LoraSpe
 
 
 @pytest.mark.parametrize("suffix", ["", ".safetensors"])
-def test_a_local_path(suffix: str, folder: Path, tmp_path: Path) -> None:
+def test_a_local_path_is_read_where_any_model_is_allowed(
+    suffix: str, folder: Path, tmp_path: Path
+) -> None:
     path = put(tmp_path / "far" / "away.safetensors")
     name = f"{path.with_suffix('')}{suffix}"
     settings = make(folder)
@@ -177,7 +179,7 @@ def test_a_local_path(suffix: str, folder: Path, tmp_path: Path) -> None:
     assert "SDBENTO_ALLOW_ANY_MODEL" in message(folder, name, allow_any_model=False)
 
 
-def test_a_folder_that_diffusers_wrote(folder: Path, tmp_path: Path) -> None:
+def test_a_folder_written_by_diffusers_is_read(folder: Path, tmp_path: Path) -> None:
     put(tmp_path / "run" / STEM)
     assert locate(str(tmp_path / "run"), make(folder)).place == tmp_path / "run" / STEM
 
@@ -195,7 +197,7 @@ def test_the_folder_comes_before_paths_and_these_before_the_hub(
 
 
 @pytest.mark.parametrize("name", ["x" * 500, "a/" + "b" * 400, "nul\0", "~", "."])
-def test_names_that_are_no_paths(name: str, folder: Path) -> None:
+def test_names_that_cannot_be_paths_are_unknown(name: str, folder: Path) -> None:
     assert "there is no LoRA" in message(folder, name, allow_lora_hub=False)
 
 
@@ -214,9 +216,9 @@ def test_a_url_is_a_place_where_that_is_allowed(folder: Path) -> None:
 
 
 def test_urls_are_refused_where_they_are_not_allowed(folder: Path) -> None:
-    told = message(folder, "https://a.example/x?token=secret")
-    assert "SDBENTO_ALLOW_LORA_URLS" in told
-    assert "secret" not in told
+    refusal = message(folder, "https://a.example/x?token=secret")
+    assert "SDBENTO_ALLOW_LORA_URLS" in refusal
+    assert "secret" not in refusal
 
 
 def test_urls_of_pickles_are_refused(folder: Path) -> None:
@@ -224,7 +226,7 @@ def test_urls_of_pickles_are_refused(folder: Path) -> None:
     assert "pickled" in message(folder, url, allow_lora_urls=True)
 
 
-def test_a_url_that_is_none(folder: Path) -> None:
+def test_an_invalid_url_is_refused(folder: Path) -> None:
     assert "not valid" in message(folder, "https://[x", allow_lora_urls=True)
 
 

@@ -104,7 +104,7 @@ def test_the_size_is_that_of_the_sent_image_else_the_models() -> None:
     assert sized((203, 101), image=IMAGE, width=64, height=72) == (64, 72)
 
 
-def test_an_upscaled_image_is_as_large_as_its_scale_says() -> None:
+def test_an_upscaled_image_has_the_size_that_its_scale_gives() -> None:
     assert sized((100, 60), image=IMAGE, upscale={"scale": 1.5}) == (144, 88)
 
 
@@ -115,7 +115,7 @@ def test_an_image_over_the_limit_is_reduced_and_the_answer_says_so() -> None:
     assert "2000 x 1000 was reduced to" in warnings[0]
 
 
-def test_a_tiny_image_gets_the_smallest_size_there_is() -> None:
+def test_a_tiny_image_gets_the_smallest_allowed_size() -> None:
     assert sized((20, 10), image=IMAGE) == (64, 64)
 
 

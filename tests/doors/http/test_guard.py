@@ -155,7 +155,7 @@ async def test_a_client_that_leaves_stops_the_handler(caplog: pytest.LogCaptureF
     assert "the client of /run went away" in caplog.text
 
 
-async def test_what_is_not_http_passes() -> None:
+async def test_other_protocols_than_http_pass() -> None:
     seen: list[str] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
