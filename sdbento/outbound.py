@@ -114,17 +114,29 @@ def post(url: str, body: bytes, settings: Settings, *, param: str) -> None:
         ) from error
 
 
-def check(url: str, settings: Settings, *, param: str) -> None:
-    """Raise InvalidParameter for a URL that `fetch` and `post` would refuse, without a connection.
+def check_fetch(url: str, settings: Settings, *, param: str) -> None:
+    """Raise what `fetch` would raise for a URL that it refuses without a connection.
 
     A host name is not looked up.
     """
+    _check_url(url, settings, f"{param} could not be fetched from", param)
+
+
+def check_post(url: str, settings: Settings, *, param: str) -> None:
+    """Raise InvalidParameter for a URL that `post` would refuse without a connection.
+
+    A host name is not looked up.
+    """
+    _check_url(url, settings, f"{param} cannot go to", param)
+
+
+def _check_url(url: str, settings: Settings, problem: str, param: str) -> None:
     target: httpx.URL | None = None
     try:
         target = _parse(url)
         _check(target, settings)
     except _Failed as error:
-        raise _explained(error, f"{param} cannot go to", target, settings, param) from error
+        raise _explained(error, problem, target, settings, param) from error
 
 
 def is_global(address: Address) -> bool:

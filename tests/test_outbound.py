@@ -17,7 +17,7 @@ import pytest
 
 from sdbento import outbound as fetch_module
 from sdbento.errors import InvalidParameter, TooLarge
-from sdbento.outbound import MAX_REDIRECTS, check, fetch, is_global, is_url, look_up, post
+from sdbento.outbound import MAX_REDIRECTS, check_post, fetch, is_global, is_url, look_up, post
 from sdbento.settings import Settings
 
 BODY = bytes(range(256)) * 40
@@ -505,18 +505,18 @@ def test_a_post_times_out(server: Server) -> None:
 
 def test_a_url_can_be_checked_without_a_connection(resolve: Resolve) -> None:
     asked = resolve("93.184.215.14")
-    check("https://listener.example/", PUBLIC, param="webhook")
-    check("https://93.184.215.14:8443/", PUBLIC, param="webhook")
+    check_post("https://listener.example/", PUBLIC, param="webhook")
+    check_post("https://93.184.215.14:8443/", PUBLIC, param="webhook")
     nowhere = ["nonsense", "ftp://a.example/", "http://a.example/", "https://b:c@a.example/"]
     nowhere += ["https://a.example:0/", "https://a.example:65536/", "https://a.example:-1/"]
     private = ["https://127.0.0.1/", "https://169.254.169.254/latest", "https://[::1]:8443/"]
     for url in nowhere + private:
         with pytest.raises(InvalidParameter, match="webhook cannot go to"):
-            check(url, PUBLIC, param="webhook")
+            check_post(url, PUBLIC, param="webhook")
     for url in private:
-        check(url, PRIVATE, param="webhook")
+        check_post(url, PRIVATE, param="webhook")
     with pytest.raises(InvalidParameter, match="webhook cannot go to its URL: only https"):
-        check("https://", PUBLIC, param="webhook")
+        check_post("https://", PUBLIC, param="webhook")
     assert asked == []
 
 

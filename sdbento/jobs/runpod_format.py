@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from sdbento.errors import MalformedRequest, SDBentoError
 from sdbento.jobs.table import Job, NewJob
-from sdbento.outbound import check
+from sdbento.outbound import check_post
 from sdbento.request.parse import explain, parse
 from sdbento.request.schema import GenerateRequest, GenerateResponse
 from sdbento.settings import Settings
@@ -115,7 +115,7 @@ def new_job(body: bytes, settings: Settings, *, sync: bool) -> NewJob:
     """
     submission = _submission(body)
     if submission.webhook:
-        check(submission.webhook, settings, param="webhook")
+        check_post(submission.webhook, settings, param="webhook")
     given, error = dict(submission.input), None
     try:
         if parse_input(given).request.seed in (None, -1):

@@ -26,4 +26,4 @@ def check_loras(names: Iterable[str], spec: ModelSpec, settings: Settings) -> No
         source = locate(name, settings)
         check_family(source, spec)
         if isinstance(source.place, Url):
-            outbound.check(source.place.address, settings, param="lora")
+            outbound.check_fetch(source.place.address, settings, param="lora")

@@ -64,6 +64,7 @@ def test_every_name_is_checked(
 def test_a_url_that_may_not_be_fetched_is_refused(folder: Path) -> None:
     with pytest.raises(InvalidParameter, match="private") as caught:
         check(folder, "https://127.0.0.1/a.safetensors", allow_lora_urls=True)
+    assert caught.value.message.startswith("lora could not be fetched from 127.0.0.1: ")
     assert caught.value.param == "lora"
 
 
