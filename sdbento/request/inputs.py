@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from PIL import Image
 
+from sdbento.errors import InvalidParameter
 from sdbento.images import codec
 from sdbento.images.canvas import extend, resized
 from sdbento.images.preprocessors import preprocess
@@ -66,12 +67,11 @@ def _control_image(
     control: ControlNetInput, image: Image.Image | None, settings: Settings, param: str
 ) -> Image.Image | None:
     """None: the image with its mask, which an inpaint ControlNet reads."""
-    source = image
     if control.image is not None:
-        source = codec.read(control.image, settings, param=param)
-    elif control.type == "inpaint":
-        return None
-    return source
+        return codec.read(control.image, settings, param=param)
+    if image is None:
+        raise InvalidParameter(f"{param} is required where there is no image", param=param)
+    return None if control.type == "inpaint" else image
 
 
 def make_control_images(request: SettledRequest, images: InputImages) -> InputImages:

@@ -212,7 +212,7 @@ class PassBuilder:
         if image is not None:
             box = None if canvas is None else canvas.box
             return prepare_control(image, width, height, mode, box)
-        assert canvas is not None  # `check_fields` demands an image
+        assert canvas is not None  # `read_images` demands an image
         return inpaint_control(canvas)
 
     def _guided_steps(self, num_steps: int, before: int = 0, after: int = 0) -> range:

@@ -63,10 +63,6 @@ def check_fields(request: GenerateRequest, spec: ModelSpec) -> None:
     _check_intervals(request)
     if (sampler := request.scheduler or spec.sampler) is not None:
         canonical_name(sampler)
-    for i, control in enumerate(request.controlnet or ()):
-        if control.image is None and request.image is None:
-            param = f"controlnet.{i}.image"
-            raise InvalidParameter(f"{param} is required where there is no image", param=param)
 
 
 def settle(

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import time
 
 import pytest
 from hypothesis import given
@@ -92,14 +91,13 @@ HARD += ["[" * 1000 + "a" + ":b:0.5]" * 1000, "(a:" + "1" * 9990, "[a:" + "1" * 
 HARD += ["".join(f"[a:b:{step}]" for step in range(150)) + "x" * 9000]
 
 
+@pytest.mark.timeout(30)  # less than a second; quadratic would be minutes
 @pytest.mark.parametrize("hard", HARD, ids=lambda hard: hard[:12])
-def test_ten_thousand_characters_take_no_time(hard: str) -> None:
-    text = hard * (10_000 // len(hard))
-    started = time.process_time()
+def test_long_prompts_take_time_in_proportion_to_their_length(hard: str) -> None:
+    text = hard * (50_000 // len(hard))
     parse_attention(text)
     schedule(text, 150)
     extract_loras(text)
-    assert time.process_time() - started < 0.5  # quadratic would be seconds
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import pytest
+
 from sdbento.environment import load_settings
+from sdbento.errors import InvalidParameter
 from sdbento.request.inputs import InputImages, make_control_images, read_images
 from sdbento.request.settle import settle
 from tests.request.test_settle import IMAGE, MASK, MAX_PIXELS, request, spec
@@ -32,6 +35,23 @@ def test_control_images_are_made_at_the_size_of_the_image() -> None:
     assert edges.size == (128, 72)
     assert len(edges.getcolors() or ()) == 2  # black and white
     assert other.tobytes() == gradient().tobytes()
+
+
+@pytest.mark.parametrize(
+    ("controls", "param"),
+    [
+        ([{"type": "canny"}], "controlnet.0.image"),
+        ([{"type": "inpaint"}], "controlnet.0.image"),
+        ([{"type": "canny", "image": IMAGE}, {"type": "inpaint"}], "controlnet.1.image"),
+    ],
+    ids=str,
+)
+def test_a_controlnet_without_any_image_is_refused(
+    controls: list[dict[str, str]], param: str
+) -> None:
+    with pytest.raises(InvalidParameter, match="required") as caught:
+        read_images(request(controlnet=controls), SETTINGS)
+    assert caught.value.param == param
 
 
 def test_outpainting_enlarges_the_image_before_its_size_is_settled() -> None:

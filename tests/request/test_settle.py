@@ -64,13 +64,6 @@ def test_strength_defaults_to_that_of_the_stock_pipeline() -> None:
         ({"image": IMAGE, "upscale": {}, "width": 64}, "width", "upscale"),
         ({"refiner": {}}, "refiner", "SDXL"),
         ({"guidance_start": 0.5, "guidance_end": 0.4}, "guidance_end", "below guidance_start"),
-        ({"controlnet": {"type": "canny"}}, "controlnet.0.image", "required"),
-        ({"controlnet": {"type": "inpaint"}}, "controlnet.0.image", "required"),
-        (
-            {"controlnet": [{"type": "canny", "image": IMAGE}, {"type": "inpaint"}]},
-            "controlnet.1.image",
-            "required",
-        ),
         (
             {"controlnet": {"type": "a", "guidance_start": 1.0, "guidance_end": 0.0}},
             "controlnet.0.guidance_end",
