@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Estimated:
-    """The engine has taken the request up; `eta` seconds until it is done."""
+    """What the engine expects when somebody begins to listen: `eta` seconds until all is done."""
 
     eta: float
 
