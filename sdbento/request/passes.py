@@ -159,8 +159,6 @@ class PassBuilder:
         options: dict[str, Any] = {"clip_skip": clip_skip, "inversions": self.inversions}
         if text is None:
             return ((0, tokenize(pipeline, None, **options)),)
-        if text_2 is not None and pipeline.pipe.text_encoder is None:  # the refiner has the second
-            text, text_2 = text_2, None
         one = dict(schedule(text, num_steps))
         two = dict(schedule(text_2, num_steps)) if text_2 is not None else {}
         prompts: list[tuple[int, TokenizedPrompt]] = []
