@@ -14,7 +14,7 @@ from cachetools import LRUCache
 from sdbento.lora.files import read
 from sdbento.lora.hooks import Adapter
 from sdbento.lora.layers import num_bytes, to_parts
-from sdbento.lora.lookup import LoraSource, locate
+from sdbento.lora.lookup import LoraSource
 from sdbento.models.pipeline import Pipeline
 from sdbento.settings import Settings
 
@@ -58,12 +58,11 @@ class AdapterCache:
         self._models: WeakKeyDictionary[Pipeline, _Adapters] = WeakKeyDictionary()
         self._lock = threading.Lock()
 
-    def get(self, pipeline: Pipeline, name: str) -> Adapter:
-        """The LoRA of that name on `pipeline`'s device. Blocking: may read or download a file.
+    def get(self, pipeline: Pipeline, source: LoraSource) -> Adapter:
+        """That LoRA on `pipeline`'s device. Blocking: may read or download a file.
 
-        Raises what `locate` and `read` raise, and UnsupportedModel for a LoRA that does not fit.
+        Raises what `read` raises, and UnsupportedModel for a LoRA that does not fit.
         """
-        source = locate(name, self._settings)
         with self._lock:
             if (adapters := self._models.get(pipeline)) is None:
                 adapters = self._models[pipeline] = _Adapters(_Loaded(self._settings.max_loras))

@@ -11,19 +11,20 @@ from collections.abc import Iterable
 from sdbento import outbound
 from sdbento.catalog.specs import ModelSpec
 from sdbento.lora.layers import check_family
-from sdbento.lora.lookup import Url, locate
+from sdbento.lora.lookup import LoraSource, Url, locate
 from sdbento.settings import Settings
 
 
-def check_loras(names: Iterable[str], spec: ModelSpec, settings: Settings) -> None:
-    """Raise what `AdapterCache.get` would raise for these names and any model like `spec`.
+def locate_loras(names: Iterable[str], spec: ModelSpec, settings: Settings) -> list[LoraSource]:
+    """Where the LoRAs of these names are, if they are for any model like `spec`.
 
     Blocking: looks at this machine's disk, but asks neither the Hub nor a URL's host. Raises
     InvalidParameter for a name that is unknown, ambiguous or forbidden, UnsupportedModel for a
     pickled file or a LoRA of another family, and ModelLoadFailed for a file that cannot be read.
     """
-    for name in names:
-        source = locate(name, settings)
+    sources = [locate(name, settings) for name in names]
+    for source in sources:
         check_family(source, spec)
         if isinstance(source.place, Url):
             outbound.check_fetch(source.place.address, settings, param="lora")
+    return sources

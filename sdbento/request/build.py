@@ -42,7 +42,7 @@ class TrajectoryBuilder:
     ) -> tuple[WeightedAdapter, ...]:
         return tuple(
             WeightedAdapter(
-                self._adapters.get(pipeline, lora.name), lora.weight, lora.text_encoder_weight
+                self._adapters.get(pipeline, lora.source), lora.weight, lora.text_encoder_weight
             )
             for lora in request.loras
         )

@@ -18,7 +18,6 @@ from sdbento.catalog.lookup import Catalog, Names
 from sdbento.catalog.specs import ModelSpec, Spec
 from sdbento.errors import DeadlineExceeded, InvalidParameter, reraise
 from sdbento.images.canvas import Canvas, enlarge, prepare_canvas
-from sdbento.lora.check import check_loras
 from sdbento.prompts.check import check_inversions
 from sdbento.prompts.inversions import Inversions
 from sdbento.prompts.syntax import extract_loras
@@ -115,8 +114,7 @@ class Resolver:
         if prompt_2 is not None:
             prompt_2, more = extract_loras(prompt_2)
             tags = [*tags, *more]
-        loras = choose_loras(request.lora or [], tags, self._settings)
-        check_loras([lora.name for lora in loras], spec, self._settings)
+        loras = choose_loras(request.lora or [], tags, spec, self._settings)
         num_steps = request.num_inference_steps or spec.num_inference_steps
         for text in (prompt, prompt_2, request.negative_prompt, request.negative_prompt_2):
             if text is not None:

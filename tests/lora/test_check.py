@@ -12,7 +12,7 @@ from sdbento.catalog.specs import LoraSpec, ModelSpec, catalogued
 from sdbento.environment import load_settings
 from sdbento.errors import InvalidParameter, ModelLoadFailed, SDBentoError, UnsupportedModel
 from sdbento.lora import lookup
-from sdbento.lora.check import check_loras
+from sdbento.lora.check import locate_loras
 
 SD15 = next(spec for spec in catalogued() if spec.family is Family.SD15)
 SDXL = next(spec for spec in catalogued() if spec.family is Family.SDXL)
@@ -33,7 +33,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def check(folder: Path, *names: str, spec: ModelSpec = SD15, **settings: Any) -> None:
-    check_loras(names, spec, load_settings(lora_dir=folder, **settings))
+    locate_loras(names, spec, load_settings(lora_dir=folder, **settings))
 
 
 def test_available_loras_are_accepted(folder: Path) -> None:

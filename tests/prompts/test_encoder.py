@@ -8,14 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from sdbento.environment import load_settings
 from sdbento.errors import InvalidParameter
-from sdbento.lora.cache import AdapterCache
 from sdbento.lora.hooks import WeightedAdapter
 from sdbento.models.pipeline import Pipeline
 from sdbento.prompts.encoder import Conditioning, PromptEncoder
 from sdbento.prompts.tokens import TokenizedPrompt, tokenize
-from tests.support.loras import everything, make_lora, save_peft
+from tests.support.loras import cache_of, everything, make_lora, save_peft
 from tests.support.oracle import tiny_model
 
 FAMILIES = ["sd15", "sd21", "sdxl"]
@@ -151,7 +149,7 @@ def test_equal_prompts_are_encoded_once_and_the_cache_dies_with_the_model() -> N
 def test_loras_reach_the_text_encoder_and_the_cache_does_not_keep_them(tmp_path: Path) -> None:
     model = tiny_model("sd15")
     save_peft("sd15", make_lora("sd15", marks=everything("sd15")), tmp_path / "style.safetensors")
-    adapter = AdapterCache(load_settings(lora_dir=tmp_path)).get(model, "style")
+    adapter = cache_of(tmp_path).get(model, "style")
     encoder, prompt = PromptEncoder(), tokenize(model, "a cat")
     plain = encoder.encode(model, prompt, 1)
     full = encoder.encode(model, prompt, 1, [WeightedAdapter(adapter, 1.0, 1.0)])

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from sdbento.environment import load_settings
 from sdbento.lora.cache import AdapterCache
 from sdbento.lora.hooks import Adapter, WeightedAdapter, _Hook
+from sdbento.lora.lookup import LoraSource, locate
+from sdbento.models.pipeline import Pipeline
 from tests.support.checkpoints import _unet as original_layout
 from tests.support.tiny import tiny_pipeline
 
@@ -201,8 +203,17 @@ def _save(tensors: Mapping[str, torch.Tensor], path: Path, metadata: Mapping[str
     return path
 
 
-def cache_of(folder: Path, **settings: Any) -> AdapterCache:
-    return AdapterCache(load_settings(lora_dir=folder, **settings))
+class NamedAdapters(AdapterCache):
+    """Also takes the name of a LoRA, as requests do."""
+
+    def get(self, pipeline: Pipeline, source: LoraSource | str) -> Adapter:
+        if isinstance(source, str):
+            source = locate(source, self._settings)
+        return super().get(pipeline, source)
+
+
+def cache_of(folder: Path, **settings: Any) -> NamedAdapters:
+    return NamedAdapters(load_settings(lora_dir=folder, **settings))
 
 
 def run_unet(unet: Any, rows: Sequence[int] = range(NUM_ROWS)) -> Tensor:
