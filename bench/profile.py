@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from bench.trace import make_trace
 from sdbento.app import App
-from sdbento.engine.trajectory import Stage, StepPlan, StepResult
+from sdbento.engine.trajectory import Launched, Stage, StepPlan
 from sdbento.environment import load_settings
 from sdbento.request.schema import GenerateRequest
 from sdbento.runner.torch_runner import TorchRunner
@@ -39,12 +39,12 @@ class Recorder(TorchRunner):
         super().__init__()
         self.calls: list[Call] = []
 
-    def execute(self, plan: StepPlan) -> StepResult:
+    def launch(self, plan: StepPlan) -> Launched:
         started = time.perf_counter()
-        result = super().execute(plan)
+        launched = super().launch(plan)
         seconds = time.perf_counter() - started
         self.calls.append(Call(plan.stage, 8 * plan.key.latent_width, plan.rows, seconds))
-        return result
+        return launched
 
 
 async def closed_loop(app: App, requests: list[GenerateRequest]) -> float:

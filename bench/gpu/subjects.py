@@ -243,7 +243,7 @@ class EngineRun:
         return torch.stack([state_of(one).slots[0] for one in self.trajectories])
 
     def _execute(self, stage: Stage) -> None:
-        self._runner.execute(StepPlan(stage, self.trajectories[0].key, self.trajectories))
+        self._runner.launch(StepPlan(stage, self.trajectories[0].key, self.trajectories)).wait()
 
 
 def unet_inputs(subject: Subject, rows: int) -> dict[str, Any]:

@@ -1,6 +1,12 @@
-"""The loop: plan, execute and record, once for each step, on the only thread that computes.
+"""The loop: plan, launch and record, once for each step, on the only thread that computes.
 
-    submit -> inbox -> planner.plan -> runner.execute -> planner.update -> handle
+    submit -> inbox -> planner.plan -> runner.launch -> planner.advance
+                            ^                                  |
+                            +---- planner.record <- wait <-----+ -> handle
+
+A plan needs no tensors, so the next step is launched shortly before the device has done the last
+one, and the device never waits for this thread. Where launching is computing, on a CPU, its result
+is read at once.
 
 Requests reach the loop as commands in an inbox and are taken up between two steps; an idle engine
 waits for the inbox, so that a request that arrives starts at once. The engine knows nothing of
@@ -16,13 +22,21 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from statistics import mean
 from traceback import clear_frames
 
 from sdbento.engine.handle import Estimated, Handle, Stepped
 from sdbento.engine.planner import Planner
-from sdbento.engine.trajectory import Runner, Stage, StepPlan, StepResult, Trajectory
+from sdbento.engine.trajectory import (
+    Launched,
+    Runner,
+    Stage,
+    StepPlan,
+    StepResult,
+    Trajectory,
+)
 from sdbento.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -35,6 +49,19 @@ from sdbento.errors import (
 log = logging.getLogger(__name__)
 
 INTERVALS = 32  # completions that are averaged; many, since images of a batch end together
+AHEAD = 1  # plans that may be launched before the result of the one before is read
+LAUNCHES = 16  # the last ones tell how long before the device is idle the next must begin
+POLL = 0.005  # seconds between looks at a device that may be done earlier than expected
+
+
+@dataclass(frozen=True)
+class _UnderWay:
+    """A plan that was launched; its result has not been read."""
+
+    plan: StepPlan
+    launched: Launched
+    steps_done: list[int]  # of each trajectory, after the plan
+    is_part: bool  # of a plan that failed as a whole
 
 
 class Engine:
@@ -53,6 +80,9 @@ class Engine:
         self._accepting = True
         self._unfinished: set[Handle] = set()
         self._owner: dict[Trajectory, Handle] = {}
+        self._under_way: deque[_UnderWay] = deque()
+        self._busy_until = 0.0  # when the device is expected to have done all that is under way
+        self._launch_seconds = deque([0.0], maxlen=LAUNCHES)
         self._last_completion = 0.0
         self._intervals = deque([1.0], maxlen=INTERVALS)  # from one completion to the next
         self.seconds_per_request = 1.0  # their mean
@@ -133,21 +163,93 @@ class Engine:
                 self._fail_everyone(classify(exc))
 
     def _iterate(self) -> None:
-        self._take_commands(block=False)
+        self._take_commands_until_launch()
         if not self._running:
             return
         plan = self._planner.plan(time.monotonic())
-        if plan is None:
-            if self._idle_work:
-                self._advance_idle_work()
-            else:
-                self._take_commands(block=True)
+        if plan is not None:
+            self._launch(plan)
+            self._settle(AHEAD)
+        elif self._under_way:
+            self._settle(0)
+        elif self._idle_work:
+            self._advance_idle_work()
+        else:
+            self._take_commands(wait=None)
+
+    def _take_commands_until_launch(self) -> None:
+        """Take up commands for as long as the device has enough to do: whoever comes meanwhile can
+        still join the next step."""
+        self._take_commands(wait=0.0)
+        while self._running and self._under_way and not self._under_way[-1].launched.done:
+            left = self._busy_until - max(self._launch_seconds) - time.monotonic()
+            if left <= 0:
+                return
+            self._take_commands(wait=min(left, POLL))
+
+    def _launch(self, plan: StepPlan, *, is_part: bool = False) -> None:
+        """Launch a plan; if that fails, its halves, and so on down to the trajectory at fault."""
+        began = time.monotonic()
+        try:
+            launched = self._runner.launch(plan)
+        except Exception as exc:
+            error = self._note_failure(plan, exc)
+        else:
+            self._planner.advance(plan)
+            steps_done = [trajectory.steps_done for trajectory in plan.trajectories]
+            self._under_way.append(_UnderWay(plan, launched, steps_done, is_part))
+            self._launch_seconds.append(time.monotonic() - began)
+            alone = len(self._under_way) == 1
+            self._expect_until(began if alone else max(began, self._busy_until))
             return
-        result = self._execute(plan)
+        self._settle(0)  # what is under way may hold the memory that was lacking
+        if len(plan.trajectories) == 1:
+            self._record(plan, StepResult(0.0, {plan.trajectories[0]: error}), learn=False)
+            return
+        middle = len(plan.trajectories) // 2
+        for half in (plan.trajectories[:middle], plan.trajectories[middle:]):
+            unfinished = tuple(trajectory for trajectory in half if trajectory in self._owner)
+            if unfinished:
+                self._launch(StepPlan(plan.stage, plan.key, unfinished), is_part=True)
+
+    def _note_failure(self, plan: StepPlan, exc: Exception) -> SDBentoError:
+        """What went wrong when `plan` was launched."""
+        error = classify(exc)
+        if isinstance(error, OutOfMemory):
+            self._planner.shrink(plan)
+        if len(plan.trajectories) == 1:
+            log.warning("%s failed: %s", plan.stage, error.message, exc_info=exc)
+        # The frames hold the failed call's tensors, and the next try would run out of memory.
+        clear_frames(exc.__traceback__)
+        return error
+
+    def _expect_until(self, began: float) -> None:
+        """Expect the plan that was launched last to take from `began` as long as others did."""
+        self._busy_until = began + self._planner.expected_seconds(self._under_way[-1].plan)
+
+    def _settle(self, most: int) -> None:
+        """Read the results that are there, and those of all but `most` plans under way."""
+        while self._under_way and (len(self._under_way) > most or self._under_way[0].launched.done):
+            under_way = self._under_way.popleft()
+            result = self._result(under_way)
+            if self._under_way:
+                self._expect_until(time.monotonic())
+            self._record(under_way.plan, result, learn=not under_way.is_part)
+            self._publish_steps(under_way)
+
+    def _result(self, under_way: _UnderWay) -> StepResult:
+        """Wait for a plan. If the device reports an error, all of its trajectories have failed."""
+        try:
+            return under_way.launched.wait()
+        except Exception as exc:
+            error = classify(exc)
+            log.warning("%s failed on the device: %s", under_way.plan.stage, error.message)
+            return StepResult(0.0, dict.fromkeys(under_way.plan.trajectories, error))
+
+    def _record(self, plan: StepPlan, result: StepResult, *, learn: bool) -> None:
         self._attribute(plan, result)
-        finished = self._planner.update(plan, result, time.monotonic())
-        self._publish_steps(plan)
-        for trajectory in finished:
+        ended = self._planner.record(plan, result, time.monotonic(), learn=learn)
+        for trajectory in ended:
             self._end(trajectory)
 
     def _advance_idle_work(self) -> None:
@@ -159,10 +261,10 @@ class Engine:
             self._idle_work.popleft()
             log.warning("work for idle time is given up: %s", classify(exc).message, exc_info=exc)
 
-    def _take_commands(self, *, block: bool) -> None:
-        """Run the commands in the inbox; with `block`, wait for the first one."""
+    def _take_commands(self, *, wait: float | None) -> None:
+        """Run the commands in the inbox; wait up to `wait` seconds for one, None: for ever."""
         try:
-            command = self._inbox.get(block=block)
+            command = self._inbox.get(wait != 0, wait)
             while True:
                 command()
                 command = self._inbox.get_nowait()
@@ -192,29 +294,9 @@ class Engine:
             param="timeout",
         )
 
-    def _execute(self, plan: StepPlan) -> StepResult:
-        """Run a plan; if it fails, run its halves, and so on down to the trajectory at fault."""
-        try:
-            return self._runner.execute(plan)
-        except Exception as exc:
-            error = classify(exc)
-            if isinstance(error, OutOfMemory):
-                self._planner.shrink(plan)
-            if len(plan.trajectories) == 1:
-                log.warning("%s failed: %s", plan.stage, error.message, exc_info=exc)
-            # The frames hold the failed call's tensors, and the next try would run out of memory.
-            clear_frames(exc.__traceback__)
-            if len(plan.trajectories) == 1:
-                return StepResult(0.0, {plan.trajectories[0]: error})
-        middle = len(plan.trajectories) // 2
-        halves = plan.trajectories[:middle], plan.trajectories[middle:]
-        results = [self._execute(StepPlan(plan.stage, plan.key, half)) for half in halves]
-        failures = results[0].failures | results[1].failures
-        return StepResult(results[0].seconds + results[1].seconds, failures, split=True)
-
     def _attribute(self, plan: StepPlan, result: StepResult) -> None:
         """Note on the handles when denoising began and how long decoding took."""
-        for handle in {self._owner[trajectory] for trajectory in plan.trajectories}:
+        for handle in {self._owner[t] for t in plan.trajectories if t in self._owner}:
             if plan.stage is Stage.DECODE:
                 handle.decoding += result.seconds
             elif handle.started is None:
@@ -224,22 +306,23 @@ class Engine:
         if handle in self._unfinished:
             handle.emit(Estimated(eta=self._planner.eta(handle.trajectories)))
 
-    def _publish_steps(self, plan: StepPlan) -> None:
+    def _publish_steps(self, under_way: _UnderWay) -> None:
+        plan = under_way.plan
         if plan.stage is not Stage.STEP:
             return
-        for trajectory in plan.trajectories:
-            handle = self._owner[trajectory]
-            if handle.has_listeners and trajectory.error is None:
+        for trajectory, steps_done in zip(plan.trajectories, under_way.steps_done, strict=True):
+            handle = self._owner.get(trajectory)
+            preview, trajectory.preview = trajectory.preview, None
+            if handle is not None and handle.has_listeners:
                 handle.emit(
                     Stepped(
                         image=handle.trajectories.index(trajectory),
-                        step=trajectory.steps_done,
+                        step=steps_done,
                         num_steps=trajectory.steps_in_all,
                         eta=self._planner.eta(handle.trajectories),
-                        preview=trajectory.preview,
+                        preview=preview,
                     )
                 )
-            trajectory.preview = None
 
     def _end(self, trajectory: Trajectory) -> None:
         """A trajectory is finished: so is its request, if this one failed or was the last."""
@@ -274,6 +357,7 @@ class Engine:
         self.seconds_per_request = mean([*others, second, second])
 
     def _fail_everyone(self, error: SDBentoError) -> None:
+        self._under_way.clear()
         for handle in list(self._unfinished):
             self._finish(handle, error)
 

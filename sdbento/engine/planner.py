@@ -1,6 +1,7 @@
 """Decides who advances next, and records what came of it. Imports no torch, knows no requests.
 
-`plan` picks one stage for trajectories that share a BatchKey; `update` records the result.
+`plan` picks one stage for trajectories that share a BatchKey. Once it is launched, `advance` counts
+its steps, so that the next can be planned while the device works; `record` learns from its result.
 
 A trajectory is the more urgent the less work it has left and the longer it has waited. Of all the
 batches that could run, the one with the most urgency for each second it takes does. So a 4-step
@@ -37,6 +38,7 @@ class Planner:
         self.max_images = max_images
         self.cost = cost or CostModel()
         self._active: dict[Trajectory, None] = {}  # an ordered set: oldest first
+        self._decoding: set[Trajectory] = set()  # launched, and the image is not there yet
         self._caps: dict[tuple[BatchKey, Stage], Cap] = {}  # where memory was too small
         self._num_plans: Counter[BatchKey] = Counter()
         self._aging_seconds = AGING  # set anew for every plan
@@ -48,11 +50,14 @@ class Planner:
         """Forget trajectories, e.g. cancelled ones. Unknown ones are ignored."""
         for trajectory in trajectories:
             self._active.pop(trajectory, None)
+            self._decoding.discard(trajectory)
 
     def plan(self, now: float) -> StepPlan | None:
         """The next plan, or None when nobody can advance."""
         groups: dict[BatchKey, list[Trajectory]] = defaultdict(list)
         for trajectory in self._active:
+            if trajectory in self._decoding:
+                continue
             if trajectory.stage is Stage.DECODE:  # short work that frees the batch
                 return self._decode(trajectory.key)
             groups[trajectory.key].append(trajectory)
@@ -61,23 +66,37 @@ class Planner:
         best = max(plans, key=lambda plan: self._worth(plan, now), default=None)
         return best and self._prepare_new(best)
 
-    def update(self, plan: StepPlan, result: StepResult, now: float) -> list[Trajectory]:
-        """Record a result; returns the trajectories that are finished by it, failed or done."""
-        if not result.failures and not result.split:
-            self._learn(plan, result.seconds)
+    def advance(self, plan: StepPlan) -> None:
+        """A plan was launched: its trajectories are one step further, or being decoded."""
         if plan.stage is Stage.STEP:
             self._num_plans[plan.key] += 1
-        for trajectory in plan.trajectories:
-            trajectory.error = result.failures.get(trajectory)
-            if trajectory.error is not None:
-                continue
-            if plan.stage is Stage.STEP:
+            for trajectory in plan.trajectories:
                 trajectory.step += 1
-            if trajectory.pass_finished and trajectory.has_next_pass:
+                if trajectory.pass_finished and trajectory.has_next_pass:
+                    trajectory.begin_next_pass()
+        elif plan.stage is Stage.DECODE:
+            self._decoding.update(plan.trajectories)
+
+    def record(
+        self, plan: StepPlan, result: StepResult, now: float, *, learn: bool = True
+    ) -> list[Trajectory]:
+        """Record the result of a plan; returns the trajectories that have ended, failed or done.
+
+        `learn` False: its seconds say nothing of other plans. Trajectories that were removed in the
+        meantime are ignored.
+        """
+        if learn and not result.failures:
+            self._learn(plan, result.seconds)
+        self._decoding.difference_update(plan.trajectories)
+        members = [trajectory for trajectory in plan.trajectories if trajectory in self._active]
+        for trajectory in members:
+            trajectory.error = result.failures.get(trajectory)
+            decoded = plan.stage is Stage.DECODE and trajectory.error is None
+            if decoded and trajectory.has_next_pass:
                 trajectory.begin_next_pass()
-        finished = [trajectory for trajectory in plan.trajectories if trajectory.finished]
-        self.remove(finished)
-        return finished + self._expire(now)
+        ended = [trajectory for trajectory in members if trajectory.finished]
+        self.remove(ended)
+        return ended + self._expire(now)
 
     def shrink(self, plan: StepPlan) -> None:
         """The device ran out of memory on `plan`: smaller ones of its key and stage from now on."""
@@ -107,12 +126,22 @@ class Planner:
         """Seconds that `trajectory` needs if it has the device for itself."""
         return sum(_alone(*part, self.cost.seconds) for part in trajectory.remaining)
 
+    def expected_seconds(self, plan: StepPlan) -> float:
+        """Seconds that the device will take for `plan`; 0 for preparing, which is not measured."""
+        if plan.stage is Stage.PREPARE:
+            return 0.0
+        return self.cost.seconds(plan.key, plan.stage, plan.size)
+
     def lower_bound(self, trajectory: Trajectory) -> float:
         """Seconds that it needs at least: what was never measured counts as nothing."""
         return sum(_alone(*part, self.cost.lower_bound) for part in trajectory.remaining)
 
     def _decode(self, key: BatchKey) -> StepPlan:
-        finished = [t for t in self._active if t.key == key and t.stage is Stage.DECODE]
+        finished = [
+            t
+            for t in self._active
+            if t.key == key and t.stage is Stage.DECODE and t not in self._decoding
+        ]
         return StepPlan(Stage.DECODE, key, tuple(finished[: self._max_size(key, Stage.DECODE)]))
 
     def _fill(self, key: BatchKey, members: list[Trajectory], now: float) -> StepPlan:

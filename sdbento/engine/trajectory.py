@@ -91,8 +91,8 @@ class Trajectory:
     step: int = 0  # UNet evaluations done in this pass; set by the planner
     previous: PassOutcome | None = None  # set by the planner, dropped by the runner once it is used
     state: State | None = None  # latents, conditioning, noise generator; owned by the runner
-    preview: Image.Image | None = None  # of the last previewed step; set by the runner
-    image: Image.Image | None = None  # of this pass; set by the runner when decoded
+    preview: Image.Image | None = None  # of the last previewed step; set when its result is read
+    image: Image.Image | None = None  # of this pass; set when the result of its decoding is read
     error: SDBentoError | None = None  # set by the planner
 
     @property
@@ -175,15 +175,19 @@ def image_of(trajectory: Trajectory) -> Image.Image:
 
 @dataclass(frozen=True)
 class StepPlan:
-    """What the runner does next: one stage for trajectories that share a key."""
+    """What the runner does next: one stage for trajectories that share a key.
+
+    `rows` is counted when the plan is made, since trajectories move on once it is launched.
+    """
 
     stage: Stage
     key: BatchKey
     trajectories: tuple[Trajectory, ...]
+    rows: int = field(init=False, compare=False)
 
-    @property
-    def rows(self) -> int:
-        return sum(trajectory.rows for trajectory in self.trajectories)
+    def __post_init__(self) -> None:
+        rows = sum(trajectory.rows for trajectory in self.trajectories)
+        object.__setattr__(self, "rows", rows)  # as dataclasses do it themselves in frozen ones
 
     @property
     def size(self) -> int:
@@ -193,18 +197,32 @@ class StepPlan:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What came of a plan: how long it took, and which trajectories failed."""
+    """What came of a plan: how long the device took, and which trajectories failed."""
 
     seconds: float
     failures: dict[Trajectory, SDBentoError] = field(default_factory=dict)
-    split: bool = False  # done in parts, after it had failed as a whole; set by the engine
+
+
+class Launched(Protocol):
+    """A plan that the device has been given. Its states are the next plan's already."""
+
+    @property
+    def done(self) -> bool:
+        """Whether `wait` would return at once."""
+
+    def wait(self) -> StepResult:
+        """Wait for the device, and put images and previews on the trajectories.
+
+        Raises what the device reports. Such an error cannot be undone by trying again: the states
+        are those of after the step.
+        """
 
 
 class Runner(Protocol):
     """The only caller of UNet and VAE. Everything runs on the engine's thread."""
 
-    def execute(self, plan: StepPlan) -> StepResult:
-        """Do the whole plan, or change nothing and raise: it can be tried again in parts."""
+    def launch(self, plan: StepPlan) -> Launched:
+        """Begin the whole plan, or change nothing and raise: it can be tried again in parts."""
 
     def measure(self, pipeline: Pipeline, key: BatchKey, rows: int) -> float:
         """Seconds of one UNet call on `rows` random rows."""

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from sdbento.engine.trajectory import BatchKey, Stage, StepPlan, StepResult, Trajectory
+from sdbento.engine.trajectory import BatchKey, Launched, Stage, StepPlan, StepResult, Trajectory
 from sdbento.errors import GenerationFailed, SDBentoError
 from sdbento.lora.hooks import active_adapters
 from sdbento.models.pipeline import Pipeline
@@ -29,6 +30,17 @@ from sdbento.runner.state import Row, first_state, state_of
 from sdbento.runner.vae import decode, draw_noise
 
 
+@dataclass(frozen=True)
+class Computed:
+    """A plan that was computed when it was launched."""
+
+    result: StepResult
+    done: bool = True
+
+    def wait(self) -> StepResult:
+        return self.result
+
+
 class TorchRunner:
     """Executes plans on the device of the pipelines it is handed."""
 
@@ -36,7 +48,7 @@ class TorchRunner:
         self._prompts = prompts or PromptEncoder()
 
     @torch.inference_mode()
-    def execute(self, plan: StepPlan) -> StepResult:
+    def launch(self, plan: StepPlan) -> Launched:
         started = time.perf_counter()
         failures: dict[Trajectory, SDBentoError] = {}
         match plan.stage:
@@ -46,7 +58,7 @@ class TorchRunner:
                 _step(plan.trajectories)
             case Stage.DECODE:
                 failures = _decode(plan.trajectories)
-        return StepResult(time.perf_counter() - started, failures)
+        return Computed(StepResult(time.perf_counter() - started, failures))
 
     @torch.inference_mode()
     def measure(self, pipeline: Pipeline, key: BatchKey, rows: int) -> float:

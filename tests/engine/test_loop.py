@@ -16,7 +16,7 @@ from sdbento.engine.cost import FRESH, RECENT, CostModel
 from sdbento.engine.handle import EngineEvent, Estimated, Handle, Stepped
 from sdbento.engine.loop import Engine
 from sdbento.engine.planner import Planner
-from sdbento.engine.trajectory import Stage, StepPlan, StepResult, Trajectory
+from sdbento.engine.trajectory import Launched, Stage, StepPlan, StepResult, Trajectory
 from sdbento.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -25,7 +25,14 @@ from sdbento.errors import (
     SDBentoError,
     Unavailable,
 )
-from tests.support.fakes import FakeRunner, chained, expected_pixel, make_trajectory
+from tests.support.fakes import (
+    FakeDevice,
+    FakeLaunched,
+    FakeRunner,
+    chained,
+    expected_pixel,
+    make_trajectory,
+)
 
 FAR = 60.0
 _expected: WeakKeyDictionary[Trajectory, tuple[int, int, int]] = WeakKeyDictionary()
@@ -150,10 +157,10 @@ def test_an_error_of_the_tree_reaches_the_client_unchanged() -> None:
 
 def test_out_of_memory_shrinks_the_batch_and_every_request_finishes() -> None:
     class Small(FakeRunner):
-        def execute(self, plan: StepPlan) -> StepResult:
+        def launch(self, plan: StepPlan) -> Launched:
             if plan.stage is Stage.STEP and plan.rows > 2:
                 raise OutOfMemory("too many rows")
-            return super().execute(plan)
+            return super().launch(plan)
 
     with running(Small()) as engine:
         for handle in [submit(engine, make_trajectory(seed=seed)) for seed in range(5)]:
@@ -163,10 +170,10 @@ def test_out_of_memory_shrinks_the_batch_and_every_request_finishes() -> None:
 @pytest.mark.parametrize("stage", [Stage.PREPARE, Stage.DECODE])
 def test_out_of_memory_in_one_stage_leaves_the_others_alone(stage: Stage) -> None:
     class Small(FakeRunner):
-        def execute(self, plan: StepPlan) -> StepResult:
+        def launch(self, plan: StepPlan) -> Launched:
             if plan.stage is stage and len(plan.trajectories) > 1:
                 raise OutOfMemory("too much")
-            return super().execute(plan)
+            return super().launch(plan)
 
     runner = Small(seconds=0.001)
     with running(runner) as engine:
@@ -186,13 +193,13 @@ def test_a_failed_call_frees_its_memory_before_it_is_retried_in_halves() -> None
     class Small(FakeRunner):
         allocated: weakref.ref[Allocation] | None = None
 
-        def execute(self, plan: StepPlan) -> StepResult:
+        def launch(self, plan: StepPlan) -> Launched:
             assert self.allocated is None or self.allocated() is None
             if plan.stage is Stage.STEP and len(plan.trajectories) > 1:
                 tensor = Allocation()
                 self.allocated = weakref.ref(tensor)
                 raise MemoryError
-            return super().execute(plan)
+            return super().launch(plan)
 
     with running(Small()) as engine:
         assert_right(submit(engine, *(make_trajectory(seed=seed) for seed in range(4))))
@@ -268,9 +275,10 @@ class Paused(FakeRunner):
         super().__init__()
         self._when, self._pause = when, seconds
 
-    def execute(self, plan: StepPlan) -> StepResult:
-        result = super().execute(plan)
-        return StepResult(self._pause) if len(self.plans) == self._when else result
+    def launch(self, plan: StepPlan) -> Launched:
+        launched = super().launch(plan)
+        paused = FakeLaunched(plan, StepResult(self._pause))
+        return paused if len(self.plans) == self._when else launched
 
 
 @pytest.mark.parametrize("when", range(1, 8), ids=lambda when: f"plan {when}")
@@ -398,6 +406,78 @@ async def test_cancelling_whoever_awaits_a_request_cancels_it() -> None:
             await asyncio.wait_for(asyncio.wrap_future(handle.done), 1)
 
 
+def test_a_step_is_launched_before_the_device_has_done_the_last_one() -> None:
+    device = FakeDevice()
+    with running(device) as engine:
+        assert_right(submit(engine, make_trajectory(30, seed=1), make_trajectory(9, seed=2)))
+    assert device.most == 2
+    steps = [plan for plan in device.plans if plan.stage is Stage.STEP]
+    assert len(steps) == 30
+
+
+def test_whoever_arrives_while_the_device_is_busy_joins_the_next_step() -> None:
+    device = FakeDevice(seconds=0.1)
+    with running(device) as engine:
+        first = submit(engine, make_trajectory(12, seed=1))
+        until(lambda: len(device.plans) == 8)  # by now it is known how long a step takes
+        second = submit(engine, make_trajectory(2, seed=2))
+        assert_right(second)
+        assert_right(first)
+    assert device.plans[8].trajectories == tuple(second.trajectories)  # prepared
+    assert set(device.plans[9].trajectories) == {*first.trajectories, *second.trajectories}
+
+
+@pytest.mark.parametrize("stage", Stage)
+def test_an_error_of_the_device_fails_the_requests_of_that_plan(stage: Stage) -> None:
+    def breaks(plan: StepPlan) -> Exception | None:
+        hit = plan.stage is stage and any(t.seed == 3 for t in plan.trajectories)
+        return GenerationFailed("broken") if hit else None
+
+    with running(FakeDevice(breaks=breaks), max_images=1) as engine:
+        handles = [submit(engine, make_trajectory(seed=seed)) for seed in range(6)]
+        with pytest.raises(GenerationFailed, match="broken"):
+            handles.pop(3).done.result(timeout=5)
+        for handle in handles:
+            assert_right(handle)
+
+
+async def test_events_tell_the_steps_that_the_device_has_done() -> None:
+    device = FakeDevice(seconds=0.02)
+    with running(device) as engine:
+        handle = submit(engine, make_trajectory(6))
+        counts = list[tuple[int, int]]()
+        async for event in handle.events():
+            if isinstance(event, Stepped):
+                counts.append((event.step, len(device.plans)))
+    assert [step for step, _ in counts] == [1, 2, 3, 4, 5, 6]
+    assert all(launched > step for step, launched in counts)  # one plan prepares
+
+
+def test_a_request_that_is_cancelled_while_its_step_is_under_way_harms_nobody() -> None:
+    with running(FakeDevice(seconds=0.02)) as engine:
+        for seed in range(5):
+            cancelled = submit(engine, make_trajectory(1000))
+            other = submit(engine, make_trajectory(4, seed=seed))
+            time.sleep(0.05)
+            cancelled.cancel()
+            with pytest.raises(Cancelled):
+                cancelled.done.result(timeout=5)
+            assert_right(other)
+
+
+def test_plans_that_fail_when_they_are_launched_wait_for_what_is_under_way() -> None:
+    class Small(FakeDevice):
+        def launch(self, plan: StepPlan) -> Launched:
+            if plan.stage is Stage.STEP and plan.rows > 2:
+                raise OutOfMemory("too many rows")
+            return super().launch(plan)
+
+    with running(Small()) as engine:
+        for handle in [submit(engine, make_trajectory(seed=seed)) for seed in range(5)]:
+            assert_right(handle)
+
+
+@pytest.mark.parametrize("kind", [FakeRunner, FakeDevice])
 @settings(deadline=None, max_examples=40)
 @given(
     st.lists(
@@ -413,12 +493,15 @@ async def test_cancelling_whoever_awaits_a_request_cancels_it() -> None:
     )
 )
 def test_no_mix_of_arrivals_cancels_and_failures_harms_other_requests(
+    kind: type[FakeRunner],
     visits: list[tuple[int, int, int, str, int]],
 ) -> None:
     doomed = {seed for seed, visit in enumerate(visits) if visit[3] == "fail"}
-    runner = FakeRunner(
-        lambda t: ValueError("x") if t.seed // 10 in doomed and t.step > 0 else None
-    )
+
+    def fails(trajectory: Trajectory) -> Exception | None:
+        return ValueError("x") if trajectory.seed // 10 in doomed and trajectory.step > 0 else None
+
+    runner = kind(fails, 0.0001)
     with running(runner, max_images=3) as engine:
         handles = []
         for seed, (steps, rows, side, fate, num_images) in enumerate(visits):

@@ -34,11 +34,18 @@ def plan_at(planner: Planner, now: float = 0.0) -> StepPlan:
     return plan
 
 
+def run(planner: Planner, runner: FakeRunner, plan: StepPlan, now: float) -> list[Trajectory]:
+    """Launch a plan and record its result; returns the trajectories that it ends."""
+    launched = runner.launch(plan)
+    planner.advance(plan)
+    return planner.record(plan, launched.wait(), now)
+
+
 def run_to_the_end(planner: Planner, now: float = 0.0) -> list[Trajectory]:
     """Drive a planner with the fake runner; returns the trajectories in the order they finish."""
     runner, finished = FakeRunner(), list[Trajectory]()
     while (plan := planner.plan(now)) is not None:
-        finished += planner.update(plan, runner.execute(plan), now)
+        finished += run(planner, runner, plan, now)
         now += 0.001
     return finished
 
@@ -103,7 +110,7 @@ def test_a_long_request_does_not_starve_however_many_short_ones_arrive() -> None
         planner.add([make_trajectory(1, submitted=now)])
         for _ in range(3):  # as many plans as the newcomer needs alone
             plan = plan_at(planner, now)
-            planner.update(plan, runner.execute(plan), now)
+            run(planner, runner, plan, now)
             now += 1.0
         assert now < 5_000, "the long request starves"
 
@@ -172,7 +179,9 @@ class Device:
             if split := plan.rows > self.rows:
                 self.planner.shrink(plan)
                 failed += 1
-            self.planner.update(plan, StepResult(1.0 + plan.rows / 100, split=split), 0.0)
+            self.planner.advance(plan)
+            result = StepResult(1.0 + plan.rows / 100)
+            self.planner.record(plan, result, 0.0, learn=not split)
         return failed
 
     @property
@@ -211,7 +220,7 @@ def test_a_plan_that_ran_in_parts_teaches_nothing_about_the_whole() -> None:
     planner = planner_with(*members)
     before = planner.cost.seconds(members[0].key, Stage.STEP, 8)
     for _ in range(9):
-        planner.update(plan_at(planner), StepResult(100.0, split=True), 0.0)
+        planner.record(plan_at(planner), StepResult(100.0), 0.0, learn=False)
     assert planner.cost.seconds(members[0].key, Stage.STEP, 8) == before
 
 
@@ -219,17 +228,20 @@ def test_a_failure_ends_its_own_trajectory_only() -> None:
     bad, good = prepared(make_trajectory()), prepared(make_trajectory())
     planner = planner_with(bad, good)
     error = GenerationFailed("no")
-    finished = planner.update(plan_at(planner), StepResult(1.0, {bad: error}), 0.0)
-    assert finished == [bad]
-    assert (bad.error, bad.step) == (error, 0)
+    plan = plan_at(planner)
+    planner.advance(plan)
+    assert planner.record(plan, StepResult(1.0, {bad: error}), 0.0) == [bad]
+    assert bad.error is error
     assert (good.error, good.step) == (None, 1)
+    assert plan_at(planner).trajectories == (good,)
 
 
 def test_a_late_trajectory_ends_with_an_error_that_names_its_timeout() -> None:
     late = prepared(make_trajectory(submitted=0.0, deadline=5.0))
     planner = planner_with(late)
     plan = plan_at(planner)
-    assert planner.update(plan, StepResult(1.0), 5.1) == [late]
+    planner.advance(plan)
+    assert planner.record(plan, StepResult(1.0), 5.1) == [late]
     assert isinstance(late.error, DeadlineExceeded)
     assert "5 s" in late.error.message
     assert planner.plan(6.0) is None
@@ -260,7 +272,7 @@ def test_every_mix_runs_to_its_end_in_plans_within_the_bounds(
         assert len({(t.stage, t.key) for t in plan.trajectories}) == 1
         if plan.stage is not Stage.PREPARE:
             assert len(plan.trajectories) <= max_images
-        planner.update(plan, runner.execute(plan), 0.0)
+        run(planner, runner, plan, 0.0)
     assert all(t.image is not None and t.step == t.current.num_steps for t in members)
 
 

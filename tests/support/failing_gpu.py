@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import sdbento.app
-from sdbento.engine.trajectory import StepPlan, StepResult
+from sdbento.engine.trajectory import Launched, StepPlan
 from sdbento.runner.torch_runner import TorchRunner
 from service import StableDiffusion as StableDiffusion
 from tests.support.device_errors import FATAL_SEED, AcceleratorError
@@ -17,11 +17,11 @@ class FailingRunner(TorchRunner):
 
     failed = False
 
-    def execute(self, plan: StepPlan) -> StepResult:
+    def launch(self, plan: StepPlan) -> Launched:
         self.failed |= any(t.seed == FATAL_SEED for t in plan.trajectories)
         if self.failed:
             raise AcceleratorError("CUDA error: an illegal memory access was encountered")
-        return super().execute(plan)
+        return super().launch(plan)
 
 
 vars(sdbento.app)["TorchRunner"] = FailingRunner

@@ -17,7 +17,7 @@ from sdbento.catalog.families import Family
 from sdbento.catalog.lookup import Catalog, ControlNets
 from sdbento.catalog.specs import ControlNetSpec, ModelSpec
 from sdbento.engine.planner import Planner
-from sdbento.engine.trajectory import Stage, StepPlan, StepResult, Trajectory
+from sdbento.engine.trajectory import Launched, Stage, StepPlan, Trajectory
 from sdbento.environment import load_settings
 from sdbento.models.pipeline import ControlNet, Pipeline
 from sdbento.prompts.inversions import Inversions
@@ -43,11 +43,11 @@ class KeepingPixels(TorchRunner):
         super().__init__()
         self.pixels: dict[Trajectory, Pixels] = {}
 
-    def execute(self, plan: StepPlan) -> StepResult:
+    def launch(self, plan: StepPlan) -> Launched:
         if plan.stage is Stage.DECODE:
             decoded = decode_pixels(plan.trajectories)
             self.pixels.update(zip(plan.trajectories, decoded, strict=True))
-        return super().execute(plan)
+        return super().launch(plan)
 
 
 def tiny_model(kind: str, name: str | None = None, seed: int = 0) -> Pipeline:
@@ -171,7 +171,9 @@ def run_together(
         plan = planner.plan(float(num_plans))
         num_plans += 1
         if plan is not None:
-            planner.update(plan, runner.execute(plan), float(num_plans))
+            launched = runner.launch(plan)
+            planner.advance(plan)
+            planner.record(plan, launched.wait(), float(num_plans))
         elif not waiting:
             return [[runner.pixels[t] for t in group] for group in groups]
 
