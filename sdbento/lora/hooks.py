@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sdbento.lora.layers import LowRank, Parts
+from sdbento.models.device import upload
 
 _layers: WeakKeyDictionary[nn.Module, dict[str, nn.Module]] = WeakKeyDictionary()
 
@@ -140,7 +141,7 @@ def _share(weights: Mapping[int, float], like: Tensor) -> _Share:
     first, last = indices[0], indices[-1]
     rows: slice | Tensor = slice(first, last + 1)
     if last + 1 - first != len(indices):
-        rows = torch.tensor(indices, device=like.device)
+        rows = upload(indices, torch.int64, like.device)
     if len(set(values)) == 1:
         return _Share(rows, values[0])
-    return _Share(rows, torch.tensor(values, dtype=like.dtype, device=like.device))
+    return _Share(rows, upload(values, like.dtype, like.device))

@@ -6,8 +6,10 @@ Where it cannot, the nearest thing that is right is chosen, and the log says so 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -91,6 +93,30 @@ def has_bf16() -> bool:
 @cache
 def say_once(message: str) -> None:
     log.info(message)
+
+
+def host_tensor(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Empty memory of the host that `device` reads and writes while the host goes on: pinned for a
+    GPU. Copying between a GPU and other memory waits for everything that was launched before."""
+    return torch.empty(tuple(shape), dtype=dtype, pin_memory=device.type == "cuda")
+
+
+def upload(
+    values: torch.Tensor | Sequence[Any], dtype: torch.dtype, device: torch.device
+) -> torch.Tensor:
+    """A copy of `values` on `device`, of `dtype`; does not wait for the device."""
+    tensor = torch.as_tensor(values, dtype=dtype)
+    if device.type == "cpu" or tensor.device == device:
+        return tensor.to(device)
+    return host_tensor(tensor.shape, dtype, device).copy_(tensor).to(device, non_blocking=True)
+
+
+def download(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy in the host's memory. From a GPU it is there once the device has come so far."""
+    if tensor.device.type == "cpu":
+        return tensor
+    host = host_tensor(tensor.shape, tensor.dtype, tensor.device)
+    return host.copy_(tensor, non_blocking=True)
 
 
 def free_unused(device: torch.device) -> None:

@@ -17,6 +17,7 @@ import torch
 from cachetools import LRUCache
 
 from sdbento.lora.hooks import WeightedAdapter, active_adapters
+from sdbento.models.device import upload
 from sdbento.models.pipeline import Pipeline
 from sdbento.prompts.tokens import CHUNK, Chunk, TextEncoder, TokenizedPrompt, text_encoders
 
@@ -99,17 +100,19 @@ def _run(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The hidden states [chunks, 77, D] that the stock pipelines use, and the model's first output,
     which is pooled [chunks, P] if the model has a projection."""
-    ids = torch.tensor([_token_ids(chunk, encoder.tokenizer) for chunk in chunks])
+    ids = [_token_ids(chunk, encoder.tokenizer) for chunk in chunks]
     mask = None
     if not pipeline.is_sdxl and getattr(encoder.model.config, "use_attention_mask", False):
-        lengths = torch.tensor([len(chunk.tokens) + 2 for chunk in chunks])
-        mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long().to(pipeline.device)
+        read = [[i < len(chunk.tokens) + 2 for i in range(len(ids[0]))] for chunk in chunks]
+        mask = upload(read, torch.int64, pipeline.device)
     with (
         _inverted_tokens(encoder, chunks),
         active_adapters(encoder.model, encoder.part, [adapters] * len(chunks)),
     ):
         output = encoder.model(
-            ids.to(pipeline.device), attention_mask=mask, output_hidden_states=True
+            upload(ids, torch.int64, pipeline.device),
+            attention_mask=mask,
+            output_hidden_states=True,
         )
     if pipeline.is_sdxl:
         return output.hidden_states[-((clip_skip or 0) + 2)], output[0]
@@ -160,14 +163,14 @@ def _apply_weights(hidden: torch.Tensor, chunks: Sequence[Chunk]) -> torch.Tenso
         if all(weight == 1.0 for weight in chunk.weights):
             continue
         rest = [1.0] * (hidden.shape[1] - 1 - len(chunk.weights))
-        weights = torch.tensor([1.0, *chunk.weights, *rest], device=hidden.device)
+        weights = upload([1.0, *chunk.weights, *rest], torch.float32, hidden.device)
         weighted = hidden[row].float() * weights[:, None]
-        if _has_mean(weighted):
-            weighted *= hidden[row].float().mean() / weighted.mean()
+        kept = hidden[row].float().mean() / weighted.mean()
+        weighted *= torch.where(_has_mean(weighted), kept, 1.0)
         hidden = torch.cat([hidden[:row], weighted[None].to(hidden), hidden[row + 1 :]])
     return hidden
 
 
-def _has_mean(values: torch.Tensor) -> bool:
+def _has_mean(values: torch.Tensor) -> torch.Tensor:
     """Whether the mean is more than a rounding error, as it is after a layer norm without bias."""
-    return bool(values.mean().abs() > 1e-6 * values.abs().mean())
+    return values.mean().abs() > 1e-6 * values.abs().mean()

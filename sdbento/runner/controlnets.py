@@ -14,8 +14,10 @@ import torch
 
 from sdbento.engine.inputs import within
 from sdbento.engine.trajectory import Trajectory
+from sdbento.models.device import upload
 from sdbento.models.pipeline import ControlNet
-from sdbento.runner.state import Row, state_of
+from sdbento.runner.rows import StackedRows
+from sdbento.runner.state import state_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,31 +37,22 @@ class _Use:
     scale: float
 
 
-def added_conditioning(rows: Sequence[Row]) -> dict[str, torch.Tensor] | None:
-    """SDXL's `added_cond_kwargs` for these rows; None for the other families."""
-    pooled = [row.pooled for row in rows if row.pooled is not None]
-    time_ids = [row.time_ids for row in rows if row.time_ids is not None]
-    if not pooled:
-        return None
-    return {"text_embeds": torch.cat(pooled), "time_ids": torch.cat(time_ids)}
-
-
 def compute_residuals(
     owners: Sequence[Trajectory],
-    rows: Sequence[Row],
+    rows: StackedRows,
     latents: torch.Tensor,
     timesteps: torch.Tensor,
 ) -> Residuals | None:
     """`owners[i]` is the trajectory that row i of `latents` [R, C, h, w] belongs to."""
     total: Residuals | None = None
     for network, uses in _uses(owners).items():
-        residuals = _run(network, uses, rows, latents, timesteps)
-        scale = torch.tensor([use.scale for use in uses]).to(network.device, network.dtype)
+        index = upload([use.row for use in uses], torch.int64, network.device)
+        residuals = _run(network, uses, rows.select(index), latents[index], timesteps[index])
+        scale = upload([use.scale for use in uses], network.dtype, network.device)
         scaled = [residual * scale[:, None, None, None] for residual in residuals]
         if total is None:
-            zeros = [r.new_zeros(len(rows), *r.shape[1:]) for r in residuals]
+            zeros = [r.new_zeros(len(owners), *r.shape[1:]) for r in residuals]
             total = Residuals(zeros[:-1], zeros[-1])
-        index = torch.tensor([use.row for use in uses], device=network.device)
         for sum_, residual in zip([*total.down, total.middle], scaled, strict=True):
             sum_.index_add_(0, index, residual.to(sum_.dtype))
     return total
@@ -77,19 +70,17 @@ def _uses(owners: Sequence[Trajectory]) -> dict[ControlNet, list[_Use]]:
 def _run(
     network: ControlNet,
     uses: Sequence[_Use],
-    rows: Sequence[Row],
+    rows: StackedRows,
     latents: torch.Tensor,
     timesteps: torch.Tensor,
 ) -> list[torch.Tensor]:
     """The network's residuals for the rows that use it, the middle block's last."""
-    index = torch.tensor([use.row for use in uses], device=latents.device)
-    used = [rows[use.row] for use in uses]
     down, middle = network.module(
-        latents[index].to(network.dtype),
-        timesteps[index],
-        encoder_hidden_states=torch.cat([row.embeds for row in used]),
+        latents.to(network.dtype),
+        timesteps,
+        encoder_hidden_states=rows.embeds,
         controlnet_cond=torch.cat([use.image for use in uses]),
-        added_cond_kwargs=added_conditioning(used),
+        added_cond_kwargs=rows.added_conditioning,
         return_dict=False,
     )
     return [*down, middle]

@@ -13,23 +13,31 @@ import torch
 from diffusers import DDPMScheduler
 from PIL import Image
 
+from sdbento.models.device import upload
 from sdbento.models.pipeline import Pipeline
+from sdbento.runner.vae import to_bytes
 
 PREVIEW_SIDE = 256  # pixels of the longer side
 
 
-def preview_images(
+def preview_pixels(
     pipeline: Pipeline,
     model_input: torch.Tensor,
     output: torch.Tensor,
     timesteps: Sequence[float],
-) -> list[Image.Image]:
-    """One for each row [B, C, h, w]; `model_input` is the scaled latents."""
+) -> torch.Tensor:
+    """[B, h, w, 3], 8-bit values, of rows [B, C, h, w]; `model_input` is the scaled latents."""
     estimate = denoised(pipeline, model_input, output, timesteps)
-    factors = torch.tensor(pipeline.spec.latent_rgb, device=estimate.device)  # [C + 1, 3]
+    factors = upload(pipeline.spec.latent_rgb, estimate.dtype, estimate.device)  # [C + 1, 3]
     rgb = torch.einsum("bchw,cr->bhwr", estimate, factors[:-1]) + factors[-1]
-    pixels = ((rgb / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
-    return [_enlarge(Image.fromarray(image)) for image in pixels]
+    return to_bytes((rgb / 2 + 0.5).clamp(0, 1))
+
+
+def preview_image(pixels: torch.Tensor) -> Image.Image:
+    """One preview [h, w, 3], enlarged."""
+    image = Image.fromarray(pixels.numpy())
+    factor = max(1, PREVIEW_SIDE // max(image.size))
+    return image.resize((image.width * factor, image.height * factor), Image.Resampling.BICUBIC)
 
 
 def denoised(
@@ -49,8 +57,8 @@ def denoised(
         config.get("beta_start", 0.00085),
         config.get("beta_end", 0.012),
     )
-    signal = torch.stack([kept[round(min(max(t, 0.0), len(kept) - 1.0))] for t in timesteps])
-    signal = signal.to(output.device)[:, None, None, None]
+    levels = [float(kept[round(min(max(t, 0.0), len(kept) - 1.0))]) for t in timesteps]
+    signal = upload(levels, output.dtype, output.device)[:, None, None, None]
     if config.get("prediction_type") == "v_prediction":
         return signal.sqrt() * model_input - (1 - signal).sqrt() * output
     if config.get("prediction_type") == "sample":
@@ -63,8 +71,3 @@ def _signal_levels(beta_schedule: str, beta_start: float, beta_end: float) -> to
     scheduler = DDPMScheduler(beta_schedule=beta_schedule, beta_start=beta_start, beta_end=beta_end)
     kept: torch.Tensor = scheduler.alphas_cumprod
     return kept.clamp(min=1e-4)
-
-
-def _enlarge(image: Image.Image) -> Image.Image:
-    factor = max(1, PREVIEW_SIDE // max(image.size))
-    return image.resize((image.width * factor, image.height * factor), Image.Resampling.BICUBIC)

@@ -25,20 +25,13 @@ from sdbento.engine.inputs import (
 )
 from sdbento.engine.trajectory import PassOutcome, Trajectory
 from sdbento.images.canvas import enlarge
+from sdbento.models.device import upload
 from sdbento.models.pipeline import Pipeline
 from sdbento.prompts.encoder import Conditioning, PromptEncoder
+from sdbento.runner.rows import Row
 from sdbento.runner.vae import Posterior, draw_noise, encode
 
-ConditioningTimeline = list[tuple[int, Conditioning]]  # as a PromptTimeline, encoded
-
-
-@dataclass(frozen=True, eq=False)
-class Row:
-    """What the UNet reads beside the latents, for one row."""
-
-    embeds: torch.Tensor  # [1, 77 * chunks, D]
-    pooled: torch.Tensor | None  # [1, P], SDXL
-    time_ids: torch.Tensor | None  # [1, 6], SDXL; 5 for its refiner
+RowTimeline = list[tuple[int, Row]]  # as a PromptTimeline, encoded
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,23 +49,24 @@ class State:
 
     slots: torch.Tensor  # [1 + memory, C, h, w] float32: latents, then the sampler's memory
     generator: torch.Generator  # on the CPU
-    prompts: ConditioningTimeline
-    negative_prompts: ConditioningTimeline
-    time_ids: torch.Tensor | None  # [1, 6], SDXL
-    negative_time_ids: torch.Tensor | None
+    prompts: RowTimeline
+    negative_prompts: RowTimeline
     original: Original | None = None
-    # [1, 1 + C, h, w], what a 9-channel UNet reads after the latents: mask and masked image
-    mask_channels: torch.Tensor | None = None
     controls: list[torch.Tensor] = field(default_factory=list)  # on the device
-    noise: torch.Tensor | None = None  # drawn for the step under way, kept for another try
+    noise: torch.Tensor | None = None  # [C, h, w], drawn for the step under way; on the host
+    batch: torch.Tensor | None = None  # the slots of all images of the last step, and
+    batch_index: int = 0  # this one's place in it
 
     def row(self, step: int) -> Row:
-        text = _at(self.prompts, step)
-        return Row(text.embeds, text.pooled, self.time_ids)
+        return _at(self.prompts, step)
 
     def negative_row(self, step: int) -> Row:
-        text = _at(self.negative_prompts, step)
-        return Row(text.embeds, text.pooled, self.negative_time_ids)
+        return _at(self.negative_prompts, step)
+
+    def advance(self, batch: torch.Tensor, index: int) -> None:
+        """Take over the slots that a step has made, [B, S, C, h, w]."""
+        self.slots, self.batch, self.batch_index = batch[index], batch, index
+        self.noise = None
 
 
 def state_of(trajectory: Trajectory) -> State:
@@ -81,8 +75,25 @@ def state_of(trajectory: Trajectory) -> State:
     return trajectory.state
 
 
-def _at(prompts: ConditioningTimeline, step: int) -> Conditioning:
-    return next(conditioning for first, conditioning in reversed(prompts) if first <= step)
+def _at(prompts: RowTimeline, step: int) -> Row:
+    return next(row for first, row in reversed(prompts) if first <= step)
+
+
+def stack_slots(states: Sequence[State], num_slots: int) -> torch.Tensor:
+    """[B, S, C, h, w] with at least `num_slots` slots; what samplers do not use is zero.
+
+    Where the images are those of the last step, in their order, what it has made is used as it is.
+    """
+    last = states[0].batch
+    together = all(state.batch is last and state.batch_index == i for i, state in enumerate(states))
+    if last is not None and together and len(last) == len(states) and last.shape[1] >= num_slots:
+        return last
+    first = states[0].slots
+    slots = first.new_zeros(len(states), num_slots, *first.shape[1:])
+    for row, state in zip(slots, states, strict=True):
+        used = min(num_slots, len(state.slots))
+        row[:used] = state.slots[:used]
+    return slots
 
 
 def first_state(trajectory: Trajectory, encoder: PromptEncoder) -> State:
@@ -90,7 +101,7 @@ def first_state(trajectory: Trajectory, encoder: PromptEncoder) -> State:
     pipeline, inputs = trajectory.pipeline, trajectory.inputs
     guided = len(trajectory.current.guided_steps) > 0
     prompts = _encode(encoder, trajectory, inputs.prompts)
-    has_sizes = prompts[0][1].pooled is not None
+    negative_prompts = _encode(encoder, trajectory, inputs.negative_prompts) if guided else []
     generator = _generator(trajectory)
     beginning = _begin(trajectory, generator)
     slots = torch.zeros(
@@ -100,14 +111,12 @@ def first_state(trajectory: Trajectory, encoder: PromptEncoder) -> State:
     return State(
         slots=slots,
         generator=generator,
-        prompts=prompts,
-        negative_prompts=_encode(encoder, trajectory, inputs.negative_prompts) if guided else [],
-        time_ids=_time_ids(inputs.size, pipeline) if has_sizes else None,
-        negative_time_ids=_time_ids(inputs.negative_size, pipeline) if has_sizes else None,
+        prompts=_rows(prompts, inputs.size, beginning, pipeline),
+        negative_prompts=_rows(negative_prompts, inputs.negative_size, beginning, pipeline),
         original=beginning.original,
-        mask_channels=beginning.mask_channels,
         controls=[
-            control.image.to(pipeline.device, control.network.dtype) for control in inputs.controls
+            upload(control.image, control.network.dtype, pipeline.device)
+            for control in inputs.controls
         ],
     )
 
@@ -116,11 +125,33 @@ def _encode(
     encoder: PromptEncoder,
     trajectory: Trajectory,
     prompts: PromptTimeline,
-) -> ConditioningTimeline:
+) -> list[tuple[int, Conditioning]]:
     key, adapters = trajectory.key, trajectory.inputs.adapters
     return [
         (first, encoder.encode(trajectory.pipeline, prompt, key.text_chunks, adapters))
         for first, prompt in prompts
+    ]
+
+
+def _rows(
+    prompts: Sequence[tuple[int, Conditioning]],
+    size: SizeConditioning,
+    beginning: _Beginning,
+    pipeline: Pipeline,
+) -> RowTimeline:
+    """What the UNet reads at each prompt."""
+    time_ids = upload([size.time_ids], pipeline.dtype, pipeline.device)
+    return [
+        (
+            first,
+            Row(
+                text.embeds,
+                text.pooled,
+                None if text.pooled is None else time_ids,
+                beginning.mask_channels,
+            ),
+        )
+        for first, text in prompts
     ]
 
 
@@ -131,10 +162,6 @@ def _generator(trajectory: Trajectory) -> torch.Generator:
     copy = torch.Generator()  # lest a second try draws other noise
     copy.set_state(trajectory.previous.state.generator.get_state())
     return copy
-
-
-def _time_ids(size: SizeConditioning, pipeline: Pipeline) -> torch.Tensor:
-    return torch.tensor([size.time_ids], dtype=pipeline.dtype, device=pipeline.device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -221,7 +248,8 @@ def _begin_repainting(
         latents = noise * table.init_noise_sigma
     else:
         latents = clean * table.start_signal + noise * table.start_noise
-    mask = interpolate(repaint.mask, size=noise.shape[-2:]).to(pipeline.device)
+    mask = interpolate(repaint.mask, size=noise.shape[-2:])
+    mask = upload(mask, mask.dtype, pipeline.device)
     if clean is None or pipeline.inpaints:
         known = repaint.pixels * (repaint.mask < 0.5)
         masked = _posterior(repaint, known, pipeline, "masked").sample(generator, pipeline)

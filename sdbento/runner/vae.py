@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from sdbento.models.device import upload
 from sdbento.models.pipeline import Pipeline
 
 
@@ -17,7 +16,7 @@ def draw_noise(
 ) -> torch.Tensor:
     """Noise as diffusers' randn_tensor draws it with a CPU generator: on the CPU, then moved."""
     noise = torch.randn(tuple(shape), generator=generator, dtype=pipeline.dtype)
-    return noise.to(pipeline.device, torch.float32)
+    return upload(noise, pipeline.dtype, pipeline.device).float()
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,22 +29,27 @@ class Posterior:
     def sample(self, generator: torch.Generator, pipeline: Pipeline) -> torch.Tensor:
         """Scaled latents, float32."""
         noise = torch.randn(self.mean.shape, generator=generator, dtype=pipeline.vae_dtype)
-        latents = self.mean + self.std * noise.to(pipeline.device)
+        latents = self.mean + self.std * upload(noise, noise.dtype, pipeline.device)
         return _scale(latents.float(), pipeline)
 
 
 def encode(pixels: torch.Tensor, pipeline: Pipeline) -> Posterior:
     """The posterior of an image [1, 3, H, W] on [-1, 1]."""
-    posterior = pipeline.vae.encode(pixels.to(pipeline.device, pipeline.vae_dtype)).latent_dist
+    pixels = upload(pixels, pipeline.vae_dtype, pipeline.device)
+    posterior = pipeline.vae.encode(pixels).latent_dist
     return Posterior(posterior.mean, posterior.std)
 
 
-def decode(latents: torch.Tensor, pipeline: Pipeline) -> NDArray[np.float32]:
-    """Images [B, H, W, 3] on [0, 1] of scaled latents [B, C, h, w]."""
+def decode(latents: torch.Tensor, pipeline: Pipeline) -> torch.Tensor:
+    """Images [B, H, W, 3] on [0, 1], float32, of scaled latents [B, C, h, w]."""
     scaled = _unscale(latents, pipeline).to(pipeline.vae_dtype)
-    decoded = pipeline.vae.decode(scaled, return_dict=False)[0].float()
-    pixels: NDArray[np.float32] = (decoded / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
-    return pixels
+    decoded: torch.Tensor = pipeline.vae.decode(scaled, return_dict=False)[0].float()
+    return (decoded / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
+
+
+def to_bytes(pixels: torch.Tensor) -> torch.Tensor:
+    """Pixels on [0, 1] as 8-bit values, rounded where the pixels are."""
+    return (pixels * 255).round().to(torch.uint8)
 
 
 def _scale(latents: torch.Tensor, pipeline: Pipeline) -> torch.Tensor:
@@ -65,5 +69,5 @@ def _statistics(latents: torch.Tensor, pipeline: Pipeline) -> tuple[torch.Tensor
     mean, std = config.get("latents_mean"), config.get("latents_std")
     if mean is None or std is None:
         mean, std = [0.0], [1.0]
-    shape = (1, -1, 1, 1)
-    return latents.new_tensor(mean).view(shape), latents.new_tensor(std).view(shape)
+    mean, std = (upload(values, latents.dtype, latents.device) for values in (mean, std))
+    return mean.view(1, -1, 1, 1), std.view(1, -1, 1, 1)

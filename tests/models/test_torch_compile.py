@@ -119,7 +119,10 @@ def test_loras_have_their_effect_in_a_compiled_model(
     compiled: Pipeline, plain: Pipeline, tmp_path: Path
 ) -> None:
     save_peft("sd15", make_lora("sd15"), tmp_path / "style.safetensors")
-    options = {"settings": load_settings(lora_dir=tmp_path), "lora": {"model_id": "style"}}
+    options: dict[str, Any] = {
+        "settings": load_settings(lora_dir=tmp_path),
+        "lora": {"model_id": "style"},
+    }
     ours, theirs = (engine_pixels(model, **BASE, **options) for model in (compiled, plain))
     assert np.abs(ours - theirs).max() <= PARITY
     assert np.abs(ours - engine_pixels(compiled, **BASE)).max() > 10 * PARITY

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -11,7 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sdbento.models.pipeline import Pipeline
+from sdbento.runner.graphs import Graphs
 from sdbento.samplers.names import list_samplers
+from tests.support.graphs import fake_graphs
 from tests.support.oracle import (
     engine_pixels,
     run_together,
@@ -68,7 +71,7 @@ def test_every_parameter_means_what_it_means_in_the_stock_pipeline(
 
 
 def test_sdxl_conditions_on_sizes_and_crops_as_the_stock_pipeline() -> None:
-    sizes = {
+    sizes: dict[str, Any] = {
         "original_size": (512, 768),
         "crops_coords_top_left": (16, 32),
         "target_size": (256, 256),
@@ -76,7 +79,7 @@ def test_sdxl_conditions_on_sizes_and_crops_as_the_stock_pipeline() -> None:
         "negative_crops_coords_top_left": (8, 0),
         "negative_target_size": (1024, 1024),
     }
-    fields = {"prompt": "a fox", "num_inference_steps": 4, "seed": 5}
+    fields: dict[str, Any] = {"prompt": "a fox", "num_inference_steps": 4, "seed": 5}
     assert difference("sdxl", **fields, **sizes) <= PARITY
     plain, sized = (engine_pixels(model("sdxl"), **fields, **extra) for extra in ({}, sizes))
     assert np.abs(plain - sized).max() > 10 * PARITY
@@ -108,13 +111,17 @@ def requests(draw: st.DrawFn) -> dict[str, Any]:
     st.sampled_from(FAMILIES),
     st.lists(st.tuples(requests(), st.integers(0, 20)), min_size=2, max_size=6),
     st.integers(1, 6),
+    st.sampled_from([None, fake_graphs]),
 )
 def test_an_image_does_not_depend_on_other_requests_or_its_arrival(
-    family: str, visits: list[tuple[dict[str, Any], int]], max_images: int
+    family: str,
+    visits: list[tuple[dict[str, Any], int]],
+    max_images: int,
+    graphs: Callable[[], Graphs] | None,
 ) -> None:
     groups = [trajectories_of(model(family), **fields) for fields, _ in visits]
     arrivals = [arrival for _, arrival in visits]
-    together = run_together(groups, max_images, arrivals)
+    together = run_together(groups, max_images, arrivals, graphs and graphs())
     for (fields, _), pixels in zip(visits, together, strict=True):
         alone = engine_pixels(model(family), **fields)
         assert np.abs(alone - pixels[0]).max() <= ONE_LEVEL, fields

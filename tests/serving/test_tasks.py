@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -18,7 +19,9 @@ from sdbento.engine.trajectory import Trajectory
 from sdbento.environment import load_settings
 from sdbento.errors import InvalidParameter
 from sdbento.models.pipeline import ControlNet, Pipeline
+from sdbento.runner.graphs import Graphs
 from sdbento.samplers.names import list_samplers
+from tests.support.graphs import fake_graphs
 from tests.support.images import box_mask, data_uri, gradient, half_mask
 from tests.support.loras import everything, make_lora, save_kohya, save_peft
 from tests.support.oracle import (
@@ -373,8 +376,9 @@ KINDS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("max_images", [3, 16])
+@pytest.mark.parametrize("graphs", [None, fake_graphs], ids=["eager", "graphs"])
 def test_every_kind_of_row_is_the_same_alone_and_in_a_batch(
-    family: str, max_images: int, lora_folder: Path
+    family: str, max_images: int, graphs: Callable[[], Graphs] | None, lora_folder: Path
 ) -> None:
     def jobs() -> list[list[Trajectory]]:
         return [
@@ -388,6 +392,7 @@ def test_every_kind_of_row_is_the_same_alone_and_in_a_batch(
         ]
 
     alone = [run_together([job])[0] for job in jobs()]
-    together = run_together(jobs(), max_images, arrivals=[i // 3 for i in range(len(KINDS))])
+    arrivals = [i // 3 for i in range(len(KINDS))]
+    together = run_together(jobs(), max_images, arrivals, graphs and graphs())
     for one, other in zip(alone, together, strict=True):
         assert np.abs(np.stack(one) - np.stack(other)).max() <= 1.01 / 255

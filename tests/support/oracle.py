@@ -27,7 +27,10 @@ from sdbento.request.resolve import Resolver
 from sdbento.request.resolved import ResidentModels, ResolvedRequest
 from sdbento.request.schema import GenerateRequest
 from sdbento.request.settle import SettledRequest, check_fields, settle
-from sdbento.runner.torch_runner import TorchRunner, decode_pixels
+from sdbento.runner.graphs import Graphs
+from sdbento.runner.state import state_of
+from sdbento.runner.torch_runner import TorchRunner
+from sdbento.runner.vae import decode
 from sdbento.settings import Settings
 from tests.support.stock import stock_run
 from tests.support.tiny import tiny_controlnet, tiny_pipeline
@@ -39,13 +42,15 @@ SETTINGS = load_settings()
 class KeepingPixels(TorchRunner):
     """The real runner; keeps the decoded pixels before they are rounded to 8 bits."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, graphs: Graphs | None = None) -> None:
+        super().__init__(graphs=graphs)
         self.pixels: dict[Trajectory, Pixels] = {}
 
     def launch(self, plan: StepPlan) -> Launched:
         if plan.stage is Stage.DECODE:
-            decoded = decode_pixels(plan.trajectories)
+            latents = torch.stack([state_of(t).slots[0] for t in plan.trajectories])
+            with torch.inference_mode():
+                decoded = decode(latents, plan.trajectories[0].pipeline).numpy()
             self.pixels.update(zip(plan.trajectories, decoded, strict=True))
         return super().launch(plan)
 
@@ -157,10 +162,13 @@ def trajectories_of(
 
 
 def run_together(
-    groups: Sequence[list[Trajectory]], max_images: int = 4, arrivals: Sequence[int] = ()
+    groups: Sequence[list[Trajectory]],
+    max_images: int = 4,
+    arrivals: Sequence[int] = (),
+    graphs: Graphs | None = None,
 ) -> list[list[Pixels]]:
     """Pixels of every group's images; group i arrives after `arrivals[i]` plans."""
-    runner, planner = KeepingPixels(), Planner(max_images)
+    runner, planner = KeepingPixels(graphs), Planner(max_images)
     waiting = sorted(
         zip(arrivals or [0] * len(groups), groups, strict=True), key=lambda pair: pair[0]
     )
@@ -178,9 +186,9 @@ def run_together(
             return [[runner.pixels[t] for t in group] for group in groups]
 
 
-def engine_pixels(model: Pipeline, **options: Any) -> Pixels:
+def engine_pixels(model: Pipeline, *, graphs: Graphs | None = None, **options: Any) -> Pixels:
     """The image of a request that runs alone in the engine."""
-    pixels = run_together([trajectories_of(model, **options)])[0][0]
+    pixels = run_together([trajectories_of(model, **options)], graphs=graphs)[0][0]
     canvas = resolved(model, **options).canvas
     if canvas is None or canvas.overlay is None:
         return pixels

@@ -147,7 +147,7 @@ def stock(models: Models, fields: dict[str, Any]) -> Pixels:
         controls=controls,
         output_type="latent",
     )
-    pixels: Pixels = decode(latents[None].float(), model)[0]
+    pixels: Pixels = decode(latents[None].float(), model)[0].cpu().numpy()
     return pixels
 
 

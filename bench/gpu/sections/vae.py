@@ -73,7 +73,7 @@ def to_the_host(bench: Bench, subject: Subject, images: int) -> None:
 
 
 def host_rounds(latents: torch.Tensor, subject: Subject) -> Any:
-    pixels = decode(latents, subject.pipeline)
+    pixels = decode(latents, subject.pipeline).cpu().numpy()
     np.isfinite(pixels).all()
     return (pixels * 255).round().astype("uint8")
 

@@ -1,0 +1,206 @@
+"""CUDA graphs of whole steps: replayed by one call instead of launched kernel by kernel.
+
+    step of 7 rows -> bucket of 8 -> captured? -> numbers, latents, rows into buffers -> replay
+                                         └ no -> eager; captured after some more of its kind
+
+A step depends on shapes alone (`runner.step`), so it is captured for each model, size and *bucket*:
+a number of rows up to which smaller steps are padded. Rows do not depend on each other, and the
+padding holds finite numbers. What a graph reads and writes stays at its place in memory: buffers
+and weights. A model that was offloaded comes back as a new Pipeline, elsewhere in memory, and so
+without the old one's graphs.
+
+Steps with LoRAs or ControlNets are not captured, since what surrounds their UNet changes with their
+rows. Used on the engine's thread only.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+from weakref import WeakKeyDictionary
+
+import torch
+
+from sdbento.engine.trajectory import BatchKey
+from sdbento.models.pipeline import Pipeline
+from sdbento.runner.batch import Batch
+from sdbento.runner.numbers import Layout, views
+from sdbento.runner.rows import Row, StackedRows
+from sdbento.runner.step import Guidance, StepTensors, Unet, compute_step
+
+log = logging.getLogger(__name__)
+
+EAGER_CALLS = 3  # of a kind until it is captured: whoever comes once is not worth a capture
+RETRY_AFTER = 256  # eager calls after one that did not fit into memory
+MAX_SLOTS = 6  # latents and five tensors of memory: no sampler has more
+
+
+def bucket(rows: int) -> int:
+    """The number of rows that a captured step of `rows` rows computes."""
+    step = 1 if rows <= 4 else 2 if rows <= 16 else 4
+    return -(-rows // step) * step
+
+
+class NoRoom(Exception):
+    """A graph would need more memory than there is."""
+
+
+class Capture(Protocol):
+    """Captures what `work` gives to the device. One for each model; its graphs share memory."""
+
+    def __call__(
+        self, work: Callable[[], StepTensors], room: int
+    ) -> tuple[StepTensors, Callable[[], None], int]:
+        """What `work` has made, a function that makes it anew in the same memory, and the bytes
+        that this takes for good. Raises NoRoom if they are more than `room`."""
+
+
+class Memory(Protocol):
+    """Who counts the memory of models."""
+
+    def room(self) -> int:
+        """Bytes that are free for graphs."""
+
+    def grow(self, pipeline: Pipeline, nbytes: int) -> None:
+        """`pipeline` takes so many bytes more, or less."""
+
+
+class CapturedStep:
+    """A step of up to `bucket` rows, with fixed places for what goes in and out."""
+
+    def __init__(
+        self,
+        unet: Unet,
+        batch: Batch,
+        rows: StackedRows,
+        num_rows: int,
+        capture: Capture,
+        room: int,
+    ) -> None:
+        key, device = batch.key, batch.pipeline.device
+        channels = batch.pipeline.latent_channels
+        self._layout = Layout(rows=num_rows, images=num_rows, slots=MAX_SLOTS)
+        shape = num_rows, MAX_SLOTS, channels, key.latent_height, key.latent_width
+        self._slots = torch.zeros(shape, device=device)
+        self._stacked = rows.padded(num_rows)
+        self._rows: tuple[Row, ...] = ()  # those that `_stacked` holds
+        self._numbers = views(torch.zeros(self._layout.size, device=device), self._layout)
+        self._made, self._replay, self.nbytes = capture(
+            lambda: compute_step(unet, self._slots, self._stacked, self._numbers, Guidance()), room
+        )
+
+    def __call__(self, batch: Batch, slots: torch.Tensor, rows: StackedRows) -> StepTensors:
+        """The step of `slots` [B, S, C, h, w]. Output and model input are valid until the next."""
+        num_images, num_slots = slots.shape[:2]
+        self._slots[:num_images, :num_slots].copy_(slots)
+        self._slots[:num_images, num_slots:].zero_()  # not what a failed image has left there
+        if self._rows != batch.rows:
+            self._stacked.copy_(rows)
+            self._rows = batch.rows
+        numbers = batch.numbers(self._layout)
+        self._numbers.packed.copy_(numbers.packed, non_blocking=True)
+        self._replay()
+        made = self._made
+        return StepTensors(
+            made.slots[:num_images].clone(), made.output[:num_images], made.model_input
+        )
+
+
+@dataclass
+class _Graphs:
+    """Those of one model."""
+
+    capture: Capture
+    steps: dict[tuple[BatchKey, int], CapturedStep] = field(default_factory=dict)
+    eager_calls: Counter[tuple[BatchKey, int]] = field(default_factory=Counter)
+    works: bool = True  # False: what this model computes cannot be captured
+
+
+class Graphs:
+    """The captured steps of all models, of up to `max_rows` rows."""
+
+    def __init__(
+        self,
+        max_rows: int,
+        memory: Memory,
+        new_capture: Callable[[], Capture],
+        eager_calls: int = EAGER_CALLS,
+    ) -> None:
+        self._max_rows = bucket(max_rows)
+        self._memory = memory
+        self._new_capture = new_capture
+        self._eager_calls = eager_calls
+        self._models: WeakKeyDictionary[Pipeline, _Graphs] = WeakKeyDictionary()
+
+    def find(self, unet: Unet, batch: Batch, rows: StackedRows) -> CapturedStep | None:
+        """The captured step for `batch`; None: compute it eagerly."""
+        num_rows = bucket(len(batch.rows))
+        if not batch.is_plain or num_rows > self._max_rows or batch.num_slots > MAX_SLOTS:
+            return None
+        if (model := self._models.get(batch.pipeline)) is None:
+            model = self._models[batch.pipeline] = _Graphs(self._new_capture())
+        kind = batch.key, num_rows
+        if kind in model.steps or not model.works:
+            return model.steps.get(kind)
+        model.eager_calls[kind] += 1
+        if model.eager_calls[kind] > self._eager_calls:
+            self._capture(model, unet, batch, rows, num_rows)
+        return model.steps.get(kind)
+
+    def forget(self) -> None:
+        """Give the memory of all graphs back, for the device has none left."""
+        for pipeline, model in self._models.items():
+            self._memory.grow(pipeline, -sum(step.nbytes for step in model.steps.values()))
+            model.steps.clear()
+            model.eager_calls.clear()
+            model.capture = self._new_capture()
+
+    def _capture(
+        self, model: _Graphs, unet: Unet, batch: Batch, rows: StackedRows, num_rows: int
+    ) -> None:
+        kind = batch.key, num_rows
+        try:
+            step = CapturedStep(unet, batch, rows, num_rows, model.capture, self._memory.room())
+        except (NoRoom, torch.OutOfMemoryError):
+            log.info("no memory for a CUDA graph of %d rows of %s", num_rows, batch.key)
+            model.eager_calls[kind] = self._eager_calls - RETRY_AFTER
+        except RuntimeError as error:
+            log.warning("%s cannot be captured and runs eagerly: %s", batch.key.model, error)
+            model.works = False
+        else:
+            self._memory.grow(batch.pipeline, step.nbytes)
+            model.steps[kind] = step
+
+
+class CudaCapture:
+    """Captures CUDA graphs whose memory is one pool."""
+
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(
+        self, work: Callable[[], StepTensors], room: int
+    ) -> tuple[StepTensors, Callable[[], None], int]:
+        if _warm_up(work) > room:
+            raise NoRoom
+        before = torch.cuda.memory_reserved()
+        graph = torch.cuda.CUDAGraph()
+        # thread_local: the thread that loads models may allocate meanwhile
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            made = work()
+        return made, graph.replay, max(0, torch.cuda.memory_reserved() - before)
+
+
+def _warm_up(work: Callable[[], StepTensors]) -> int:
+    """Run `work` on a stream of its own, as a capture will; returns the bytes that it needed."""
+    current, side = torch.cuda.current_stream(), torch.cuda.Stream()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    side.wait_stream(current)
+    with torch.cuda.stream(side):
+        work()
+    current.wait_stream(side)
+    return torch.cuda.max_memory_allocated() - before

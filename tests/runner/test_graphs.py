@@ -1,0 +1,260 @@
+"""CUDA graphs, with captures that a CPU can make: right images, and every way back to eager."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sdbento.engine.planner import Planner
+from sdbento.engine.trajectory import StepPlan, Trajectory
+from sdbento.models.pipeline import Pipeline
+from sdbento.runner.graphs import MAX_SLOTS, RETRY_AFTER, Graphs, bucket
+from sdbento.runner.torch_runner import TorchRunner
+from sdbento.samplers.compile import compile_table
+from sdbento.samplers.names import list_samplers
+from sdbento.samplers.scheduler import SamplerSpec
+from tests.support.graphs import NBYTES, FakeCapture, FakeMemory, fake_graphs
+from tests.support.images import data_uri, gradient, half_mask
+from tests.support.oracle import (
+    engine_pixels,
+    run_together,
+    stock_pixels,
+    tiny_control,
+    tiny_model,
+    trajectories_of,
+)
+
+SAMPLERS = [sampler.name for sampler in list_samplers() if "EDM" not in sampler.name]
+KINDS = ["sd15", "sd21", "sdxl", "sd15-inpaint"]
+PARITY = 1e-3  # of the decoded image on [0, 1]
+BASE: dict[str, Any] = {"prompt": "a cat", "num_inference_steps": 5, "seed": 7}
+INPAINT: dict[str, Any] = {
+    **BASE,
+    "image": data_uri(gradient()),
+    "mask_image": data_uri(half_mask()),
+}
+
+
+@cache
+def model(kind: str) -> Pipeline:
+    return tiny_model(kind)
+
+
+@pytest.fixture
+def replays() -> Callable[[], int]:
+    """How many steps were replayed since the test began."""
+    before = FakeCapture.replays
+    return lambda: FakeCapture.replays - before
+
+
+def difference(one: Any, other: Any) -> float:
+    return float(np.abs(np.asarray(one) - np.asarray(other)).max())
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_replayed_sampler_makes_the_stock_pipelines_image(
+    sampler: str, replays: Callable[[], int]
+) -> None:
+    fields = {**BASE, "scheduler": sampler}
+    ours = engine_pixels(model("sd15"), graphs=fake_graphs(), **fields)
+    assert replays() >= 4
+    assert difference(ours, stock_pixels(model("sd15"), **fields)) <= PARITY
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"guidance_scale": 1.0},
+        {"guidance_rescale": 0.6, "scheduler": "Euler a"},
+        {"prompt": "a [cat:dog:0.5]"},
+        {"guidance_start": 0.3, "guidance_end": 0.8},
+    ],
+    ids=str,
+)
+def test_a_replayed_image_is_the_eager_one(
+    kind: str, fields: dict[str, Any], replays: Callable[[], int]
+) -> None:
+    asked = {**(INPAINT if "inpaint" in kind else BASE), **fields}
+    eager = engine_pixels(model(kind), **asked)
+    assert replays() == 0
+    replayed = engine_pixels(model(kind), graphs=fake_graphs(), **asked)
+    assert replays() >= 4
+    assert difference(eager, replayed) <= 1e-5
+
+
+def test_padded_rows_change_nothing() -> None:
+    """Five images of one or two rows each: batches of 5 to 7 rows, padded to 6 and 8."""
+    asked = [{**BASE, "seed": i, "guidance_scale": 1.0 + (i % 2)} for i in range(5)]
+    jobs = [trajectories_of(model("sd15"), **fields) for fields in asked]
+    together = run_together(jobs, 5, graphs=fake_graphs())
+    for fields, [pixels] in zip(asked, together, strict=True):
+        assert difference(engine_pixels(model("sd15"), **fields), pixels) <= 1e-5
+
+
+def test_an_image_that_overflows_harms_no_other_whatever_place_it_leaves(
+    replays: Callable[[], int],
+) -> None:
+    broken = trajectories_of(model("sd15"), **{**BASE, "scheduler": "DPM++ 2M"})
+    graphs = fake_graphs()
+    planner, runner = Planner(4), TorchRunner(graphs=graphs)
+    planner.add(broken)
+    for _ in range(4):
+        advance(planner, runner)
+        if (state := broken[0].state) is not None:
+            state.slots, state.batch = torch.full_like(state.slots, torch.inf), None
+    planner.remove(broken)
+    without_memory = {**BASE, "scheduler": "Euler"}
+    good = engine_pixels(model("sd15"), graphs=graphs, **without_memory)
+    assert replays() >= 6
+    assert difference(good, engine_pixels(model("sd15"), **without_memory)) <= 1e-5
+
+
+def advance(planner: Planner, runner: TorchRunner) -> StepPlan | None:
+    if (plan := planner.plan(0.0)) is not None:
+        launched = runner.launch(plan)
+        planner.advance(plan)
+        planner.record(plan, launched.wait(), 0.0)
+    return plan
+
+
+def finish(runner: TorchRunner, trajectories: list[Trajectory]) -> None:
+    planner = Planner(4)
+    planner.add(trajectories)
+    while advance(planner, runner):
+        pass
+
+
+def test_a_kind_of_step_is_captured_once_it_has_come_often_enough(
+    replays: Callable[[], int],
+) -> None:
+    graphs = fake_graphs(eager_calls=3)
+    engine_pixels(model("sd15"), graphs=graphs, **{**BASE, "scheduler": "Euler"})
+    assert replays() == BASE["num_inference_steps"] - 3
+
+
+@pytest.mark.parametrize("what", ["lora", "control"])
+def test_steps_with_loras_or_controlnets_run_eagerly(
+    what: str, replays: Callable[[], int], tmp_path: Any
+) -> None:
+    fields: dict[str, Any] = dict(BASE)
+    networks = []
+    if what == "control":
+        fields["controlnet"] = {"type": "canny", "image": data_uri(gradient())}
+        networks = [tiny_control("sd15")]
+    trajectories = trajectories_of(model("sd15"), controlnets=networks, **fields)
+    if what == "lora":
+        one = trajectories[0].current
+        adapters: Any = ("not empty",)
+        graphs = fake_graphs()
+        trajectories[0].passes = (replace(one, inputs=replace(one.inputs, adapters=adapters)),)
+        with pytest.raises(AttributeError):  # the runner applies it, and so no graph was asked
+            finish(TorchRunner(graphs=graphs), trajectories)
+    else:
+        finish(TorchRunner(graphs=fake_graphs()), trajectories)
+    assert replays() == 0
+
+
+def test_what_cannot_be_captured_runs_eagerly_and_is_not_tried_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    attempts = list[int]()
+
+    class Refused(FakeCapture):
+        def __call__(self, *args: Any) -> Any:
+            attempts.append(1)
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    pixels = engine_pixels(model("sd15"), graphs=fake_graphs(capture=Refused), **BASE)
+    assert difference(pixels, engine_pixels(model("sd15"), **BASE)) == 0
+    assert len(attempts) == 1
+    assert "cannot be captured and runs eagerly: operation not permitted" in caplog.text
+
+
+def test_a_graph_that_finds_no_room_is_tried_again_much_later(
+    replays: Callable[[], int],
+) -> None:
+    memory = FakeMemory(graphs=0)
+    graphs = fake_graphs(memory)
+    engine_pixels(model("sd15"), graphs=graphs, **BASE)
+    memory._graphs = 5
+    engine_pixels(model("sd15"), graphs=graphs, **BASE)
+    assert (replays(), dict(memory.grown)) == (0, {})
+    many = {**BASE, "num_inference_steps": RETRY_AFTER // 2}
+    run_together([trajectories_of(model("sd15"), **many) for _ in range(2)], 1, graphs=graphs)
+    assert replays() > 0
+    assert memory.grown == {model("sd15"): NBYTES}
+
+
+def test_a_device_without_memory_gets_that_of_the_graphs_back(
+    monkeypatch: pytest.MonkeyPatch, replays: Callable[[], int]
+) -> None:
+    memory = FakeMemory()
+    graphs = fake_graphs(memory)
+    runner = TorchRunner(graphs=graphs)
+    finish(runner, trajectories_of(model("sd15"), **BASE))
+    assert memory.grown == {model("sd15"): NBYTES}
+    planner = Planner(4)
+    planner.add(trajectories_of(model("sd15"), **BASE))
+    advance(planner, runner)
+    with monkeypatch.context() as patch:
+        patch.setattr(TorchRunner, "_compute", lambda *_: raise_(torch.OutOfMemoryError("full")))
+        with pytest.raises(torch.OutOfMemoryError):
+            advance(planner, runner)
+    assert memory.grown == {model("sd15"): 0}
+    before = replays()
+    finish(runner, trajectories_of(model("sd15"), **BASE))
+    assert replays() > before, "captured anew"
+
+
+def raise_(error: Exception) -> Any:
+    raise error
+
+
+def test_graphs_do_not_outlive_their_model() -> None:
+    """A model that was offloaded comes back elsewhere in memory."""
+
+    class Forgetful(FakeCapture):
+        """As CudaCapture, keeps nothing of what it has captured."""
+
+        def __call__(self, work: Any, room: int) -> Any:
+            made = work()
+            return made, lambda: None, NBYTES
+
+    pipeline = tiny_model("sd15")
+    graphs = fake_graphs(capture=Forgetful)
+    runner = TorchRunner(graphs=graphs)
+    finish(runner, trajectories_of(pipeline, **BASE))
+    gone = weakref.ref(pipeline)
+    captured = weakref.ref(next(iter(captured_steps(graphs))))
+    del pipeline, runner
+    gc.collect()
+    assert gone() is None
+    assert captured() is None
+
+
+def captured_steps(graphs: Graphs) -> Iterator[Any]:
+    return (step for model in graphs._models.values() for step in model.steps.values())
+
+
+def test_buckets_are_the_row_counts_that_steps_are_padded_to() -> None:
+    assert sorted({bucket(rows) for rows in range(1, 33)}) == [
+        *(1, 2, 3, 4, 6, 8, 10, 12, 14, 16),
+        *(20, 24, 28, 32),
+    ]
+    assert all(rows <= bucket(rows) < rows + 4 for rows in range(1, 33))
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_no_sampler_has_more_memory_than_a_graph_has_room_for(sampler: str) -> None:
+    config = model("sd15").scheduler_config
+    assert compile_table(SamplerSpec(sampler), config, 20).num_slots <= MAX_SLOTS
