@@ -19,6 +19,7 @@ from functools import partial
 from sdbento.backoff import Backoff
 from sdbento.catalog.lookup import Catalog
 from sdbento.catalog.specs import ControlNetSpec, ModelSpec
+from sdbento.engine.cost import CostModel
 from sdbento.engine.handle import Estimated, Stepped
 from sdbento.engine.loop import Engine
 from sdbento.engine.planner import ROWS_PER_IMAGE, Planner
@@ -37,6 +38,7 @@ from sdbento.request.resolved import ResolvedRequest
 from sdbento.request.result import Result, RunningRequest
 from sdbento.request.schema import GenerateRequest, GenerateResponse
 from sdbento.runner.calibration import Calibration
+from sdbento.runner.graphs import bucket, make_graphs
 from sdbento.runner.torch_runner import TorchRunner
 from sdbento.samplers.names import SamplerInfo, list_samplers
 from sdbento.settings import Settings
@@ -69,8 +71,10 @@ class App:
         self.settings = settings
         self.catalog = Catalog(settings)
         self.pipelines = PipelineCache(settings)
-        self.planner = Planner(settings.max_batch_size)
-        self.runner = runner or TorchRunner()
+        graphs = make_graphs(settings, self.pipelines)
+        cost = CostModel(computed_rows=bucket if graphs else None)
+        self.planner = Planner(settings.max_batch_size, cost)
+        self.runner = runner or TorchRunner(graphs=graphs)
         self.engine = Engine(self.runner, self.planner)
         inversions = Inversions(settings)
         self._resolver = Resolver(settings, self.catalog, inversions)

@@ -63,6 +63,12 @@ class Settings(BaseModel):
         validation_alias=_names("ENABLE_XFORMERS"),
         description="Use xformers attention where it is installed and a GPU is there, else SDPA",
     )
+    cuda_graphs: bool = Field(
+        False,
+        validation_alias=_names("SDBENTO_CUDA_GRAPHS"),
+        description="Replay steps as CUDA graphs: the GPU waits less between its kernels, and each "
+        "size takes memory of its own",
+    )
     compile: bool = Field(
         False,
         validation_alias=_names("SDBENTO_COMPILE"),

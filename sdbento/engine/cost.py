@@ -98,10 +98,18 @@ class Curve:
 
 
 class CostModel:
-    """The curves of all kinds of calls. Owned by the planner; used on the engine's thread only."""
+    """The curves of all kinds of calls. Owned by the planner; used on the engine's thread only.
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    `computed_rows` tells how many rows a step of so many rows computes, where steps are padded.
+    """
+
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        computed_rows: Callable[[int], int] | None = None,
+    ) -> None:
         self._clock = clock
+        self._computed_rows = computed_rows
         self._curves: dict[tuple[BatchKey, Stage], Curve] = {}
         # Caches of what the curves say, until the next observation.
         self._sources: dict[tuple[BatchKey, Stage], BatchKey | None] = {}
@@ -109,12 +117,14 @@ class CostModel:
 
     def observe(self, key: BatchKey, stage: Stage, rows: int, seconds: float) -> None:
         """Record the seconds of a call that has just ended: `rows` rows, or images of a decode."""
-        self._curves.setdefault((key, stage), Curve()).observe(rows, seconds, self._clock())
+        size = self._computed(stage, rows)
+        self._curves.setdefault((key, stage), Curve()).observe(size, seconds, self._clock())
         self._sources.clear()
         self._knees.clear()
 
     def seconds(self, key: BatchKey, stage: Stage, rows: int) -> float:
         """Predicted seconds of one call; always positive."""
+        rows = self._computed(stage, rows)
         if (key, stage) not in self._sources:
             self._sources[key, stage] = self._source(key, stage)
         source = self._sources[key, stage]
@@ -127,7 +137,7 @@ class CostModel:
     def lower_bound(self, key: BatchKey, stage: Stage, rows: int) -> float:
         """Seconds that one call takes at least, by recent calls of this very key; 0 without any."""
         own = self._curves.get((key, stage))
-        return 0.0 if own is None else own.lower_bound(rows, self._clock())
+        return 0.0 if own is None else own.lower_bound(self._computed(stage, rows), self._clock())
 
     def knee(self, key: BatchKey, max_rows: int) -> int:
         """The row count beyond which more rows only make everybody slower.
@@ -146,6 +156,11 @@ class CostModel:
         """Cost of one row of a step in a full batch."""
         knee = self.knee(key, max_rows)
         return self.seconds(key, Stage.STEP, knee) / knee
+
+    def _computed(self, stage: Stage, rows: int) -> int:
+        if stage is Stage.STEP and self._computed_rows is not None:
+            return self._computed_rows(rows)
+        return rows
 
     def _source(self, key: BatchKey, stage: Stage) -> BatchKey | None:
         """Whose curve to use: the key's own, or the nearest size's while only that is confirmed.

@@ -136,6 +136,16 @@ class PipelineCache:
         with self._lock:
             return self._residency.entries()
 
+    def room(self) -> int:
+        """Bytes of the budget that are free; negative where models turned out too large."""
+        with self._lock:
+            return self._residency.available
+
+    def grow(self, resident: Resident, nbytes: int) -> None:
+        """Count so many bytes more, or less, for what was leased, until it is evicted."""
+        with self._lock:
+            self._residency.grow(resident.spec.key, nbytes)
+
     def close(self) -> None:
         """Fail all who wait, and forget all models; leases not yet released stay usable."""
         with self._changed:

@@ -67,6 +67,11 @@ class Residency(Generic[T]):
         self._entries.setdefault(key, _Entry(nbytes)).item = item
         self._entries[key].nbytes = nbytes
 
+    def grow(self, key: str, nbytes: int) -> None:
+        """Count so many bytes more for an item, or less; nothing if it is not here any more."""
+        if self.has_all([key]):
+            self._entries[key].nbytes += nbytes
+
     def lock(self, keys: Sequence[str]) -> tuple[T, ...]:
         """The items of `keys`, which are not evicted until each lock has been undone."""
         for key in keys:

@@ -24,12 +24,16 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from sdbento.engine.planner import ROWS_PER_IMAGE
 from sdbento.engine.trajectory import BatchKey
+from sdbento.models.cache import PipelineCache
+from sdbento.models.device import choose_device, say_once
 from sdbento.models.pipeline import Pipeline
 from sdbento.runner.batch import Batch
 from sdbento.runner.numbers import Layout, views
 from sdbento.runner.rows import Row, StackedRows
 from sdbento.runner.step import Guidance, StepTensors, Unet, compute_step
+from sdbento.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -117,6 +121,16 @@ class _Graphs:
     steps: dict[tuple[BatchKey, int], CapturedStep] = field(default_factory=dict)
     eager_calls: Counter[tuple[BatchKey, int]] = field(default_factory=Counter)
     works: bool = True  # False: what this model computes cannot be captured
+
+
+def make_graphs(settings: Settings, pipelines: PipelineCache) -> Graphs | None:
+    """Graphs for the steps of a server; None where they are not wanted or there is no GPU."""
+    if not settings.cuda_graphs:
+        return None
+    if choose_device(settings).type != "cuda":
+        say_once("SDBENTO_CUDA_GRAPHS needs a GPU: steps are computed eagerly")
+        return None
+    return Graphs(ROWS_PER_IMAGE * settings.max_batch_size, pipelines, CudaCapture)
 
 
 class Graphs:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from sdbento.engine.cost import FRESH, CostModel, Curve
+from sdbento.engine.cost import ENOUGH, FRESH, CostModel, Curve
 from sdbento.engine.trajectory import BatchKey, Stage
 
 SMALL, LARGE = BatchKey("m", 16, 16), BatchKey("m", 32, 32)
@@ -131,3 +131,15 @@ def test_a_new_measurement_moves_the_knee() -> None:
     for _ in range(30):
         cost.observe(SMALL, Stage.STEP, 2, 1.0)
     assert cost.knee(SMALL, 2) == 2
+
+
+def test_where_steps_are_padded_a_batch_is_filled_to_the_rows_that_are_computed() -> None:
+    cost = CostModel(computed_rows=lambda rows: -(-rows // 4) * 4)
+    for _ in range(ENOUGH):
+        cost.observe(SMALL, Stage.STEP, 3, 4.0)
+        cost.observe(SMALL, Stage.STEP, 6, 9.0)
+        cost.observe(SMALL, Stage.DECODE, 3, 1.0)
+    assert [cost.seconds(SMALL, Stage.STEP, rows) for rows in range(1, 9)] == [4.0] * 4 + [9.0] * 4
+    assert cost.knee(SMALL, 8) == 4
+    assert cost.lower_bound(SMALL, Stage.STEP, 5) == 9.0
+    assert cost.seconds(SMALL, Stage.DECODE, 3) == 1.0

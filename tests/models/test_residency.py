@@ -129,3 +129,14 @@ def test_victims_make_just_enough_room_and_are_never_locked(
         assert residency.available < nbytes
         residency.evict([key])
     assert residency.available >= nbytes
+
+
+def test_an_item_can_grow_and_is_evicted_with_all_that_it_takes() -> None:
+    residency = Residency[str](100)
+    residency.add("a", "A", 40)
+    residency.grow("a", 30)
+    residency.grow("gone", 30)
+    assert (residency.available, residency.nbytes("a")) == (30, 70)
+    residency.grow("a", -10)
+    residency.evict(["a"])
+    assert residency.available == 100

@@ -15,8 +15,9 @@ import torch
 
 from sdbento.engine.planner import Planner
 from sdbento.engine.trajectory import StepPlan, Trajectory
+from sdbento.environment import load_settings
 from sdbento.models.pipeline import Pipeline
-from sdbento.runner.graphs import MAX_SLOTS, RETRY_AFTER, Graphs, bucket
+from sdbento.runner.graphs import MAX_SLOTS, RETRY_AFTER, Graphs, bucket, make_graphs
 from sdbento.runner.torch_runner import TorchRunner
 from sdbento.samplers.compile import compile_table
 from sdbento.samplers.names import list_samplers
@@ -258,3 +259,11 @@ def test_buckets_are_the_row_counts_that_steps_are_padded_to() -> None:
 def test_no_sampler_has_more_memory_than_a_graph_has_room_for(sampler: str) -> None:
     config = model("sd15").scheduler_config
     assert compile_table(SamplerSpec(sampler), config, 20).num_slots <= MAX_SLOTS
+
+
+def test_without_a_gpu_graphs_are_asked_for_in_vain(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    nobody: Any = None
+    assert make_graphs(load_settings(cuda_graphs=False), nobody) is None
+    assert make_graphs(load_settings(cuda_graphs=True), nobody) is None
+    assert caplog.messages == ["SDBENTO_CUDA_GRAPHS needs a GPU: steps are computed eagerly"]
