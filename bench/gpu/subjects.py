@@ -34,6 +34,7 @@ from sdbento.models.device import choose_vae_dtype
 from sdbento.models.pipeline import Pipeline
 from sdbento.prompts.encoder import Conditioning, PromptEncoder
 from sdbento.prompts.tokens import TokenizedPrompt
+from sdbento.runner.graphs import Graphs
 from sdbento.runner.state import state_of
 from sdbento.runner.torch_runner import TorchRunner
 from sdbento.samplers.compile import compile_table
@@ -209,8 +210,10 @@ def stock_images(
     ).images
 
 
-def trajectory(subject: Subject, seed: int, steps: int, sampler: str = "Euler") -> Trajectory:
-    """One guided image as the engine takes it."""
+def trajectory(
+    subject: Subject, seed: int, steps: int, sampler: str = "Euler", *, guided: bool = True
+) -> Trajectory:
+    """One image as the engine takes it."""
     size = SizeConditioning((subject.side, subject.side), (0, 0), (subject.side, subject.side))
     table = compile_table(SamplerSpec(sampler), subject.pipeline.scheduler_config, steps)
     prompt, absent = TokenizedPrompt(()), TokenizedPrompt((), is_absent=True)
@@ -218,17 +221,28 @@ def trajectory(subject: Subject, seed: int, steps: int, sampler: str = "Euler") 
     inputs = PassInputs(
         prompts, negative_prompts, GUIDANCE, 0.0, table, size, size, start=FromNoise()
     )
-    guided = range(table.num_steps)
-    one = Pass(subject.key, table.num_steps, guided, inputs, subject.pipeline)
+    guided_steps = range(table.num_steps if guided else 0)
+    one = Pass(subject.key, table.num_steps, guided_steps, inputs, subject.pipeline)
     return Trajectory((one,), seed)
 
 
 class EngineRun:
-    """The engine's runner on a batch that stays together."""
+    """The engine's runner on a batch that stays together; the last `unguided` images are without
+    guidance."""
 
-    def __init__(self, subject: Subject, seeds: Sequence[int], steps: int) -> None:
-        self._runner = TorchRunner(FixedPrompts(subject))
-        self.trajectories = tuple(trajectory(subject, seed, steps) for seed in seeds)
+    def __init__(
+        self,
+        subject: Subject,
+        seeds: Sequence[int],
+        steps: int,
+        graphs: Graphs | None = None,
+        unguided: int = 0,
+    ) -> None:
+        self._runner = TorchRunner(FixedPrompts(subject), graphs)
+        self.trajectories = tuple(
+            trajectory(subject, seed, steps, guided=i < len(seeds) - unguided)
+            for i, seed in enumerate(seeds)
+        )
         self._execute(Stage.PREPARE)
 
     def step(self) -> None:

@@ -14,6 +14,7 @@ from bench.gpu.rows import Label
 from bench.gpu.subjects import EngineRun, Subject, build, stock_images
 from bench.gpu.timing import Marks, peak_gb, reset_peak, true_fp32, wall_seconds
 from sdbento.prompts.encoder import Conditioning
+from sdbento.runner.graphs import Graphs
 
 TIMED_STEPS, WARM_STEPS = 10, 2
 TOP_KERNELS = 12
@@ -77,9 +78,11 @@ def stock_step_seconds(bench: Bench, subject: Subject, images: int) -> float:
     return median(marks.intervals()[1:])
 
 
-def engine_step_seconds(bench: Bench, subject: Subject, images: int) -> float:
-    """A call of the runner, which waits for the device, so the host's clock is right."""
-    run = EngineRun(subject, range(images), bench.repeats + WARM_STEPS)
+def engine_step_seconds(
+    bench: Bench, subject: Subject, images: int, graphs: Graphs | None = None
+) -> float:
+    """A call of the runner and the wait for its result, so the host's clock is right."""
+    run = EngineRun(subject, range(images), bench.repeats + WARM_STEPS, graphs)
     for _ in range(WARM_STEPS):
         run.step()
     return median(wall_seconds(run.step, bench.device) for _ in range(bench.repeats))

@@ -1,8 +1,6 @@
-"""CUDA graphs, by hand: the UNet call captured for some numbers of rows, as the engine could.
+"""CUDA graphs of whole steps, as the server captures them with SDBENTO_CUDA_GRAPHS.
 
-A prototype, for the bench alone. `GraphedUnet` stands in the UNet's place. Calls of any number of
-rows are padded to the next bucket; rows do not depend on each other, so padding may hold anything
-finite. On a CPU the captured call is simply made again, so that all else is rehearsed.
+On a CPU the captured step is simply computed again, so that all else is rehearsed.
 """
 
 from __future__ import annotations
@@ -17,154 +15,94 @@ from bench.gpu.bench import Bench
 from bench.gpu.rows import Label
 from bench.gpu.sections.eager import engine_step_seconds, step_figures, steps
 from bench.gpu.subjects import EngineRun, Subject, build, unet_inputs
-from bench.gpu.timing import (
-    median_seconds,
-    peak_gb,
-    reserved_gb,
-    reset_peak,
-    wall_seconds,
-)
+from bench.gpu.timing import GB, median_seconds, peak_gb, reset_peak, wall_seconds
+from sdbento.models.pipeline import Pipeline
+from sdbento.runner.graphs import CudaCapture, Graphs
+from tests.support.graphs import FakeCapture
 
-Inputs = dict[str, Any]
-WARMUPS = 3
-
-
-class Captured:
-    """One UNet call with fixed buffers for what goes in and out."""
-
-    def __init__(self, call: Callable[..., Any], inputs: Inputs, pool: Any) -> None:
-        self.inputs = inputs
-        self._call = call
-        self._graph: torch.cuda.CUDAGraph | None = None
-        if not inputs["sample"].is_cuda:
-            self.output = self._run()
-            return
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(WARMUPS):
-                self._run()
-        torch.cuda.current_stream().wait_stream(side)
-        self._graph = torch.cuda.CUDAGraph()
-        # thread_local: whoever loads a model meanwhile may allocate
-        with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
-            self.output = self._run()
-
-    def _run(self) -> torch.Tensor:
-        output: torch.Tensor = self._call(**self.inputs)[0]
-        return output
-
-    def replay(self) -> torch.Tensor:
-        if self._graph is None:
-            self.output = self._run()
-        else:
-            self._graph.replay()
-        return self.output
+MOST_ROWS = 16
+STEPS = 3
+# Images of a batch, and how many of them are without guidance: 16 rows, and 5 padded to 6.
+BATCHES = {"full": (8, 0), "padded by one row": (3, 1)}
 
 
-class GraphedUnet:
-    """A UNet whose calls are replayed. For calls without LoRAs and ControlNets."""
+class Counted:
+    """As much memory for graphs as they want; how much that is."""
 
-    def __init__(self, unet: Any, call: Callable[..., Any] | None = None) -> None:
-        self._unet = unet
-        self._call = unet if call is None else call
-        self._captured: dict[int, Captured] = {}
-        on_gpu = unet.device.type == "cuda"
-        self.pool = torch.cuda.graph_pool_handle() if on_gpu else None
+    def __init__(self) -> None:
+        self.nbytes = 0
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._unet, name)
+    def room(self) -> int:
+        return 10**15
 
-    def capture(self, subject: Subject, buckets: Sequence[int]) -> None:
-        """Captures the largest first, so that the smaller ones reuse its memory."""
-        for rows in sorted(buckets, reverse=True):
-            self._captured[rows] = Captured(self._call, unet_inputs(subject, rows), self.pool)
+    def grow(self, _: Pipeline, nbytes: int) -> None:
+        self.nbytes += nbytes
 
-    def __call__(
-        self,
-        sample: torch.Tensor,
-        timestep: torch.Tensor,
-        encoder_hidden_states: torch.Tensor,
-        added_cond_kwargs: dict[str, torch.Tensor] | None = None,
-        **_: Any,
-    ) -> tuple[torch.Tensor]:
-        rows = len(sample)
-        bucket = min(known for known in self._captured if known >= rows)
-        captured = self._captured[bucket]
-        given = {
-            "sample": sample,
-            "timestep": timestep,
-            "encoder_hidden_states": encoder_hidden_states,
-            **(added_cond_kwargs or {}),
-        }
-        buffers = {**captured.inputs, **(captured.inputs["added_cond_kwargs"] or {})}
-        for name, tensor in given.items():
-            buffers[name][:rows].copy_(tensor)
-        return (captured.replay()[:rows].clone(),)
+
+def new_graphs(bench: Bench, memory: Counted | None = None) -> Graphs:
+    """A step is captured when it comes for the first time."""
+    capture = CudaCapture if bench.on_gpu else FakeCapture
+    return Graphs(MOST_ROWS, memory or Counted(), capture, eager_calls=0)
 
 
 def measure(bench: Bench, model: str) -> None:
-    subject = build(model, bench)
-    graphed = captured(bench, subject)
-    if graphed is not None:
-        with bench.part(5, what="bitwise", model=model):
-            bitwise(bench, subject, graphed)
-        calls(bench, subject, subject.pipeline.unet, bench.images, "eager")
-        calls(bench, subject, graphed, bench.images, "graph")
-        engine(bench, subject, graphed, bench.images, "graph")
+    replayed(bench, build(model, bench), "graph")
 
 
 def eager_and_graphs(bench: Bench, model: str) -> None:
-    steps(bench, build(model, bench))
-    measure(bench, model)
+    subject = build(model, bench)
+    steps(bench, subject)
+    replayed(bench, subject, "graph")
 
 
-def captured(bench: Bench, subject: Subject) -> GraphedUnet | None:
-    """What capture costs in seconds and memory. None where it failed."""
-    labels: dict[str, Label] = {"model": subject.name, "precision": bench.precision}
-    buckets = [2 * images for images in bench.images]
+def replayed(bench: Bench, subject: Subject, variant: str) -> None:
+    """Capture, that a replay computes what the eager step does, and a step's milliseconds."""
+    labels: dict[str, Label] = {"model": subject.name, "variant": variant}
+    memory = Counted()
+    graphs = new_graphs(bench, memory)
     with bench.part(5, what="capture", **labels):
         bench.needs_cuda(what="capture", **labels)
-        graphed = GraphedUnet(subject.pipeline.unet)
-        subject.pipeline.unet(**unet_inputs(subject, max(buckets)))  # its own workspaces
         reset_peak(bench.device)
-        before = reserved_gb(bench.device)
-        seconds = wall_seconds(lambda: graphed.capture(subject, buckets), bench.device)
-        figures = {
-            "seconds": seconds,
-            "pool_gb": reserved_gb(bench.device) - before,
-            "peak_gb": peak_gb(bench.device),
-        }
-        bench.row(figures, what=f"capture of {len(buckets)} row counts", **labels)
-        return graphed
-    return None
+        seconds = capture(bench, subject, graphs)
+        figures = {"seconds": seconds, "graphs_gb": memory.nbytes / GB}
+        bench.row(figures | {"peak_gb": peak_gb(bench.device)}, what="capture", **labels)
+    for batch, (images, unguided) in BATCHES.items():
+        with bench.part(5, what="replay against eager", rows=batch, **labels):
+            figures_of_batch = differences(subject, images, unguided, new_graphs(bench))
+            bench.row(figures_of_batch, what="replay against eager", rows=batch, **labels)
+    for images in bench.images:
+        with bench.part(3, what="a step", images=images, **labels):
+            seconds = engine_step_seconds(bench, subject, images, graphs)
+            figures = step_figures(subject, images, seconds)
+            bench.row(figures, what="a step", images=images, **labels)
 
 
-def bitwise(bench: Bench, subject: Subject, graphed: GraphedUnet) -> None:
-    """A replay with new inputs against the same call without a graph; then a padded one."""
-    rows = 2 * max(bench.images)
-    for real, what in ((rows, "full"), (rows - 1, "padded by one row")):
-        inputs = unet_inputs(subject, rows + 1)
-        inputs = {name: _first(value, real) for name, value in inputs.items()}
-        replayed = graphed(**inputs)[0]
-        alone = subject.pipeline.unet(**inputs)[0]
-        difference = (replayed.float() - alone.float()).abs().max()
-        bench.row(
-            {"equal": str(torch.equal(replayed, alone)), "largest": float(difference)},
-            what="replay against eager",
-            rows=what,
-            model=subject.name,
-        )
+def capture(bench: Bench, subject: Subject, graphs: Graphs) -> float:
+    """Seconds of one step for each number of images, the largest first: each is captured."""
+    runs = [
+        EngineRun(subject, range(images), 2, graphs)
+        for images in sorted(bench.images, reverse=True)
+    ]
+    return sum(wall_seconds(run.step, bench.device) for run in runs)
 
 
-def _first(value: Any, rows: int) -> Any:
-    if isinstance(value, dict):
-        return {name: tensor[:rows] for name, tensor in value.items()}
-    return value[:rows] if isinstance(value, torch.Tensor) else value
+def differences(subject: Subject, images: int, unguided: int, graphs: Graphs) -> dict[str, Label]:
+    """Between the latents of replayed and eager steps of the same batch."""
+    runs = [
+        EngineRun(subject, range(images), STEPS, used, unguided).latents()
+        for used in (None, graphs)
+    ]
+    eager, replays = runs
+    return {
+        "equal": str(torch.equal(eager, replays)),
+        "relative_difference": float((eager - replays).norm() / eager.norm()),
+    }
 
 
-def calls(bench: Bench, subject: Subject, unet: Any, images: Sequence[int], variant: str) -> None:
-    """Milliseconds of a UNet call, two rows per image."""
+def calls(
+    bench: Bench, subject: Subject, unet: Callable[..., Any], images: Sequence[int], variant: str
+) -> None:
+    """Milliseconds of a UNet call, two rows per image, launched kernel by kernel."""
     labels: dict[str, Label] = {"what": "UNet call", "model": subject.name, "variant": variant}
     for rows in (2 * count for count in images):
         with bench.part(3, rows=rows, **labels):
@@ -172,23 +110,3 @@ def calls(bench: Bench, subject: Subject, unet: Any, images: Sequence[int], vari
             seconds = median_seconds(partial(unet, **inputs), bench.device, bench.repeats)
             tflops = rows * subject.tflop_per_row / seconds
             bench.row({"ms": 1000 * seconds, "tflops": tflops}, rows=rows, **labels)
-
-
-def engine(bench: Bench, subject: Subject, unet: Any, images: Sequence[int], variant: str) -> None:
-    """A whole step of the engine with `unet` in its UNet's place, and that its latents are those
-    of the engine without it."""
-    labels: dict[str, Label] = {"model": subject.name, "system": f"engine, {variant}"}
-    replayed = subject.with_unet(unet)
-    for count in images:
-        with bench.part(3, what="a step", images=count, **labels):
-            seconds = engine_step_seconds(bench, replayed, count)
-            figures = step_figures(subject, count, seconds)
-            bench.row(figures, what="a step", images=count, **labels)
-    with bench.part(5, what="latents", **labels):
-        seeds = range(images[-1])
-        run, plain = (EngineRun(s, seeds, 3).latents() for s in (replayed, subject))
-        bench.row(
-            {"relative_difference": float((run - plain).norm() / plain.norm())},
-            what="latents after 3 steps, against the engine as it is",
-            **labels,
-        )
