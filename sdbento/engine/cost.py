@@ -5,9 +5,10 @@ timed it is the median of the last timings, and between them a straight line. Be
 that larger batches pay, so that they get tried. A size that has never run borrows the curve of the
 nearest size of its model, scaled by the number of latent pixels.
 
-No single timing can be trusted: the process may have been stopped during the call, and the first
-call of a row count includes work that is done only once (cuDNN plans, page faults). So a row count
-is believed after ENOUGH timings, and once any is, the others are ignored. Imports no torch.
+The first call of a row count includes work that is done only once (cuDNN plans, page faults), so
+its timing is discarded. No other can be trusted alone either, since the process may have been
+stopped during the call: a row count is believed after ENOUGH timings, and once any is, the others
+are ignored. Imports no torch.
 """
 
 from __future__ import annotations
@@ -49,13 +50,15 @@ class Curve:
         self._seconds: dict[int, float] = {}  # by row count, in ascending order
         self.confirmed = False  # whether any row count was timed often enough
 
-    def observe(self, rows: int, seconds: float, now: float = 0.0) -> None:
-        """Record the timing of one call that ended at `now`."""
+    def observe(self, rows: int, seconds: float, now: float = 0.0) -> bool:
+        """Record the timing of one call that ended at `now`; whether the curve has changed."""
+        before = self._seconds, self.confirmed
         timings = self._timings.setdefault(rows, RecentTimings())
         timings.recent.append(seconds)
         timings.latest = now
         self.confirmed |= timings.enough
         self._seconds = self._summary()
+        return (self._seconds, self.confirmed) != before
 
     def predict(self, rows: int) -> float | None:
         """Seconds for `rows` rows; None when nothing was measured yet."""
@@ -111,16 +114,24 @@ class CostModel:
         self._clock = clock
         self._computed_rows = computed_rows
         self._curves: dict[tuple[BatchKey, Stage], Curve] = {}
-        # Caches of what the curves say, until the next observation.
+        self._called: set[tuple[BatchKey, Stage, int]] = set()
+        # Caches of what the curves say, until one of them changes.
         self._sources: dict[tuple[BatchKey, Stage], BatchKey | None] = {}
         self._knees: dict[tuple[BatchKey, int], int] = {}
 
     def observe(self, key: BatchKey, stage: Stage, rows: int, seconds: float) -> None:
-        """Record the seconds of a call that has just ended: `rows` rows, or images of a decode."""
+        """Record the seconds of a call that has just ended: `rows` rows, or images of a decode.
+
+        The first of its kind and size is discarded.
+        """
         size = self._computed(stage, rows)
-        self._curves.setdefault((key, stage), Curve()).observe(size, seconds, self._clock())
-        self._sources.clear()
-        self._knees.clear()
+        if (key, stage, size) not in self._called:
+            self._called.add((key, stage, size))
+            return
+        curve = self._curves.setdefault((key, stage), Curve())
+        if curve.observe(size, seconds, self._clock()):
+            self._sources.clear()
+            self._knees.clear()
 
     def seconds(self, key: BatchKey, stage: Stage, rows: int) -> float:
         """Predicted seconds of one call; always positive."""
@@ -131,7 +142,7 @@ class CostModel:
         if source is None:
             return FIRST_GUESS * float(rows**GROWTH) * key.latent_pixels / 64**2
         predicted = self._curves[source, stage].predict(rows)
-        assert predicted is not None  # a curve is made by its first measurement
+        assert predicted is not None  # a curve is made by its first timing
         return max(predicted * key.latent_pixels / source.latent_pixels, 1e-6)
 
     def lower_bound(self, key: BatchKey, stage: Stage, rows: int) -> float:

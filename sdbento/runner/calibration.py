@@ -1,9 +1,10 @@
 """The first cost curves of a model: small measurements for the engine's idle time.
 
 They begin when the server is ready, since nothing waits for them: until a size is measured its cost
-is guessed, and serving measures the rest. Each row count is called once before it is timed, so that
-work done once for a shape (cuDNN plans, page faults) is done here, on the engine's thread. Small
-sizes come first: they tell whether measuring the model's own size would keep a request waiting.
+is guessed, and serving measures the rest. The cost model discards the first timing of each row
+count: work done once for a shape (cuDNN plans, page faults) is done here, on the engine's thread.
+Small sizes come first: they tell whether measuring the model's own size would keep a request
+waiting.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class Calibration:
         """
         left = BUDGET
         for key, stage, size, num_calls in self._calls():
-            for i in range(num_calls):
+            for _ in range(num_calls):
                 if self._cost.seconds(key, stage, size) > min(LONGEST, left):
                     break
                 lease = self._pipelines.lease_if_resident(self._spec)
@@ -67,8 +68,7 @@ class Calibration:
                 with lease as pipeline:
                     seconds = self._measure(pipeline, key, stage, size)
                 left -= self._clock() - began
-                if i > 0:  # the first one warms up
-                    self._cost.observe(key, stage, size, seconds)
+                self._cost.observe(key, stage, size, seconds)
                 yield
 
     def _calls(self) -> Iterator[tuple[BatchKey, Stage, int, int]]:

@@ -11,8 +11,33 @@ SMALL, LARGE = BatchKey("m", 16, 16), BatchKey("m", 32, 32)
 def learned(key: BatchKey = SMALL, **seconds: float) -> CostModel:
     cost = CostModel()
     for rows, value in seconds.items():
+        warm_up(cost, key, int(rows.removeprefix("r")))
         cost.observe(key, Stage.STEP, int(rows.removeprefix("r")), value)
     return cost
+
+
+def warm_up(cost: CostModel, key: BatchKey, rows: int) -> None:
+    """The first call of a size, which is not learned."""
+    cost.observe(key, Stage.STEP, rows, 1e3)
+
+
+@pytest.mark.parametrize(
+    "other", [(SMALL, Stage.STEP, 4), (SMALL, Stage.DECODE, 2), (LARGE, Stage.STEP, 2)]
+)
+def test_the_first_timing_of_each_kind_and_size_is_not_learned(
+    other: tuple[BatchKey, Stage, int],
+) -> None:
+    cost = CostModel()
+    guess = cost.seconds(SMALL, Stage.STEP, 2)
+    cost.observe(SMALL, Stage.STEP, 2, 60.0)
+    assert cost.seconds(SMALL, Stage.STEP, 2) == guess
+    cost.observe(SMALL, Stage.STEP, 2, 1.0)
+    assert cost.seconds(SMALL, Stage.STEP, 2) == 1.0
+    before = cost.seconds(*other)
+    cost.observe(*other, 60.0)
+    assert cost.seconds(*other) == before
+    cost.observe(*other, 3.0)
+    assert cost.seconds(*other) == 3.0
 
 
 def test_a_curve_without_measurements_predicts_nothing() -> None:
@@ -78,6 +103,7 @@ def test_a_size_whose_only_timing_may_be_wrong_still_borrows() -> None:
     cost = learned(r2=1.5)
     for _ in range(2):
         cost.observe(SMALL, Stage.STEP, 2, 1.5)
+    warm_up(cost, LARGE, 2)
     cost.observe(LARGE, Stage.STEP, 2, 1000.0)
     assert cost.seconds(LARGE, Stage.STEP, 2) == pytest.approx(1.5 * 4)
     for _ in range(2):
@@ -88,6 +114,7 @@ def test_a_size_whose_only_timing_may_be_wrong_still_borrows() -> None:
 def test_few_timings_larger_batches_and_old_timings_prove_nothing() -> None:
     now = 0.0
     cost = CostModel(clock=lambda: now)
+    warm_up(cost, SMALL, 2)
     for _ in range(2):
         cost.observe(SMALL, Stage.STEP, 2, 1.0)
         assert cost.lower_bound(SMALL, Stage.STEP, 2) == 0.0
@@ -135,7 +162,7 @@ def test_a_new_measurement_moves_the_knee() -> None:
 
 def test_where_steps_are_padded_a_batch_is_filled_to_the_rows_that_are_computed() -> None:
     cost = CostModel(computed_rows=lambda rows: -(-rows // 4) * 4)
-    for _ in range(ENOUGH):
+    for _ in range(1 + ENOUGH):
         cost.observe(SMALL, Stage.STEP, 3, 4.0)
         cost.observe(SMALL, Stage.STEP, 6, 9.0)
         cost.observe(SMALL, Stage.DECODE, 3, 1.0)

@@ -261,7 +261,7 @@ def test_a_cancelled_request_stops_between_two_steps_and_frees_its_place() -> No
 
 def test_a_request_that_cannot_be_done_in_time_is_refused_at_once() -> None:
     with running(FakeRunner(seconds=0.05)) as engine:
-        assert_right(submit(engine, make_trajectory(3)))  # the engine learns what a step takes
+        assert_right(submit(engine, make_trajectory(4)))  # the engine learns what a step takes
         started = time.monotonic()
         with pytest.raises(DeadlineExceeded, match="cannot be done"):
             submit(engine, make_trajectory(1000), timeout=1.0).done.result(timeout=5)
