@@ -166,7 +166,7 @@ class Engine:
         self._take_commands_until_launch()
         if not self._running:
             return
-        plan = self._planner.plan(time.monotonic())
+        plan = self._planner.plan()
         if plan is not None:
             self._launch(plan)
             self._settle(AHEAD)

@@ -3,10 +3,9 @@
 `plan` picks one stage for trajectories that share a BatchKey. Once it is launched, `advance` counts
 its steps, so that the next can be planned while the device works; `record` learns from its result.
 
-A trajectory is the more urgent the less work it has left and the longer it has waited. Of all the
-batches that could run, the one with the most urgency for each second it takes does. So a 4-step
-image overtakes a 50-step one, and a full batch goes before one that is half empty. Nobody starves:
-the time waited grows without bound, the remaining work does not.
+Trajectories go in order of arrival, except that long ones let short ones pass for a while; whoever
+shares the BatchKey of the first may join it, as long as that costs everybody less waiting than it
+saves (`policy.py`). Nobody starves, since nobody passes a trajectory that came long before.
 
 Pausing a trajectory costs nothing, since its state is a few latents. Every plan is therefore made
 from scratch, and nobody keeps a place in the batch.
@@ -14,18 +13,19 @@ from scratch, and nobody keeps a place in the batch.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable
+from itertools import accumulate
 
 from sdbento.engine.caps import Cap
 from sdbento.engine.cost import CostModel
+from sdbento.engine.policy import num_together, turn
 from sdbento.engine.trajectory import BatchKey, Pass, Stage, StepPlan, StepResult, Trajectory
 from sdbento.errors import DeadlineExceeded, SDBentoError
 
-AGING = 10.0  # waiting as long as this many typical images take quadruples the urgency
 ROWS_PER_IMAGE = 2  # at most: with guidance
 DECODE_PIXELS = 4 * 128**2  # latent pixels: in the VAE 8 images of 1024x1024 have 2^31 elements
-EXPLORE_EVERY = 64  # plans of a key until one is filled to the bound instead of the knee
+EXPLORE_EVERY = 64  # plans of a key until one is filled to the bound, whatever it costs
 
 
 class Planner:
@@ -41,7 +41,6 @@ class Planner:
         self._decoding: set[Trajectory] = set()  # launched, and the image is not there yet
         self._caps: dict[tuple[BatchKey, Stage], Cap] = {}  # where memory was too small
         self._num_plans: Counter[BatchKey] = Counter()
-        self._aging_seconds = AGING  # set anew for every plan
 
     def add(self, trajectories: Iterable[Trajectory]) -> None:
         self._active.update(dict.fromkeys(trajectories))
@@ -52,19 +51,14 @@ class Planner:
             self._active.pop(trajectory, None)
             self._decoding.discard(trajectory)
 
-    def plan(self, now: float) -> StepPlan | None:
+    def plan(self) -> StepPlan | None:
         """The next plan, or None when nobody can advance."""
-        groups: dict[BatchKey, list[Trajectory]] = defaultdict(list)
-        for trajectory in self._active:
-            if trajectory in self._decoding:
-                continue
+        waiting = [trajectory for trajectory in self._active if trajectory not in self._decoding]
+        for trajectory in waiting:
             if trajectory.stage is Stage.DECODE:  # short work that frees the batch
                 return self._decode(trajectory.key)
-            groups[trajectory.key].append(trajectory)
-        self._aging_seconds = self._typical_wait()
-        plans = [self._fill(key, members, now) for key, members in groups.items()]
-        best = max(plans, key=lambda plan: self._worth(plan, now), default=None)
-        return best and self._prepare_new(best)
+        queue = sorted(waiting, key=self._turn)
+        return self._prepare_new(self._step(queue)) if queue else None
 
     def advance(self, plan: StepPlan) -> None:
         """A plan was launched: its trajectories are one step further, or being decoded."""
@@ -112,13 +106,12 @@ class Planner:
     def eta(self, trajectories: Iterable[Trajectory]) -> float:
         """Seconds until all of `trajectories` are done, whether they run already or arrive now.
 
-        Those with less work go first, and an image that runs alone takes longer than its share of a
-        full batch.
+        An image that runs alone takes longer than its share of a full batch.
         """
         mine = list(trajectories)
-        most = max(self.work(trajectory) for trajectory in mine)
+        last = max(self._turn(trajectory) for trajectory in mine)
         others = (t for t in self._active if t not in mine)
-        ahead = sum(work for t in others if (work := self.work(t)) <= most)
+        ahead = sum(self.work(t) for t in others if self._turn(t) <= last)
         own = sum(self.work(trajectory) for trajectory in mine)
         return ahead + max(own, max(self.seconds_alone(trajectory) for trajectory in mine))
 
@@ -144,39 +137,37 @@ class Planner:
         ]
         return StepPlan(Stage.DECODE, key, tuple(finished[: self._max_size(key, Stage.DECODE)]))
 
-    def _fill(self, key: BatchKey, members: list[Trajectory], now: float) -> StepPlan:
-        """The most urgent members, up to the knee of the cost curve; always at least one.
+    def _step(self, queue: list[Trajectory]) -> StepPlan:
+        """A step of the first in the queue, and of those that should join it.
 
-        Now and then up to the bound instead: otherwise a single disturbed timing could keep the
-        knee low for ever.
+        Now and then of all that may join: otherwise a single disturbed timing could make large
+        batches look dear for ever.
         """
+        key = queue[0].key
+        same = [trajectory for trajectory in queue if trajectory.key == key]
         bound = self._max_size(key, Stage.STEP)
-        explore = self._num_plans[key] % EXPLORE_EVERY == EXPLORE_EVERY - 1
-        knee = bound if explore else self.cost.knee(key, bound)
-        ranked = sorted(members, key=lambda t: -self._urgency(t, now))
-        chosen, rows = ranked[:1], ranked[0].rows
-        for trajectory in ranked[1:]:
-            if len(chosen) < self.max_images and rows + trajectory.rows <= knee:
-                chosen.append(trajectory)
-                rows += trajectory.rows
-        return StepPlan(Stage.STEP, key, tuple(chosen))
+        num_chosen = self._num_fitting(same, bound)
+        if self._num_plans[key] % EXPLORE_EVERY != EXPLORE_EVERY - 1:
+            num_chosen = num_together(
+                [trajectory.rows for trajectory in same],
+                num_chosen,
+                len(queue) - len(same),
+                lambda rows: self.cost.seconds(key, Stage.STEP, rows),
+                self.cost.knee(key, bound),
+            )
+        return StepPlan(Stage.STEP, key, tuple(same[:num_chosen]))
+
+    def _num_fitting(self, queue: list[Trajectory], bound: int) -> int:
+        """How many of the first a call of `bound` rows can take; always at least one."""
+        totals = accumulate(trajectory.rows for trajectory in queue[: self.max_images])
+        return max(1, sum(total <= bound for total in totals))
 
     def _work(self, key: BatchKey, rows: int) -> float:
         per_row = self.cost.seconds_per_row(key, self._max_size(key, Stage.STEP))
         return rows * per_row + self.cost.seconds(key, Stage.DECODE, 1)
 
-    def _urgency(self, trajectory: Trajectory, now: float) -> float:
-        age = max(0.0, now - trajectory.submitted)
-        return (1 + age / self._aging_seconds) ** 2 / self.work(trajectory)
-
-    def _typical_wait(self) -> float:
-        """AGING times the harmonic mean of all work, which one long trajectory hardly moves."""
-        works = [self._work(t.key, t.current.num_rows) for t in self._active]
-        return AGING * len(works) / sum(1 / work for work in works) if works else AGING
-
-    def _worth(self, plan: StepPlan, now: float) -> float:
-        urgency = sum(self._urgency(trajectory, now) for trajectory in plan.trajectories)
-        return urgency / self.cost.seconds(plan.key, Stage.STEP, plan.rows)
+    def _turn(self, trajectory: Trajectory) -> float:
+        return turn(trajectory.submitted, self.seconds_alone(trajectory))
 
     def _learn(self, plan: StepPlan, seconds: float) -> None:
         if plan.stage is not Stage.PREPARE:

@@ -358,11 +358,11 @@ def test_a_bug_in_the_loop_fails_the_requests_and_the_engine_goes_on() -> None:
     class Buggy(Planner):
         broken = True
 
-        def plan(self, now: float) -> StepPlan | None:
+        def plan(self) -> StepPlan | None:
             if Buggy.broken and self._active:
                 Buggy.broken = False
                 raise KeyError("bug")
-            return super().plan(now)
+            return super().plan()
 
     engine = Engine(FakeRunner(), Buggy(4))
     engine.start()

@@ -28,8 +28,8 @@ def prepared(trajectory: Trajectory) -> Trajectory:
     return trajectory
 
 
-def plan_at(planner: Planner, now: float = 0.0) -> StepPlan:
-    plan = planner.plan(now)
+def next_plan(planner: Planner) -> StepPlan:
+    plan = planner.plan()
     assert plan is not None
     return plan
 
@@ -44,14 +44,14 @@ def run(planner: Planner, runner: FakeRunner, plan: StepPlan, now: float) -> lis
 def run_to_the_end(planner: Planner, now: float = 0.0) -> list[Trajectory]:
     """Drive a planner with the fake runner; returns the trajectories in the order they finish."""
     runner, finished = FakeRunner(), list[Trajectory]()
-    while (plan := planner.plan(now)) is not None:
+    while (plan := planner.plan()) is not None:
         finished += run(planner, runner, plan, now)
         now += 0.001
     return finished
 
 
 def test_an_idle_planner_plans_nothing() -> None:
-    assert Planner(4).plan(0.0) is None
+    assert Planner(4).plan() is None
 
 
 def test_finished_latents_come_before_everything_and_newcomers_are_prepare_new() -> None:
@@ -59,18 +59,18 @@ def test_finished_latents_come_before_everything_and_newcomers_are_prepare_new()
     done = prepared(make_trajectory(num_steps=1))
     done.step = 1
     planner = planner_with(fresh, running, done)
-    assert plan_at(planner).stage is Stage.DECODE
+    assert next_plan(planner).stage is Stage.DECODE
     planner.remove([done])
-    assert plan_at(planner).trajectories == (fresh,)
+    assert next_plan(planner).trajectories == (fresh,)
     planner.remove([fresh])
-    assert plan_at(planner).stage is Stage.STEP
+    assert next_plan(planner).stage is Stage.STEP
 
 
 def test_no_trajectory_is_prepared_that_would_have_to_wait() -> None:
     running = prepared(make_trajectory(4))
     long = make_trajectory(50)
     planner = planner_with(long, running, max_images=1)
-    assert plan_at(planner) == StepPlan(Stage.STEP, running.key, (running,))
+    assert next_plan(planner) == StepPlan(Stage.STEP, running.key, (running,))
 
 
 def test_a_step_costs_two_rows_only_while_it_is_guided() -> None:
@@ -93,7 +93,7 @@ def test_the_work_of_an_image_includes_the_passes_to_follow() -> None:
 
 def test_only_equal_keys_share_a_plan() -> None:
     members = [prepared(make_trajectory(side=side)) for side in (8, 8, 16)]
-    plan = plan_at(planner_with(*members))
+    plan = next_plan(planner_with(*members))
     assert plan.trajectories == tuple(members[:2])
 
 
@@ -109,7 +109,7 @@ def test_a_long_request_does_not_starve_however_many_short_ones_arrive() -> None
     while not long.finished:
         planner.add([make_trajectory(1, submitted=now)])
         for _ in range(3):  # as many plans as the newcomer needs alone
-            plan = plan_at(planner, now)
+            plan = next_plan(planner)
             run(planner, runner, plan, now)
             now += 1.0
         assert now < 5_000, "the long request starves"
@@ -118,25 +118,25 @@ def test_a_long_request_does_not_starve_however_many_short_ones_arrive() -> None
 def test_a_batch_holds_at_most_max_images_and_no_more_rows_than_pay() -> None:
     members = [prepared(make_trajectory(rows=2)) for _ in range(10)]
     planner = planner_with(*members, max_images=4)
-    assert len(plan_at(planner).trajectories) == 4
+    assert len(next_plan(planner).trajectories) == 4
     for _ in range(100):  # now 8 rows cost twice what 4 rows cost
         for rows in range(1, 9):
             planner.cost.observe(members[0].key, Stage.STEP, rows, max(1.0, rows / 4))
-    assert plan_at(planner).rows == 4
+    assert next_plan(planner).rows == 4
 
 
 def test_a_guided_image_runs_even_where_only_one_row_pays() -> None:
     guided = prepared(make_trajectory(rows=2))
     planner = planner_with(guided, max_images=1)
     planner.shrink(StepPlan(Stage.STEP, guided.key, (guided,)))
-    assert plan_at(planner).trajectories == (guided,)
+    assert next_plan(planner).trajectories == (guided,)
 
 
 def test_after_running_out_of_memory_batches_of_that_key_are_halved() -> None:
     members = [prepared(make_trajectory(rows=2)) for _ in range(4)]
     planner = planner_with(*members)
-    planner.shrink(plan_at(planner))
-    assert plan_at(planner).rows == 4
+    planner.shrink(next_plan(planner))
+    assert next_plan(planner).rows == 4
 
 
 def finished(num_images: int, side: int = 8) -> list[Trajectory]:
@@ -152,16 +152,16 @@ def test_out_of_memory_in_one_stage_does_not_limit_another(stage: Stage) -> None
     planner = planner_with(*stepping)
     others = finished(4) if stage is Stage.DECODE else [make_trajectory() for _ in range(4)]
     planner.shrink(StepPlan(stage, stepping[0].key, tuple(others)))
-    assert plan_at(planner).rows == 8
+    assert next_plan(planner).rows == 8
     planner.remove(stepping)
     planner.add(others)
-    assert (plan_at(planner).stage, len(plan_at(planner).trajectories)) == (stage, 2)
+    assert (next_plan(planner).stage, len(next_plan(planner).trajectories)) == (stage, 2)
 
 
 @pytest.mark.parametrize(("side", "num_images"), [(8, 16), (64, 16), (128, 4), (256, 1), (512, 1)])
 def test_a_decode_has_a_bound_in_pixels(side: int, num_images: int) -> None:
     planner = planner_with(*finished(20, side), max_images=16)
-    assert len(plan_at(planner).trajectories) == num_images
+    assert len(next_plan(planner).trajectories) == num_images
 
 
 class Device:
@@ -175,7 +175,7 @@ class Device:
     def run(self, num_plans: int) -> int:
         failed = 0
         for _ in range(num_plans):
-            plan = plan_at(self.planner)
+            plan = next_plan(self.planner)
             if split := plan.rows > self.rows:
                 self.planner.shrink(plan)
                 failed += 1
@@ -186,7 +186,7 @@ class Device:
 
     @property
     def batch(self) -> int:
-        return plan_at(self.planner).rows
+        return next_plan(self.planner).rows
 
 
 def test_memory_that_becomes_free_is_used_again() -> None:
@@ -220,7 +220,7 @@ def test_a_plan_that_ran_in_parts_teaches_nothing_about_the_whole() -> None:
     planner = planner_with(*members)
     before = planner.cost.seconds(members[0].key, Stage.STEP, 8)
     for _ in range(9):
-        planner.record(plan_at(planner), StepResult(100.0), 0.0, learn=False)
+        planner.record(next_plan(planner), StepResult(100.0), 0.0, learn=False)
     assert planner.cost.seconds(members[0].key, Stage.STEP, 8) == before
 
 
@@ -228,23 +228,23 @@ def test_a_failure_ends_its_own_trajectory_only() -> None:
     bad, good = prepared(make_trajectory()), prepared(make_trajectory())
     planner = planner_with(bad, good)
     error = GenerationFailed("no")
-    plan = plan_at(planner)
+    plan = next_plan(planner)
     planner.advance(plan)
     assert planner.record(plan, StepResult(1.0, {bad: error}), 0.0) == [bad]
     assert bad.error is error
     assert (good.error, good.step) == (None, 1)
-    assert plan_at(planner).trajectories == (good,)
+    assert next_plan(planner).trajectories == (good,)
 
 
 def test_a_late_trajectory_ends_with_an_error_that_names_its_timeout() -> None:
     late = prepared(make_trajectory(submitted=0.0, deadline=5.0))
     planner = planner_with(late)
-    plan = plan_at(planner)
+    plan = next_plan(planner)
     planner.advance(plan)
     assert planner.record(plan, StepResult(1.0), 5.1) == [late]
     assert isinstance(late.error, DeadlineExceeded)
     assert "5 s" in late.error.message
-    assert planner.plan(6.0) is None
+    assert planner.plan() is None
 
 
 def test_the_eta_counts_the_work_ahead_and_not_the_work_behind() -> None:
@@ -268,7 +268,7 @@ def test_every_mix_runs_to_its_end_in_plans_within_the_bounds(
 ) -> None:
     members = [make_trajectory(steps, rows=rows, side=side) for steps, rows, side in mix]
     planner, runner = planner_with(*members, max_images=max_images), FakeRunner()
-    while (plan := planner.plan(0.0)) is not None:
+    while (plan := planner.plan()) is not None:
         assert len({(t.stage, t.key) for t in plan.trajectories}) == 1
         if plan.stage is not Stage.PREPARE:
             assert len(plan.trajectories) <= max_images

@@ -121,7 +121,7 @@ def test_an_image_that_overflows_harms_no_other_whatever_place_it_leaves(
 
 
 def advance(planner: Planner, runner: TorchRunner) -> StepPlan | None:
-    if (plan := planner.plan(0.0)) is not None:
+    if (plan := planner.plan()) is not None:
         launched = runner.launch(plan)
         planner.advance(plan)
         planner.record(plan, launched.wait(), 0.0)

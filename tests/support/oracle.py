@@ -176,7 +176,7 @@ def run_together(
     while True:
         while waiting and waiting[0][0] <= num_plans:
             planner.add(waiting.pop(0)[1])
-        plan = planner.plan(float(num_plans))
+        plan = planner.plan()
         num_plans += 1
         if plan is not None:
             launched = runner.launch(plan)

@@ -1,0 +1,74 @@
+"""The planner judged in virtual time: the server's own, against other policies, by cost curves.
+
+    python -m bench.simulate                                   every curve in bench/curves
+    python -m bench.simulate --curve FILE --trace FILE         a curve and requests of one's own
+    python -m bench.simulate --fleet                           1,000 workers with cold starts
+    python -m bench.simulate --measure-cpu                     writes bench/curves/cpu-shapes.json
+    python -m bench.simulate --from-gpu bench/results/gpu      writes curves of GPUs
+
+`curves.py` and `traces.py` describe the files. The same arguments print the same tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.simulate import curves, report, traces
+
+CURVES = Path(__file__).parents[1] / "curves"
+REQUESTS, FLEET_REQUESTS = 1000, 20_000
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--curve", type=Path, action="append", help="a file; may be repeated")
+    parser.add_argument("--trace", type=Path, help="requests, one JSON object a line")
+    parser.add_argument("--fleet", action="store_true")
+    parser.add_argument("--requests", type=int, help="of each run")
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--measure-cpu", action="store_true")
+    parser.add_argument("--from-gpu", type=Path, metavar="DIR")
+    options = parser.parse_args(args)
+    if options.measure_cpu:
+        from bench.simulate.measure import measure_cpu  # needs torch, and nothing else here does
+
+        curves.write(measure_cpu(), CURVES / "cpu-shapes.json")
+        return
+    if options.from_gpu is not None:
+        write_gpu_curves(options.from_gpu)
+        return
+    requests = options.requests or (FLEET_REQUESTS if options.fleet else REQUESTS)
+    size = report.Size(requests, options.seeds)
+    for path in options.curve or sorted(CURVES.glob("*.json")):
+        run(curves.read(path), options.trace, size, with_fleet=options.fleet)
+
+
+def run(one: curves.Curves, trace: Path | None, size: report.Size, *, with_fleet: bool) -> None:
+    print(f"\n### {one.name}\n\nCosts: {one.origin}.\n", flush=True)
+    if trace is not None:
+        lines = report.own_trace(one, traces.read(trace, one.side))
+    elif with_fleet:
+        lines = report.fleet(one, size.requests)
+    else:
+        for line in report.in_full(one, size):
+            print(line, flush=True)
+        print()
+        lines = report.ratios(one, size)
+    for line in lines:
+        print(line, flush=True)
+
+
+def write_gpu_curves(folder: Path) -> None:
+    from bench.simulate.gpu_rows import curves_of
+
+    for name, one in curves_of(folder).items():
+        curves.write(one, CURVES / f"{name}.json")
+        print(f"wrote bench/curves/{name}.json")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""`python -m bench.simulate`: its arithmetic by hand, and what the planner promises under load."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bench.gpu.rows import Kind, Label, Log
+from bench.simulate.__main__ import CURVES, main
+from bench.simulate.curves import Curves, Side, read, write
+from bench.simulate.device import MakePolicy, Outcome, capacity, closed_loop, open_loop
+from bench.simulate.fleet import COLD_START, Fleet
+from bench.simulate.gpu_rows import curves_of
+from bench.simulate.policies import WINDOW, OneAtATime, Ours, StaticBatches, StepsInOrder
+from bench.simulate.traces import MIXED, Mix, Request, poisson
+from bench.simulate.traces import read as read_trace
+
+SIMPLE = Curves("made up", "made up", {64: Side({2: 2.0, 4: 3.0}, {1: 1.0})})
+TWO = [Request(steps=2, side=64, at=0.0), Request(steps=1, side=64, at=1.0)]
+
+
+@pytest.mark.parametrize(
+    ("policy", "latencies"),
+    [
+        (OneAtATime, [5.0, 7.0]),  # two steps of 2 s and a decode; a step and a decode, from 5 s on
+        (StaticBatches, [5.0 + WINDOW, 7.0 + WINDOW]),
+        # A step of the first alone, one of 3 s together, both images decoded in 2 s.
+        (StepsInOrder, [7.0, 6.0]),
+        (Ours, [7.0, 6.0]),
+    ],
+)
+def test_two_requests_take_as_long_as_computed_by_hand(
+    policy: MakePolicy, latencies: list[float]
+) -> None:
+    outcome = open_loop(SIMPLE, policy, TWO)
+    assert outcome.latencies == pytest.approx(latencies)
+    assert outcome.seconds == pytest.approx(1.0 + latencies[1])
+
+
+def test_static_batches_share_calls_of_equal_requests_and_answer_together() -> None:
+    alike = [Request(steps=2, side=64), Request(steps=2, side=64), Request(steps=1, side=64)]
+    outcome = open_loop(SIMPLE, StaticBatches, alike)
+    together, alone = 2 * 3.0 + 2.0, 2.0 + 1.0
+    assert outcome.latencies == pytest.approx([WINDOW + together + alone] * 3)
+
+
+def test_a_client_waits_for_its_answer() -> None:
+    outcome = closed_loop(SIMPLE, OneAtATime, TWO, clients=1)
+    assert outcome.latencies == [5.0, 3.0]
+    assert capacity(SIMPLE, TWO) == 2 / 8
+
+
+def test_packing_compares_with_the_best_call_of_any_size() -> None:
+    packing = open_loop(SIMPLE, OneAtATime, TWO).packing
+    assert (packing.seconds, packing.best) == (6.0, 6 * 3.0 / 4)
+
+
+def test_a_fleet_starts_from_nothing_and_pays_for_its_cold_start() -> None:
+    trace = [Request(steps=2, side=64, at=0.0), Request(steps=1, side=64, at=0.5)]
+    made = Fleet(SIMPLE, OneAtATime, together=1, most=1).run(trace)
+    began = 1.0 + COLD_START  # the scaler looks every second
+    assert made.outcome.latencies == [began + 5.0, began + 5.0 + 3.0 - 0.5]
+    assert made.most_workers == 1
+    assert made.worker_seconds == pytest.approx(COLD_START + 8.0, abs=1.0)
+    two = Fleet(SIMPLE, OneAtATime, together=1, most=9).run(trace)
+    assert two.outcome.latencies == [began + 3.0 - 0.5, began + 5.0]
+    assert two.most_workers == 2
+
+
+def test_costs_between_beyond_and_beside_those_that_a_file_lists(tmp_path: Path) -> None:
+    write(SIMPLE, tmp_path / "curve.json")
+    curves = read(tmp_path / "curve.json")
+    assert curves == SIMPLE
+    assert [curves.step(64, rows) for rows in (1, 2, 3, 4, 8)] == [2.0, 2.0, 2.5, 3.0, 6.0]
+    assert curves.step(128, 2) == 4 * 2.0
+    assert curves.decode(64, 3) == 3.0
+    padded = Curves("made up", "made up", SIMPLE.sides, padded=True)
+    assert padded.step(64, 3) == 3.0
+
+
+def test_a_trace_is_sorted_and_may_leave_out_what_is_usual(tmp_path: Path) -> None:
+    lines = [{"at": 2.0, "steps": 3, "side": 96, "rows": 1}, {"at": 1.0, "steps": 4}]
+    (tmp_path / "trace").write_text("\n".join(json.dumps(line) for line in lines))
+    first, second = read_trace(tmp_path / "trace", side=64)
+    assert first == Request(steps=4, side=64, at=1.0)
+    assert second == Request(steps=3, side=96, rows=1, at=2.0)
+
+
+def test_ones_own_curve_and_trace_make_a_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(SIMPLE, tmp_path / "curve.json")
+    (tmp_path / "trace").write_text('{"at": 0, "steps": 2}\n{"at": 1, "steps": 1}\n')
+    main(["--curve", str(tmp_path / "curve.json"), "--trace", str(tmp_path / "trace")])
+    table = capsys.readouterr().out
+    assert "| one at a time | 6.00 | 6.90 | 6.98 | 7.00 | 0.25 | 75% |" in table
+    assert "| sdbento | 6.50 |" in table
+
+
+def test_rows_of_a_gpu_become_a_curve_for_each_way_to_step(tmp_path: Path) -> None:
+    log = Log(tmp_path / "rows.jsonl", "1")
+    log.add("eager", Kind.HEADER, figures={"device": "Some GPU"})
+    for system in ("stock", "engine"):
+        for images, ms in ((1, 20.0), (4, 50.0)):
+            labels: dict[str, Label] = {
+                "what": "a step",
+                "model": "sd15",
+                "system": system,
+                "images": images,
+            }
+            log.add("eager", Kind.FIGURES, labels, {"ms_per_step": ms})
+    graph: dict[str, Label] = {"what": "a step", "model": "sd15", "variant": "graph", "images": 1}
+    log.add("graphs", Kind.FIGURES, graph, {"ms_per_step": 10.0})
+    decode: dict[str, Label] = {"what": "decode", "model": "sd15", "images": 1}
+    log.add("vae", Kind.FIGURES, decode, {"ms_per_image": 9.0})
+    made = curves_of(tmp_path)
+    assert made.keys() == {"gpu-sd15-engine", "gpu-sd15-graph"}
+    assert "Some GPU" in made["gpu-sd15-engine"].name
+    assert made["gpu-sd15-engine"].sides == {512: Side({2: 0.02, 8: 0.05}, {1: 0.009})}
+    assert made["gpu-sd15-graph"].sides == {512: Side({2: 0.01}, {1: 0.009})}
+
+
+def test_every_curve_in_the_repository_says_where_it_comes_from() -> None:
+    for path in CURVES.glob("*.json"):
+        origin = read(path).origin
+        assert origin.startswith("predicted" if path.name.startswith("predicted") else "measured")
+
+
+def both(path: str, mix: Mix, load: float | None, seed: int = 1) -> tuple[Outcome, Outcome]:
+    """One at a time and ours; `load` None: a closed loop of 8."""
+    curves = read(CURVES / f"{path}.json")
+    requests = mix.draw(400, curves.side, seed)
+    if load is None:
+        one, ours = (closed_loop(curves, p, requests, 8) for p in (OneAtATime, Ours))
+    else:
+        trace = poisson(requests, load * capacity(curves, requests), seed)
+        one, ours = (open_loop(curves, p, trace) for p in (OneAtATime, Ours))
+    return one, ours
+
+
+@pytest.mark.parametrize("path", ["cpu-shapes", "predicted-h100-sdxl", "predicted-h100-sd15"])
+def test_under_load_the_median_halves_and_the_tail_is_no_worse(path: str) -> None:
+    one, ours = both(path, MIXED, 0.9)
+    assert ours.percentile(50) <= 0.5 * one.percentile(50)
+    assert ours.percentile(99) <= one.percentile(99)
+
+
+@pytest.mark.parametrize("load", [0.5, 0.8, None])
+def test_where_batches_save_little_nobody_pays_for_them(load: float | None) -> None:
+    one, ours = both("predicted-h100-sdxl-fp8", MIXED, load)
+    assert ours.percentile(50) <= one.percentile(50)
+    assert ours.percentile(99) <= 1.02 * one.percentile(99)
+
+
+def test_the_few_large_images_of_the_benchmarks_mix_do_not_wait_until_the_end() -> None:
+    one, ours = both("cpu-shapes", MIXED, None)
+    assert max(ours.latencies) <= max(one.latencies)
+    assert ours.throughput >= 1.6 * one.throughput
+
+
+def test_where_enough_rows_wait_they_are_packed_nearly_perfectly() -> None:
+    curves = read(CURVES / "cpu-shapes.json")
+    packing = closed_loop(curves, Ours, MIXED.draw(400, curves.side, 1), 64).packing
+    assert packing.best >= 0.97 * packing.seconds
