@@ -2,16 +2,15 @@
 
 Closed loop at concurrency 8, then open loop at 60% and 90% of what (a) could do. The three take
 turns, so that a machine that slows down slows all of them. Before that, one image alone against
-the stock pipeline (`bench.alone`). Prints a table and writes it into docs/performance.md between
-its markers.
+the stock pipeline (`bench.alone`). What is said of packing and of the time outside calls comes from
+the calls that sdbento made meanwhile (`bench.calls`). Prints a table and writes it into
+docs/performance.md between its markers.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import os
-import platform
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -21,22 +20,20 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import torch
 
 from bench import alone
-from bench.ideal import Costs, ideal_seconds, measure
+from bench.calls import Call, CallLog, Curve, overhead
+from bench.hardware import hardware
 from bench.load import Outcome, Send, closed_loop, combined, open_loop
 from bench.trace import make_trace
-from sdbento.catalog.lookup import Catalog
-from sdbento.environment import load_settings
 from sdbento.malloc import keep_freed_memory
-from sdbento.models import weights
-from sdbento.models.pipeline import Pipeline
 from tests.support.server import Server, serving
 
 CONCURRENCY = 8
 CLOSED_ROUNDS = 2
 LOADS = (0.6, 0.9)
+P50_AIMS = ("1.0", "1.0", "0.5")  # closed loop, then LOADS
+ROWS = (1, 2, 4, 6, 8, 10, 12, 14, 16)
 REPORT = Path(__file__).parent.parent / "docs" / "performance.md"
 
 
@@ -59,15 +56,27 @@ class System:
 SYSTEMS = (
     System("a", "diffusers, one request at a time", "bench.baselines:OneByOne", send_plain),
     System("b", "diffusers, BentoML batchable", "bench.baselines:Batchable", send_batchable),
-    System("c", "sdbento", "service:StableDiffusion", send_plain),
+    System("c", "sdbento", "bench.recorded:StableDiffusion", send_plain),
 )
 
 
-def run_all(trace: Sequence[dict[str, Any]], max_batch_size: int) -> dict[str, dict[str, Outcome]]:
-    """Outcomes by system and load. All servers are up; only the one whose turn it is works."""
+@dataclass(frozen=True)
+class Results:
+    """Outcomes by system and load, and sdbento's calls: all, and those of each closed loop."""
+
+    outcomes: dict[str, dict[str, Outcome]]
+    calls: list[Call]
+    closed_calls: list[list[Call]]
+
+
+def run_all(trace: Sequence[dict[str, Any]], max_batch_size: int) -> Results:
+    """All servers are up; only the one whose turn it is works."""
     with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        log = CallLog(folder / "calls")
         servers = {
-            system.letter: stack.enter_context(start(system, max_batch_size)) for system in SYSTEMS
+            system.letter: stack.enter_context(start(system, max_batch_size, folder))
+            for system in SYSTEMS
         }
 
         def run(system: System, requests: Sequence[dict[str, Any]], rate: float | None) -> Outcome:
@@ -79,7 +88,11 @@ def run_all(trace: Sequence[dict[str, Any]], max_batch_size: int) -> dict[str, d
         for system in SYSTEMS:
             # Lazy initialisation is done; the batchable service also learns its batch size.
             run(system, trace[:16], None)
-        rounds = [[run(system, trace, None) for system in SYSTEMS] for _ in range(CLOSED_ROUNDS)]
+        log.new()  # and forgotten
+        rounds, closed_calls = [], []
+        for _ in range(CLOSED_ROUNDS):
+            rounds.append([run(system, trace, None) for system in SYSTEMS])
+            closed_calls.append(log.new())
         results = {
             system.letter: {"closed": combined(outcomes)}
             for system, outcomes in zip(SYSTEMS, zip(*rounds, strict=True), strict=True)
@@ -90,41 +103,27 @@ def run_all(trace: Sequence[dict[str, Any]], max_batch_size: int) -> dict[str, d
             for system in SYSTEMS:
                 results[system.letter][f"{load:.0%}"] = run(system, trace, load * capacity)
             print(f"{load:.0%} done", flush=True)
-    return results
+        calls = [call for of_one in closed_calls for call in of_one] + log.new()
+    return Results(results, calls, closed_calls)
 
 
 @contextmanager
-def start(system: System, max_batch_size: int) -> Iterator[Server]:
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        serving(
-            Path(folder),
-            target=system.target,
-            BENCH_MODEL=str(alone.SHAPES),
-            MAX_BATCH_SIZE=str(max_batch_size),
-        ) as server,
-    ):
+def start(system: System, max_batch_size: int, folder: Path) -> Iterator[Server]:
+    own = folder / system.letter
+    own.mkdir()
+    with serving(
+        own,
+        target=system.target,
+        BENCH_MODEL=str(alone.SHAPES),
+        BENCH_CALLS=str(folder / "calls"),
+        MAX_BATCH_SIZE=str(max_batch_size),
+    ) as server:
         server.wait_until_ready()
         yield server
 
 
-def measure_costs(trace: Sequence[dict[str, Any]]) -> tuple[dict[int, Costs], float]:
-    """The cost curves at the trace's sizes and the ideal time of the trace."""
-    settings = load_settings(sd_model="shapes")
-    pipeline = weights.load(Catalog(settings).resolve("shapes"), settings)
-    assert isinstance(pipeline, Pipeline)
-    costs = {side: measure(pipeline, side) for side in {r["width"] for r in trace}}
-    return costs, ideal_seconds(pipeline, trace, costs)
-
-
-def report(
-    results: dict[str, dict[str, Outcome]],
-    costs: dict[int, Costs],
-    ideal: float,
-    one: alone.Alone,
-    num_requests: int,
-    max_batch_size: int,
-) -> str:
+def report(results: Results, one: alone.Alone, num_requests: int, max_batch_size: int) -> str:
+    outcomes = results.outcomes
     lines = [
         f"Hardware: {hardware()}. Model `shapes`, {num_requests} requests, "
         f"sdbento with MAX_BATCH_SIZE={max_batch_size}.",
@@ -132,46 +131,49 @@ def report(
         "| load | system | requests/s | p50 s | p95 s | p99 s | failed |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for load in results["a"]:
+    for load in outcomes["a"]:
         for system in SYSTEMS:
-            outcome = results[system.letter][load]
+            outcome = outcomes[system.letter][load]
             p50, p95, p99 = (outcome.percentile(p) for p in (50, 95, 99))
             lines.append(
                 f"| {load} | ({system.letter}) {system.name} | {outcome.throughput:.2f} | "
                 f"{p50:.2f} | {p95:.2f} | {p99:.2f} | {outcome.num_failed} |"
             )
-    closed = {letter: outcomes["closed"].throughput for letter, outcomes in results.items()}
-    lines += ["", "| figure | value | aim |", "| --- | --- | --- |"]
-    lines.append(f"| throughput (c) / (a), closed loop | {closed['c'] / closed['a']:.2f} | 1.6 |")
-    lines.append(f"| throughput (c) / (b), closed loop | {closed['c'] / closed['b']:.2f} | 1.4 |")
-    share = CLOSED_ROUNDS * ideal / results["c"]["closed"].seconds
-    lines.append(f"| share of the ideal of (c), closed loop | {share:.0%} | 90% |")
-    for load, aim in zip(list(results["a"])[1:], ("0.6", "0.4"), strict=True):
-        ratio = results["c"][load].percentile(50) / results["a"][load].percentile(50)
-        lines.append(f"| p50 (c) / (a) at {load} load | {ratio:.2f} | {aim} |")
-    return "\n".join([*lines, "", *alone.report(one), "", *cost_lines(costs)])
+    curve = Curve(results.calls)
+    lines += ["", *figure_lines(results, curve), "", *alone.report(one), "", *cost_lines(curve)]
+    return "\n".join(lines)
 
 
-def cost_lines(costs: dict[int, Costs]) -> list[str]:
-    rows = list(next(iter(costs.values())).unet)
-    lines = [
-        "Milliseconds a row of one UNet call, by rows, and of the VAE an image:",
-        "",
-        "| side | " + " | ".join(str(r) for r in rows) + " | VAE |",
-        "| --- " * (len(rows) + 2) + "|",
-    ]
-    for side, cost in sorted(costs.items()):
-        figures = [f"{1000 * seconds / r:.1f}" for r, seconds in cost.unet.items()]
-        lines.append(f"| {side} | " + " | ".join(figures) + f" | {1000 * cost.vae:.0f} |")
+def figure_lines(results: Results, curve: Curve) -> list[str]:
+    outcomes = results.outcomes
+    lines = ["| figure | value | aim |", "| --- | --- | --- |"]
+    closed = {letter: by_load["closed"].throughput for letter, by_load in outcomes.items()}
+    for other, aim in (("a", "1.6"), ("b", "1.4")):
+        ratio = closed["c"] / closed[other]
+        lines.append(f"| throughput (c) / ({other}), closed loop | {ratio:.2f} | {aim} |")
+    packing = curve.packing(call for calls in results.closed_calls for call in calls)
+    lines.append(f"| packing of (c), closed loop | {packing:.0%} | 97% |")
+    outside = overhead(results.closed_calls)
+    lines.append(f"| time outside calls of (c), closed loop | {outside:.1%} | |")
+    for load, p50_aim in zip(outcomes["a"], P50_AIMS, strict=True):
+        one, ours = outcomes["a"][load], outcomes["c"][load]
+        for percent, aim in ((50, p50_aim), (99, "1.0")):
+            ratio = ours.percentile(percent) / one.percentile(percent)
+            lines.append(f"| p{percent} (c) / (a), {load} | {ratio:.2f} | {aim} |")
     return lines
 
 
-def hardware() -> str:
-    if torch.cuda.is_available():
-        return str(torch.cuda.get_device_name())
-    names = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    name = names[0] if names else platform.processor()
-    return f"{os.cpu_count()} CPU cores ({name}), torch {torch.__version__}"
+def cost_lines(curve: Curve) -> list[str]:
+    lines = [
+        "Milliseconds a row of one step, by rows, as the server's own calls took them (medians):",
+        "",
+        "| size, text chunks | " + " | ".join(str(rows) for rows in ROWS) + " |",
+        "| --- " * (len(ROWS) + 1) + "|",
+    ]
+    for key, by_rows in sorted(curve.by_key.items()):
+        cells = [f"{1000 * by_rows[r] / r:.1f}" if r in by_rows else "" for r in ROWS]
+        lines.append(f"| {key} | " + " | ".join(cells) + " |")
+    return lines
 
 
 def write_report(text: str) -> None:
@@ -191,8 +193,7 @@ def main() -> None:
     keep_freed_memory()
     one = alone.measure()
     results = run_all(trace, options.max_batch_size)
-    costs, ideal = measure_costs(trace)
-    text = report(results, costs, ideal, one, len(trace), options.max_batch_size)
+    text = report(results, one, len(trace), options.max_batch_size)
     print(text)
     if not options.dry_run:
         write_report(text)

@@ -2,8 +2,8 @@
 
 python -m bench.profile [MAX_BATCH_SIZE]
 
-Prints what the engine's thread did: seconds by stage, seconds between plans, and for every image
-side the rows a UNet call had and what a row cost.
+Prints what the device did: the share of time outside calls, how well the rows were packed, seconds
+by stage, and for every image side the rows that a step had and what a row cost.
 """
 
 from __future__ import annotations
@@ -12,39 +12,15 @@ import asyncio
 import sys
 import time
 from collections import defaultdict
-from dataclasses import dataclass
 
+from bench.calls import Call, Curve, overhead, record
 from bench.trace import make_trace
 from sdbento.app import App
-from sdbento.engine.trajectory import Launched, Stage, StepPlan
+from sdbento.engine.trajectory import Stage
 from sdbento.environment import load_settings
 from sdbento.request.schema import GenerateRequest
-from sdbento.runner.torch_runner import TorchRunner
 
 CONCURRENCY = 8
-
-
-@dataclass(frozen=True)
-class Call:
-    stage: Stage
-    side: int
-    rows: int
-    seconds: float
-
-
-class Recorder(TorchRunner):
-    """The real runner; notes every plan."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[Call] = []
-
-    def launch(self, plan: StepPlan) -> Launched:
-        started = time.perf_counter()
-        launched = super().launch(plan)
-        seconds = time.perf_counter() - started
-        self.calls.append(Call(plan.stage, 8 * plan.key.latent_width, plan.rows, seconds))
-        return launched
 
 
 async def closed_loop(app: App, requests: list[GenerateRequest]) -> float:
@@ -60,13 +36,14 @@ async def closed_loop(app: App, requests: list[GenerateRequest]) -> float:
 
 
 def report(calls: list[Call], seconds: float) -> None:
-    print(f"{seconds:.2f} s in all; {seconds - sum(c.seconds for c in calls):.2f} s between plans")
+    print(f"{seconds:.2f} s in all; {overhead([calls]):.1%} outside calls")
+    print(f"packing: {Curve(calls).packing(calls):.1%} of perfect")
     for stage in Stage:
-        chosen = [call for call in calls if call.stage is stage]
+        chosen = [call for call in calls if call.stage == stage]
         print(f"{stage}: {len(chosen)} calls, {sum(call.seconds for call in chosen):.2f} s")
     by_side: dict[int, list[Call]] = defaultdict(list)
     for call in calls:
-        if call.stage is Stage.STEP:
+        if call.stage == Stage.STEP:
             by_side[call.side].append(call)
     for side, steps in sorted(by_side.items()):
         rows = sum(call.rows for call in steps)
@@ -76,17 +53,18 @@ def report(calls: list[Call], seconds: float) -> None:
 
 def main() -> None:
     max_batch_size = int(sys.argv[1]) if len(sys.argv) > 1 else 16
-    recorder = Recorder()
-    app = App(load_settings(sd_model="shapes", max_batch_size=max_batch_size), recorder)
+    calls: list[Call] = []
+    app = App(load_settings(sd_model="shapes", max_batch_size=max_batch_size))
+    record(app.runner, calls.append)
     app.start()
     try:
         while not app.ready:
             time.sleep(0.05)
         requests = [GenerateRequest(**fields) for fields in make_trace()]
         asyncio.run(closed_loop(app, requests[:16]))
-        recorder.calls.clear()
+        calls.clear()
         seconds = asyncio.run(closed_loop(app, requests))
-        report(recorder.calls, seconds)
+        report(calls, seconds)
     finally:
         app.close()
 
