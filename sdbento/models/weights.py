@@ -38,6 +38,7 @@ from sdbento.models.attention import set_attention
 from sdbento.models.checks import check_complete, check_pipeline
 from sdbento.models.device import GB, choose_device, choose_dtype, choose_vae_dtype
 from sdbento.models.pipeline import ControlNet, Pipeline, Resident, modules, num_bytes
+from sdbento.models.transfer import move
 from sdbento.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -71,9 +72,11 @@ def _load_model(
     check_pipeline(spec, pipe)
     _set_prediction(spec, pipe)
     vae_dtype = choose_vae_dtype(spec, bool(pipe.vae.config.get("force_upcast")), dtype)
-    pipe.to(device)
     if vae_dtype is not dtype:
         pipe.vae.to(vae_dtype)
+    if device.type == "cuda":  # the order in which its convolutions compute
+        pipe.vae.to(memory_format=torch.channels_last)
+    move(modules(pipe), device)
     attention = set_attention(pipe.unet, settings, device)
     if settings.compile:
         torch_compile.enable(pipe.unet, settings.compile_dir)
@@ -91,7 +94,8 @@ def _load_controlnet(
     with constructing, _without_progress_bars():
         module = ControlNetModel.from_pretrained(path, use_safetensors=True, **options)
     check_complete(spec, "network", module)
-    module.to(device).eval().requires_grad_(False)
+    move([module], device)
+    module.eval().requires_grad_(False)
     attention = set_attention(module, settings, device)
     network = ControlNet(spec, module, device, dtype, num_bytes([module]))
     _log_loaded(network, str(dtype), attention)
