@@ -53,11 +53,12 @@ IDLE = 60.0  # seconds without a request after which freed memory goes back to t
 
 @dataclass(frozen=True)
 class ListedModel:
-    """A model that requests can name; whether it is in memory, and whether it is the default."""
+    """A model that requests can name; whether it is the default; and by what it computes attention
+    if it is in memory, else None."""
 
     spec: ModelSpec
-    is_loaded: bool
     is_default: bool
+    attention: str | None
 
 
 class App:
@@ -120,9 +121,9 @@ class App:
         self._resolver.close()
 
     def list_models(self) -> list[ListedModel]:
-        loaded = {name for name, *_ in self.pipelines.loaded()}
+        attention = {key: one.attention.name for key, one in self.pipelines.residents().items()}
         return [
-            ListedModel(spec, spec.name in loaded, self.settings.sd_model in spec.names)
+            ListedModel(spec, self.settings.sd_model in spec.names, attention.get(spec.key))
             for spec in self.catalog.list()
         ]
 

@@ -13,6 +13,7 @@ import torch
 
 from sdbento.catalog.families import INPAINT_CHANNELS, Family
 from sdbento.catalog.specs import ControlNetSpec, ModelSpec
+from sdbento.models.attention import SDPA, Attention
 
 
 @dataclass(eq=False)
@@ -30,6 +31,7 @@ class Pipeline:
     dtype: torch.dtype
     vae_dtype: torch.dtype
     nbytes: int
+    attention: Attention = SDPA
 
     @property
     def unet(self) -> Any:
@@ -73,6 +75,7 @@ class ControlNet:
     device: torch.device
     dtype: torch.dtype
     nbytes: int
+    attention: Attention = SDPA
 
 
 Resident = Pipeline | ControlNet

@@ -29,12 +29,12 @@ from diffusers import (
 from diffusers.loaders.single_file_utils import SingleFileComponentError
 
 from sdbento.catalog import hub
-from sdbento.catalog.families import INPAINT_CHANNELS, Family
+from sdbento.catalog.families import INPAINT_CHANNELS, VAE_FACTOR, Family
 from sdbento.catalog.folder import list_files
 from sdbento.catalog.specs import ControlNetSpec, ModelSpec, Spec, family_configs
 from sdbento.errors import ModelLoadFailed
 from sdbento.models import torch_compile
-from sdbento.models.attention import set_attention
+from sdbento.models.attention import fit
 from sdbento.models.checks import check_complete, check_pipeline
 from sdbento.models.device import GB, choose_device, choose_dtype, choose_vae_dtype
 from sdbento.models.pipeline import ControlNet, Pipeline, Resident, modules, num_bytes
@@ -77,13 +77,14 @@ def _load_model(
     if device.type == "cuda":  # the order in which its convolutions compute
         pipe.vae.to(memory_format=torch.channels_last)
     move(modules(pipe), device)
-    attention = set_attention(pipe.unet, settings, device)
+    attention = fit(pipe.unet, settings, _latent_pixels(spec))
     if settings.compile:
         torch_compile.enable(pipe.unet, settings.compile_dir)
     for module in modules(pipe):
         module.eval().requires_grad_(False)
-    pipeline = Pipeline(spec, pipe, device, dtype, vae_dtype, num_bytes(modules(pipe)))
-    _log_loaded(pipeline, f"UNet {dtype}, VAE {vae_dtype}", attention)
+    nbytes = num_bytes(modules(pipe))
+    pipeline = Pipeline(spec, pipe, device, dtype, vae_dtype, nbytes, attention)
+    _log_loaded(pipeline, f"UNet {dtype}, VAE {vae_dtype}")
     return pipeline
 
 
@@ -96,17 +97,22 @@ def _load_controlnet(
     check_complete(spec, "network", module)
     move([module], device)
     module.eval().requires_grad_(False)
-    attention = set_attention(module, settings, device)
-    network = ControlNet(spec, module, device, dtype, num_bytes([module]))
-    _log_loaded(network, str(dtype), attention)
+    attention = fit(module, settings, _latent_pixels(family_configs(spec.family)))
+    network = ControlNet(spec, module, device, dtype, num_bytes([module]), attention)
+    _log_loaded(network, str(dtype))
     return network
 
 
-def _log_loaded(loaded: Resident, dtypes: str, attention: str) -> None:
+def _log_loaded(loaded: Resident, dtypes: str) -> None:
     log.info(
         "%s is on %s: %.2f GB, %s, attention by %s",
-        *(loaded.spec, loaded.device, loaded.nbytes / GB, dtypes, attention),
+        *(loaded.spec, loaded.device, loaded.nbytes / GB, dtypes, loaded.attention.name),
     )
+
+
+def _latent_pixels(spec: ModelSpec) -> int:
+    """Of an image of the model's own size."""
+    return spec.height * spec.width // VAE_FACTOR**2
 
 
 def pull(
