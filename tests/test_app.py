@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -161,22 +161,21 @@ async def test_the_server_is_ready_when_its_model_is_loaded_and_measures_it_when
 async def test_the_server_is_not_ready_before_its_model_is_compiled(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    compiled: list[int] = []  # measurements until then
+    class Compiled:
+        def __init__(self, *_: object) -> None:
+            pass
 
-    @contextmanager
-    def allowed() -> Iterator[None]:
-        yield
-        compiled.append(len(runner.ready_at))
+        def compile(self, call: Callable[[int], object], max_rows: int) -> None:
+            for rows in (1, max_rows):
+                call(rows)
 
-    monkeypatch.setattr("sdbento.models.torch_compile.allowed", allowed)
-    monkeypatch.setattr("sdbento.models.torch_compile.enable", lambda *_: None)
+    monkeypatch.setattr("sdbento.models.weights.CompiledUnet", Compiled)
     async with measuring(compile=True) as (app, runner):
         await until(lambda: runner.ready_at)
         assert not app.ready
         runner.go_on.set()
-        await until(lambda: len(runner.ready_at) == 4 + MEASUREMENTS)
-        assert runner.ready_at == [False] * 4 + [True] * MEASUREMENTS
-    assert compiled == [4]
+        await until(lambda: len(runner.ready_at) == 2 + MEASUREMENTS)
+        assert runner.ready_at == [False] * 2 + [True] * MEASUREMENTS
 
 
 async def test_an_idle_process_gives_freed_memory_back(

@@ -14,6 +14,7 @@ import torch
 from sdbento.catalog.families import INPAINT_CHANNELS, Family
 from sdbento.catalog.specs import ControlNetSpec, ModelSpec
 from sdbento.models.attention import SDPA, Attention
+from sdbento.models.torch_compile import CompiledUnet
 
 
 @dataclass(eq=False)
@@ -32,10 +33,16 @@ class Pipeline:
     vae_dtype: torch.dtype
     nbytes: int
     attention: Attention = SDPA
+    compiled: CompiledUnet | None = field(default=None, repr=False)
 
     @property
     def unet(self) -> Any:
         return self.pipe.unet
+
+    @property
+    def call_unet(self) -> Any:
+        """What a call of the UNet goes to unless hooks must run: compiled code, where there is."""
+        return self.compiled or self.unet
 
     @property
     def vae(self) -> Any:

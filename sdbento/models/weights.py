@@ -33,11 +33,11 @@ from sdbento.catalog.families import INPAINT_CHANNELS, VAE_FACTOR, Family
 from sdbento.catalog.folder import list_files
 from sdbento.catalog.specs import ControlNetSpec, ModelSpec, Spec, family_configs
 from sdbento.errors import ModelLoadFailed
-from sdbento.models import torch_compile
 from sdbento.models.attention import fit
 from sdbento.models.checks import check_complete, check_pipeline
 from sdbento.models.device import GB, choose_device, choose_dtype, choose_vae_dtype
 from sdbento.models.pipeline import ControlNet, Pipeline, Resident, modules, num_bytes
+from sdbento.models.torch_compile import CompiledUnet
 from sdbento.models.transfer import move
 from sdbento.settings import Settings
 
@@ -74,16 +74,14 @@ def _load_model(
     vae_dtype = choose_vae_dtype(spec, bool(pipe.vae.config.get("force_upcast")), dtype)
     if vae_dtype is not dtype:
         pipe.vae.to(vae_dtype)
-    if device.type == "cuda":  # the order in which its convolutions compute
-        pipe.vae.to(memory_format=torch.channels_last)
+    _order_in_memory(pipe, settings, device)
     move(modules(pipe), device)
     attention = fit(pipe.unet, settings, _latent_pixels(spec))
-    if settings.compile:
-        torch_compile.enable(pipe.unet, settings.compile_dir)
+    compiled = CompiledUnet(pipe.unet, settings.compile_dir) if settings.compile else None
     for module in modules(pipe):
         module.eval().requires_grad_(False)
     nbytes = num_bytes(modules(pipe))
-    pipeline = Pipeline(spec, pipe, device, dtype, vae_dtype, nbytes, attention)
+    pipeline = Pipeline(spec, pipe, device, dtype, vae_dtype, nbytes, attention, compiled)
     _log_loaded(pipeline, f"UNet {dtype}, VAE {vae_dtype}")
     return pipeline
 
@@ -108,6 +106,15 @@ def _log_loaded(loaded: Resident, dtypes: str) -> None:
         "%s is on %s: %.2f GB, %s, attention by %s",
         *(loaded.spec, loaded.device, loaded.nbytes / GB, dtypes, loaded.attention.name),
     )
+
+
+def _order_in_memory(pipe: Any, settings: Settings, device: torch.device) -> None:
+    """Channels last, as a GPU's convolutions compute. An uncompiled UNet would gain nothing from
+    that, since its group norms answer in the other order (pytorch issue 111824)."""
+    if device.type == "cuda":
+        pipe.vae.to(memory_format=torch.channels_last)
+        if settings.compile:
+            pipe.unet.to(memory_format=torch.channels_last)
 
 
 def _latent_pixels(spec: ModelSpec) -> int:

@@ -133,7 +133,7 @@ def _unet(
         latents = torch.cat([latents, rows.mask_channels], dim=1)
     adapters = [owner.inputs.adapters for owner in owners]
     # A compiled UNet would skip the hooks of the adapters.
-    unet = pipeline.unet.forward if any(adapters) else pipeline.unet
+    unet = pipeline.unet.forward if any(adapters) else pipeline.call_unet
     with active_adapters(pipeline.unet, "unet", adapters):
         output: torch.Tensor = unet(
             latents.to(pipeline.dtype),
