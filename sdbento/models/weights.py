@@ -33,6 +33,7 @@ from sdbento.catalog.families import INPAINT_CHANNELS, VAE_FACTOR, Family
 from sdbento.catalog.folder import list_files
 from sdbento.catalog.specs import ControlNetSpec, ModelSpec, Spec, family_configs
 from sdbento.errors import ModelLoadFailed
+from sdbento.models import fp8
 from sdbento.models.attention import fit
 from sdbento.models.checks import check_complete, check_pipeline
 from sdbento.models.device import GB, choose_device, choose_dtype, choose_vae_dtype
@@ -76,6 +77,8 @@ def _load_model(
         pipe.vae.to(vae_dtype)
     _order_in_memory(pipe, settings, device)
     move(modules(pipe), device)
+    if settings.precision == "fp8" and device.type == "cuda":
+        fp8.convert(pipe.unet)
     attention = fit(pipe.unet, settings, _latent_pixels(spec))
     compiled = CompiledUnet(pipe.unet, settings.compile_dir) if settings.compile else None
     for module in modules(pipe):

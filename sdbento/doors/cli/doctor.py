@@ -87,9 +87,13 @@ def examine_gpu() -> Iterator[Finding]:
         yield Finding("GPU", f"none ({built}): images are computed on the CPU in fp32", "note")
         return
     for index in range(torch.cuda.device_count()):
-        device = torch.cuda.get_device_properties(index)
-        bf16 = "fp16 and bf16" if device.major >= 8 else "fp16, no bf16"
-        yield Finding("GPU", f"{device.name}, {device.total_memory / GB:.1f} GB, {bf16}")
+        properties = torch.cuda.get_device_properties(index)
+        precisions = "fp16 and bf16" if properties.major >= 8 else "fp16, no bf16"
+        if (properties.major, properties.minor) >= device.FP8_CAPABILITY:
+            precisions = "fp16, bf16 and fp8"
+        yield Finding(
+            "GPU", f"{properties.name}, {properties.total_memory / GB:.1f} GB, {precisions}"
+        )
 
 
 def examine_disk() -> Finding:

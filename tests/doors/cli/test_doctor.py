@@ -21,19 +21,27 @@ def found(*findings: Finding) -> list[tuple[str, str]]:
     return [(finding.verdict, finding.text) for finding in findings]
 
 
-def gpu(monkeypatch: pytest.MonkeyPatch, *, major: int) -> None:
+def gpu(monkeypatch: pytest.MonkeyPatch, *, major: int, minor: int = 0) -> None:
     """A machine with one GPU of 24 GB."""
-    properties = SimpleNamespace(name="Card", total_memory=24e9, major=major)
+    properties = SimpleNamespace(name="Card", total_memory=24e9, major=major, minor=minor)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
 
 
-@pytest.mark.parametrize(("major", "precisions"), [(8, "fp16 and bf16"), (7, "fp16, no bf16")])
+@pytest.mark.parametrize(
+    ("major", "minor", "precisions"),
+    [
+        (9, 0, "fp16, bf16 and fp8"),
+        (8, 9, "fp16, bf16 and fp8"),
+        (8, 6, "fp16 and bf16"),
+        (7, 5, "fp16, no bf16"),
+    ],
+)
 def test_a_gpu_is_reported_with_its_precision(
-    monkeypatch: pytest.MonkeyPatch, major: int, precisions: str
+    monkeypatch: pytest.MonkeyPatch, major: int, minor: int, precisions: str
 ) -> None:
-    gpu(monkeypatch, major=major)
+    gpu(monkeypatch, major=major, minor=minor)
     assert found(*doctor.examine_gpu()) == [("good", f"Card, 24.0 GB, {precisions}")]
 
 
