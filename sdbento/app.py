@@ -259,8 +259,16 @@ class App:
                 log.debug("details", exc_info=exc)
             return error.status < 500
         self._default_loaded.set()
-        self.engine.when_idle(calibration.measurements())
+        self.engine.when_idle(self._watched(calibration.measurements()))
         return True
+
+    def _watched(self, work: Iterator[None]) -> Iterator[None]:
+        """`work`, whose errors no request would hear of: the engine gives it up."""
+        try:
+            yield from work
+        except Exception as error:
+            self._notice_sickness(error)
+            raise
 
     def _calibration(self, spec: ModelSpec) -> Calibration:
         max_rows = ROWS_PER_IMAGE * self.settings.max_batch_size
