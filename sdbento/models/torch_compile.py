@@ -60,8 +60,11 @@ class CompiledUnet:
         finally:
             self._compiling = False
 
-    def __call__(self, sample: Tensor, timestep: Tensor, text: Tensor, **others: Any) -> Any:
+    def __call__(
+        self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, **others: Any
+    ) -> Any:
         """As the UNet's own call; `timestep` has an element a row, `return_dict` is False."""
+        text = encoder_hidden_states
         if others.get("down_block_additional_residuals") is not None:
             return self._unet.forward(sample, timestep, text, **others)
         # Compiled code is made for one order in memory.

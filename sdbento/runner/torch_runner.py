@@ -17,6 +17,7 @@ from PIL import Image
 from sdbento.engine.trajectory import BatchKey, Launched, Stage, StepPlan, Trajectory
 from sdbento.errors import GenerationFailed
 from sdbento.lora.hooks import active_adapters
+from sdbento.models.attention import using
 from sdbento.models.device import download, host_tensor, upload
 from sdbento.models.pipeline import Pipeline
 from sdbento.prompts.encoder import PromptEncoder
@@ -134,7 +135,7 @@ def _unet(
     adapters = [owner.inputs.adapters for owner in owners]
     # A compiled UNet would skip the hooks of the adapters.
     unet = pipeline.unet.forward if any(adapters) else pipeline.call_unet
-    with active_adapters(pipeline.unet, "unet", adapters):
+    with using(pipeline.attention), active_adapters(pipeline.unet, "unet", adapters):
         output: torch.Tensor = unet(
             latents.to(pipeline.dtype),
             timesteps,

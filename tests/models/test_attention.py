@@ -7,6 +7,7 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from sdbento.models import attention, device
 from sdbento.models.attention import SDPA, XFORMERS, Attention, Layer, fastest, fit, using
 from sdbento.runner.torch_runner import TorchRunner
 from tests.support.device_errors import AcceleratorError
+from tests.support.images import base64, gradient
 from tests.support.loading import load, resolve, settings
-from tests.support.oracle import tiny_model
+from tests.support.oracle import engine_pixels, tiny_control, tiny_model
 from tests.support.tiny import save_tiny, tiny_controlnet, tiny_pipeline
 
 CPU, FP32 = torch.device("cpu"), torch.float32
@@ -221,6 +223,21 @@ def test_kernels_are_preferred_within_the_context_only() -> None:
         with using(SDPA):
             assert order()[0] == FLASH.order[0]
     assert order() == before
+
+
+def test_each_network_is_called_with_the_kernels_that_were_chosen_for_it() -> None:
+    model = replace(tiny_model("sd15"), attention=FLASH)
+    control = replace(tiny_control("sd15"), attention=EFFICIENT)
+    seen: dict[str, set[Any]] = {"UNet": set(), "ControlNet": set()}
+    hooks = [
+        network.register_forward_pre_hook(lambda *_, name=name: seen[name].add(order()[0]))
+        for name, network in (("UNet", model.unet), ("ControlNet", control.module))
+    ]
+    canny = {"type": "canny", "image": base64(gradient())}
+    engine_pixels(model, controlnets=[control], prompt="a cat", controlnet=canny)
+    for hook in hooks:
+        hook.remove()
+    assert seen == {"UNet": {FLASH.order[0]}, "ControlNet": {EFFICIENT.order[0]}}
 
 
 def test_a_measurement_neither_disturbs_a_step_nor_is_disturbed_by_it(

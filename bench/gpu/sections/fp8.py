@@ -10,7 +10,7 @@ from torch import nn
 
 from bench.fp8 import PROMPTS, models, pictures, psnr
 from bench.gpu.bench import Bench
-from bench.gpu.sections.graphs import GraphedUnet, calls
+from bench.gpu.sections.graphs import calls, replayed
 from bench.gpu.subjects import Subject, build, unet_inputs
 from sdbento.models.fp8 import convert
 
@@ -27,9 +27,7 @@ def measure(bench: Bench, model: str) -> None:
         count = convert(subject.pipeline.unet)
         bench.row({"layers": count}, what="linear layers in fp8", model=model)
         calls(bench, subject, subject.pipeline.unet, images, "fp8")
-        graphed = GraphedUnet(subject.pipeline.unet)
-        graphed.capture(subject, [2 * count for count in images])
-        calls(bench, subject, graphed, images, "fp8, graph")
+        replayed(bench, subject, "fp8, graph")
     if importlib.util.find_spec("torchao") is None:
         bench.note("not installed", variant="torchao")
         return
@@ -57,9 +55,7 @@ def torchao(bench: Bench, subject: Subject, images: list[int]) -> None:
     rows = 2 * images[-1]
     unet(**unet_inputs(subject, rows))
     calls(bench, subject, unet, images[-1:], "torchao, compiled blocks")
-    graphed = GraphedUnet(unet)
-    graphed.capture(subject, [rows])
-    calls(bench, subject, graphed, images[-1:], "torchao, compiled blocks, graph")
+    replayed(bench, subject, "torchao, compiled blocks, graph")
 
 
 def images_of_shapes(bench: Bench) -> None:
