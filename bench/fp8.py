@@ -2,9 +2,8 @@
 
 python -m bench.fp8 [--out PICTURES.png]
 
-Prints how near each image comes to that of fp32, as the peak signal-to-noise ratio in dB: above 40
-no difference can be seen. On a CPU the fp8 matmul is emulated: it rounds the same way, and adds up
-in float32.
+Prints how near each image comes to that of fp32, as the peak signal-to-noise ratio in dB. On a CPU
+the fp8 matmul is emulated: it rounds the same way, and adds up in float32.
 """
 
 from __future__ import annotations
