@@ -12,8 +12,9 @@ second pass, which goes on from what the first has made.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import cached_property
 from math import inf
 from typing import TYPE_CHECKING, Protocol
 
@@ -34,6 +35,8 @@ class BatchKey:
     latent_height: int
     latent_width: int
     text_chunks: int = 1
+    token_merging_ratio: float = 0.0
+    shallow: bool = False  # of DeepCache: only the UNet's outermost blocks are computed
 
     @property
     def latent_pixels(self) -> int:
@@ -50,18 +53,47 @@ class Pass:
     inputs: PassInputs
     pipeline: Pipeline  # resident: whoever submits holds its lease
     decodes: bool = True  # False: the next pass starts from the latents
+    deep_cache_interval: int = 1  # the steps from one that computes the whole UNet to the next
 
-    @property
-    def num_rows(self) -> int:
-        """UNet rows of all its steps."""
-        return self.remaining_rows(0)
+    def key_at(self, step: int) -> BatchKey:
+        return self._shallow_key if self.is_shallow(step) else self.key
 
-    def remaining_rows(self, step: int) -> int:
-        """UNet rows from `step` on."""
-        return self.num_steps - step + self.remaining_guided_steps(step)
+    def is_shallow(self, step: int) -> bool:
+        """Whether a step goes on with what the one before it has kept of the UNet's deep blocks.
 
-    def remaining_guided_steps(self, step: int) -> int:
-        return len(range(max(step, self.guided_steps.start), self.guided_steps.stop))
+        The first with guidance does not: nothing is kept for the row that it adds.
+        """
+        begins = step % self.deep_cache_interval == 0 or step == self.guided_steps.start
+        return not begins and step < self.num_steps
+
+    def rows_at(self, step: int) -> int:
+        """UNet rows of a step."""
+        return 2 if step in self.guided_steps else 1
+
+    def remaining_calls(self, step: int = 0) -> Iterator[tuple[BatchKey, int, int]]:
+        """Key and rows of the UNet calls from `step` on, each with the number of such calls."""
+        guided = self.guided_steps
+        for rows, first, end in (
+            (1, step, guided.start),
+            (2, max(step, guided.start), guided.stop),
+            (1, max(step, guided.stop), self.num_steps),
+        ):
+            steps = range(first, end)
+            num_full = self._num_full(steps)
+            if num_full:
+                yield self.key, rows, num_full
+            if num_full < len(steps):
+                yield self._shallow_key, rows, len(steps) - num_full
+
+    def _num_full(self, steps: range) -> int:
+        interval, extra = self.deep_cache_interval, self.guided_steps.start
+        first = -(-steps.start // interval) * interval
+        regular = len(range(first, steps.stop, interval))
+        return regular + (extra in steps and extra % interval > 0)
+
+    @cached_property
+    def _shallow_key(self) -> BatchKey:
+        return replace(self.key, shallow=True)
 
 
 class Stage(StrEnum):
@@ -101,7 +133,7 @@ class Trajectory:
 
     @property
     def key(self) -> BatchKey:
-        return self.current.key
+        return self.current.key_at(self.step)
 
     @property
     def inputs(self) -> PassInputs:
@@ -120,7 +152,7 @@ class Trajectory:
     @property
     def rows(self) -> int:
         """UNet rows of the next step."""
-        return 2 if self.step in self.current.guided_steps else 1
+        return self.current.rows_at(self.step)
 
     @property
     def remaining(self) -> Iterator[tuple[Pass, int]]:

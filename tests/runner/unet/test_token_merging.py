@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sdbento.lora.hooks import active_adapters
-from sdbento.runner.token_merging import match, merged_tokens
+from sdbento.runner.unet.token_merging import match, merged_tokens
 from tests.support.loras import cache_of, make_lora, merged, on, save_peft
 from tests.support.oracle import tiny_model
 from tests.support.tiny import NUM_ROWS, UNETS, run_unet, tiny_pipeline

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sdbento.lora.hooks import active_adapters
-from sdbento.runner.deep_cache import kept_features, shallow
+from sdbento.runner.unet.deep_cache import kept_features, shallow
 from tests.support.loras import cache_of, everything, make_lora, on, save_peft
 from tests.support.oracle import tiny_model
 from tests.support.tiny import NUM_ROWS, UNETS, run_unet, tiny_pipeline
