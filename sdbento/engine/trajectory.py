@@ -11,7 +11,7 @@ second pass, which goes on from what the first has made.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
@@ -43,6 +43,9 @@ class BatchKey:
         return self.latent_height * self.latent_width
 
 
+Calls = tuple[BatchKey, int, int]  # UNet calls of a key: the rows of each, and how many
+
+
 @dataclass(frozen=True, eq=False)
 class Pass:
     """One run of a sampler, the same for all images of a request."""
@@ -54,6 +57,7 @@ class Pass:
     pipeline: Pipeline  # resident: whoever submits holds its lease
     decodes: bool = True  # False: the next pass starts from the latents
     deep_cache_interval: int = 1  # the steps from one that computes the whole UNet to the next
+    _calls: dict[int, Sequence[Calls]] = field(default_factory=dict, init=False)
 
     def key_at(self, step: int) -> BatchKey:
         return self._shallow_key if self.is_shallow(step) else self.key
@@ -63,27 +67,33 @@ class Pass:
 
         The first with guidance does not: nothing is kept for the row that it adds.
         """
-        begins = step % self.deep_cache_interval == 0 or step == self.guided_steps.start
-        return not begins and step < self.num_steps
+        if self.deep_cache_interval == 1 or step >= self.num_steps:
+            return False
+        return step % self.deep_cache_interval > 0 and step != self.guided_steps.start
 
     def rows_at(self, step: int) -> int:
         """UNet rows of a step."""
         return 2 if step in self.guided_steps else 1
 
-    def remaining_calls(self, step: int = 0) -> Iterator[tuple[BatchKey, int, int]]:
-        """Key and rows of the UNet calls from `step` on, each with the number of such calls."""
+    def remaining_calls(self, step: int) -> Sequence[Calls]:
+        """The UNet calls from `step` on; counted once, because every plan asks for them."""
+        if step not in self._calls:
+            self._calls[step] = list(self._count_calls(step))
+        return self._calls[step]
+
+    def _count_calls(self, step: int) -> Iterator[Calls]:
         guided = self.guided_steps
         for rows, first, end in (
             (1, step, guided.start),
             (2, max(step, guided.start), guided.stop),
             (1, max(step, guided.stop), self.num_steps),
         ):
-            steps = range(first, end)
-            num_full = self._num_full(steps)
+            num_steps = len(range(first, end))
+            num_full = self._num_full(range(first, end))
             if num_full:
                 yield self.key, rows, num_full
-            if num_full < len(steps):
-                yield self._shallow_key, rows, len(steps) - num_full
+            if num_full < num_steps:
+                yield self._shallow_key, rows, num_steps - num_full
 
     def _num_full(self, steps: range) -> int:
         interval, extra = self.deep_cache_interval, self.guided_steps.start
