@@ -103,8 +103,10 @@ def test_any_number_of_rows_runs_compiled(compiled: Pipeline) -> None:
     [
         {"width": 72, "height": 88},
         {"controlnet": {"type": "canny", "image": base64(gradient())}},
+        {"deep_cache_interval": 2},
+        {"token_merging_ratio": 0.5},
     ],
-    ids=["odd size", "ControlNet"],
+    ids=["odd size", "ControlNet", "DeepCache", "merged tokens"],
 )
 def test_requests_that_fit_nothing_compiled_run_uncompiled(
     compiled: Pipeline, plain: Pipeline, fields: dict[str, Any]
