@@ -3,22 +3,22 @@
 python -m bench.less_work
 
 Draws 16 prompts with `shapes`, first as usual and then with each option, and compares the pictures
-(PSNR) and the seconds that the UNet took. The options take turns, so that a machine that slows down
-slows all of them. For full-size models it counts operations, on tensors without data. Writes the
-tables into docs/performance.md and the pictures into docs/images.
+(PSNR). The UNet's seconds come from its calls, of which each kind is timed in turn with the others.
+For full-size models it counts operations, on tensors without data. Writes the tables into
+docs/performance.md and the pictures into docs/images.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import math
 import re
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import mean, median
-from typing import Any
+from statistics import mean
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -28,20 +28,22 @@ from PIL import Image, ImageDraw
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.http import hardware
-from bench.profile import Recorder
 from bench.trace import COLOURS, SHAPES
 from sdbento.app import App
-from sdbento.engine.trajectory import Stage
+from sdbento.engine.inputs import within
+from sdbento.engine.trajectory import BatchKey, Calls, Pass
 from sdbento.environment import load_settings
 from sdbento.request.schema import GenerateRequest
-from sdbento.runner.deep_cache import kept_features, shallow
-from sdbento.runner.token_merging import merged_tokens
+from sdbento.runner.unet.deep_cache import kept_features, shallow
+from sdbento.runner.unet.token_merging import merged_tokens
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "bench" / "configs"
+MODEL = ROOT / "sdbento" / "bundled" / "shapes"
 REPORT = ROOT / "docs" / "performance.md"
 PICTURES = ROOT / "docs" / "images" / "less-work.png"
-ROUNDS = 5
+ROUNDS = 15
+SIDE = 128  # of the pictures
 NUM_PROMPTS = 16
 SHOWN = 8  # of the prompts
 FIELDS: dict[str, Any] = {"num_inference_steps": 20, "guidance_scale": 4.0, "scheduler": "DDIM"}
@@ -62,38 +64,24 @@ OPTIONS: dict[str, dict[str, Any]] = {
 Pixels = NDArray[np.uint8]
 
 
-@dataclass
-class Measured:
-    """Of one option: its pictures, and in every round the UNet's seconds."""
-
-    pictures: list[Pixels] = field(default_factory=list)
-    alone: list[float] = field(default_factory=list)  # of one image
-    together: list[float] = field(default_factory=list)  # of all images at once
-
-
-def measure(rounds: int = ROUNDS) -> dict[str, Measured]:
-    recorder = Recorder()
-    app = App(load_settings(sd_model="shapes", max_batch_size=NUM_PROMPTS), recorder)
+def draw_all() -> dict[str, list[Pixels]]:
+    """The pictures of every option."""
+    app = App(load_settings(sd_model="shapes", max_batch_size=NUM_PROMPTS))
     app.start()
+
+    async def run(option: dict[str, Any]) -> list[Pixels]:
+        results = await asyncio.gather(*(app.run(request) for request in make_requests(option)))
+        return [np.asarray(result.images[0]) for result in results]
+
     try:
-        while not app.ready:
-            time.sleep(0.05)
-        measured = {name: Measured() for name in OPTIONS}
-        for i in range(1 + rounds):  # the first one warms up
-            for name, option in OPTIONS.items():
-                of_option, requests = measured[name], make_requests(option)
-                alone, _ = run(app, recorder, requests[:1])
-                together, of_option.pictures = run(app, recorder, requests)
-                if i > 0:
-                    of_option.alone.append(alone)
-                    of_option.together.append(together)
-        return measured
+        with asyncio.Runner() as runner:
+            return {name: runner.run(run(option)) for name, option in OPTIONS.items()}
     finally:
         app.close()
 
 
 def make_requests(option: dict[str, Any]) -> list[GenerateRequest]:
-    """Every shape at least twice, every colour at least twice."""
+    """Every shape and every colour at least twice."""
     requests = []
     for i in range(NUM_PROMPTS):
         colour, background = COLOURS[i % 6], COLOURS[(i + 1 + i // 6) % 6]
@@ -102,18 +90,47 @@ def make_requests(option: dict[str, Any]) -> list[GenerateRequest]:
     return requests
 
 
-def run(
-    app: App, recorder: Recorder, requests: Sequence[GenerateRequest]
-) -> tuple[float, list[Pixels]]:
-    """Seconds of all steps, and the pictures."""
+def calls_of(option: dict[str, Any]) -> Sequence[Calls]:
+    """The UNet calls of one image."""
+    steps, side, nothing = FIELDS["num_inference_steps"], SIDE // 8, cast(Any, None)
+    start, end = option.get("guidance_start", 0.0), option.get("guidance_end", 1.0)
+    guided = [step for step in range(steps) if within(step, steps, start, end)]
+    key = BatchKey("shapes", side, side, token_merging_ratio=option.get("token_merging_ratio", 0.0))
+    one = Pass(
+        key,
+        steps,
+        range(guided[0], guided[-1] + 1),
+        inputs=nothing,
+        pipeline=nothing,
+        deep_cache_interval=option.get("deep_cache_interval", 1),
+    )
+    return one.remaining_calls(0)
 
-    async def run_all() -> list[Pixels]:
-        results = await asyncio.gather(*(app.run(request) for request in requests))
-        return [np.asarray(result.images[0]) for result in results]
 
-    recorder.calls.clear()
-    pictures = asyncio.run(run_all())
-    return sum(c.seconds for c in recorder.calls if c.stage is Stage.STEP), pictures
+@torch.inference_mode()
+def measure_calls(unet: Any, num_images: int) -> dict[str, float]:
+    """Seconds of the UNet for so many images with each option, from the best time of each call."""
+    kinds = {(key, rows) for option in OPTIONS.values() for key, rows, _ in calls_of(option)}
+    seconds = dict.fromkeys(kinds, math.inf)
+    for _ in range(ROUNDS):
+        for key, rows in kinds:
+            seconds[key, rows] = min(seconds[key, rows], _seconds(unet, key, num_images * rows))
+    return {
+        name: sum(count * seconds[key, rows] for key, rows, count in calls_of(option))
+        for name, option in OPTIONS.items()
+    }
+
+
+def _seconds(unet: Any, key: BatchKey, rows: int) -> float:
+    """Of one call on random rows."""
+    size = key.latent_height, key.latent_width
+    text = torch.randn(rows, 77, unet.config.cross_attention_dim)
+    inputs = torch.randn(rows, 4, *size), torch.full((rows,), 500.0), text
+    features = torch.randn(rows, unet.config.block_out_channels[1], *size)
+    started = time.perf_counter()
+    with merged_tokens(unet, key.token_merging_ratio, *size):
+        (shallow(unet, features) if key.shallow else unet)(*inputs)
+    return time.perf_counter() - started
 
 
 def psnr(one: Pixels, other: Pixels) -> float:
@@ -122,21 +139,17 @@ def psnr(one: Pixels, other: Pixels) -> float:
     return float(10 * np.log10(255**2 / error)) if error else np.inf
 
 
-def quality_lines(measured: dict[str, Measured]) -> Iterator[str]:
-    whole = measured["none"]
+def quality_lines(pictures: dict[str, list[Pixels]], unet: Any) -> Iterator[str]:
     yield f"Hardware: {hardware()}. Model `shapes`, {NUM_PROMPTS} prompts, 20 DDIM steps."
     yield ""
-    yield "| option | PSNR dB, mean | worst | UNet seconds, one image | 16 at once |"
+    yield "| option | PSNR dB, mean | worst | UNet seconds, one image | 8 images |"
     yield "| --- | --- | --- | --- | --- |"
-    for name, one in measured.items():
-        values = [psnr(a, b) for a, b in zip(one.pictures, whole.pictures, strict=True)]
-        shares = (
-            median(a / b for a, b in zip(mine, theirs, strict=True))
-            for mine, theirs in ((one.alone, whole.alone), (one.together, whole.together))
-        )
-        alone, together = (f"{100 * share:.0f}%" for share in shares)
-        likeness = f"{mean(values):.1f} | {min(values):.1f}" if one is not whole else "same | same"
-        yield f"| {name} | {likeness} | {alone} | {together} |"
+    alone, together = measure_calls(unet, 1), measure_calls(unet, 8)
+    for name, made in pictures.items():
+        values = [psnr(*pair) for pair in zip(made, pictures["none"], strict=True)]
+        likeness = f"{mean(values):.1f} | {min(values):.1f}" if name != "none" else "same | same"
+        shares = [f"{100 * times[name] / times['none']:.0f}%" for times in (alone, together)]
+        yield f"| {name} | {likeness} | {shares[0]} | {shares[1]} |"
 
 
 def operation_lines() -> Iterator[str]:
@@ -180,22 +193,23 @@ def count_call(unet: Any, arguments: dict[str, Any]) -> int:
     return int(counter.get_total_flops())
 
 
-def draw(measured: dict[str, Measured]) -> Image.Image:
+def draw_sheet(pictures: dict[str, list[Pixels]]) -> Image.Image:
     """One line of pictures an option."""
-    side, margin = 128, 100
-    sheet = Image.new("RGB", (margin + SHOWN * side, len(measured) * side), "white")
+    margin = 130
+    sheet = Image.new("RGB", (margin + SHOWN * SIDE, len(pictures) * SIDE), "white")
     pen = ImageDraw.Draw(sheet)
-    for line, (name, one) in enumerate(measured.items()):
-        pen.text((6, line * side + 40), name.replace(" ", "\n"), fill="black")
-        for column, picture in enumerate(one.pictures[:SHOWN]):
-            sheet.paste(Image.fromarray(picture), (margin + column * side, line * side))
+    for line, (name, made) in enumerate(pictures.items()):
+        pen.text((6, line * SIDE + 40), name.replace(" ", "\n"), fill="black")
+        for column, picture in enumerate(made[:SHOWN]):
+            sheet.paste(Image.fromarray(picture), (margin + column * SIDE, line * SIDE))
     return sheet
 
 
 def main() -> None:
-    measured = measure()
-    draw(measured).save(PICTURES, optimize=True)
-    tables = "\n".join([*quality_lines(measured), "", *operation_lines()])
+    unet = UNet2DConditionModel.from_pretrained(MODEL, subfolder="unet", torch_dtype=torch.float32)
+    pictures = draw_all()
+    draw_sheet(pictures).save(PICTURES, optimize=True)
+    tables = "\n".join([*quality_lines(pictures, unet), "", *operation_lines()])
     print(tables)
     pattern = r"(<!-- less:begin[^\n]*-->\n).*?(<!-- less:end -->)"
     written = re.sub(

@@ -19,6 +19,8 @@ from diffusers.models.attention import BasicTransformerBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sdbento.models.device import upload
+
 
 @contextmanager
 def merged_tokens(unet: Any, ratio: float, height: int, width: int) -> Iterator[None]:
@@ -114,7 +116,8 @@ def _split(height: int, width: int, device: torch.device) -> tuple[Tensor, Tenso
     first = torch.zeros(height, width, dtype=torch.bool)
     first[::2, ::2] = True
     flat = first.flatten()
-    return flat.nonzero()[:, 0].to(device), (~flat).nonzero()[:, 0].to(device)
+    targets, others = (mask.nonzero()[:, 0] for mask in (flat, ~flat))
+    return upload(targets, torch.int64, device), upload(others, torch.int64, device)
 
 
 def _grid(num_tokens: int, height: int, width: int) -> tuple[int, int]:
