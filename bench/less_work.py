@@ -14,6 +14,7 @@ import asyncio
 import json
 import math
 import re
+import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -45,7 +46,7 @@ PICTURES = ROOT / "docs" / "images" / "less-work.png"
 ROUNDS = 15
 SIDE = 128  # of the pictures
 NUM_PROMPTS = 16
-SHOWN = 8  # of the prompts
+SHOWN = 6  # of the prompts
 FIELDS: dict[str, Any] = {"num_inference_steps": 20, "guidance_scale": 4.0, "scheduler": "DDIM"}
 OPTIONS: dict[str, dict[str, Any]] = {
     "none": {},
@@ -55,7 +56,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "token_merging_ratio 0.25": {"token_merging_ratio": 0.25},
     "token_merging_ratio 0.5": {"token_merging_ratio": 0.5},
     "guidance 0.2 to 0.8": {"guidance_start": 0.2, "guidance_end": 0.8},
-    "interval 3 and guidance 0.2 to 0.8": {
+    "deep_cache_interval 3, guidance 0.2 to 0.8": {
         "deep_cache_interval": 3,
         "guidance_start": 0.2,
         "guidance_end": 0.8,
@@ -155,16 +156,20 @@ def quality_lines(pictures: dict[str, list[Pixels]], unet: Any) -> Iterator[str]
 def operation_lines() -> Iterator[str]:
     yield "| model | TFLOP a row | shallow step | merging 0.25 | 0.5 | 0.75 |"
     yield "| --- | --- | --- | --- | --- | --- |"
-    for name, title in (("sd15", "SD 1.5, 512x512"), ("sdxl", "SDXL, 1024x1024")):
-        whole, *less = count_operations(name)
+    for name, title, side in (
+        ("sd15", "SD 1.5", 512),
+        ("sd15", "SD 1.5", 1024),
+        ("sdxl", "SDXL", 1024),
+    ):
+        whole, *less = count_operations(name, side // 8)
         shares = " | ".join(f"{100 * count / whole:.0f}%" for count in less)
-        yield f"| {title} | {whole / 1e12:.2f} | {shares} |"
+        yield f"| {title}, {side}x{side} | {whole / 1e12:.2f} | {shares} |"
 
 
-def count_operations(name: str) -> list[int]:
-    """FLOP of one row: a whole step, a shallow one, and whole ones with merged tokens."""
+def count_operations(name: str, side: int) -> list[int]:
+    """FLOP of one row of `side` x `side` latents: a whole step, a shallow one, and whole ones with
+    merged tokens."""
     config = json.loads((CONFIGS / f"{name}.json").read_text(encoding="utf-8"))
-    side = config["side"] // 8
     with torch.device("meta"):
         unet = UNet2DConditionModel(**config["unet"]).eval()
         arguments: dict[str, Any] = {
@@ -199,7 +204,7 @@ def draw_sheet(pictures: dict[str, list[Pixels]]) -> Image.Image:
     sheet = Image.new("RGB", (margin + SHOWN * SIDE, len(pictures) * SIDE), "white")
     pen = ImageDraw.Draw(sheet)
     for line, (name, made) in enumerate(pictures.items()):
-        pen.text((6, line * SIDE + 40), name.replace(" ", "\n"), fill="black")
+        pen.text((6, line * SIDE + 40), textwrap.fill(name, 20), fill="black")
         for column, picture in enumerate(made[:SHOWN]):
             sheet.paste(Image.fromarray(picture), (margin + column * SIDE, line * SIDE))
     return sheet

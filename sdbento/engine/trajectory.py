@@ -89,13 +89,13 @@ class Pass:
             (1, max(step, guided.stop), self.num_steps),
         ):
             num_steps = len(range(first, end))
-            num_full = self._num_full(range(first, end))
-            if num_full:
-                yield self.key, rows, num_full
-            if num_full < num_steps:
-                yield self._shallow_key, rows, num_steps - num_full
+            num_whole = self._num_whole(range(first, end))
+            if num_whole:
+                yield self.key, rows, num_whole
+            if num_whole < num_steps:
+                yield self._shallow_key, rows, num_steps - num_whole
 
-    def _num_full(self, steps: range) -> int:
+    def _num_whole(self, steps: range) -> int:
         interval, extra = self.deep_cache_interval, self.guided_steps.start
         first = -(-steps.start // interval) * interval
         regular = len(range(first, steps.stop, interval))

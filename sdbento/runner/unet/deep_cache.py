@@ -1,6 +1,6 @@
 """DeepCache (Ma et al. 2023): some steps compute only the outermost blocks of a UNet.
 
-What the deep blocks make changes little from one step to the next. So a full step keeps what the
+What the deep blocks make changes little from one step to the next. So a whole step keeps what the
 last up block reads from below (the features), and in the shallow steps that follow only the first
 down block and the last up block are computed, with these features between them. Knows neither steps
 nor trajectories.

@@ -15,7 +15,6 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from diffusers.models.attention import BasicTransformerBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -40,18 +39,18 @@ def merged_tokens(unet: Any, ratio: float, height: int, width: int) -> Iterator[
             handle.remove()
 
 
-def _self_attentions(unet: Any) -> Iterator[nn.Module]:
+def _self_attentions(unet: Any) -> list[nn.Module]:
     """Of the first level of the UNet that has transformer blocks, on the way down and up."""
     for down, up in zip(unet.down_blocks, reversed(unet.up_blocks), strict=True):
-        blocks = [
-            block
+        found = [
+            block.attn1
             for part in (down, up)
-            for block in part.modules()
-            if isinstance(block, BasicTransformerBlock)
+            for attention in getattr(part, "attentions", ())
+            for block in attention.transformer_blocks
         ]
-        if blocks:
-            return iter([block.attn1 for block in blocks])
-    return iter(())
+        if found:
+            return found
+    return []
 
 
 class _Merging:

@@ -1,4 +1,4 @@
-"""DeepCache on UNets of all families: the outermost blocks around what a full call has kept."""
+"""DeepCache on UNets of all families: the outermost blocks around what a whole call has kept."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ODD = (9, 13)  # latents that the UNet cannot halve evenly
 
 
 def features_of(kind: str, size: tuple[int, int] = (8, 8)) -> tuple[Tensor, Tensor]:
-    """What a full call makes, and the features that it keeps."""
+    """What a whole call makes, and the features that it keeps."""
     unet = tiny_pipeline(kind).unet
     with kept_features(unet) as kept:
         output = run_unet(unet, size=size)
@@ -29,7 +29,7 @@ def features_of(kind: str, size: tuple[int, int] = (8, 8)) -> tuple[Tensor, Tens
 
 @pytest.mark.parametrize("size", [(8, 8), ODD])
 @pytest.mark.parametrize("kind", UNETS)
-def test_with_the_features_of_the_same_inputs_a_shallow_call_is_the_full_one(
+def test_with_the_features_of_the_same_inputs_a_shallow_call_is_the_whole_one(
     kind: str, size: tuple[int, int]
 ) -> None:
     unet = tiny_pipeline(kind).unet
