@@ -105,9 +105,7 @@ class Planner:
 
     def work(self, trajectory: Trajectory) -> float:
         """Seconds of device time that `trajectory` still needs in a full batch."""
-        return sum(
-            self._work(one.key, one.remaining_rows(step)) for one, step in trajectory.remaining
-        )
+        return sum(self._work(one, step) for one, step in trajectory.remaining)
 
     def eta(self, trajectories: Iterable[Trajectory]) -> float:
         """Seconds until all of `trajectories` are done, whether they run already or arrive now.
@@ -161,9 +159,13 @@ class Planner:
                 rows += trajectory.rows
         return StepPlan(Stage.STEP, key, tuple(chosen))
 
-    def _work(self, key: BatchKey, rows: int) -> float:
-        per_row = self.cost.seconds_per_row(key, self._max_size(key, Stage.STEP))
-        return rows * per_row + self.cost.seconds(key, Stage.DECODE, 1)
+    def _work(self, one: Pass, step: int = 0) -> float:
+        """Seconds of what is left of a pass from `step` on, in full batches."""
+        seconds = self.cost.seconds(one.key, Stage.DECODE, 1)
+        for key, rows, num_calls in one.remaining_calls(step):
+            per_row = self.cost.seconds_per_row(key, self._max_size(key, Stage.STEP))
+            seconds += num_calls * rows * per_row
+        return seconds
 
     def _urgency(self, trajectory: Trajectory, now: float) -> float:
         age = max(0.0, now - trajectory.submitted)
@@ -171,7 +173,7 @@ class Planner:
 
     def _typical_wait(self) -> float:
         """AGING times the harmonic mean of all work, which one long trajectory hardly moves."""
-        works = [self._work(t.key, t.current.num_rows) for t in self._active]
+        works = [self._work(t.current) for t in self._active]
         return AGING * len(works) / sum(1 / work for work in works) if works else AGING
 
     def _worth(self, plan: StepPlan, now: float) -> float:
@@ -214,9 +216,8 @@ class Planner:
 
 def _alone(one: Pass, step: int, price: Callable[[BatchKey, Stage, int], float]) -> float:
     """Seconds of what is left of a pass from `step` on, with no company, by the price of a call."""
-    guided = one.remaining_guided_steps(step)
-    unguided = one.num_steps - step - guided
-    seconds = unguided * price(one.key, Stage.STEP, 1) + guided * price(one.key, Stage.STEP, 2)
+    calls = one.remaining_calls(step)
+    seconds = sum(num_calls * price(key, Stage.STEP, rows) for key, rows, num_calls in calls)
     return seconds + price(one.key, Stage.DECODE, 1)
 
 

@@ -40,11 +40,6 @@ class Pipeline:
         return self.pipe.unet
 
     @property
-    def call_unet(self) -> Any:
-        """What a call of the UNet goes to unless hooks must run: compiled code, where there is."""
-        return self.compiled or self.unet
-
-    @property
     def vae(self) -> Any:
         return self.pipe.vae
 

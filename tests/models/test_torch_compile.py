@@ -141,8 +141,10 @@ def test_any_number_of_rows_runs_compiled(compiled: Pipeline) -> None:
         {"width": 128, "height": 64},
         {"prompt": "a cat " * 60},
         {"controlnet": {"type": "canny", "image": base64(gradient())}},
+        {"deep_cache_interval": 2},
+        {"token_merging_ratio": 0.5},
     ],
-    ids=["odd size", "wide", "long", "ControlNet"],
+    ids=["odd size", "wide", "long", "ControlNet", "DeepCache", "merged tokens"],
 )
 def test_what_was_not_compiled_runs_uncompiled_and_at_once(
     compiled: Pipeline, plain: Pipeline, fields: dict[str, Any]

@@ -75,7 +75,7 @@ def calling(subject: Subject, compiled: CompiledUnet) -> Subject:
 
 def under_graphs(bench: Bench, subject: Subject, images: Sequence[int], variant: str) -> None:
     """The compiled call, then whole steps with it, captured."""
-    calls(bench, subject, subject.pipeline.call_unet, images, variant)
+    calls(bench, subject, subject.pipeline.compiled or subject.pipeline.unet, images, variant)
     replayed(bench, subject, f"{variant}, graph")
     count = counters["stats"]["unique_graphs"]
     bench.row({"compiled": count}, what="graphs that the compiler made", variant=variant)
