@@ -53,11 +53,12 @@ IDLE = 60.0  # seconds without a request after which freed memory goes back to t
 
 @dataclass(frozen=True)
 class ListedModel:
-    """A model that requests can name; whether it is in memory, and whether it is the default."""
+    """A model that requests can name; whether it is the default; and by what it computes attention
+    if it is in memory, else None."""
 
     spec: ModelSpec
-    is_loaded: bool
     is_default: bool
+    attention: str | None
 
 
 class App:
@@ -120,9 +121,9 @@ class App:
         self._resolver.close()
 
     def list_models(self) -> list[ListedModel]:
-        loaded = {name for name, *_ in self.pipelines.loaded()}
+        attention = {key: one.attention.name for key, one in self.pipelines.residents().items()}
         return [
-            ListedModel(spec, spec.name in loaded, self.settings.sd_model in spec.names)
+            ListedModel(spec, self.settings.sd_model in spec.names, attention.get(spec.key))
             for spec in self.catalog.list()
         ]
 
@@ -258,8 +259,16 @@ class App:
                 log.debug("details", exc_info=exc)
             return error.status < 500
         self._default_loaded.set()
-        self.engine.when_idle(calibration.measurements())
+        self.engine.when_idle(self._watched(calibration.measurements()))
         return True
+
+    def _watched(self, work: Iterator[None]) -> Iterator[None]:
+        """`work`, whose errors no request would hear of: the engine gives it up."""
+        try:
+            yield from work
+        except Exception as error:
+            self._notice_sickness(error)
+            raise
 
     def _calibration(self, spec: ModelSpec) -> Calibration:
         max_rows = ROWS_PER_IMAGE * self.settings.max_batch_size

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -158,25 +158,27 @@ async def test_the_server_is_ready_when_its_model_is_loaded_and_measures_it_when
         assert all(runner.ready_at)
 
 
+class AtOnce:
+    """A UNet that is compiled without a compiler."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def compile(self, call: Callable[[int], object], max_rows: int) -> None:
+        for rows in (1, max_rows):
+            call(rows)
+
+
 async def test_the_server_is_not_ready_before_its_model_is_compiled(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    compiled: list[int] = []  # measurements until then
-
-    @contextmanager
-    def allowed() -> Iterator[None]:
-        yield
-        compiled.append(len(runner.ready_at))
-
-    monkeypatch.setattr("sdbento.models.torch_compile.allowed", allowed)
-    monkeypatch.setattr("sdbento.models.torch_compile.enable", lambda *_: None)
+    monkeypatch.setattr("sdbento.models.weights.CompiledUnet", AtOnce)
     async with measuring(compile=True) as (app, runner):
         await until(lambda: runner.ready_at)
         assert not app.ready
         runner.go_on.set()
-        await until(lambda: len(runner.ready_at) == 4 + MEASUREMENTS)
-        assert runner.ready_at == [False] * 4 + [True] * MEASUREMENTS
-    assert compiled == [4]
+        await until(lambda: len(runner.ready_at) == 2 + MEASUREMENTS)
+        assert runner.ready_at == [False] * 2 + [True] * MEASUREMENTS
 
 
 async def test_an_idle_process_gives_freed_memory_back(
@@ -293,17 +295,45 @@ async def test_a_gpu_that_failed_for_good_is_remembered_and_a_request_that_faile
         await asyncio.to_thread(app.close)
 
 
-async def test_a_gpu_that_fails_while_the_default_model_is_loaded_is_remembered(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def fail(*_: object) -> None:
-        raise AcceleratorError("CUDA error: an illegal memory access was encountered")
+def lose_the_gpu(*_: object) -> Any:
+    raise AcceleratorError("CUDA error: an illegal memory access was encountered")
 
-    app = App(load_settings(sd_model="shapes"), FakeRunner())
-    monkeypatch.setattr(app.pipelines, "lease", fail)
+
+@pytest.mark.parametrize(
+    ("where", "compile"),
+    [
+        ("sdbento.models.weights._load_model", False),
+        ("tests.support.fakes.FakeRunner.measure", True),  # while it is compiled
+        ("tests.support.fakes.FakeRunner.measure", False),  # while the server is idle
+        ("tests.support.fakes.FakeRunner.measure_decode", False),
+    ],
+)
+async def test_a_gpu_that_fails_while_nobody_waits_for_it_is_remembered(
+    where: str, compile: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sdbento.models.weights.CompiledUnet", AtOnce)
+    monkeypatch.setattr(where, lose_the_gpu)
+    app = App(load_settings(sd_model="shapes", compile=compile), FakeRunner())
     app.start()
     try:
         await until(lambda: app._broken)
+        assert not app.alive
+    finally:
+        await asyncio.to_thread(app.close)
+
+
+@pytest.mark.parametrize(
+    "where", ["sdbento.models.weights._load_model", "sdbento.lora.layers.copied"]
+)
+async def test_a_gpu_that_fails_during_a_request_is_remembered(
+    where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = App(load_settings(sd_model="shapes"), FakeRunner())  # not started: loads for the request
+    app.engine.start()
+    monkeypatch.setattr(where, lose_the_gpu)
+    try:
+        with pytest.raises((SDBentoError, AcceleratorError)):
+            await made(app, lora={"model_id": "outline"})
         assert not app.alive
     finally:
         await asyncio.to_thread(app.close)

@@ -9,9 +9,8 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -61,14 +60,6 @@ class Subject:
     @property
     def key(self) -> BatchKey:
         return BatchKey(self.name, self.side // 8, self.side // 8)
-
-    def with_unet(self, unet: Any) -> Subject:
-        """The same for the engine, with another callable in the UNet's place."""
-        pipe = self.pipeline.pipe
-        parts = SimpleNamespace(
-            unet=unet, vae=pipe.vae, scheduler=pipe.scheduler, config=pipe.config
-        )
-        return replace(self, pipeline=replace(self.pipeline, pipe=parts))
 
 
 class FixedPrompts(PromptEncoder):

@@ -176,14 +176,19 @@ class CostModel:
     def _source(self, key: BatchKey, stage: Stage) -> BatchKey | None:
         """Whose curve to use: the key's own, or the nearest size's while only that is confirmed.
 
-        None where nothing of the model was measured.
+        None where nothing of the model was measured. Shallow steps never tell what whole ones cost.
         """
         own = self._curves.get((key, stage))
         if own is not None and own.confirmed:
             return key
         candidates = [
-            (not curve.confirmed, other != key, abs(other.latent_pixels - key.latent_pixels), other)
+            (not curve.confirmed, other != key, _distance(other, key), other)
             for (other, kind), curve in self._curves.items()
-            if kind == stage and other.model == key.model
+            if kind == stage and other.model == key.model and other.shallow <= key.shallow
         ]
         return min(candidates, key=lambda candidate: candidate[:3])[-1] if candidates else None
+
+
+def _distance(one: BatchKey, other: BatchKey) -> tuple[bool, int]:
+    """How badly the curve of one stands for that of the other."""
+    return one.shallow != other.shallow, abs(one.latent_pixels - other.latent_pixels)

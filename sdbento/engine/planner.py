@@ -99,9 +99,7 @@ class Planner:
 
     def work(self, trajectory: Trajectory) -> float:
         """Seconds of device time that `trajectory` still needs in a full batch."""
-        return sum(
-            self._work(one.key, one.remaining_rows(step)) for one, step in trajectory.remaining
-        )
+        return sum(self._work(one, step) for one, step in trajectory.remaining)
 
     def eta(self, trajectories: Iterable[Trajectory]) -> float:
         """Seconds until all of `trajectories` are done, whether they run already or arrive now.
@@ -162,9 +160,13 @@ class Planner:
         totals = accumulate(trajectory.rows for trajectory in queue[: self.max_images])
         return max(1, sum(total <= bound for total in totals))
 
-    def _work(self, key: BatchKey, rows: int) -> float:
-        per_row = self.cost.seconds_per_row(key, self._max_size(key, Stage.STEP))
-        return rows * per_row + self.cost.seconds(key, Stage.DECODE, 1)
+    def _work(self, one: Pass, step: int = 0) -> float:
+        """Seconds of what is left of a pass from `step` on, in full batches."""
+        seconds = self.cost.seconds(one.key, Stage.DECODE, 1)
+        for key, rows, num_calls in one.remaining_calls(step):
+            per_row = self.cost.seconds_per_row(key, self._max_size(key, Stage.STEP))
+            seconds += num_calls * rows * per_row
+        return seconds
 
     def _turn(self, trajectory: Trajectory) -> float:
         return turn(trajectory.submitted, self.seconds_alone(trajectory))
@@ -205,9 +207,8 @@ class Planner:
 
 def _alone(one: Pass, step: int, price: Callable[[BatchKey, Stage, int], float]) -> float:
     """Seconds of what is left of a pass from `step` on, with no company, by the price of a call."""
-    guided = one.remaining_guided_steps(step)
-    unguided = one.num_steps - step - guided
-    seconds = unguided * price(one.key, Stage.STEP, 1) + guided * price(one.key, Stage.STEP, 2)
+    calls = one.remaining_calls(step)
+    seconds = sum(num_calls * price(key, Stage.STEP, rows) for key, rows, num_calls in calls)
     return seconds + price(one.key, Stage.DECODE, 1)
 
 

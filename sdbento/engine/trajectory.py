@@ -11,9 +11,10 @@ second pass, which goes on from what the first has made.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import cached_property
 from math import inf
 from typing import TYPE_CHECKING, Protocol
 
@@ -34,10 +35,15 @@ class BatchKey:
     latent_height: int
     latent_width: int
     text_chunks: int = 1
+    token_merging_ratio: float = 0.0
+    shallow: bool = False  # of DeepCache: only the UNet's outermost blocks are computed
 
     @property
     def latent_pixels(self) -> int:
         return self.latent_height * self.latent_width
+
+
+Calls = tuple[BatchKey, int, int]  # UNet calls of a key: the rows of each, and how many
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,18 +56,54 @@ class Pass:
     inputs: PassInputs
     pipeline: Pipeline  # resident: whoever submits holds its lease
     decodes: bool = True  # False: the next pass starts from the latents
+    deep_cache_interval: int = 1  # the steps from one that computes the whole UNet to the next
+    _calls: dict[int, Sequence[Calls]] = field(default_factory=dict, init=False)
 
-    @property
-    def num_rows(self) -> int:
-        """UNet rows of all its steps."""
-        return self.remaining_rows(0)
+    def key_at(self, step: int) -> BatchKey:
+        return self._shallow_key if self.is_shallow(step) else self.key
 
-    def remaining_rows(self, step: int) -> int:
-        """UNet rows from `step` on."""
-        return self.num_steps - step + self.remaining_guided_steps(step)
+    def is_shallow(self, step: int) -> bool:
+        """Whether a step goes on with what the one before it has kept of the UNet's deep blocks.
 
-    def remaining_guided_steps(self, step: int) -> int:
-        return len(range(max(step, self.guided_steps.start), self.guided_steps.stop))
+        The first with guidance does not: nothing is kept for the row that it adds.
+        """
+        if self.deep_cache_interval == 1 or step >= self.num_steps:
+            return False
+        return step % self.deep_cache_interval > 0 and step != self.guided_steps.start
+
+    def rows_at(self, step: int) -> int:
+        """UNet rows of a step."""
+        return 2 if step in self.guided_steps else 1
+
+    def remaining_calls(self, step: int) -> Sequence[Calls]:
+        """The UNet calls from `step` on; counted once, because every plan asks for them."""
+        if step not in self._calls:
+            self._calls[step] = list(self._count_calls(step))
+        return self._calls[step]
+
+    def _count_calls(self, step: int) -> Iterator[Calls]:
+        guided = self.guided_steps
+        for rows, first, end in (
+            (1, step, guided.start),
+            (2, max(step, guided.start), guided.stop),
+            (1, max(step, guided.stop), self.num_steps),
+        ):
+            num_steps = len(range(first, end))
+            num_whole = self._num_whole(range(first, end))
+            if num_whole:
+                yield self.key, rows, num_whole
+            if num_whole < num_steps:
+                yield self._shallow_key, rows, num_steps - num_whole
+
+    def _num_whole(self, steps: range) -> int:
+        interval, extra = self.deep_cache_interval, self.guided_steps.start
+        first = -(-steps.start // interval) * interval
+        regular = len(range(first, steps.stop, interval))
+        return regular + (extra in steps and extra % interval > 0)
+
+    @cached_property
+    def _shallow_key(self) -> BatchKey:
+        return replace(self.key, shallow=True)
 
 
 class Stage(StrEnum):
@@ -101,7 +143,7 @@ class Trajectory:
 
     @property
     def key(self) -> BatchKey:
-        return self.current.key
+        return self.current.key_at(self.step)
 
     @property
     def inputs(self) -> PassInputs:
@@ -120,7 +162,7 @@ class Trajectory:
     @property
     def rows(self) -> int:
         """UNet rows of the next step."""
-        return 2 if self.step in self.current.guided_steps else 1
+        return self.current.rows_at(self.step)
 
     @property
     def remaining(self) -> Iterator[tuple[Pass, int]]:

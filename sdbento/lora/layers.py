@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import torch
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from diffusers.utils.state_dict_utils import (
@@ -29,6 +30,7 @@ from sdbento.errors import UnsupportedModel
 from sdbento.lora.files import LoraFile
 from sdbento.lora.lookup import LoraSource, refusal
 from sdbento.models.pipeline import Pipeline
+from sdbento.models.transfer import copied
 
 T = TypeVar("T")
 
@@ -104,14 +106,27 @@ def to_parts(source: LoraSource, file: LoraFile, pipeline: Pipeline) -> Parts:
     }
     if not parts:
         raise refusal(source.name, "the file has no LoRA layers")
-    return parts
+    return _on_device(parts, pipeline.device)
 
 
 def num_bytes(parts: Parts) -> int:
-    matrices = [
-        m for layers in parts.values() for low in layers.values() for m in (low.down, low.up)
-    ]
-    return sum(matrix.numel() * matrix.element_size() for matrix in matrices)
+    return sum(matrix.numel() * matrix.element_size() for matrix in _matrices(parts))
+
+
+def _matrices(parts: Parts) -> list[Tensor]:
+    return [m for layers in parts.values() for low in layers.values() for m in (low.down, low.up)]
+
+
+def _on_device(parts: Parts, device: torch.device) -> Parts:
+    """All at once: one by one, each of hundreds would wait for a step of the images under way."""
+    moved = iter(copied(_matrices(parts), device))
+    return {
+        part: {
+            name: LowRank(next(moved), next(moved), low_rank.scale)
+            for name, low_rank in layers.items()
+        }
+        for part, layers in parts.items()
+    }
 
 
 def _by_part(
@@ -190,7 +205,7 @@ def _layers_of(
             raise refusal(
                 source.name, f"its layer {_short(name)} has values that are not finite numbers"
             )
-        yield name, LowRank(down.to(pipeline.device), up.to(pipeline.device), scale)
+        yield name, LowRank(down, up, scale)
 
 
 def _pairs(name: str, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:

@@ -146,6 +146,11 @@ class PipelineCache:
         with self._lock:
             self._residency.grow(resident.spec.key, nbytes)
 
+    def residents(self) -> dict[str, Resident]:
+        """All that is resident, by key."""
+        with self._lock:
+            return self._residency.items()
+
     def close(self) -> None:
         """Fail all who wait, and forget all models; leases not yet released stay usable."""
         with self._changed:

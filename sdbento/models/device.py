@@ -22,6 +22,7 @@ from sdbento.settings import Settings, SettingsError
 log = logging.getLogger(__name__)
 
 GB = 1e9
+FP8_CAPABILITY = 8, 9  # Ada; Hopper has 9.0
 GPU_SHARE, CPU_SHARE = 0.85, 0.6  # of the memory; the rest is for activations and everyone else
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
@@ -38,16 +39,33 @@ def choose_device(settings: Settings) -> torch.device:
 
 
 def choose_dtype(settings: Settings, device: torch.device) -> torch.dtype:
-    """What UNet and text encoders compute in: PRECISION, or the nearest that the device can do."""
+    """What UNet and text encoders compute in: PRECISION, or the nearest that the device can do.
+
+    For fp8 it is bf16, the precision of all that is not converted. Raises SettingsError where the
+    GPU cannot do that.
+    """
     if settings.precision == "fp32":
         return torch.float32
     if device.type != "cuda":
         say_once(f"PRECISION={settings.precision} needs a GPU: computing in fp32 on the CPU")
         return torch.float32
+    if settings.precision == "fp8":
+        _check_fp8(device)
+        return torch.bfloat16
     if settings.precision == "bf16" and not has_bf16():
         say_once("PRECISION=bf16 needs a newer GPU: computing in fp16")
         return torch.float16
     return torch.bfloat16 if settings.precision == "bf16" else torch.float16
+
+
+def _check_fp8(device: torch.device) -> None:
+    capability = torch.cuda.get_device_capability(device)
+    if capability < FP8_CAPABILITY:
+        needed, own = (f"{major}.{minor}" for major, minor in (FP8_CAPABILITY, capability))
+        raise SettingsError(
+            f"PRECISION=fp8 needs an NVIDIA GPU of compute capability {needed} or newer (Ada, "
+            f"Hopper); this one has {own}: use bf16"
+        )
 
 
 def choose_vae_dtype(spec: ModelSpec, force_upcast: bool, dtype: torch.dtype) -> torch.dtype:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 
+from sdbento.errors import is_sick
 from sdbento.models.device import host_memory
 from sdbento.models.pipeline import Resident, networks
+from sdbento.models.transfer import free_pinned, move
 
 log = logging.getLogger(__name__)
 
@@ -29,17 +30,20 @@ class Offloaded:
         self._offloaded: OrderedDict[str, Resident] = OrderedDict()
 
     def put(self, resident: Resident) -> None:
-        """Move `resident` off the GPU. Where host memory has no room for it, it is dropped."""
+        """Move `resident` off the GPU. Where host memory has no room for it, it is dropped.
+
+        Raises what a GPU that has failed reports.
+        """
         if self._device.type == "cpu":
             return
-        while not has_room(resident.nbytes):
-            if not self._offloaded:
-                log.info("%s is dropped: no room in host memory", resident.spec)
-                return
-            self._offloaded.popitem(last=False)
+        if not self._make_room(resident.nbytes):
+            log.info("%s is dropped: no room in host memory", resident.spec)
+            return
         try:
             self._offloaded[resident.spec.key] = to_host(resident)
         except RuntimeError as error:  # no more memory can be pinned; it will be loaded from files
+            if is_sick(error):
+                raise
             log.warning("%s is dropped: %s", resident.spec, error)
 
     def take(self, key: str) -> Resident | None:
@@ -49,6 +53,15 @@ class Offloaded:
 
     def clear(self) -> None:
         self._offloaded.clear()
+
+    def _make_room(self, nbytes: int) -> bool:
+        """Whether the host has room for `nbytes`, after the oldest have made room."""
+        if not has_room(nbytes):
+            free_pinned()
+        while not has_room(nbytes) and self._offloaded:
+            self._offloaded.popitem(last=False)
+            free_pinned()
+        return has_room(nbytes)
 
 
 def has_room(nbytes: int) -> bool:
@@ -63,18 +76,11 @@ def to_host(resident: Resident) -> Resident:
     Returns a new object. With the old one go the caches that are keyed by it, such as the prompt
     encoder's, whose tensors would otherwise stay on the GPU.
     """
-    _move(resident, lambda tensor: tensor.cpu().pin_memory())
+    move(networks(resident), torch.device("cpu"))
     return replace(resident, device=torch.device("cpu"))
 
 
 def to_device(resident: Resident, device: torch.device) -> Resident:
     """Move all tensors to `device`, a GPU; waits until they are there. Returns a new object."""
-    _move(resident, lambda tensor: tensor.to(device, non_blocking=True))
-    torch.cuda.synchronize(device)
+    move(networks(resident), device)
     return replace(resident, device=device)
-
-
-def _move(resident: Resident, move: Callable[[torch.Tensor], torch.Tensor]) -> None:
-    for module in networks(resident):
-        for tensor in (*module.parameters(), *module.buffers()):
-            tensor.data = move(tensor.data)

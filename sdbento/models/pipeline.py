@@ -13,6 +13,8 @@ import torch
 
 from sdbento.catalog.families import INPAINT_CHANNELS, Family
 from sdbento.catalog.specs import ControlNetSpec, ModelSpec
+from sdbento.models.attention import SDPA, Attention
+from sdbento.models.torch_compile import CompiledUnet
 
 
 @dataclass(eq=False)
@@ -30,6 +32,8 @@ class Pipeline:
     dtype: torch.dtype
     vae_dtype: torch.dtype
     nbytes: int
+    attention: Attention = SDPA
+    compiled: CompiledUnet | None = field(default=None, repr=False)
 
     @property
     def unet(self) -> Any:
@@ -73,6 +77,7 @@ class ControlNet:
     device: torch.device
     dtype: torch.dtype
     nbytes: int
+    attention: Attention = SDPA
 
 
 Resident = Pipeline | ControlNet

@@ -53,6 +53,10 @@ class Residency(Generic[T]):
             if entry.item is not None
         ]
 
+    def items(self) -> dict[str, T]:
+        """Every item by its key."""
+        return {key: e.item for key, e in self._entries.items() if e.item is not None}
+
     def reserve(self, key: str, nbytes: int) -> None:
         """Count `nbytes` for an item that is about to be loaded: `add` or `cancel` follows."""
         self._entries[key] = _Entry(nbytes)

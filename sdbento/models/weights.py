@@ -29,15 +29,17 @@ from diffusers import (
 from diffusers.loaders.single_file_utils import SingleFileComponentError
 
 from sdbento.catalog import hub
-from sdbento.catalog.families import INPAINT_CHANNELS, Family
+from sdbento.catalog.families import INPAINT_CHANNELS, VAE_FACTOR, Family
 from sdbento.catalog.folder import list_files
 from sdbento.catalog.specs import ControlNetSpec, ModelSpec, Spec, family_configs
 from sdbento.errors import ModelLoadFailed
-from sdbento.models import torch_compile
-from sdbento.models.attention import set_attention
+from sdbento.models import fp8
+from sdbento.models.attention import fit
 from sdbento.models.checks import check_complete, check_pipeline
 from sdbento.models.device import GB, choose_device, choose_dtype, choose_vae_dtype
 from sdbento.models.pipeline import ControlNet, Pipeline, Resident, modules, num_bytes
+from sdbento.models.torch_compile import CompiledUnet
+from sdbento.models.transfer import move
 from sdbento.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -71,16 +73,19 @@ def _load_model(
     check_pipeline(spec, pipe)
     _set_prediction(spec, pipe)
     vae_dtype = choose_vae_dtype(spec, bool(pipe.vae.config.get("force_upcast")), dtype)
-    pipe.to(device)
     if vae_dtype is not dtype:
         pipe.vae.to(vae_dtype)
-    attention = set_attention(pipe.unet, settings, device)
-    if settings.compile:
-        torch_compile.enable(pipe.unet, settings.compile_dir)
+    _order_in_memory(pipe, settings, device)
+    move(modules(pipe), device)
+    if settings.precision == "fp8" and device.type == "cuda":
+        fp8.convert(pipe.unet)
+    attention = fit(pipe.unet, settings, _latent_pixels(spec))
+    compiled = CompiledUnet(pipe.unet, settings.compile_dir) if settings.compile else None
     for module in modules(pipe):
         module.eval().requires_grad_(False)
-    pipeline = Pipeline(spec, pipe, device, dtype, vae_dtype, num_bytes(modules(pipe)))
-    _log_loaded(pipeline, f"UNet {dtype}, VAE {vae_dtype}", attention)
+    nbytes = num_bytes(modules(pipe))
+    pipeline = Pipeline(spec, pipe, device, dtype, vae_dtype, nbytes, attention, compiled)
+    _log_loaded(pipeline, f"UNet {dtype}, VAE {vae_dtype}")
     return pipeline
 
 
@@ -91,18 +96,33 @@ def _load_controlnet(
     with constructing, _without_progress_bars():
         module = ControlNetModel.from_pretrained(path, use_safetensors=True, **options)
     check_complete(spec, "network", module)
-    module.to(device).eval().requires_grad_(False)
-    attention = set_attention(module, settings, device)
-    network = ControlNet(spec, module, device, dtype, num_bytes([module]))
-    _log_loaded(network, str(dtype), attention)
+    move([module], device)
+    module.eval().requires_grad_(False)
+    attention = fit(module, settings, _latent_pixels(family_configs(spec.family)))
+    network = ControlNet(spec, module, device, dtype, num_bytes([module]), attention)
+    _log_loaded(network, str(dtype))
     return network
 
 
-def _log_loaded(loaded: Resident, dtypes: str, attention: str) -> None:
+def _log_loaded(loaded: Resident, dtypes: str) -> None:
     log.info(
         "%s is on %s: %.2f GB, %s, attention by %s",
-        *(loaded.spec, loaded.device, loaded.nbytes / GB, dtypes, attention),
+        *(loaded.spec, loaded.device, loaded.nbytes / GB, dtypes, loaded.attention.name),
     )
+
+
+def _order_in_memory(pipe: Any, settings: Settings, device: torch.device) -> None:
+    """Channels last, as a GPU's convolutions compute. An uncompiled UNet would gain nothing from
+    that, since its group norms answer in the other order (pytorch issue 111824)."""
+    if device.type == "cuda":
+        pipe.vae.to(memory_format=torch.channels_last)
+        if settings.compile:
+            pipe.unet.to(memory_format=torch.channels_last)
+
+
+def _latent_pixels(spec: ModelSpec) -> int:
+    """Of an image of the model's own size."""
+    return spec.height * spec.width // VAE_FACTOR**2
 
 
 def pull(

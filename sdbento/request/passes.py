@@ -130,9 +130,20 @@ class PassBuilder:
         )
         num_chunks = max(prompt.num_chunks for _, prompt in (*prompts, *negative_prompts))
         key = BatchKey(
-            pipeline.spec.name, height // VAE_FACTOR, width // VAE_FACTOR, text_chunks=num_chunks
+            pipeline.spec.name,
+            height // VAE_FACTOR,
+            width // VAE_FACTOR,
+            text_chunks=num_chunks,
+            token_merging_ratio=self.settled.token_merging_ratio,
         )
-        return Pass(key, table.num_steps, guided_steps, inputs, pipeline)
+        return Pass(
+            key,
+            table.num_steps,
+            guided_steps,
+            inputs,
+            pipeline,
+            deep_cache_interval=self.settled.deep_cache_interval,
+        )
 
     def _prompts(self, pipeline: Pipeline, num_steps: int) -> tuple[PromptTimeline, PromptTimeline]:
         """The prompts, and the negative ones."""

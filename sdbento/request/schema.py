@@ -27,6 +27,8 @@ MAX_CONTROLNETS = 8
 MAX_LORAS = 32  # of one request
 MAX_CLIP_SKIP = 12
 MAX_WEIGHT = 10.0
+MAX_DEEP_CACHE_INTERVAL = 10
+MAX_TOKEN_MERGING_RATIO = 0.75  # one token of every four stays
 MAX_IMAGE_CHARS = 64 * 1024 * 1024  # the settings' own limits are in bytes, and lower
 
 Prompt = Annotated[str, StringConstraints(max_length=MAX_PROMPT_CHARS)]
@@ -229,6 +231,18 @@ class GenerateRequest(_Strict):
     )
     guidance_end: Fraction = Field(
         1.0, description="Share of the steps after which there is no guidance, at half the cost"
+    )
+    deep_cache_interval: Annotated[int, Field(ge=1, le=MAX_DEEP_CACHE_INTERVAL)] = Field(
+        1,
+        description="DeepCache (Ma et al. 2023): compute the whole UNet every so many steps, its "
+        "outermost blocks in between; 1: in every step",
+    )
+    token_merging_ratio: Annotated[
+        float, Field(ge=0, le=MAX_TOKEN_MERGING_RATIO, allow_inf_nan=False)
+    ] = Field(
+        0.0,
+        description="Token merging (Bolya & Hoffman 2023): share of the tokens that the largest "
+        "self-attention layers leave out; 0: none",
     )
     seed: Annotated[int, Field(ge=-1, le=MAX_SEED)] | None = Field(
         None,

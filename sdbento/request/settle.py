@@ -60,6 +60,8 @@ def check_fields(request: GenerateRequest, spec: ModelSpec) -> None:
     for field in ("prompt_2", "negative_prompt_2"):
         if field in given:
             check_second_prompt(spec, param=field)
+    if request.deep_cache_interval > 1:
+        _refuse(given, ("controlnet",), "deep_cache_interval")
     _check_intervals(request)
     if (sampler := request.scheduler or spec.sampler) is not None:
         canonical_name(sampler)

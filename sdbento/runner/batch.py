@@ -13,6 +13,7 @@ from sdbento.runner.numbers import Layout, Numbers, host_numbers
 from sdbento.runner.rows import Row
 from sdbento.runner.state import state_of
 from sdbento.runner.step import Guidance
+from sdbento.runner.unet.call import is_plain
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +32,7 @@ class Batch:
     @property
     def is_plain(self) -> bool:
         """Whether the UNet call consists of nothing but the UNet."""
-        return not any(owner.inputs.adapters or owner.inputs.controls for owner in self.owners)
+        return is_plain(self.owners)
 
     def numbers(self, layout: Layout) -> Numbers:
         """On the host; `layout` may have room for more rows, images and slots than there are."""

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from sdbento.catalog.families import VAE_FACTOR
 from sdbento.catalog.specs import ModelSpec
 from sdbento.engine.cost import ENOUGH, CostModel
 from sdbento.engine.trajectory import BatchKey, Runner, Stage
-from sdbento.models import torch_compile
 from sdbento.models.cache import PipelineCache
 from sdbento.models.pipeline import Pipeline
 
@@ -47,9 +47,9 @@ class Calibration:
 
     def compile(self, pipeline: Pipeline) -> None:
         """Let the UNet be compiled, where that is enabled; takes minutes."""
-        with torch_compile.allowed():
-            for rows in self._powers():
-                self._runner.measure(pipeline, self._key, rows)
+        if pipeline.compiled is not None:
+            call = partial(self._runner.measure, pipeline, self._key)
+            pipeline.compiled.compile(call, self._max_rows)
 
     def measurements(self) -> Iterator[None]:
         """One call for each `next`, until all is measured, the time is up or the model is evicted.

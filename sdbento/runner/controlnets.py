@@ -14,6 +14,7 @@ import torch
 
 from sdbento.engine.inputs import within
 from sdbento.engine.trajectory import Trajectory
+from sdbento.models.attention import using
 from sdbento.models.device import upload
 from sdbento.models.pipeline import ControlNet
 from sdbento.runner.rows import StackedRows
@@ -75,12 +76,13 @@ def _run(
     timesteps: torch.Tensor,
 ) -> list[torch.Tensor]:
     """The network's residuals for the rows that use it, the middle block's last."""
-    down, middle = network.module(
-        latents.to(network.dtype),
-        timesteps,
-        encoder_hidden_states=rows.embeds,
-        controlnet_cond=torch.cat([use.image for use in uses]),
-        added_cond_kwargs=rows.added_conditioning,
-        return_dict=False,
-    )
+    with using(network.attention):
+        down, middle = network.module(
+            latents.to(network.dtype),
+            timesteps,
+            encoder_hidden_states=rows.embeds,
+            controlnet_cond=torch.cat([use.image for use in uses]),
+            added_cond_kwargs=rows.added_conditioning,
+            return_dict=False,
+        )
     return [*down, middle]

@@ -9,8 +9,8 @@ padding holds finite numbers. What a graph reads and writes stays at its place i
 and weights. A model that was offloaded comes back as a new Pipeline, elsewhere in memory, and so
 without the old one's graphs.
 
-Steps with LoRAs or ControlNets are not captured, since what surrounds their UNet changes with their
-rows. Used on the engine's thread only.
+Steps with LoRAs, ControlNets, DeepCache or merged tokens are not captured, since what surrounds
+their UNet changes with their rows. Used on the engine's thread only.
 """
 
 from __future__ import annotations

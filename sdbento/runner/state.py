@@ -53,6 +53,8 @@ class State:
     negative_prompts: RowTimeline
     original: Original | None = None
     controls: list[torch.Tensor] = field(default_factory=list)  # on the device
+    # [rows, C, h, w]: what the last whole step kept for shallow ones; the negative row is last
+    features: torch.Tensor | None = None
     noise: torch.Tensor | None = None  # [C, h, w], drawn for the step under way; on the host
     batch: torch.Tensor | None = None  # the slots of all images of the last step, and
     batch_index: int = 0  # this one's place in it

@@ -16,20 +16,19 @@ from PIL import Image
 
 from sdbento.engine.trajectory import BatchKey, Launched, Stage, StepPlan, Trajectory
 from sdbento.errors import GenerationFailed
-from sdbento.lora.hooks import active_adapters
 from sdbento.models.device import download, host_tensor, upload
 from sdbento.models.pipeline import Pipeline
 from sdbento.prompts.encoder import PromptEncoder
 from sdbento.prompts.tokens import tokenize
 from sdbento.runner.batch import Batch, batch_of, random_batch
-from sdbento.runner.controlnets import compute_residuals
 from sdbento.runner.graphs import Graphs
 from sdbento.runner.launched import Failures, Finish, launch
 from sdbento.runner.numbers import Layout
 from sdbento.runner.previews import preview_image, preview_pixels
-from sdbento.runner.rows import Row, RowStacker, StackedRows
+from sdbento.runner.rows import Row, RowStacker
 from sdbento.runner.state import first_state, stack_slots, state_of
 from sdbento.runner.step import StepTensors, compute_step
+from sdbento.runner.unet.call import call_unet
 from sdbento.runner.vae import decode, to_bytes
 
 
@@ -110,41 +109,13 @@ class TorchRunner:
         return finish
 
     def _compute(self, batch: Batch, slots: torch.Tensor) -> StepTensors:
-        unet = partial(_unet, batch.pipeline, batch.owners)
+        unet = partial(call_unet, batch.pipeline, batch.owners)
         rows = self._rows.stack(batch.pipeline, batch.rows)
         if self._graphs is not None and (step := self._graphs.find(unet, batch, rows)) is not None:
             return step(batch, slots, rows)
         layout = Layout(len(batch.rows), *slots.shape[:2])
         numbers = batch.numbers(layout).to(layout, slots.device)
         return compute_step(unet, slots, rows, numbers, batch.guidance)
-
-
-def _unet(
-    pipeline: Pipeline,
-    owners: Sequence[Trajectory],
-    latents: torch.Tensor,
-    timesteps: torch.Tensor,
-    rows: StackedRows,
-) -> torch.Tensor:
-    """The model's output for all rows, in float32. `owners` are the trajectories that the rows
-    belong to, with their adapters and ControlNets; empty for random rows."""
-    residuals = compute_residuals(owners, rows, latents, timesteps)
-    if rows.mask_channels is not None:
-        latents = torch.cat([latents, rows.mask_channels], dim=1)
-    adapters = [owner.inputs.adapters for owner in owners]
-    # A compiled UNet would skip the hooks of the adapters.
-    unet = pipeline.unet.forward if any(adapters) else pipeline.unet
-    with active_adapters(pipeline.unet, "unet", adapters):
-        output: torch.Tensor = unet(
-            latents.to(pipeline.dtype),
-            timesteps,
-            rows.embeds,
-            added_cond_kwargs=rows.added_conditioning,
-            down_block_additional_residuals=residuals and residuals.down,
-            mid_block_additional_residual=residuals and residuals.middle,
-            return_dict=False,
-        )[0]
-    return output.float()
 
 
 def _add_noise(trajectories: Sequence[Trajectory], slots: torch.Tensor) -> None:

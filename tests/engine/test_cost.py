@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from sdbento.engine.cost import ENOUGH, FRESH, CostModel, Curve
@@ -150,6 +152,17 @@ def test_a_size_that_never_ran_borrows_the_scaled_curve_of_its_model() -> None:
     cost = learned(r1=1.0, r2=1.5)
     assert cost.seconds(LARGE, Stage.STEP, 2) == pytest.approx(1.5 * 4)
     assert cost.seconds(BatchKey("other", 16, 16), Stage.STEP, 1) > 0
+
+
+def test_shallow_steps_borrow_from_whole_ones_and_never_the_other_way_round() -> None:
+    shallow, large_shallow = replace(SMALL, shallow=True), replace(LARGE, shallow=True)
+    cost = learned(r1=1.0)
+    assert cost.seconds(shallow, Stage.STEP, 1) == 1.0
+    for _ in range(3):
+        cost.observe(shallow, Stage.STEP, 1, 0.2)
+    assert cost.seconds(SMALL, Stage.STEP, 1) == 1.0
+    assert cost.seconds(LARGE, Stage.STEP, 1) == pytest.approx(4 * 1.0)
+    assert cost.seconds(large_shallow, Stage.STEP, 1) == pytest.approx(4 * 0.2)
 
 
 def test_a_new_measurement_moves_the_knee() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any, cast
 
 import pytest
@@ -78,8 +79,56 @@ def test_a_step_costs_two_rows_only_while_it_is_guided() -> None:
     rows = []
     for trajectory.step in range(10):
         rows.append(trajectory.rows)
-        assert trajectory.current.remaining_rows(trajectory.step) == 13 - sum(rows[:-1])
+        calls = trajectory.current.remaining_calls(trajectory.step)
+        assert sum(width * count for _, width, count in calls) == 13 - sum(rows[:-1])
     assert rows == [1, 1, 2, 2, 2, 1, 1, 1, 1, 1]
+
+
+@given(st.integers(1, 40), st.integers(0, 40), st.integers(0, 40), st.integers(1, 10))
+def test_the_calls_to_come_are_those_of_the_steps_to_come(
+    num_steps: int, start: int, stop: int, interval: int
+) -> None:
+    guided = range(start, min(stop, num_steps)) or range(0)
+    one = make_trajectory(num_steps, guided_steps=guided, deep_cache_interval=interval).current
+    for first in range(num_steps + 1):
+        steps = range(first, num_steps)
+        expected = Counter((one.key_at(step), one.rows_at(step)) for step in steps)
+        counted = Counter[Any]()
+        for key, rows, num_calls in one.remaining_calls(first):
+            counted[key, rows] += num_calls
+        assert counted == expected
+
+
+def test_a_shallow_step_always_has_a_whole_one_with_its_rows_before_it() -> None:
+    one = make_trajectory(9, guided_steps=range(4, 7), deep_cache_interval=3).current
+    assert [one.key_at(step).shallow for step in range(10)] == [
+        *(False, True, True),
+        *(False, False, True),  # guidance begins at step 4
+        *(False, True, True),
+        False,  # decoding
+    ]
+    assert not any(make_trajectory(9).current.is_shallow(step) for step in range(9))
+
+
+def test_shallow_steps_share_calls_with_one_another_and_whole_ones_with_those_of_others() -> None:
+    plain = prepared(make_trajectory(9))
+    cached = [prepared(make_trajectory(9, deep_cache_interval=3)) for _ in range(3)]
+    for step, trajectory in zip((1, 5, 3), cached, strict=True):
+        trajectory.step = step
+    planner = planner_with(plain, *cached)
+    assert set(next_plan(planner).trajectories) in ({plain, cached[2]}, {cached[0], cached[1]})
+    planner.remove([plain, cached[2]])
+    assert set(next_plan(planner).trajectories) == {cached[0], cached[1]}
+
+
+def test_an_image_with_cheaper_steps_is_less_work() -> None:
+    plain, cached = (prepared(make_trajectory(9, deep_cache_interval=k)) for k in (1, 3))
+    planner = planner_with(plain)
+    for rows in range(1, 9):
+        for _ in range(3):
+            planner.cost.observe(cached.current.key_at(1), Stage.STEP, rows, 0.1 + rows / 100)
+    assert planner.work(cached) < 0.6 * planner.work(plain)
+    assert planner.seconds_alone(cached) < 0.6 * planner.seconds_alone(plain)
 
 
 def test_the_work_of_an_image_includes_the_passes_to_follow() -> None:

@@ -23,15 +23,14 @@ from sdbento.lora.hooks import Adapter, active_adapters
 from sdbento.lora.layers import LowRank
 from sdbento.models.pipeline import Pipeline
 from tests.support.loras import (
-    NUM_ROWS,
     cache_of,
     make_lora,
     num_hooks,
     on,
-    run_unet,
     save_peft,
 )
 from tests.support.oracle import tiny_model
+from tests.support.tiny import NUM_ROWS, run_unet
 
 
 def resident(cache: AdapterCache, model: Pipeline) -> list[str]:

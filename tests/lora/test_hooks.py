@@ -17,7 +17,6 @@ from torch import Tensor
 from sdbento.lora.hooks import Adapter, active_adapters
 from sdbento.models.pipeline import Pipeline
 from tests.support.loras import (
-    NUM_ROWS,
     TEXT_ENCODERS,
     WRITERS,
     cache_of,
@@ -26,12 +25,11 @@ from tests.support.loras import (
     merged,
     num_hooks,
     on,
-    run_unet,
     save_kohya,
     save_peft,
 )
 from tests.support.oracle import tiny_model
-from tests.support.tiny import tiny_pipeline
+from tests.support.tiny import NUM_ROWS, run_unet, tiny_pipeline
 
 FAMILIES = ["sd15", "sd21", "sdxl"]
 TOLERANCE = 1e-5

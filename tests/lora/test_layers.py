@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sdbento.errors import UnsupportedModel
+from sdbento.lora import layers
 from tests.support.loras import (
     TEXT,
     TEXT_ENCODERS,
@@ -35,6 +36,28 @@ def test_a_rank_stabilised_lora_divides_by_the_root_of_its_rank(tmp_path: Path) 
     save_peft("sd15", lora, tmp_path / "a.safetensors", lora_adapter_metadata=json.dumps(config))
     adapter = cache_of(tmp_path).get(tiny_model("sd15"), "a")
     assert {low.scale for low in adapter.parts["unet"].values()} == {1.5}
+
+
+def test_all_matrices_go_to_the_models_device_in_one_transfer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One by one, each would wait for the step that the device computes."""
+    transfers: list[tuple[int, torch.device]] = []
+
+    def copied(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+        transfers.append((len(tensors), device))
+        return [tensor + 1 for tensor in tensors]
+
+    lora, device = make_lora("sd15"), torch.device("cuda", 0)
+    save_peft("sd15", lora, tmp_path / "a.safetensors")
+    plain = cache_of(tmp_path).get(tiny_model("sd15"), "a")
+    monkeypatch.setattr(layers, "copied", copied)
+    adapter = cache_of(tmp_path).get(replace(tiny_model("sd15"), device=device), "a")
+    assert transfers == [(2 * sum(map(len, lora.values())), device)]
+    for part, by_name in plain.parts.items():
+        for name, low in by_name.items():
+            moved = adapter.parts[part][name]
+            assert torch.equal(moved.down, low.down + 1) and torch.equal(moved.up, low.up + 1)
 
 
 def test_names_without_a_prefix_belong_to_the_unet(tmp_path: Path) -> None:

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+from sdbento.app import App
 from sdbento.catalog.families import Family
 from sdbento.catalog.lookup import Catalog
 from sdbento.catalog.specs import ModelSpec
 from sdbento.environment import load_settings
-from sdbento.models import device
+from sdbento.models import cache, device
 from sdbento.models.device import (
     choose_device,
     choose_dtype,
@@ -31,12 +32,13 @@ def settings(**fields: Any) -> Settings:
     return load_settings(**{"sd_model": "shapes", "device": "cpu", "offline": True, **fields})
 
 
-def test_the_log_says_once_that_a_cpu_computes_in_fp32(caplog: Any) -> None:
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "fp8"])
+def test_the_log_says_once_that_a_cpu_computes_in_fp32(precision: str, caplog: Any) -> None:
     device.say_once.cache_clear()
     caplog.set_level(logging.INFO)
     for _ in range(2):
-        assert choose_dtype(settings(precision="fp16"), torch.device("cpu")) is torch.float32
-    assert caplog.text.count("PRECISION=fp16 needs a GPU") == 1
+        assert choose_dtype(settings(precision=precision), torch.device("cpu")) is torch.float32
+    assert caplog.text.count(f"PRECISION={precision} needs a GPU") == 1
 
 
 @pytest.mark.parametrize(
@@ -53,6 +55,25 @@ def test_a_gpu_computes_in_a_precision_that_it_supports(
 ) -> None:
     monkeypatch.setattr(device, "has_bf16", lambda: has_bf16)
     assert choose_dtype(settings(precision=precision), GPU) is dtype
+
+
+@pytest.mark.parametrize("capability", [(8, 9), (9, 0), (12, 0)])
+def test_beside_layers_in_fp8_all_else_is_in_bf16(
+    capability: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    assert choose_dtype(settings(precision="fp8"), GPU) is torch.bfloat16
+
+
+def test_fp8_is_refused_where_the_gpu_cannot_do_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
+    monkeypatch.setattr(cache, "choose_device", lambda _: GPU)
+    with pytest.raises(SettingsError) as caught:
+        App(settings(precision="fp8"))
+    assert str(caught.value) == (
+        "PRECISION=fp8 needs an NVIDIA GPU of compute capability 8.9 or newer (Ada, Hopper); "
+        "this one has 8.0: use bf16"
+    )
 
 
 @pytest.mark.parametrize(

@@ -10,21 +10,26 @@ from __future__ import annotations
 import copy
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.utils import counters
 from torch._inductor.runtime.cache_dir_utils import cache_dir
 
 from sdbento.engine.trajectory import BatchKey
 from sdbento.environment import load_settings
-from sdbento.models import torch_compile
 from sdbento.models.pipeline import Pipeline
+from sdbento.models.torch_compile import CompiledUnet
 from sdbento.runner.torch_runner import TorchRunner
+from tests.support.device_errors import AcceleratorError
 from tests.support.images import base64, gradient
 from tests.support.loras import make_lora, save_peft
 from tests.support.oracle import engine_pixels, run_together, tiny_control, tiny_model
@@ -34,7 +39,16 @@ from tests.support.oracle import trajectories_of as images
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 
 PARITY = 1e-3
+MAX_ROWS = 12
 BASE: dict[str, Any] = {"prompt": "a cat", "seed": 5, "num_inference_steps": 4}
+UNGUIDED = BASE | {"guidance_scale": 1.0}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _room_for_all_models() -> Iterator[None]:
+    """torch gives up compiling the same code for the ninth time; a server compiles one model."""
+    with torch._dynamo.config.patch(recompile_limit=64):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -49,70 +63,160 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def compiled(plain: Pipeline, folder: Path) -> Iterator[Pipeline]:
-    """A model as a starting server makes it: enabled when loaded, compiled when measured."""
-    components = plain.pipe.components | {"unet": copy.deepcopy(plain.unet)}
-    pipeline = replace(plain, pipe=type(plain.pipe)(**components, requires_safety_checker=False))
+    """A model as a starting server makes it, compiled when it is measured."""
     environment = dict(os.environ)
-    torch_compile.enable(pipeline.unet, folder)
-    pipeline.unet.compile(dynamic=True, backend="eager")
-    with torch_compile.allowed():
-        for rows in (1, 2):
-            TorchRunner().measure(pipeline, BatchKey(plain.spec.name, 8, 8), rows)
+    pipeline = compilable(plain, folder)
+    compile_own_size(pipeline)
     yield pipeline
-    torch.compiler.set_stance("default")
     torch.compiler.reset()
     os.environ.clear()
     os.environ.update(environment)
 
 
-@pytest.fixture
-def only_compiled() -> Iterator[None]:
-    """A call that fits nothing compiled is an error here; a server runs it uncompiled."""
-    with torch.compiler.set_stance("fail_on_recompile"):
+def compilable(plain: Pipeline, folder: Path) -> Pipeline:
+    components = plain.pipe.components | {"unet": copy.deepcopy(plain.unet)}
+    pipe = type(plain.pipe)(**components, requires_safety_checker=False)
+    return replace(plain, pipe=pipe, compiled=CompiledUnet(pipe.unet, folder, backend="eager"))
+
+
+def compile_own_size(pipeline: Pipeline, max_rows: int = MAX_ROWS) -> None:
+    key = BatchKey(pipeline.spec.name, 8, 8)
+    assert pipeline.compiled is not None
+    pipeline.compiled.compile(partial(TorchRunner().measure, pipeline, key), max_rows)
+
+
+@contextmanager
+def nothing_compiled() -> Iterator[None]:
+    """The compiler is never asked, not even for what then runs uncompiled; and calls of compiled
+    code that it would have to be asked for are errors."""
+    before = Counter(counters["frames"])
+    with torch._dynamo.config.patch(error_on_recompile=True):
         yield
+    assert Counter(counters["frames"]) == before
 
 
-@pytest.mark.usefixtures("only_compiled")
+@contextmanager
+def uncompiled_calls(pipeline: Pipeline) -> Iterator[list[int]]:
+    """Rows of the calls that do not run compiled."""
+    calls: list[int] = []
+    forward = pipeline.unet.forward
+
+    def note(sample: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        calls.append(len(sample))
+        return forward(sample, *args, **kwargs)
+
+    pipeline.unet.forward = note
+    try:
+        yield calls
+    finally:
+        del pipeline.unet.forward
+
+
 @pytest.mark.parametrize(
     "fields",
-    [
-        {},
-        {"guidance_scale": 1.0},
-        {"width": 128, "height": 64},
-        {"prompt": "a cat " * 60},
-        {"scheduler": "Euler a", "image": base64(gradient())},
-    ],
-    ids=["plain", "unguided", "wide", "long", "img2img"],
+    [{}, {"guidance_scale": 1.0}, {"scheduler": "Euler a", "image": base64(gradient())}],
+    ids=["plain", "unguided", "img2img"],
 )
 def test_a_compiled_model_makes_the_same_images(
     compiled: Pipeline, plain: Pipeline, fields: dict[str, Any]
 ) -> None:
-    ours, theirs = (engine_pixels(model, **BASE | fields) for model in (compiled, plain))
-    assert np.abs(ours - theirs).max() <= PARITY
+    with nothing_compiled(), uncompiled_calls(compiled) as calls:
+        ours = engine_pixels(compiled, **BASE | fields)
+    assert np.abs(ours - engine_pixels(plain, **BASE | fields)).max() <= PARITY
+    assert calls == []
 
 
-@pytest.mark.usefixtures("only_compiled")
 def test_any_number_of_rows_runs_compiled(compiled: Pipeline) -> None:
-    together = run_together([images(compiled, **BASE | {"seed": i}) for i in range(4)])
-    alone = [engine_pixels(compiled, **BASE | {"seed": i}) for i in range(4)]
+    with nothing_compiled(), uncompiled_calls(compiled) as calls:
+        together = run_together([images(compiled, **BASE | {"seed": i}) for i in range(6)])
+        alone = [engine_pixels(compiled, **BASE | {"seed": i}) for i in range(6)]
     assert max(np.abs(t[0] - a).max() for t, a in zip(together, alone, strict=True)) <= PARITY
+    assert calls == []
 
 
 @pytest.mark.parametrize(
     "fields",
     [
         {"width": 72, "height": 88},
+        {"width": 128, "height": 64},
+        {"prompt": "a cat " * 60},
         {"controlnet": {"type": "canny", "image": base64(gradient())}},
+        {"token_merging_ratio": 0.5},
     ],
-    ids=["odd size", "ControlNet"],
+    ids=["odd size", "wide", "long", "ControlNet", "merged tokens"],
 )
-def test_requests_that_fit_nothing_compiled_run_uncompiled(
+def test_what_was_not_compiled_runs_uncompiled_and_at_once(
     compiled: Pipeline, plain: Pipeline, fields: dict[str, Any]
 ) -> None:
     networks = [tiny_control("sd15")] if "controlnet" in fields else []
-    ours = engine_pixels(compiled, controlnets=networks, **BASE | fields)
+    with nothing_compiled(), uncompiled_calls(compiled) as calls:
+        ours = engine_pixels(compiled, controlnets=networks, **BASE | fields)
     theirs = engine_pixels(plain, controlnets=networks, **BASE | fields)
     assert np.abs(ours - theirs).max() <= PARITY
+    assert set(calls) == {2}
+
+
+def test_shallow_steps_run_uncompiled_and_at_once(compiled: Pipeline, plain: Pipeline) -> None:
+    fields = BASE | {"deep_cache_interval": 2}
+    with nothing_compiled():
+        ours = engine_pixels(compiled, **fields)
+    assert np.abs(ours - engine_pixels(plain, **fields)).max() <= PARITY
+
+
+def test_more_rows_than_were_compiled_for_run_uncompiled(compiled: Pipeline) -> None:
+    with nothing_compiled(), uncompiled_calls(compiled) as calls:
+        for rows in (MAX_ROWS, MAX_ROWS + 1):
+            TorchRunner().measure(compiled, BatchKey(compiled.spec.name, 8, 8), rows)
+    assert calls == [MAX_ROWS + 1]
+
+
+def test_where_memory_ends_fewer_rows_run_compiled(plain: Pipeline, folder: Path) -> None:
+    pipeline, key = compilable(plain, folder), BatchKey(plain.spec.name, 8, 8)
+    assert pipeline.compiled is not None
+
+    def call(rows: int) -> None:
+        if rows > 8:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        TorchRunner().measure(pipeline, key, rows)
+
+    pipeline.compiled.compile(call, MAX_ROWS)
+    with nothing_compiled(), uncompiled_calls(pipeline) as calls:
+        for rows in (7, 8, 9):
+            TorchRunner().measure(pipeline, key, rows)
+    assert calls == [9]
+
+
+def test_a_model_that_was_never_measured_runs_uncompiled(
+    plain: Pipeline, compiled: Pipeline, folder: Path
+) -> None:
+    """And it does not matter that another one was compiled."""
+    other = compilable(plain, folder)
+    with nothing_compiled(), uncompiled_calls(other) as calls:
+        engine_pixels(other, **BASE)
+    assert set(calls) == {2}
+
+
+def test_sdxl_runs_compiled_too(folder: Path) -> None:
+    plain = tiny_model("sdxl")
+    pipeline = replace(plain, compiled=CompiledUnet(plain.unet, folder, backend="eager"))
+    compile_own_size(pipeline, max_rows=1)
+    with nothing_compiled(), uncompiled_calls(pipeline) as calls:
+        ours = engine_pixels(pipeline, **UNGUIDED)
+    assert np.abs(ours - engine_pixels(plain, **UNGUIDED)).max() <= PARITY
+    assert calls == []
+
+
+def test_the_input_has_the_order_in_memory_that_the_weights_have(
+    plain: Pipeline, folder: Path
+) -> None:
+    """Code that was compiled for one order does not fit another."""
+    pipeline = compilable(plain, folder)
+    pipeline.unet.to(memory_format=torch.channels_last)
+    compile_own_size(pipeline, max_rows=1)
+    with nothing_compiled(), uncompiled_calls(pipeline) as calls:
+        ours = engine_pixels(pipeline, **UNGUIDED)
+    assert np.abs(ours - engine_pixels(plain, **UNGUIDED)).max() <= PARITY
+    assert calls == []
 
 
 def test_loras_have_their_effect_in_a_compiled_model(
@@ -133,15 +237,31 @@ def test_torch_caches_its_work_in_the_folder(folder: Path) -> None:
     assert cache_dir() == str(folder)
 
 
-def test_without_a_working_compiler_models_run_uncompiled(
-    compiled: Pipeline, plain: Pipeline, caplog: pytest.LogCaptureFixture
+def test_without_a_working_compiler_only_that_model_runs_uncompiled(
+    compiled: Pipeline, plain: Pipeline, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def call() -> None:
+    def backend(*_: object) -> Any:
         raise RuntimeError("no compiler")
 
-    with caplog.at_level(logging.ERROR), torch_compile.allowed():
-        call()
+    broken = compilable(plain, folder)
+    broken = replace(broken, compiled=CompiledUnet(broken.unet, folder, backend=backend))
+    with caplog.at_level(logging.ERROR):
+        compile_own_size(broken)
     assert "no compiler" in caplog.text
-    ours, theirs = engine_pixels(compiled, **BASE), engine_pixels(plain, **BASE)
-    torch.compiler.set_stance("eager_on_recompile")
-    assert np.array_equal(ours, theirs)
+    with uncompiled_calls(broken) as calls:
+        assert np.array_equal(engine_pixels(broken, **BASE), engine_pixels(plain, **BASE))
+    assert set(calls) == {2}
+    with uncompiled_calls(compiled) as calls:
+        engine_pixels(compiled, **BASE)
+    assert calls == []
+
+
+def test_a_gpu_that_fails_while_a_model_is_compiled_is_reported(
+    plain: Pipeline, folder: Path
+) -> None:
+    def call(rows: int) -> None:
+        raise AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    compiled = CompiledUnet(plain.unet, folder, backend="eager")
+    with pytest.raises(AcceleratorError):
+        compiled.compile(call, max_rows=2)

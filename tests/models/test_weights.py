@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,8 @@ from sdbento.catalog.layout import INDEX
 from sdbento.catalog.lookup import Catalog
 from sdbento.catalog.specs import ControlNetSpec, ModelSpec
 from sdbento.errors import ModelLoadFailed
-from sdbento.models import weights
+from sdbento.models import device, weights
+from sdbento.models.fp8 import Fp8Linear
 from sdbento.models.pipeline import modules, networks, num_bytes
 from sdbento.models.weights import pull
 from tests.support.checkpoints import save_tiny_checkpoint
@@ -241,3 +244,80 @@ def test_pulling_a_controlnet_fetches_what_loading_will_need(
     assert pull(wanted, settings(device="cuda", offline=False), said.append) == [tmp_path]
     assert asked == [(wanted, True, False)]
     assert "fp16 weights from lllyasviel/control_v11p_sd15_canny" in said[0]
+
+
+# On a GPU, for which the CPU stands in: nothing is moved
+
+
+@dataclass(frozen=True)
+class Moved:
+    """A pipeline's parts as they were when they were moved to the GPU."""
+
+    precision: dict[str, torch.dtype]
+    channels_last: list[str]
+    num_fp8: int
+
+
+@pytest.fixture
+def moved(monkeypatch: pytest.MonkeyPatch) -> list[Moved]:
+    seen: list[Moved] = []
+
+    def note(parts: Iterable[torch.nn.Module], device: torch.device) -> None:
+        assert device == GPU
+        by_name = {type(part).__name__: part for part in parts}
+        weights_of = {name: next(part.parameters()) for name, part in by_name.items()}
+        last = [name for name, part in by_name.items() if is_channels_last(part)]
+        num_fp8 = sum(isinstance(m, Fp8Linear) for p in by_name.values() for m in p.modules())
+        seen.append(Moved({n: w.dtype for n, w in weights_of.items()}, last, num_fp8))
+
+    monkeypatch.setattr(weights, "move", note)
+    monkeypatch.setattr(weights, "choose_device", lambda _: GPU)
+    monkeypatch.setattr(device, "has_bf16", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    return seen
+
+
+def is_channels_last(part: torch.nn.Module) -> bool:
+    kernels = [p for p in part.parameters() if p.dim() == 4 and p.shape[2:] != (1, 1)]
+    return bool(kernels) and all(
+        kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels
+    )
+
+
+@pytest.mark.parametrize("is_compiled", [False, True])
+def test_weights_have_their_precision_and_order_before_they_move(
+    is_compiled: bool, moved: list[Moved], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weights, "CompiledUnet", lambda *_: None)
+    folder = save_tiny("sdxl", tmp_path / "mine")
+    pipeline = load(resolve(folder), settings(precision="fp16", compile=is_compiled))
+    [parts] = moved
+    assert parts.precision["AutoencoderKL"] is pipeline.vae_dtype is torch.bfloat16
+    assert parts.precision["UNet2DConditionModel"] is pipeline.dtype is torch.float16
+    last = {"AutoencoderKL"} | ({"UNet2DConditionModel"} if is_compiled else set())
+    assert set(parts.channels_last) == last
+
+
+def test_the_unet_is_converted_to_fp8_once_it_is_on_the_gpu(
+    moved: list[Moved], tmp_path: Path
+) -> None:
+    pipeline = load(resolve(save_tiny("sdxl", tmp_path / "mine")), settings(precision="fp8"))
+    assert moved[0].num_fp8 == 0
+    converted = [part for part in networks(pipeline) for m in part.modules() if is_fp8(m)]
+    assert converted and {type(part) for part in converted} == {type(pipeline.unet)}
+    assert pipeline.dtype is torch.bfloat16
+    assert pipeline.nbytes == num_bytes(networks(pipeline))
+
+
+def is_fp8(module: torch.nn.Module) -> bool:
+    return isinstance(module, Fp8Linear) and module.weight.dtype is torch.float8_e4m3fn
+
+
+def test_a_controlnet_moves_and_stays_in_bf16_beside_fp8(
+    moved: list[Moved], tmp_path: Path
+) -> None:
+    model = resolve(save_tiny("sd15", tmp_path / "mine"))
+    spec = resolve_controlnet(save_tiny_controlnet("sd15", tmp_path / "control"), model)
+    loaded = weights.load(spec, settings(precision="fp8"))
+    assert moved[0].precision == {"ControlNetModel": torch.bfloat16}
+    assert not [m for part in networks(loaded) for m in part.modules() if is_fp8(m)]

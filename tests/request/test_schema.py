@@ -116,6 +116,10 @@ BOUNDS: list[tuple[str, Any, Any, str]] = [
     ("resize_mode", "fit", "zoom", "'stretch', 'crop' or 'fit'"),
     ("guidance_start", 1, 1.1, "less than or equal to 1"),
     ("guidance_end", 0, -0.1, "greater than or equal to 0"),
+    ("deep_cache_interval", 1, 0, "greater than or equal to 1"),
+    ("deep_cache_interval", 10, 11, "less than or equal to 10"),
+    ("token_merging_ratio", 0, -0.1, "greater than or equal to 0"),
+    ("token_merging_ratio", 0.75, 0.8, "less than or equal to 0.75"),
 ]
 
 # (field, a part of it, a value just inside, the value just outside, what the message says)

@@ -63,6 +63,11 @@ def test_strength_defaults_to_that_of_the_stock_pipeline() -> None:
         ({"image": IMAGE, "upscale": {}, "strength": 0.5}, "strength", "upscale"),
         ({"image": IMAGE, "upscale": {}, "width": 64}, "width", "upscale"),
         ({"refiner": {}}, "refiner", "SDXL"),
+        (
+            {"controlnet": {"type": "a"}, "deep_cache_interval": 2},
+            "controlnet",
+            "deep_cache_interval",
+        ),
         ({"guidance_start": 0.5, "guidance_end": 0.4}, "guidance_end", "below guidance_start"),
         (
             {"controlnet": {"type": "a", "guidance_start": 1.0, "guidance_end": 0.0}},

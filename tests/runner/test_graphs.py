@@ -165,6 +165,16 @@ def test_steps_with_loras_or_controlnets_run_eagerly(
     assert replays() == 0
 
 
+@pytest.mark.parametrize("less", [{"deep_cache_interval": 2}, {"token_merging_ratio": 0.5}])
+def test_steps_with_deep_cache_or_merged_tokens_run_eagerly(
+    less: dict[str, Any], replays: Callable[[], int]
+) -> None:
+    fields = {**BASE, **less}
+    eager = engine_pixels(model("sd15"), **fields)
+    assert np.array_equal(eager, engine_pixels(model("sd15"), graphs=fake_graphs(), **fields))
+    assert replays() == 0
+
+
 def test_what_cannot_be_captured_runs_eagerly_and_is_not_tried_again(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -211,6 +211,8 @@ KINDS: dict[str, list[dict[str, Any]]] = {
         {**BASE, "controlnet": {"type": "canny", "image": data_uri(gradient())}},
         BASE,
     ],
+    "DeepCache": [{**BASE, "deep_cache_interval": 2, "guidance_scale": s} for s in (1.0, 5.0)],
+    "merged tokens": [{**BASE, "token_merging_ratio": 0.5}, {**BASE, "token_merging_ratio": 0.5}],
     "prompt editing": [{**BASE, "prompt": "a [cat:dog:0.5]"}, BASE],
 }
 

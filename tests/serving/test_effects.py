@@ -188,6 +188,18 @@ def test_guidance_in_part_of_the_steps_gives_another_image(server: Server) -> No
     assert np.abs(whole - part).max() > 3
 
 
+@pytest.mark.parametrize("less", [{"deep_cache_interval": 2}, {"token_merging_ratio": 0.5}])
+def test_less_work_makes_nearly_the_same_image_and_is_told_in_it(
+    server: Server, less: dict[str, Any]
+) -> None:
+    [whole], answer = generated(server, **CIRCLE), post(server, "/txt2img", **CIRCLE, **less)
+    image = pixels(answer.content)
+    assert np.abs(image - whole).max() > 3
+    assert overlap(is_red(image), is_red(whole)) > 0.9
+    embedded = json.loads(Image.open(BytesIO(answer.content)).info["parameters"])
+    assert less.items() <= embedded.items()
+
+
 def test_an_image_carries_digests_of_its_input_images(server: Server) -> None:
     fields = {**CIRCLE, "num_inference_steps": 4, "image": data_uri(drawing()), "strength": 0.5}
     answer = post(server, "/img2img", **fields)
@@ -205,6 +217,7 @@ BAD: list[tuple[dict[str, Any], int, list[str], str]] = [
     ({"image": data_uri(drawing()), "strength": 0.01}, 422, ["strength", "no step"], "strength"),
     ({"controlnet": {"type": "cany"}}, 422, ["canny"], "controlnet.type"),
     ({"controlnet": {"type": "canny"}}, 422, ["required"], "controlnet.0.image"),
+    ({"controlnet": {"type": "x"}, "deep_cache_interval": 2}, 422, ["interval"], "controlnet"),
     ({"lora": {"model_id": "outlin"}}, 422, ["outline"], "lora"),
     ({"prompt_2": "x"}, 422, ["SDXL"], "prompt_2"),
     ({"prompt": "x <lora:nobody>"}, 422, ["nobody"], "prompt"),

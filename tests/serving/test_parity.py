@@ -102,6 +102,8 @@ def requests(draw: st.DrawFn) -> dict[str, Any]:
         "guidance_scale": draw(st.sampled_from([1.0, 2.5, 9.0])),
         "guidance_rescale": draw(st.sampled_from([0.0, 0.5])),
         "width": draw(st.sampled_from([64, 72])),
+        "deep_cache_interval": draw(st.sampled_from([1, 1, 3])),
+        "token_merging_ratio": draw(st.sampled_from([0.0, 0.0, 0.5])),
         "seed": draw(st.integers(0, 2**32)),
     }
 

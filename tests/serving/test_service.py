@@ -84,6 +84,7 @@ def test_a_stream_reports_the_queue_steps_previews_and_the_end(server: Server) -
 def test_models_and_samplers_are_listed(server: Server) -> None:
     models = {model["name"]: model for model in server.client.get("/models").json()["models"]}
     assert models["shapes"]["loaded"]
+    assert models["shapes"]["attention"] == "SDPA"
     assert models["shapes"]["default"]
     assert "stabilityai/stable-diffusion-xl-base-1.0" in models
     samplers = {sampler["name"] for sampler in server.client.get("/samplers").json()["samplers"]}

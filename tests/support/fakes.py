@@ -33,13 +33,16 @@ def make_trajectory(
     seed: int = 0,
     model: str = "a",
     side: int = 8,
+    deep_cache_interval: int = 1,
     submitted: float = 0.0,
     deadline: float = inf,
 ) -> Trajectory:
     nothing: Any = None  # tables and pipelines are for the real runner
     inputs = PassInputs((), (), 7.5, 0.0, nothing, SQUARE, SQUARE, FromNoise())
     guided = range(num_steps if rows == 2 else 0) if guided_steps is None else guided_steps
-    one = Pass(BatchKey(model, side, side), num_steps, guided, inputs, nothing)
+    key = BatchKey(model, side, side)
+    interval = deep_cache_interval
+    one = Pass(key, num_steps, guided, inputs, nothing, deep_cache_interval=interval)
     return Trajectory((one,), seed, submitted=submitted, deadline=deadline)
 
 

@@ -7,7 +7,7 @@ the names that kohya's trainer, diffusers (old) and PEFT give them.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from sdbento.environment import load_settings
 from sdbento.lora.cache import AdapterCache
@@ -29,7 +29,6 @@ ATTENTION = ("attn1.", "attn2.", "ff.net", "proj_in", "proj_out")
 CONV = ("conv", "time_emb", "add_embedding")
 TEXT = ("_proj", "mlp.fc", "text_projection")
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
-NUM_ROWS = 4
 
 Layers = Mapping[str, Mapping[str, "Matrices"]]
 
@@ -214,24 +213,6 @@ class NamedAdapters(AdapterCache):
 
 def cache_of(folder: Path, **settings: Any) -> NamedAdapters:
     return NamedAdapters(load_settings(lora_dir=folder, **settings))
-
-
-def run_unet(unet: Any, rows: Sequence[int] = range(NUM_ROWS)) -> Tensor:
-    """The UNet's output for some of the rows of one fixed batch."""
-    generator = torch.Generator().manual_seed(5)
-
-    def noise(*shape: int) -> Tensor:
-        return torch.randn(NUM_ROWS, *shape, generator=generator)[list(rows)]
-
-    latents, text = noise(4, 8, 8), noise(77, unet.config.cross_attention_dim)
-    conditions = None
-    if unet.config.addition_embed_type == "text_time":
-        conditions = {"text_embeds": noise(48), "time_ids": noise(6)}
-    timesteps = torch.tensor([981, 501, 21, 1])[list(rows)]
-    with torch.no_grad():
-        output = unet(latents, timesteps, text, added_cond_kwargs=conditions)
-    sample: Tensor = output.sample
-    return sample
 
 
 def num_hooks(module: nn.Module) -> int:

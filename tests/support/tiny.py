@@ -9,6 +9,7 @@ allow. Every tensor follows from `seed`, and text reaches the image strongly eno
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from tokenizers import pre_tokenizers
+from torch import Tensor
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -36,6 +38,7 @@ from transformers import (
 )
 
 MAX_TOKENS = 77
+NUM_ROWS = 4  # of the batch that `run_unet` takes rows of
 HIDDEN, HIDDEN_2 = 32, 48  # of the text encoders; diffusers tells them apart by their widths
 TIME_ID_WIDTH = 8
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -155,6 +158,27 @@ def save_tiny_controlnet(
 ) -> Path:
     tiny_controlnet(family, seed).save_pretrained(folder, safe_serialization=True, variant=variant)
     return folder
+
+
+def run_unet(
+    unet: Any, rows: Sequence[int] = range(NUM_ROWS), size: tuple[int, int] = (8, 8)
+) -> Tensor:
+    """The UNet's output for some of the rows of one fixed batch; `size` is that of the latents."""
+    generator, config = torch.Generator().manual_seed(5), unet.config
+
+    def noise(*shape: int) -> Tensor:
+        return torch.randn(NUM_ROWS, *shape, generator=generator)[list(rows)]
+
+    latents, text = noise(config.in_channels, *size), noise(MAX_TOKENS, config.cross_attention_dim)
+    conditions = None
+    if config.addition_embed_type == "text_time":
+        num_time_ids = (config.projection_class_embeddings_input_dim - HIDDEN_2) // TIME_ID_WIDTH
+        conditions = {"text_embeds": noise(HIDDEN_2), "time_ids": noise(num_time_ids)}
+    timesteps = torch.tensor([981, 501, 21, 1])[list(rows)]
+    with torch.no_grad():
+        output = unet(latents, timesteps, text, added_cond_kwargs=conditions)
+    sample: Tensor = output.sample
+    return sample
 
 
 def _unet(kind: str) -> Any:

@@ -5,41 +5,45 @@ On a CPU nothing is generated (backend "eager"): only the tracing is rehearsed.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any
+from pathlib import Path
 
 import torch
 from torch._dynamo.utils import counters
 
 from bench.gpu.bench import Bench
-from bench.gpu.sections.graphs import GraphedUnet, calls, engine
+from bench.gpu.sections.graphs import calls, replayed
 from bench.gpu.subjects import Subject, build, unet_inputs
 from bench.gpu.timing import wall_seconds
+from sdbento.models.torch_compile import CompiledUnet
 
 REPEATED = ("BasicTransformerBlock", "ResnetBlock2D")
 RECOMPILES = 128  # each width of a repeated block is compiled once
 
 
 def whole(bench: Bench, model: str) -> None:
-    """The whole UNet, for any number of rows of one size."""
+    """The whole UNet: for any number of rows as SDBENTO_COMPILE does it, and for just one."""
     subject = build(model, bench)
     channels_last(bench, subject)
+    unet, most = subject.pipeline.unet, 2 * max(bench.images)
     torch._dynamo.config.recompile_limit = RECOMPILES
     with bench.part(20, what="compile for any number of rows", model=model):
-        call = torch.compile(subject.pipeline.unet, backend=_backend(bench))
-        seconds = wall_seconds(partial(_first_call, bench, subject, call), bench.device)
+        folder = Path(tempfile.mkdtemp())  # nothing is kept: a first start is measured
+        compiled = CompiledUnet(unet, folder, _backend(bench))
+        compile_all = partial(compiled.compile, lambda n: compiled(**unet_inputs(subject, n)), most)
+        seconds = wall_seconds(compile_all, bench.device)
         bench.row({"seconds": seconds}, what="compile for any number of rows", model=model)
-        under_graphs(bench, subject, call, [2 * images for images in bench.images], "compiled")
-        return
+        under_graphs(bench, calling(subject, compiled), bench.images, "compiled")
     torch.compiler.reset()
-    rows = 2 * max(bench.images)
     with bench.part(20, what="compile for one number of rows", model=model):
-        call = torch.compile(subject.pipeline.unet, backend=_backend(bench), dynamic=False)
-        inputs = unet_inputs(subject, rows)
+        call = torch.compile(unet, backend=_backend(bench), dynamic=False)
+        inputs = unet_inputs(subject, most)
         seconds = wall_seconds(partial(call, **inputs), bench.device)
         bench.row({"seconds": seconds}, what="compile for one number of rows", model=model)
-        under_graphs(bench, subject, call, [rows], "compiled for its rows")
+        calls(bench, subject, call, [most // 2], "compiled for its rows")
 
 
 def blocks(bench: Bench, model: str) -> None:
@@ -56,7 +60,7 @@ def blocks(bench: Bench, model: str) -> None:
         inputs = unet_inputs(subject, rows)
         seconds = wall_seconds(partial(unet, **inputs), bench.device)
         bench.row({"seconds": seconds}, what="compile repeated blocks", model=model, rows=rows)
-        under_graphs(bench, subject, unet, [rows], "compiled blocks")
+        under_graphs(bench, subject, [rows // 2], "compiled blocks")
 
 
 def channels_last(bench: Bench, subject: Subject) -> None:
@@ -65,29 +69,16 @@ def channels_last(bench: Bench, subject: Subject) -> None:
     calls(bench, subject, subject.pipeline.unet, [max(bench.images)], "channels last")
 
 
-def under_graphs(
-    bench: Bench, subject: Subject, call: Any, buckets: Sequence[int], variant: str
-) -> None:
-    """Each number of rows: the compiled call, then replayed, then the engine's whole step."""
-    images = [rows // 2 for rows in buckets]
-    calls(bench, subject, call, images, variant)
-    with bench.part(5, what="graphs of compiled calls", variant=variant, model=subject.name):
-        graphed = GraphedUnet(subject.pipeline.unet, call)
-        graphed.capture(subject, buckets)
-        calls(bench, subject, graphed, images, f"{variant}, graph")
-        engine(bench, subject, graphed, images, f"{variant}, graph")
+def calling(subject: Subject, compiled: CompiledUnet) -> Subject:
+    return replace(subject, pipeline=replace(subject.pipeline, compiled=compiled))
+
+
+def under_graphs(bench: Bench, subject: Subject, images: Sequence[int], variant: str) -> None:
+    """The compiled call, then whole steps with it, captured."""
+    calls(bench, subject, subject.pipeline.compiled or subject.pipeline.unet, images, variant)
+    replayed(bench, subject, f"{variant}, graph")
     count = counters["stats"]["unique_graphs"]
     bench.row({"compiled": count}, what="graphs that the compiler made", variant=variant)
-
-
-def _first_call(bench: Bench, subject: Subject, compiled: Any) -> None:
-    """Compiles; marked dimensions may differ in later calls, the size of images may not."""
-    rows = 2 * max(bench.images)
-    inputs = unet_inputs(subject, rows)
-    tensors = [value for value in inputs.values() if isinstance(value, torch.Tensor)]
-    for tensor in (*tensors, *(inputs["added_cond_kwargs"] or {}).values()):
-        torch._dynamo.mark_dynamic(tensor, 0, min=2, max=rows)
-    compiled(**inputs)
 
 
 def _backend(bench: Bench) -> str:

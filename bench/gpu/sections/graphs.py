@@ -73,8 +73,8 @@ def replayed(bench: Bench, subject: Subject, variant: str) -> None:
     for images in bench.images:
         with bench.part(3, what="a step", images=images, **labels):
             seconds = engine_step_seconds(bench, subject, images, graphs)
-            figures = step_figures(subject, images, seconds)
-            bench.row(figures, what="a step", images=images, **labels)
+            of_a_step = step_figures(subject, images, seconds)
+            bench.row(of_a_step, what="a step", images=images, **labels)
 
 
 def capture(bench: Bench, subject: Subject, graphs: Graphs) -> float:

@@ -1,6 +1,7 @@
 """`sdbento doctor`: what this machine can run, and why, in plain words.
 
-It changes nothing and loads no model. What is missing is a finding, never an error.
+It changes nothing and loads no model; on a GPU it times one layer of attention. What is missing is
+a finding, never an error.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from sdbento.catalog.lookup import Catalog
 from sdbento.catalog.specs import ModelSpec
 from sdbento.doors.cli.ports import listening_problem
 from sdbento.environment import unknown_variables
-from sdbento.models import device
+from sdbento.models import attention, device
 from sdbento.settings import Settings, SettingsError
 
 GB = 1e9
@@ -54,6 +55,7 @@ def examine(settings: Settings, host: str, port: int) -> Iterator[Finding]:
     yield examine_hub(settings)
     yield examine_port(host, port)
     yield from examine_settings(settings)
+    yield from examine_attention(settings)
     yield from examine_models(settings)
 
 
@@ -85,9 +87,13 @@ def examine_gpu() -> Iterator[Finding]:
         yield Finding("GPU", f"none ({built}): images are computed on the CPU in fp32", "note")
         return
     for index in range(torch.cuda.device_count()):
-        device = torch.cuda.get_device_properties(index)
-        bf16 = "fp16 and bf16" if device.major >= 8 else "fp16, no bf16"
-        yield Finding("GPU", f"{device.name}, {device.total_memory / GB:.1f} GB, {bf16}")
+        properties = torch.cuda.get_device_properties(index)
+        precisions = "fp16 and bf16" if properties.major >= 8 else "fp16, no bf16"
+        if (properties.major, properties.minor) >= device.FP8_CAPABILITY:
+            precisions = "fp16, bf16 and fp8"
+        yield Finding(
+            "GPU", f"{properties.name}, {properties.total_memory / GB:.1f} GB, {precisions}"
+        )
 
 
 def examine_disk() -> Finding:
@@ -129,8 +135,27 @@ def examine_settings(settings: Settings) -> Iterator[Finding]:
         yield Finding("setting", text, "note")
     if settings.enable_xformers and (not on_gpu or installed("xformers") == "not installed"):
         why = "it is not installed" if on_gpu else "there is no GPU"
-        text = f"ENABLE_XFORMERS=true cannot be honoured, {why}: torch's own attention is used"
+        text = f"ENABLE_XFORMERS=true has no effect, {why}: torch's own attention is used"
         yield Finding("setting", text, "note")
+
+
+def examine_attention(settings: Settings) -> Iterator[Finding]:
+    try:
+        where = device.choose_device(settings)
+        dtype = device.choose_dtype(settings, where)
+    except SettingsError:  # `examine_models` tells
+        return
+    if where.type == "cpu":
+        yield Finding("attention", "torch's own (SDPA), the only one for a CPU")
+        return
+    try:
+        layers = attention.typical_layers(where, dtype)
+        fastest = attention.fastest(layers, settings, where, dtype)
+    except Exception as error:  # the GPU may be full, or broken
+        yield Finding("attention", f"cannot be measured: {error}", "bad")
+        return
+    text = f"{fastest.name} is the fastest for SDXL's largest layers; every model measures its own"
+    yield Finding("attention", text)
 
 
 def examine_models(settings: Settings) -> Iterator[Finding]:

@@ -38,7 +38,8 @@ def _to_json(model: ListedModel) -> dict[str, Any]:
         "memory_gb": spec.memory_gb,
         "inpaints": spec.inpaints,
         "refines": spec.refines,
-        "loaded": model.is_loaded,
+        "loaded": model.attention is not None,
+        "attention": model.attention,
         "default": model.is_default,
     }
 

@@ -13,6 +13,7 @@ from huggingface_hub import constants
 
 from sdbento.doors.cli import doctor
 from sdbento.doors.cli.doctor import Finding
+from sdbento.models import attention, device
 from sdbento.settings import Settings
 
 
@@ -20,19 +21,27 @@ def found(*findings: Finding) -> list[tuple[str, str]]:
     return [(finding.verdict, finding.text) for finding in findings]
 
 
-def gpu(monkeypatch: pytest.MonkeyPatch, *, major: int) -> None:
+def gpu(monkeypatch: pytest.MonkeyPatch, *, major: int, minor: int = 0) -> None:
     """A machine with one GPU of 24 GB."""
-    properties = SimpleNamespace(name="Card", total_memory=24e9, major=major)
+    properties = SimpleNamespace(name="Card", total_memory=24e9, major=major, minor=minor)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
 
 
-@pytest.mark.parametrize(("major", "precisions"), [(8, "fp16 and bf16"), (7, "fp16, no bf16")])
+@pytest.mark.parametrize(
+    ("major", "minor", "precisions"),
+    [
+        (9, 0, "fp16, bf16 and fp8"),
+        (8, 9, "fp16, bf16 and fp8"),
+        (8, 6, "fp16 and bf16"),
+        (7, 5, "fp16, no bf16"),
+    ],
+)
 def test_a_gpu_is_reported_with_its_precision(
-    monkeypatch: pytest.MonkeyPatch, major: int, precisions: str
+    monkeypatch: pytest.MonkeyPatch, major: int, minor: int, precisions: str
 ) -> None:
-    gpu(monkeypatch, major=major)
+    gpu(monkeypatch, major=major, minor=minor)
     assert found(*doctor.examine_gpu()) == [("good", f"Card, 24.0 GB, {precisions}")]
 
 
@@ -43,6 +52,30 @@ def test_missing_xformers_is_reported_on_a_gpu_only(
     monkeypatch.setattr(doctor, "installed", lambda _: "not installed")
     [(verdict, text)] = found(*doctor.examine_settings(Settings()))
     assert (verdict, "it is not installed" in text) == ("note", True)
+
+
+def test_a_cpu_has_torchs_own_attention() -> None:
+    [(verdict, text)] = found(*doctor.examine_attention(Settings(device="cpu")))
+    assert (verdict, "SDPA" in text) == ("good", True)
+
+
+def test_the_attention_that_was_measured_on_the_gpu_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(device, "choose_device", lambda _: torch.device("cuda", 0))
+    monkeypatch.setattr(device, "choose_dtype", lambda *_: torch.float16)
+    monkeypatch.setattr(attention, "typical_layers", lambda *_: {})
+    monkeypatch.setattr(attention, "fastest", lambda *_: attention.XFORMERS)
+    [(verdict, text)] = found(*doctor.examine_attention(Settings()))
+    assert (verdict, text.startswith("xformers is the fastest")) == ("good", True)
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setattr(attention, "typical_layers", fail)
+    assert found(*doctor.examine_attention(Settings())) == [
+        ("bad", "cannot be measured: CUDA out of memory")
+    ]
 
 
 def test_a_required_gpu_that_is_missing_is_a_problem() -> None:

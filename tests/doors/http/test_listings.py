@@ -38,6 +38,7 @@ def test_models_are_listed_with_their_defaults(client: TestClient) -> None:
         ("inpaints", False),
         ("refines", False),
         ("loaded", False),
+        ("attention", None),
         ("default", True),
     ]
 
