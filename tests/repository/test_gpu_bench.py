@@ -104,9 +104,14 @@ def test_the_engine_makes_the_images_of_the_stock_pipeline(rows: list[Row]) -> N
     assert verdicts == {"right"}
 
 
-def test_a_replay_of_the_stand_in_is_the_eager_call(rows: list[Row]) -> None:
-    [full] = [row for row in rows if row.section == "graphs" and row.labels.get("rows") == "full"]
-    assert full.figures["equal"] == "True"
+def test_a_replay_of_the_stand_in_is_the_eager_step(rows: list[Row]) -> None:
+    compared = [
+        row
+        for row in rows
+        if row.section == "graphs" and row.labels.get("what") == "replay against eager"
+    ]
+    assert {row.labels["rows"] for row in compared} == {"full", "padded by one row"}
+    assert all(float(row.figures["relative_difference"]) < 1e-6 for row in compared)
 
 
 def test_the_toy_leaves_out_only_what_another_section_rehearses() -> None:
