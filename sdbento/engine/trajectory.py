@@ -267,7 +267,7 @@ class Runner(Protocol):
         """Begin the whole plan, or change nothing and raise: it can be tried again in parts."""
 
     def measure(self, pipeline: Pipeline, key: BatchKey, rows: int) -> float:
-        """Seconds of one UNet call on `rows` random rows."""
+        """Seconds of one step of `rows` random rows."""
 
     def measure_decode(self, pipeline: Pipeline, key: BatchKey) -> float:
         """Seconds of decoding one image."""

@@ -38,14 +38,14 @@ class CompiledUnet:
         self._unet = unet
         self._compiled: Callable[..., Any] = torch.compile(unet.forward, backend=backend)
         self._most_rows: dict[tuple[object, ...], int] = {}  # by what else tells calls apart
-        self._compiling = False
+        self.compiling = False  # whether calls are compiled now; set by `compile`
 
     def compile(self, call: Callable[[int], object], max_rows: int) -> None:
         """Compile what `call(rows)` asks of the UNet, for 1 to `max_rows` rows; takes minutes.
 
         What cannot be compiled runs uncompiled. Raises what a GPU that has failed reports.
         """
-        self._compiling = True
+        self.compiling = True
         try:
             for rows in _row_counts(max_rows):
                 call(rows)
@@ -58,7 +58,7 @@ class CompiledUnet:
             log.error("the UNet cannot be compiled here and runs uncompiled: %s", error)
             self._most_rows.clear()
         finally:
-            self._compiling = False
+            self.compiling = False
 
     def __call__(
         self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, **others: Any
@@ -72,7 +72,7 @@ class CompiledUnet:
         rows = len(sample)
         kind = rows > 1, sample.shape[1:], text.shape[1:]
         most = self._most_rows.get(kind, 0)
-        if self._compiling:
+        if self.compiling:
             _let_rows_vary(sample, timestep, text, *_added(others))
             output = self._compiled(sample, timestep, text, **others)
             self._most_rows[kind] = max(rows, most)

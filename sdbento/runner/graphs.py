@@ -149,8 +149,11 @@ class Graphs:
         self._eager_calls = eager_calls
         self._models: WeakKeyDictionary[Pipeline, _Graphs] = WeakKeyDictionary()
 
-    def find(self, unet: Unet, batch: Batch, rows: StackedRows) -> CapturedStep | None:
-        """The captured step for `batch`; None: compute it eagerly."""
+    def find(
+        self, unet: Unet, batch: Batch, rows: StackedRows, *, at_once: bool = False
+    ) -> CapturedStep | None:
+        """The captured step for `batch`; None: compute it eagerly. `at_once`: capture it now, if it
+        can be captured at all."""
         num_rows = bucket(len(batch.rows))
         if not batch.is_plain or num_rows > self._max_rows or batch.num_slots > MAX_SLOTS:
             return None
@@ -160,7 +163,7 @@ class Graphs:
         if kind in model.steps or not model.works:
             return model.steps.get(kind)
         model.eager_calls[kind] += 1
-        if model.eager_calls[kind] > self._eager_calls:
+        if at_once or model.eager_calls[kind] > self._eager_calls:
             self._capture(model, unet, batch, rows, num_rows)
         return model.steps.get(kind)
 

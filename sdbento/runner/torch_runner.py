@@ -57,13 +57,13 @@ class TorchRunner:
 
     @torch.inference_mode()
     def measure(self, pipeline: Pipeline, key: BatchKey, rows: int) -> float:
-        """Seconds of one UNet call on `rows` random rows."""
+        """Seconds of a step of `rows` random rows; where steps are captured, this one is now."""
         batch = random_batch(pipeline, key, self._random_row(pipeline, key), rows)
         shape = rows, 1, pipeline.latent_channels, key.latent_height, key.latent_width
         slots = torch.randn(shape, device=pipeline.device)
         _synchronize(pipeline)
         started = time.perf_counter()
-        self._compute(batch, slots)
+        self._compute(batch, slots, capture=not pipeline.is_compiling)
         _synchronize(pipeline)
         return time.perf_counter() - started
 
@@ -108,11 +108,13 @@ class TorchRunner:
             state.advance(made.slots, i)
         return finish
 
-    def _compute(self, batch: Batch, slots: torch.Tensor) -> StepTensors:
+    def _compute(self, batch: Batch, slots: torch.Tensor, *, capture: bool = False) -> StepTensors:
         unet = partial(call_unet, batch.pipeline, batch.owners)
         rows = self._rows.stack(batch.pipeline, batch.rows)
-        if self._graphs is not None and (step := self._graphs.find(unet, batch, rows)) is not None:
-            return step(batch, slots, rows)
+        if self._graphs is not None:
+            step = self._graphs.find(unet, batch, rows, at_once=capture)
+            if step is not None:
+                return step(batch, slots, rows)
         layout = Layout(len(batch.rows), *slots.shape[:2])
         numbers = batch.numbers(layout).to(layout, slots.device)
         return compute_step(unet, slots, rows, numbers, batch.guidance)

@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,10 @@ import pytest
 import torch
 
 from sdbento.engine.planner import Planner
-from sdbento.engine.trajectory import StepPlan, Trajectory
+from sdbento.engine.trajectory import BatchKey, StepPlan, Trajectory
 from sdbento.environment import load_settings
 from sdbento.models.pipeline import Pipeline
+from sdbento.models.torch_compile import CompiledUnet
 from sdbento.runner.graphs import MAX_SLOTS, RETRY_AFTER, Graphs, bucket, make_graphs
 from sdbento.runner.torch_runner import TorchRunner
 from sdbento.samplers.compile import compile_table
@@ -277,3 +279,29 @@ def test_without_a_gpu_graphs_are_asked_for_in_vain(caplog: pytest.LogCaptureFix
     assert make_graphs(load_settings(cuda_graphs=False), nobody) is None
     assert make_graphs(load_settings(cuda_graphs=True), nobody) is None
     assert caplog.messages == ["SDBENTO_CUDA_GRAPHS needs a GPU: steps are computed eagerly"]
+
+
+def test_what_is_measured_is_captured_so_that_no_request_waits_for_it(
+    replays: Callable[[], int],
+) -> None:
+    memory = FakeMemory()
+    runner = TorchRunner(graphs=fake_graphs(memory, eager_calls=3))
+    key = BatchKey(model("sd15").spec.name, 8, 8)
+    for rows in (1, 2, 5, 6):
+        runner.measure(model("sd15"), key, rows)
+    assert memory.grown == {model("sd15"): 3 * NBYTES}
+    before = replays()
+    finish(runner, trajectories_of(model("sd15"), **{**BASE, "scheduler": "Euler"}))
+    assert replays() == before + 5
+
+
+def test_nothing_is_captured_while_it_is_being_compiled(tmp_path: Path) -> None:
+    compiled = CompiledUnet(model("sd15").unet, tmp_path, backend="eager")
+    pipeline = replace(model("sd15"), compiled=compiled)
+    memory = FakeMemory()
+    runner = TorchRunner(graphs=fake_graphs(memory, eager_calls=3))
+    key = BatchKey(pipeline.spec.name, 8, 8)
+    compiled.compile(lambda rows: runner.measure(pipeline, key, rows), 2)
+    assert not memory.grown
+    runner.measure(pipeline, key, 2)
+    assert memory.grown == {pipeline: NBYTES}

@@ -16,6 +16,7 @@ from torch._dynamo.utils import counters
 
 from bench.gpu.bench import Bench
 from bench.gpu.sections.graphs import calls, replayed
+from bench.gpu.sections.serving import best_offline
 from bench.gpu.subjects import Subject, build, unet_inputs
 from bench.gpu.timing import wall_seconds
 from sdbento.models.torch_compile import CompiledUnet
@@ -36,7 +37,9 @@ def whole(bench: Bench, model: str) -> None:
         compile_all = partial(compiled.compile, lambda n: compiled(**unet_inputs(subject, n)), most)
         seconds = wall_seconds(compile_all, bench.device)
         bench.row({"seconds": seconds}, what="compile for any number of rows", model=model)
-        under_graphs(bench, calling(subject, compiled), bench.images, "compiled")
+        best = calling(subject, compiled)
+        under_graphs(bench, best, bench.images, "compiled")
+        best_offline(bench, best, "compiled, graph")
     torch.compiler.reset()
     with bench.part(20, what="compile for one number of rows", model=model):
         call = torch.compile(unet, backend=_backend(bench), dynamic=False)

@@ -66,8 +66,15 @@ def measure(bench: Bench) -> None:
                 compare(bench, case, precision, models, exact, references)
         if models is exact and bench.on_gpu:
             continue
+        eager: list[Any] = []
         with bench.part(5, what="the whole App", precision=precision):
-            asyncio.run(whole(bench, models.settings))
+            eager += asyncio.run(whole(bench, models.settings, "eager"))
+        with bench.part(5, what="the whole App with CUDA graphs", precision=precision):
+            if not bench.needs_cuda(what="the whole App with CUDA graphs"):
+                settings = models.settings.model_copy(update={"cuda_graphs": True})
+                replayed = asyncio.run(whole(bench, settings, "graphs"))
+                figures = {"largest_levels": largest_levels(eager, replayed)}
+                bench.row(figures, what="App: graphs against eager", precision=precision)
 
 
 def load_models(precision: str) -> Models:
@@ -151,8 +158,11 @@ def stock(models: Models, fields: dict[str, Any]) -> Pixels:
     return pixels
 
 
-async def whole(bench: Bench, settings: Settings) -> None:
-    """All cases through a real App, alone and then all at once, one of them with previews."""
+async def whole(bench: Bench, settings: Settings, variant: str) -> list[Any]:
+    """All cases through a real App, alone and then all at once, one of them with previews.
+
+    Returns the images that were made alone.
+    """
     app = App(settings)
     app.start()
     try:
@@ -165,14 +175,20 @@ async def whole(bench: Bench, settings: Settings) -> None:
         alone = [await pixels(app, request) for request in requests]
         together = await asyncio.gather(*(pixels(app, request) for request in requests))
         previews = await count_previews(app, requests[0])
-        levels = [int(np.abs(a - b).max()) for a, b in zip(alone, together, strict=True)]
         bench.row(
-            {"largest_levels": max(levels), "previews": previews},
+            {"largest_levels": largest_levels(alone, together), "previews": previews},
             what=f"App: {len(cases)} requests together against alone, of 255 levels",
             precision=settings.precision if bench.on_gpu else "fp32",
+            variant=variant,
         )
+        return alone
     finally:
         await asyncio.to_thread(app.close, 5.0)
+
+
+def largest_levels(images: list[Any], others: list[Any]) -> int:
+    """Of 255, of all pixels."""
+    return max(int(np.abs(a - b).max()) for a, b in zip(images, others, strict=True))
 
 
 async def pixels(app: App, request: GenerateRequest) -> Any:

@@ -13,8 +13,10 @@ from bench.gpu.bench import Bench
 from bench.gpu.rows import Label
 from bench.gpu.subjects import EngineRun, Subject, build, stock_images
 from bench.gpu.timing import Marks, peak_gb, reset_peak, true_fp32, wall_seconds
+from sdbento.models.attention import fit
 from sdbento.prompts.encoder import Conditioning
 from sdbento.runner.graphs import Graphs
+from sdbento.settings import Settings
 
 TIMED_STEPS, WARM_STEPS = 10, 2
 TOP_KERNELS = 12
@@ -44,6 +46,8 @@ def measure(bench: Bench, model: str) -> None:
             profiled(bench, subject, images)
     with bench.part(8, what="latents against stock fp32", model=model):
         against_fp32(bench, subject)
+    with bench.part(5, what="attention", model=model):
+        measured_attention(bench, subject)
 
 
 def steps(bench: Bench, subject: Subject) -> None:
@@ -58,6 +62,21 @@ def steps(bench: Bench, subject: Subject) -> None:
                 seconds = seconds_of(bench, subject, images)
                 figures = step_figures(subject, images, seconds)
                 bench.row(figures | {"peak_gb": peak_gb(bench.device)}, **labels)
+
+
+def measured_attention(bench: Bench, subject: Subject) -> None:
+    """Which attention the server would choose for this UNet, and a step with it."""
+    pixels = subject.key.latent_pixels
+    attention = fit(subject.pipeline.unet, Settings(enable_xformers=True), pixels)
+    chosen = replace(subject, pipeline=replace(subject.pipeline, attention=attention))
+    images = max(bench.images)
+    figures = step_figures(subject, images, engine_step_seconds(bench, chosen, images))
+    bench.row(
+        figures | {"attention": attention.name},
+        what="a step with the attention that was measured",
+        model=subject.name,
+        images=images,
+    )
 
 
 def step_figures(subject: Subject, images: int, seconds: float) -> dict[str, Label]:

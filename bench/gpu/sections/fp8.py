@@ -11,6 +11,7 @@ from torch import nn
 from bench.fp8 import PROMPTS, models, pictures, psnr
 from bench.gpu.bench import Bench
 from bench.gpu.sections.graphs import calls, replayed
+from bench.gpu.sections.serving import best_offline
 from bench.gpu.subjects import Subject, build, unet_inputs
 from sdbento.models.fp8 import convert
 
@@ -28,6 +29,7 @@ def measure(bench: Bench, model: str) -> None:
         bench.row({"layers": count}, what="linear layers in fp8", model=model)
         calls(bench, subject, subject.pipeline.unet, images, "fp8")
         replayed(bench, subject, "fp8, graph")
+        best_offline(bench, subject, "fp8, graph")
     if importlib.util.find_spec("torchao") is None:
         bench.note("not installed", variant="torchao")
         return

@@ -18,10 +18,13 @@ from statistics import quantiles
 
 from bench.gpu.bench import Bench
 from bench.gpu.rows import Label
+from bench.gpu.sections.graphs import new_graphs
 from bench.gpu.subjects import FixedPrompts, Subject, build, stock_images, trajectory
+from sdbento.engine.cost import CostModel
 from sdbento.engine.handle import Handle
 from sdbento.engine.loop import Engine
 from sdbento.engine.planner import Planner
+from sdbento.runner.graphs import Graphs, bucket
 from sdbento.runner.torch_runner import TorchRunner
 
 BATCH = 8
@@ -30,6 +33,7 @@ LOADS = (0.6, 0.9)
 STEPS = (4, 8, 20, 20, 30, 40)
 SAMPLERS = ("Euler", "Euler a", "DPM++ 2M Karras")
 MOST_REQUESTS = 64
+STOCK = "stock in batches"
 TIMEOUT = 3600.0
 
 
@@ -57,51 +61,83 @@ class Outcome:
 def offline(bench: Bench, model: str) -> None:
     """All requests are there at the start; images a second, decoding included."""
     subject = build(model, bench)
-    count = 4 if bench.toy else 2 * BATCH
-    steps = subject.steps
-    alike = [Request(seed, steps, "Euler") for seed in range(count)]
-    rng = random.Random(0)
-    spread = [rng.randint(-steps // 2, steps // 2) for _ in range(count // 2)]
-    counts = [steps + change for pair in spread for change in (pair, -pair)]  # as many in all
-    mixed = [Request(i, max(1, n), SAMPLERS[i % 3]) for i, n in enumerate(counts)]
-    with serving(subject) as engine:
-        traces = {"alike, Euler": alike, "mixed steps and samplers": mixed}
+    traces = {
+        "alike, Euler": alike(bench, subject),
+        "mixed steps and samplers": mixed(bench, subject),
+    }
+    graphs = new_graphs(bench)
+    with serving(subject) as eager, serving(subject, graphs) as replaying:
         for trace, requests in traces.items():
-            for system in ("engine", "stock in batches"):
-                labels: dict[str, Label] = {"requests": trace, "system": system}
-                with bench.part(5, **labels):
-                    warm_up(subject, engine, system)
-                    outcome = run_once(subject, engine, system, requests)
-                    row_steps = sum(request.steps for request in requests)
-                    figures = {
-                        "images_per_s": len(requests) / outcome.seconds,
-                        "image_steps_per_s": row_steps / outcome.seconds,
-                        "seconds": outcome.seconds,
-                    }
-                    bench.row(figures, what=f"{model}, {count} requests at once", **labels)
+            for system, engine in (("engine", eager), ("engine, graph", replaying), (STOCK, None)):
+                all_at_once(bench, subject, engine, requests, trace, system)
+
+
+def best_offline(bench: Bench, subject: Subject, variant: str) -> None:
+    """The same for equal requests, by the engine with captured steps."""
+    with serving(subject, new_graphs(bench)) as engine:
+        requests = alike(bench, subject)
+        all_at_once(bench, subject, engine, requests, "alike, Euler", f"engine, {variant}")
+
+
+def all_at_once(
+    bench: Bench,
+    subject: Subject,
+    engine: Engine | None,
+    requests: Sequence[Request],
+    trace: str,
+    system: str,
+) -> None:
+    labels: dict[str, Label] = {"requests": trace, "system": system, "count": len(requests)}
+    with bench.part(5, **labels):
+        warm_up(subject, engine)
+        outcome = run_once(subject, engine, requests)
+        row_steps = sum(request.steps for request in requests)
+        figures = {
+            "images_per_s": len(requests) / outcome.seconds,
+            "image_steps_per_s": row_steps / outcome.seconds,
+            "seconds": outcome.seconds,
+        }
+        bench.row(figures, what=f"{subject.name}, many requests at once", **labels)
+
+
+def alike(bench: Bench, subject: Subject) -> list[Request]:
+    return [Request(seed, subject.steps, "Euler") for seed in range(count_of(bench))]
+
+
+def mixed(bench: Bench, subject: Subject) -> list[Request]:
+    """As many steps in all, but other numbers of them, and three samplers."""
+    rng, steps = random.Random(0), subject.steps
+    spread = [rng.randint(-steps // 2, steps // 2) for _ in range(count_of(bench) // 2)]
+    counts = [steps + change for pair in spread for change in (pair, -pair)]
+    return [Request(i, max(1, n), SAMPLERS[i % 3]) for i, n in enumerate(counts)]
+
+
+def count_of(bench: Bench) -> int:
+    return 4 if bench.toy else 2 * BATCH
 
 
 def online(bench: Bench, model: str) -> None:
     """Poisson arrivals at shares of what static batches can do on the same trace."""
     subject = build(model, bench)
     first = make_trace(4 if bench.toy else 24, bench.toy)
-    with serving(subject) as engine:
-        for system in ("engine", "stock in batches"):
-            warm_up(subject, engine, system)
+    with serving(subject, new_graphs(bench)) as engine:
+        systems = {"engine, graph": engine, STOCK: None}
+        for one in systems.values():
+            warm_up(subject, one)
         capacity = 1.0
-        for system in ("engine", "stock in batches"):
+        for system, one in systems.items():
             labels: dict[str, Label] = {"load": "all at once", "system": system}
             with bench.part(5, **labels):
-                outcome = run_once(subject, engine, system, first)
+                outcome = run_once(subject, one, first)
                 capacity = len(first) / outcome.seconds
                 bench.row(outcome.figures(), what=model, count=len(first), **labels)
         for load in LOADS:
             count = affordable(bench, capacity)
             trace = arriving(make_trace(count, bench.toy), load * capacity)
-            for system in ("engine", "stock in batches"):
+            for system, one in systems.items():
                 labels = {"load": f"{load:.0%}", "system": system}
                 with bench.part(5, **labels):
-                    outcome = run_once(subject, engine, system, trace)
+                    outcome = run_once(subject, one, trace)
                     bench.row(outcome.figures(), what=model, count=count, **labels)
 
 
@@ -128,8 +164,9 @@ def arriving(trace: Sequence[Request], rate: float) -> list[Request]:
 
 
 @contextmanager
-def serving(subject: Subject) -> Iterator[Engine]:
-    engine = Engine(TorchRunner(FixedPrompts(subject)), Planner(BATCH))
+def serving(subject: Subject, graphs: Graphs | None = None) -> Iterator[Engine]:
+    cost = CostModel(computed_rows=None if graphs is None else bucket)
+    engine = Engine(TorchRunner(FixedPrompts(subject), graphs), Planner(BATCH, cost))
     engine.start()
     try:
         yield engine
@@ -137,16 +174,17 @@ def serving(subject: Subject) -> Iterator[Engine]:
         engine.close(grace=0.0)
 
 
-def warm_up(subject: Subject, engine: Engine, system: str) -> None:
-    """A full batch, and one image alone."""
-    for count in (BATCH, 1):
-        run_once(subject, engine, system, [Request(seed, 2, "Euler") for seed in range(count)])
+def warm_up(subject: Subject, engine: Engine | None) -> None:
+    """Full and smaller batches, and one image alone."""
+    for count in (BATCH, BATCH // 2, 2, 1):
+        run_once(subject, engine, [Request(seed, 2, "Euler") for seed in range(count)])
 
 
-def run_once(subject: Subject, engine: Engine, system: str, requests: Sequence[Request]) -> Outcome:
-    if system == "engine":
-        return by_engine(subject, engine, requests)
-    return in_batches(subject, requests)
+def run_once(subject: Subject, engine: Engine | None, requests: Sequence[Request]) -> Outcome:
+    """By the engine, or without one by the stock pipeline in static batches."""
+    if engine is None:
+        return in_batches(subject, requests)
+    return by_engine(subject, engine, requests)
 
 
 def by_engine(subject: Subject, engine: Engine, requests: Sequence[Request]) -> Outcome:
