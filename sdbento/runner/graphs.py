@@ -19,6 +19,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 from weakref import WeakKeyDictionary
 
@@ -32,7 +33,8 @@ from sdbento.models.pipeline import Pipeline
 from sdbento.runner.batch import Batch
 from sdbento.runner.numbers import Layout, views
 from sdbento.runner.rows import Row, StackedRows
-from sdbento.runner.step import Guidance, StepTensors, Unet, compute_step
+from sdbento.runner.step import Guidance, StepTensors, compute_step
+from sdbento.runner.unet.call import call_unet
 from sdbento.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -77,7 +79,6 @@ class CapturedStep:
 
     def __init__(
         self,
-        unet: Unet,
         batch: Batch,
         rows: StackedRows,
         num_rows: int,
@@ -92,6 +93,7 @@ class CapturedStep:
         self._stacked = rows.padded(num_rows)
         self._rows: tuple[Row, ...] = ()  # those that `_stacked` holds
         self._numbers = views(torch.zeros(self._layout.size, device=device), self._layout)
+        unet = partial(call_unet, batch.pipeline, ())  # of nobody: the next batch is another's
         self._made, self._replay, self.nbytes = capture(
             lambda: compute_step(unet, self._slots, self._stacked, self._numbers, Guidance()), room
         )
@@ -150,7 +152,7 @@ class Graphs:
         self._models: WeakKeyDictionary[Pipeline, _Graphs] = WeakKeyDictionary()
 
     def find(
-        self, unet: Unet, batch: Batch, rows: StackedRows, *, at_once: bool = False
+        self, batch: Batch, rows: StackedRows, *, at_once: bool = False
     ) -> CapturedStep | None:
         """The captured step for `batch`; None: compute it eagerly. `at_once`: capture it now, if it
         can be captured at all."""
@@ -164,7 +166,7 @@ class Graphs:
             return model.steps.get(kind)
         model.eager_calls[kind] += 1
         if at_once or model.eager_calls[kind] > self._eager_calls:
-            self._capture(model, unet, batch, rows, num_rows)
+            self._capture(model, batch, rows, num_rows)
         return model.steps.get(kind)
 
     def forget(self) -> None:
@@ -175,12 +177,10 @@ class Graphs:
             model.eager_calls.clear()
             model.capture = self._new_capture()
 
-    def _capture(
-        self, model: _Graphs, unet: Unet, batch: Batch, rows: StackedRows, num_rows: int
-    ) -> None:
+    def _capture(self, model: _Graphs, batch: Batch, rows: StackedRows, num_rows: int) -> None:
         kind = batch.key, num_rows
         try:
-            step = CapturedStep(unet, batch, rows, num_rows, model.capture, self._memory.room())
+            step = CapturedStep(batch, rows, num_rows, model.capture, self._memory.room())
         except (NoRoom, torch.OutOfMemoryError):
             log.info("no memory for a CUDA graph of %d rows of %s", num_rows, batch.key)
             model.eager_calls[kind] = self._eager_calls - RETRY_AFTER

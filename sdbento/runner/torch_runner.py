@@ -109,12 +109,12 @@ class TorchRunner:
         return finish
 
     def _compute(self, batch: Batch, slots: torch.Tensor, *, capture: bool = False) -> StepTensors:
-        unet = partial(call_unet, batch.pipeline, batch.owners)
         rows = self._rows.stack(batch.pipeline, batch.rows)
         if self._graphs is not None:
-            step = self._graphs.find(unet, batch, rows, at_once=capture)
+            step = self._graphs.find(batch, rows, at_once=capture)
             if step is not None:
                 return step(batch, slots, rows)
+        unet = partial(call_unet, batch.pipeline, batch.owners)
         layout = Layout(len(batch.rows), *slots.shape[:2])
         numbers = batch.numbers(layout).to(layout, slots.device)
         return compute_step(unet, slots, rows, numbers, batch.guidance)

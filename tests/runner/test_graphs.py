@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from sdbento.engine.loop import Engine
 from sdbento.engine.planner import Planner
 from sdbento.engine.trajectory import BatchKey, StepPlan, Trajectory
 from sdbento.environment import load_settings
@@ -305,3 +307,19 @@ def test_nothing_is_captured_while_it_is_being_compiled(tmp_path: Path) -> None:
     assert not memory.grown
     runner.measure(pipeline, key, 2)
     assert memory.grown == {pipeline: NBYTES}
+
+
+def test_a_graph_outlives_the_requests_that_it_was_captured_with(
+    replays: Callable[[], int],
+) -> None:
+    """The engine lets go of models and tensors of a request that has ended."""
+    engine = Engine(TorchRunner(graphs=fake_graphs()), Planner(4))
+    engine.start()
+    for seed in (1, 2, 3):
+        fields = {**BASE, "seed": seed}
+        [trajectory] = trajectories_of(model("sd15"), **fields)
+        engine.submit([trajectory], time.monotonic() + 60).done.result(60)
+        alone = engine_pixels(model("sd15"), **fields)
+        assert difference(np.asarray(trajectory.image) / 255, alone) <= 1.01 / 255
+    engine.close()
+    assert replays() >= 15
