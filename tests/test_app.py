@@ -93,7 +93,7 @@ class Measuring(FakeRunner):
         self.ready_at: list[bool] = []
         self.go_on = threading.Event()
 
-    def measure(self, *_: object) -> float:
+    def measure(self, *_: object, capture: bool = False) -> float:
         assert self.app is not None
         self.ready_at.append(self.app.ready)
         assert self.go_on.wait(20)

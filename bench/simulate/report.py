@@ -115,8 +115,8 @@ def fleet(curves: Curves, requests: int) -> Iterator[str]:
     drawn = MIXED.draw(requests, curves.side, seed=0)
     rate = BUSY_WORKERS * capacity(curves, drawn[:1000])
     trace = poisson(drawn, rate, seed=0)
-    yield f"{requests} requests at {rate:.0f} a second, {MOST_WORKERS} workers at most, cold start "
-    yield f"{COLD_START:g} s; the cost is in worker seconds an image:\n"
+    yield f"{requests} requests at {rate:.0f} a second, {MOST_WORKERS} workers at most;"
+    yield f"a cold start takes {COLD_START:g} s, the cost is in worker seconds an image:\n"
     yield "| policy | requests a worker | workers | p50 s | p95 s | p99 s | cost |"
     yield "| --- | --- | --- | --- | --- | --- | --- |"
     for policy, together in ((OneAtATime, 1), (Ours, 2), (Ours, 4), (Ours, 8)):

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
-from statistics import mean
+from statistics import mean, median
 from traceback import clear_frames
 
 from sdbento.engine.handle import Estimated, Handle, Stepped
@@ -50,7 +50,8 @@ log = logging.getLogger(__name__)
 
 INTERVALS = 32  # completions that are averaged; many, since images of a batch end together
 AHEAD = 1  # plans that may be launched before the result of the one before is read
-LAUNCHES = 16  # the last ones tell how long before the device is idle the next must begin
+LAUNCHES = 16  # steps: their median tells how long it takes to launch one
+MARGIN = 2.0  # medians before the device is idle, the next step is launched
 POLL = 0.005  # seconds between looks at a device that may be done earlier than expected
 
 
@@ -182,7 +183,7 @@ class Engine:
         still join the next step."""
         self._take_commands(wait=0.0)
         while self._running and self._under_way and not self._under_way[-1].launched.done:
-            left = self._busy_until - max(self._launch_seconds) - time.monotonic()
+            left = self._busy_until - MARGIN * median(self._launch_seconds) - time.monotonic()
             if left <= 0:
                 return
             self._take_commands(wait=min(left, POLL))
@@ -198,7 +199,8 @@ class Engine:
             self._planner.advance(plan)
             steps_done = [trajectory.steps_done for trajectory in plan.trajectories]
             self._under_way.append(_UnderWay(plan, launched, steps_done, is_part))
-            self._launch_seconds.append(time.monotonic() - began)
+            if plan.stage is Stage.STEP:
+                self._launch_seconds.append(time.monotonic() - began)
             alone = len(self._under_way) == 1
             self._expect_until(began if alone else max(began, self._busy_until))
             return
@@ -304,7 +306,12 @@ class Engine:
 
     def _publish_estimate(self, handle: Handle) -> None:
         if handle in self._unfinished:
-            handle.emit(Estimated(eta=self._planner.eta(handle.trajectories)))
+            handle.emit(Estimated(eta=self._eta(handle)))
+
+    def _eta(self, handle: Handle) -> float:
+        """Seconds until a request is done; what was launched is no part of the planner's."""
+        under_way = self._busy_until - time.monotonic() if self._under_way else 0.0
+        return max(0.0, under_way) + self._planner.eta(handle.trajectories)
 
     def _publish_steps(self, under_way: _UnderWay) -> None:
         plan = under_way.plan
@@ -319,7 +326,7 @@ class Engine:
                         image=handle.trajectories.index(trajectory),
                         step=steps_done,
                         num_steps=trajectory.steps_in_all,
-                        eta=self._planner.eta(handle.trajectories),
+                        eta=self._eta(handle),
                         preview=preview,
                     )
                 )

@@ -266,8 +266,10 @@ class Runner(Protocol):
     def launch(self, plan: StepPlan) -> Launched:
         """Begin the whole plan, or change nothing and raise: it can be tried again in parts."""
 
-    def measure(self, pipeline: Pipeline, key: BatchKey, rows: int) -> float:
-        """Seconds of one step of `rows` random rows."""
+    def measure(
+        self, pipeline: Pipeline, key: BatchKey, rows: int, *, capture: bool = False
+    ) -> float:
+        """Seconds of one step of `rows` random rows; `capture`: so that later ones are replayed."""
 
     def measure_decode(self, pipeline: Pipeline, key: BatchKey) -> float:
         """Seconds of decoding one image."""

@@ -14,7 +14,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from math import inf
 from operator import mul
@@ -84,10 +84,8 @@ _order = threading.RLock()
 @contextmanager
 def using(attention: Attention) -> Iterator[None]:
     """Within this context, this thread's calls of SDPA prefer the kernels of `attention`."""
-    if not attention.order:
-        yield
-        return
-    with _order, sdpa_kernel(list(attention.order), set_priority=True):
+    order = list(attention.order)
+    with _order, sdpa_kernel(order, set_priority=True) if order else nullcontext():
         yield
 
 
@@ -169,6 +167,7 @@ def _level(name: str, depth: int) -> int:
     return int(match[2]) if match[1] == "down" else depth - int(match[2])
 
 
+@torch.inference_mode()  # as in a step, and code compiled for the one does not fit the other
 def _measure(
     layers: Layers, candidates: Iterable[Attention], device: torch.device, dtype: torch.dtype
 ) -> dict[Attention, float]:

@@ -142,9 +142,10 @@ class PipelineCache:
             return self._residency.available
 
     def grow(self, resident: Resident, nbytes: int) -> None:
-        """Count so many bytes more, or less, for what was leased, until it is evicted."""
+        """Count so many bytes more, or less, for what is resident, until it is evicted."""
         with self._lock:
-            self._residency.grow(resident.spec.key, nbytes)
+            if self._residency.items().get(resident.spec.key) is resident:
+                self._residency.grow(resident.spec.key, nbytes)
 
     def residents(self) -> dict[str, Resident]:
         """All that is resident, by key."""

@@ -40,10 +40,6 @@ class Pipeline:
         return self.pipe.unet
 
     @property
-    def is_compiling(self) -> bool:
-        return self.compiled is not None and self.compiled.compiling
-
-    @property
     def vae(self) -> Any:
         return self.pipe.vae
 

@@ -38,14 +38,14 @@ class CompiledUnet:
         self._unet = unet
         self._compiled: Callable[..., Any] = torch.compile(unet.forward, backend=backend)
         self._most_rows: dict[tuple[object, ...], int] = {}  # by what else tells calls apart
-        self.compiling = False  # whether calls are compiled now; set by `compile`
+        self._compiling = False
 
     def compile(self, call: Callable[[int], object], max_rows: int) -> None:
         """Compile what `call(rows)` asks of the UNet, for 1 to `max_rows` rows; takes minutes.
 
         What cannot be compiled runs uncompiled. Raises what a GPU that has failed reports.
         """
-        self.compiling = True
+        self._compiling = True
         try:
             for rows in _row_counts(max_rows):
                 call(rows)
@@ -58,7 +58,7 @@ class CompiledUnet:
             log.error("the UNet cannot be compiled here and runs uncompiled: %s", error)
             self._most_rows.clear()
         finally:
-            self.compiling = False
+            self._compiling = False
 
     def __call__(
         self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, **others: Any
@@ -67,12 +67,14 @@ class CompiledUnet:
         text = encoder_hidden_states
         if others.get("down_block_additional_residuals") is not None:
             return self._unet.forward(sample, timestep, text, **others)
+        # The same arguments in every call: code that was compiled without one does not fit with it.
+        others = {name: others.get(name) for name in ("added_cond_kwargs", "return_dict")}
         # Compiled code is made for one order in memory.
         sample = sample.contiguous(memory_format=_order(self._unet.conv_in.weight))
         rows = len(sample)
         kind = rows > 1, sample.shape[1:], text.shape[1:]
         most = self._most_rows.get(kind, 0)
-        if self.compiling:
+        if self._compiling:
             _let_rows_vary(sample, timestep, text, *_added(others))
             output = self._compiled(sample, timestep, text, **others)
             self._most_rows[kind] = max(rows, most)

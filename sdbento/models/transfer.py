@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -61,7 +62,7 @@ class SideStream:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream = torch.cuda.Stream(device)
+        self._stream = _stream(device)
 
     def wait_for_caller(self) -> None:
         """What is copied from here on waits for everything that the caller's stream has queued."""
@@ -81,6 +82,12 @@ class SideStream:
     def finish(self) -> None:
         """Wait for all copies, and for nothing else that the GPU does."""
         self._stream.synchronize()
+
+
+@cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all copies: torch has 32, and gives them out again, those of others among them."""
+    return torch.cuda.Stream(device)
 
 
 def _to_gpu(sources: Sequence[Tensor], device: torch.device) -> list[Tensor]:

@@ -4,7 +4,8 @@ They begin when the server is ready, since nothing waits for them: until a size 
 is guessed, and serving measures the rest. The cost model discards the first timing of each row
 count: work done once for a shape (cuDNN plans, page faults) is done here, on the engine's thread.
 Small sizes come first: they tell whether measuring the model's own size would keep a request
-waiting.
+waiting. At last each row count is called once so that it is captured, where steps are (`graphs`):
+the largest first, whose memory serves the smaller ones as well.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from sdbento.models.cache import PipelineCache
 from sdbento.models.pipeline import Pipeline
 
 BUDGET = 10.0  # seconds of idle time
-LONGEST = 0.5  # seconds of one call, for which a request may have to wait
+LONGEST = 0.5  # seconds of one call, for which a request may have to wait; thrice that to capture
 SMALLEST = 8  # latents: the side at which the measuring begins
 
 
@@ -57,7 +58,7 @@ class Calibration:
         A call that is expected to take longer than LONGEST, or than the time left, is left out.
         """
         left = BUDGET
-        for key, stage, size, num_calls in self._calls():
+        for key, stage, size, num_calls, capture in self._calls():
             for _ in range(num_calls):
                 if self._cost.seconds(key, stage, size) > min(LONGEST, left):
                     break
@@ -66,23 +67,22 @@ class Calibration:
                     return
                 began = self._clock()
                 with lease as pipeline:
-                    seconds = self._measure(pipeline, key, stage, size)
+                    seconds = self._measure(pipeline, key, stage, size, capture=capture)
                 left -= self._clock() - began
                 self._cost.observe(key, stage, size, seconds)
                 yield
 
-    def _calls(self) -> Iterator[tuple[BatchKey, Stage, int, int]]:
-        """Key, stage, size and number of calls: powers of two are timed, all others warmed up."""
+    def _calls(self) -> Iterator[tuple[BatchKey, Stage, int, int, bool]]:
+        """Key, stage, size, number of calls, and whether they are captured: powers of two are
+        timed, all row counts warmed up."""
         for key in self._smaller_keys():
-            yield key, Stage.STEP, 1, 2
-            yield key, Stage.DECODE, 1, 2
-        powers = self._powers()
-        for rows in powers:
-            yield self._key, Stage.STEP, rows, 1 + ENOUGH
-        yield self._key, Stage.DECODE, 1, 1 + ENOUGH
-        for rows in range(1, self._max_rows + 1):
-            if rows not in powers:
-                yield self._key, Stage.STEP, rows, 1
+            yield key, Stage.STEP, 1, 2, False
+            yield key, Stage.DECODE, 1, 2, False
+        for rows in self._powers():
+            yield self._key, Stage.STEP, rows, 1 + ENOUGH, False
+        yield self._key, Stage.DECODE, 1, 1 + ENOUGH, False
+        for rows in range(self._max_rows, 0, -1):
+            yield self._key, Stage.STEP, rows, 1, True
 
     def _smaller_keys(self) -> list[BatchKey]:
         """Half the model's size, a quarter, ...; the smallest first."""
@@ -96,7 +96,9 @@ class Calibration:
     def _powers(self) -> list[int]:
         return [2**i for i in range(self._max_rows.bit_length())]
 
-    def _measure(self, pipeline: Pipeline, key: BatchKey, stage: Stage, size: int) -> float:
+    def _measure(
+        self, pipeline: Pipeline, key: BatchKey, stage: Stage, size: int, *, capture: bool
+    ) -> float:
         if stage is Stage.DECODE:
             return self._runner.measure_decode(pipeline, key)
-        return self._runner.measure(pipeline, key, size)
+        return self._runner.measure(pipeline, key, size, capture=capture)

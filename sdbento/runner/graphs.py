@@ -1,7 +1,8 @@
 """CUDA graphs of whole steps: replayed by one call instead of launched kernel by kernel.
 
     step of 7 rows -> bucket of 8 -> captured? -> numbers, latents, rows into buffers -> replay
-                                         └ no -> eager; captured after some more of its kind
+                                         └ no -> eager; captured after some more of its kind, or
+                                                 at once where a model is measured
 
 A step depends on shapes alone (`runner.step`), so it is captured for each model, size and *bucket*:
 a number of rows up to which smaller steps are padded. Rows do not depend on each other, and the
@@ -18,8 +19,9 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import Protocol
 from weakref import WeakKeyDictionary
 
@@ -94,12 +96,14 @@ class CapturedStep:
         self._rows: tuple[Row, ...] = ()  # those that `_stacked` holds
         self._numbers = views(torch.zeros(self._layout.size, device=device), self._layout)
         unet = partial(call_unet, batch.pipeline, ())  # of nobody: the next batch is another's
-        self._made, self._replay, self.nbytes = capture(
+        self._made, self._replay, nbytes = capture(
             lambda: compute_step(unet, self._slots, self._stacked, self._numbers, Guidance()), room
         )
+        buffers = (self._slots, self._numbers.packed, *self._stacked)
+        self.nbytes = nbytes + sum(buffer.nbytes for buffer in buffers if buffer is not None)
 
     def __call__(self, batch: Batch, slots: torch.Tensor, rows: StackedRows) -> StepTensors:
-        """The step of `slots` [B, S, C, h, w]. Output and model input are valid until the next."""
+        """The step of `slots` [B, S, C, h, w]; the next call overwrites output and model input."""
         num_images, num_slots = slots.shape[:2]
         self._slots[:num_images, :num_slots].copy_(slots)
         self._slots[:num_images, num_slots:].zero_()  # not what a failed image has left there
@@ -173,20 +177,28 @@ class Graphs:
         """Give the memory of all graphs back, for the device has none left."""
         for pipeline, model in self._models.items():
             self._memory.grow(pipeline, -sum(step.nbytes for step in model.steps.values()))
+            for kind in model.steps:
+                model.eager_calls[kind] = self._eager_calls - RETRY_AFTER
             model.steps.clear()
-            model.eager_calls.clear()
             model.capture = self._new_capture()
+
+    def _try_later(self, model: _Graphs, kind: tuple[BatchKey, int]) -> None:
+        key, num_rows = kind
+        log.info("no memory for a CUDA graph of %d rows of %s", num_rows, key)
+        model.eager_calls[kind] = self._eager_calls - RETRY_AFTER
 
     def _capture(self, model: _Graphs, batch: Batch, rows: StackedRows, num_rows: int) -> None:
         kind = batch.key, num_rows
         try:
             step = CapturedStep(batch, rows, num_rows, model.capture, self._memory.room())
-        except (NoRoom, torch.OutOfMemoryError):
-            log.info("no memory for a CUDA graph of %d rows of %s", num_rows, batch.key)
-            model.eager_calls[kind] = self._eager_calls - RETRY_AFTER
+        except NoRoom:
+            self._try_later(model, kind)
         except RuntimeError as error:
-            log.warning("%s cannot be captured and runs eagerly: %s", batch.key.model, error)
-            model.works = False
+            if "out of memory" in str(error):  # of the allocator, or of CUDA itself
+                self._try_later(model, kind)
+            else:
+                log.warning("%s cannot be captured and runs eagerly: %s", batch.key.model, error)
+                model.works = False
         else:
             self._memory.grow(batch.pipeline, step.nbytes)
             model.steps[kind] = step
@@ -203,21 +215,46 @@ class CudaCapture:
     ) -> tuple[StepTensors, Callable[[], None], int]:
         if _warm_up(work) > room:
             raise NoRoom
-        before = torch.cuda.memory_reserved()
+        before = self._nbytes()
         graph = torch.cuda.CUDAGraph()
-        # thread_local: the thread that loads models may allocate meanwhile
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            made = work()
-        return made, graph.replay, max(0, torch.cuda.memory_reserved() - before)
+        # Where a capture fails, torch leaves its stream the current one, and its pool open.
+        with torch.cuda.stream(torch.cuda.current_stream()):
+            try:
+                # thread_local: the thread that loads models may allocate meanwhile
+                with torch.cuda.graph(
+                    graph, self._pool, _stream(), capture_error_mode="thread_local"
+                ):
+                    made = work()
+            except Exception:
+                self._close_pool()
+                raise
+        return made, graph.replay, self._nbytes() - before
+
+    def _nbytes(self) -> int:
+        """What the pool has taken from the device."""
+        segments = torch.cuda.memory_snapshot(self._pool, include_traces=False)
+        return sum(segment["total_size"] for segment in segments)
+
+    def _close_pool(self) -> None:
+        with suppress(RuntimeError):  # it was closed
+            torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), self._pool)
+
+
+@cache
+def _stream() -> torch.cuda.Stream:
+    """The stream of all captures, and of the calls that warm them up."""
+    return torch.cuda.Stream()
 
 
 def _warm_up(work: Callable[[], StepTensors]) -> int:
-    """Run `work` on a stream of its own, as a capture will; returns the bytes that it needed."""
-    current, side = torch.cuda.current_stream(), torch.cuda.Stream()
+    """Run `work` as a capture will; returns the bytes that it needed."""
+    current, side = torch.cuda.current_stream(), _stream()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     side.wait_stream(current)
-    with torch.cuda.stream(side):
-        work()
-    current.wait_stream(side)
+    try:
+        with torch.cuda.stream(side):
+            work()
+    finally:
+        current.wait_stream(side)
     return torch.cuda.max_memory_allocated() - before

@@ -19,7 +19,7 @@ Failures = dict[Trajectory, SDBentoError]
 Finish = Callable[[], Failures]
 
 
-def launch(device: torch.device, work: Callable[[], Finish]) -> Launched:
+def on_device(device: torch.device, work: Callable[[], Finish]) -> Launched:
     """Give `work` to the device. Raises what `work` raises."""
     if device.type != "cuda":
         started = time.perf_counter()
@@ -56,7 +56,10 @@ class _OnStream:
 
     @property
     def done(self) -> bool:
-        return bool(self.end.query())
+        try:
+            return bool(self.end.query())
+        except RuntimeError:  # of a device that has failed; `wait` reports it
+            return True
 
     @torch.inference_mode()
     def wait(self) -> StepResult:

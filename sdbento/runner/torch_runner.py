@@ -22,7 +22,7 @@ from sdbento.prompts.encoder import PromptEncoder
 from sdbento.prompts.tokens import tokenize
 from sdbento.runner.batch import Batch, batch_of, random_batch
 from sdbento.runner.graphs import Graphs
-from sdbento.runner.launched import Failures, Finish, launch
+from sdbento.runner.launched import Failures, Finish, on_device
 from sdbento.runner.numbers import Layout
 from sdbento.runner.previews import preview_image, preview_pixels
 from sdbento.runner.rows import Row, RowStacker
@@ -49,21 +49,23 @@ class TorchRunner:
         }
         device = plan.trajectories[0].pipeline.device
         try:
-            return launch(device, partial(work[plan.stage], plan.trajectories))
+            return on_device(device, partial(work[plan.stage], plan.trajectories))
         except torch.OutOfMemoryError:
             if self._graphs is not None:
                 self._graphs.forget()
             raise
 
     @torch.inference_mode()
-    def measure(self, pipeline: Pipeline, key: BatchKey, rows: int) -> float:
-        """Seconds of a step of `rows` random rows; where steps are captured, this one is now."""
+    def measure(
+        self, pipeline: Pipeline, key: BatchKey, rows: int, *, capture: bool = False
+    ) -> float:
+        """Seconds of a step of `rows` random rows. `capture`: it is captured now, if it can be."""
         batch = random_batch(pipeline, key, self._random_row(pipeline, key), rows)
         shape = rows, 1, pipeline.latent_channels, key.latent_height, key.latent_width
         slots = torch.randn(shape, device=pipeline.device)
         _synchronize(pipeline)
         started = time.perf_counter()
-        self._compute(batch, slots, capture=not pipeline.is_compiling)
+        self._compute(batch, slots, capture=capture)
         _synchronize(pipeline)
         return time.perf_counter() - started
 

@@ -163,6 +163,32 @@ def test_shallow_steps_run_uncompiled_and_at_once(compiled: Pipeline, plain: Pip
     assert np.abs(ours - engine_pixels(plain, **fields)).max() <= PARITY
 
 
+def test_calls_with_and_without_absent_residuals_run_the_same_code(
+    plain: Pipeline, folder: Path
+) -> None:
+    """The engine passes residuals of None, and whoever compiles may leave them out."""
+    runs = list[int]()
+
+    def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
+        def run(*args: Any) -> Any:
+            runs.append(1)
+            return graph.forward(*args)
+
+        return run
+
+    compiled = CompiledUnet(plain.unet, folder, backend)
+    text = torch.randn(2, 77, plain.unet.config.cross_attention_dim)
+    inputs = torch.randn(2, 4, 8, 8), torch.tensor([500.0, 300.0]), text
+    absent: dict[str, Any] = dict.fromkeys(
+        ["added_cond_kwargs", "down_block_additional_residuals", "mid_block_additional_residual"]
+    )
+    with torch.inference_mode():
+        compiled.compile(lambda _: compiled(*inputs, return_dict=False), 2)
+        before = len(runs)
+        compiled(*inputs, return_dict=False, **absent)
+    assert len(runs) > before
+
+
 def test_more_rows_than_were_compiled_for_run_uncompiled(compiled: Pipeline) -> None:
     with nothing_compiled(), uncompiled_calls(compiled) as calls:
         for rows in (MAX_ROWS, MAX_ROWS + 1):

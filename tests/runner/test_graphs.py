@@ -6,10 +6,12 @@ import gc
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -21,13 +23,22 @@ from sdbento.engine.trajectory import BatchKey, StepPlan, Trajectory
 from sdbento.environment import load_settings
 from sdbento.models.pipeline import Pipeline
 from sdbento.models.torch_compile import CompiledUnet
-from sdbento.runner.graphs import MAX_SLOTS, RETRY_AFTER, Graphs, bucket, make_graphs
+from sdbento.runner.graphs import (
+    MAX_SLOTS,
+    RETRY_AFTER,
+    CudaCapture,
+    Graphs,
+    NoRoom,
+    bucket,
+    make_graphs,
+)
 from sdbento.runner.torch_runner import TorchRunner
 from sdbento.samplers.compile import compile_table
 from sdbento.samplers.names import list_samplers
 from sdbento.samplers.scheduler import SamplerSpec
 from tests.support.graphs import NBYTES, FakeCapture, FakeMemory, fake_graphs
 from tests.support.images import data_uri, gradient, half_mask
+from tests.support.loras import make_lora, save_peft
 from tests.support.oracle import (
     engine_pixels,
     run_together,
@@ -147,35 +158,30 @@ def test_a_kind_of_step_is_captured_once_it_has_come_often_enough(
     assert replays() == BASE["num_inference_steps"] - 3
 
 
-@pytest.mark.parametrize("what", ["lora", "control"])
-def test_steps_with_loras_or_controlnets_run_eagerly(
-    what: str, replays: Callable[[], int], tmp_path: Any
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"lora": {"model_id": "style"}},
+        {"controlnet": {"type": "canny", "image": data_uri(gradient())}},
+        {"deep_cache_interval": 2},
+        {"token_merging_ratio": 0.5},
+    ],
+    ids=lambda fields: next(iter(fields)),
+)
+def test_steps_that_are_more_than_the_unet_run_eagerly(
+    fields: dict[str, Any], replays: Callable[[], int], tmp_path: Path
 ) -> None:
-    fields: dict[str, Any] = dict(BASE)
-    networks = []
-    if what == "control":
-        fields["controlnet"] = {"type": "canny", "image": data_uri(gradient())}
-        networks = [tiny_control("sd15")]
-    trajectories = trajectories_of(model("sd15"), controlnets=networks, **fields)
-    if what == "lora":
-        one = trajectories[0].current
-        adapters: Any = ("not empty",)
-        graphs = fake_graphs()
-        trajectories[0].passes = (replace(one, inputs=replace(one.inputs, adapters=adapters)),)
-        with pytest.raises(AttributeError):  # the runner applies it, and so no graph was asked
-            finish(TorchRunner(graphs=graphs), trajectories)
-    else:
-        finish(TorchRunner(graphs=fake_graphs()), trajectories)
-    assert replays() == 0
-
-
-@pytest.mark.parametrize("less", [{"deep_cache_interval": 2}, {"token_merging_ratio": 0.5}])
-def test_steps_with_deep_cache_or_merged_tokens_run_eagerly(
-    less: dict[str, Any], replays: Callable[[], int]
-) -> None:
-    fields = {**BASE, **less}
-    eager = engine_pixels(model("sd15"), **fields)
-    assert np.array_equal(eager, engine_pixels(model("sd15"), graphs=fake_graphs(), **fields))
+    save_peft("sd15", make_lora("sd15"), tmp_path / "style.safetensors")
+    asked: dict[str, Any] = {
+        "controlnets": [tiny_control("sd15")] if "controlnet" in fields else [],
+        "settings": load_settings(lora_dir=tmp_path),
+        **BASE,
+        **fields,
+        "num_inference_steps": 4,
+        "scheduler": "Euler",
+    }
+    images = [engine_pixels(model("sd15"), graphs=used, **asked) for used in (None, fake_graphs())]
+    assert difference(*images) <= 1e-6
     assert replays() == 0
 
 
@@ -207,7 +213,7 @@ def test_a_graph_that_finds_no_room_is_tried_again_much_later(
     many = {**BASE, "num_inference_steps": RETRY_AFTER // 2}
     run_together([trajectories_of(model("sd15"), **many) for _ in range(2)], 1, graphs=graphs)
     assert replays() > 0
-    assert memory.grown == {model("sd15"): NBYTES}
+    assert memory.num_graphs(model("sd15")) == 1
 
 
 def test_a_device_without_memory_gets_that_of_the_graphs_back(
@@ -217,7 +223,7 @@ def test_a_device_without_memory_gets_that_of_the_graphs_back(
     graphs = fake_graphs(memory)
     runner = TorchRunner(graphs=graphs)
     finish(runner, trajectories_of(model("sd15"), **BASE))
-    assert memory.grown == {model("sd15"): NBYTES}
+    assert memory.num_graphs(model("sd15")) == 1
     planner = Planner(4)
     planner.add(trajectories_of(model("sd15"), **BASE))
     advance(planner, runner)
@@ -225,9 +231,12 @@ def test_a_device_without_memory_gets_that_of_the_graphs_back(
         patch.setattr(TorchRunner, "_compute", lambda *_: raise_(torch.OutOfMemoryError("full")))
         with pytest.raises(torch.OutOfMemoryError):
             advance(planner, runner)
-    assert memory.grown == {model("sd15"): 0}
+    assert memory.grown[model("sd15")] == 0
     before = replays()
-    finish(runner, trajectories_of(model("sd15"), **BASE))
+    long = {**BASE, "num_inference_steps": 150}
+    finish(runner, trajectories_of(model("sd15"), **long))
+    assert replays() == before, "memory is short"
+    finish(runner, trajectories_of(model("sd15"), **long))
     assert replays() > before, "captured anew"
 
 
@@ -290,8 +299,8 @@ def test_what_is_measured_is_captured_so_that_no_request_waits_for_it(
     runner = TorchRunner(graphs=fake_graphs(memory, eager_calls=3))
     key = BatchKey(model("sd15").spec.name, 8, 8)
     for rows in (1, 2, 5, 6):
-        runner.measure(model("sd15"), key, rows)
-    assert memory.grown == {model("sd15"): 3 * NBYTES}
+        runner.measure(model("sd15"), key, rows, capture=True)
+    assert memory.num_graphs(model("sd15")) == 3
     before = replays()
     finish(runner, trajectories_of(model("sd15"), **{**BASE, "scheduler": "Euler"}))
     assert replays() == before + 5
@@ -305,8 +314,8 @@ def test_nothing_is_captured_while_it_is_being_compiled(tmp_path: Path) -> None:
     key = BatchKey(pipeline.spec.name, 8, 8)
     compiled.compile(lambda rows: runner.measure(pipeline, key, rows), 2)
     assert not memory.grown
-    runner.measure(pipeline, key, 2)
-    assert memory.grown == {pipeline: NBYTES}
+    runner.measure(pipeline, key, 2, capture=True)
+    assert memory.num_graphs(pipeline) == 1
 
 
 def test_a_graph_outlives_the_requests_that_it_was_captured_with(
@@ -323,3 +332,93 @@ def test_a_graph_outlives_the_requests_that_it_was_captured_with(
         assert difference(np.asarray(trajectory.image) / 255, alone) <= 1.01 / 255
     engine.close()
     assert replays() >= 15
+
+
+class Cuda:
+    """What torch.cuda does for a capture, noted in order; `fails` in the graph itself."""
+
+    def __init__(self, fails: bool = False) -> None:
+        self.log: list[str] = []
+        self.pool_bytes = 0
+        self._fails = fails
+
+    def memory_snapshot(self, pool: object, *, include_traces: bool) -> list[dict[str, int]]:
+        assert pool == (0, 1)
+        return [{"total_size": self.pool_bytes}] if self.pool_bytes else []
+
+    @contextmanager
+    def graph(self, *_: object, capture_error_mode: str) -> Iterator[None]:
+        self.log.append(f"capture, {capture_error_mode}")
+        self.pool_bytes += 700
+        try:
+            yield
+        finally:
+            if self._fails:
+                raise RuntimeError("CUDA error: operation failed due to a previous error")
+
+    @contextmanager
+    def stream(self, stream: str) -> Iterator[None]:
+        self.log.append(f"to {stream}")
+        yield
+        self.log.append(f"from {stream}")
+
+    def install(self, patch: pytest.MonkeyPatch) -> None:
+        stream = SimpleNamespace(wait_stream=lambda other: self.log.append(f"wait for {other}"))
+        current = SimpleNamespace(wait_stream=lambda _: self.log.append("current waits"))
+        fakes: dict[str, Any] = {
+            "graph_pool_handle": lambda: (0, 1),
+            "memory_snapshot": self.memory_snapshot,
+            "memory_allocated": lambda: 100,
+            "max_memory_allocated": lambda: 600,
+            "reset_peak_memory_stats": lambda: None,
+            "current_device": lambda: 0,
+            "current_stream": lambda: current,
+            "stream": lambda used: self.stream("side" if used is stream else "current"),
+            "graph": self.graph,
+            "CUDAGraph": lambda: SimpleNamespace(replay=lambda: self.log.append("replay")),
+        }
+        for name, fake in fakes.items():
+            patch.setattr(torch.cuda, name, fake)
+        patch.setattr("sdbento.runner.graphs._stream", lambda: stream)
+        close = lambda *pool: self.log.append(f"close {pool}")  # noqa: E731
+        patch.setattr(torch._C, "_cuda_endAllocateToPool", close)
+
+
+def test_a_capture_is_warmed_up_and_counts_its_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = Cuda()
+    cuda.install(monkeypatch)
+    nothing: Any = object()
+
+    def work() -> Any:
+        cuda.log.append("work")
+        return nothing
+
+    made, replay, nbytes = CudaCapture()(work, room=500)
+    replay()
+    assert (made, nbytes) == (nothing, 700)
+    assert cuda.log[1:5] == ["to side", "work", "from side", "current waits"]
+    assert cuda.log[5:] == [
+        "to current",
+        "capture, thread_local",
+        "work",
+        "from current",
+        "replay",
+    ]
+
+
+def test_a_capture_that_needs_more_than_there_is_is_not_begun(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cuda = Cuda()
+    cuda.install(monkeypatch)
+    with pytest.raises(NoRoom):
+        CudaCapture()(lambda: cast(Any, None), room=499)
+    assert not any(entry.startswith("capture") for entry in cuda.log)
+
+
+def test_after_a_failed_capture_its_pool_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = Cuda(fails=True)
+    cuda.install(monkeypatch)
+    with pytest.raises(RuntimeError, match="previous error"):
+        CudaCapture()(lambda: cast(Any, None), room=500)
+    assert cuda.log[-1] == "close (0, (0, 1))"

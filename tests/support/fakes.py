@@ -90,7 +90,7 @@ class FakeRunner:
     def launched(self, plan: StepPlan) -> Launched:
         return FakeLaunched(plan, StepResult(self.seconds or 0.001))
 
-    def measure(self, *_: object) -> float:
+    def measure(self, *_: object, capture: bool = False) -> float:
         return self.seconds or 0.001
 
     def measure_decode(self, *_: object) -> float:

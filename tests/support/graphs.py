@@ -14,7 +14,7 @@ from sdbento.models.pipeline import Pipeline
 from sdbento.runner.graphs import Graphs, NoRoom
 from sdbento.runner.step import StepTensors
 
-NBYTES = 1000  # of every graph
+NBYTES = 10**9  # of every graph; its buffers are small beside that
 
 
 class FakeCapture:
@@ -54,7 +54,11 @@ class FakeMemory:
 
     def room(self) -> int:
         taken = sum(self.grown.values())
-        return 10**12 if math.isinf(self._graphs) else int(self._graphs * NBYTES) - taken
+        return 10**15 if math.isinf(self._graphs) else int(self._graphs * NBYTES) - taken
+
+    def num_graphs(self, pipeline: Pipeline) -> int:
+        """That are counted for a model."""
+        return self.grown.get(pipeline, 0) // NBYTES
 
     def grow(self, pipeline: Pipeline, nbytes: int) -> None:
         self.grown[pipeline] = self.grown.get(pipeline, 0) + nbytes

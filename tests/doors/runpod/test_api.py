@@ -253,7 +253,7 @@ async def test_runpods_asynchronous_sdk_works_too() -> None:
 class QuickRunner(FakeRunner):
     """Makes one pixel whatever the requested size: large images take minutes on a CPU."""
 
-    def measure(self, *_: object) -> float:
+    def measure(self, *_: object, capture: bool = False) -> float:
         return 0.001
 
     def measure_decode(self, *_: object) -> float:
