@@ -68,11 +68,11 @@ class StableDiffusion:
 
         try:
             settings = load_settings()
+            logging.getLogger("sdbento").setLevel(settings.log_level)  # App has things to say
             self.app = routes.state.app = App(settings)
             self._health = ping.listen(self.app, settings)
         except SettingsError as error:
             sys.exit(f"sdbento: {error}")
-        logging.getLogger("sdbento").setLevel(settings.log_level)
         self.app.start()
 
     @bentoml.on_shutdown

@@ -25,6 +25,7 @@ TELLING: dict[str, Any] = {
     "OMP_NUM_THREADS": "2",
     "OMP_DISPLAY_AFFINITY": "TRUE",
     "OMP_AFFINITY_FORMAT": "team of %N: thread %n is %i",
+    "SDBENTO_CUDA_GRAPHS": "true",
 }
 SHAPES = ROOT / "sdbento" / "bundled" / "shapes"
 
@@ -43,6 +44,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with serving(folder, SDBENTO_MODELS_DIR=models, MAX_BATCH_SIZE="8", **TELLING) as server:
         server.wait_until_ready()
         yield server
+
+
+def test_what_a_cpu_cannot_do_is_said_once(server: Server) -> None:
+    log = server.log.read_text()
+    assert log.count("PRECISION=fp16 needs a GPU: computing in fp32 on the CPU") == 1
+    assert log.count("SDBENTO_CUDA_GRAPHS needs a GPU: steps are computed eagerly") == 1
 
 
 def test_only_one_thread_has_a_team_whatever_a_server_does(server: Server) -> None:

@@ -61,15 +61,12 @@ class Outcome:
 def offline(bench: Bench, model: str) -> None:
     """All requests are there at the start; images a second, decoding included."""
     subject = build(model, bench)
-    traces = {
-        "alike, Euler": alike(bench, subject),
-        "mixed steps and samplers": mixed(bench, subject),
-    }
-    graphs = new_graphs(bench)
-    with serving(subject) as eager, serving(subject, graphs) as replaying:
-        for trace, requests in traces.items():
-            for system, engine in (("engine", eager), ("engine, graph", replaying), (STOCK, None)):
-                all_at_once(bench, subject, engine, requests, trace, system)
+    same, varied = alike(bench, subject), mixed(bench, subject)
+    with serving(subject) as eager, serving(subject, new_graphs(bench)) as replaying:
+        for engine, system in ((eager, "engine"), (replaying, "engine, graph"), (None, STOCK)):
+            all_at_once(bench, subject, engine, same, "alike, Euler", system)
+        for engine, system in ((replaying, "engine, graph"), (None, STOCK)):
+            all_at_once(bench, subject, engine, varied, "mixed steps and samplers", system)
 
 
 def best_offline(bench: Bench, subject: Subject, variant: str) -> None:
