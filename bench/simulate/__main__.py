@@ -23,7 +23,9 @@ REQUESTS, FLEET_REQUESTS = 1000, 20_000
 
 def main(args: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m bench.simulate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--curve", type=Path, action="append", help="a file; may be repeated")
     parser.add_argument("--trace", type=Path, help="requests, one JSON object a line")
@@ -44,7 +46,10 @@ def main(args: Sequence[str] | None = None) -> None:
     requests = options.requests or (FLEET_REQUESTS if options.fleet else REQUESTS)
     size = report.Size(requests, options.seeds)
     for path in options.curve or sorted(CURVES.glob("*.json")):
-        run(curves.read(path), options.trace, size, with_fleet=options.fleet)
+        try:
+            run(curves.read(path), options.trace, size, with_fleet=options.fleet)
+        except (OSError, ValueError) as error:
+            parser.error(str(error))
 
 
 def run(one: curves.Curves, trace: Path | None, size: report.Size, *, with_fleet: bool) -> None:

@@ -67,12 +67,16 @@ class Curves:
 
 
 def read(path: Path) -> Curves:
-    fields = json.loads(path.read_text(encoding="utf-8"))
-    sides = {
-        int(side): Side(_by_count(costs["unet"]), _by_count(costs["decode"]))
-        for side, costs in fields.pop("sides").items()
-    }
-    return Curves(sides=sides, **fields)
+    """Raises ValueError for a file that holds no curves."""
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        sides = {
+            int(side): Side(_by_count(costs["unet"]), _by_count(costs["decode"]))
+            for side, costs in fields.pop("sides").items()
+        }
+        return Curves(sides=sides, **fields)
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise ValueError(f"{path} has no curves: {error!r}") from error
 
 
 def write(curves: Curves, path: Path) -> None:

@@ -32,6 +32,8 @@ class Outcome:
         return max(self.latencies)
 
     def percentile(self, percent: int) -> float:
+        if len(self.latencies) == 1:
+            return self.latencies[0]
         return quantiles(self.latencies, n=100, method="inclusive")[percent - 1]
 
 

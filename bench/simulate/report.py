@@ -102,7 +102,7 @@ def ratios(curves: Curves, size: Size) -> Iterator[str]:
 
 def own_trace(curves: Curves, trace: list[Request]) -> Iterator[str]:
     """All policies on requests that arrive as a file says."""
-    yield f"{len(trace)} requests, {_load(curves, trace):.0%} of what one at a time can do:\n"
+    yield f"{len(trace)} requests, {_load(curves, trace)}:\n"
     yield "| policy | p50 s | p95 s | p99 s | worst s | images/s | packing |"
     yield "| --- | --- | --- | --- | --- | --- | --- |"
     for policy in POLICIES:
@@ -136,6 +136,9 @@ def _fleet_cells(made: FleetOutcome) -> str:
     return " | ".join([str(made.most_workers), *percentiles, f"{cost:.2f}"])
 
 
-def _load(curves: Curves, trace: list[Request]) -> float:
+def _load(curves: Curves, trace: list[Request]) -> str:
     """The rate of arrival as a share of what one at a time can do."""
-    return len(trace) / (trace[-1].at - trace[0].at) / capacity(curves, trace)
+    span = trace[-1].at - trace[0].at
+    if not span:
+        return "all at once"
+    return f"{len(trace) / span / capacity(curves, trace):.0%} of what one at a time can do"

@@ -77,10 +77,19 @@ def poisson(requests: list[Request], rate: float, seed: int, burst: int = 1) -> 
 
 
 def read(path: Path, side: int) -> list[Request]:
-    """The requests of a file by time of arrival; `side` is for those that name none."""
-    return sorted(_lines(path, side), key=lambda request: request.at)
+    """The requests of a file by time of arrival; `side` is for those that name none.
+
+    Raises ValueError for a file without requests, or with something else.
+    """
+    requests = sorted(_lines(path, side), key=lambda request: request.at)
+    if not requests:
+        raise ValueError(f"{path} has no requests")
+    return requests
 
 
 def _lines(path: Path, side: int) -> Iterator[Request]:
-    for line in path.read_text(encoding="utf-8").splitlines():
-        yield Request(**{"side": side, **json.loads(line)})
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            yield Request(**{"side": side, **json.loads(line)})
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path}, line {number}, is no request: {error}") from error

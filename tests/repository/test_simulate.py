@@ -164,3 +164,39 @@ def test_where_enough_rows_wait_they_are_packed_nearly_perfectly() -> None:
     curves = read(CURVES / "cpu-shapes.json")
     packing = closed_loop(curves, Ours, MIXED.draw(400, curves.side, 1), 64).packing
     assert packing.best >= 0.97 * packing.seconds
+
+
+@pytest.mark.parametrize(
+    ("trace", "words"),
+    [
+        ("", "has no requests"),
+        ('{"at": 0, "steps": 4}\n{"at": 0, "stepz": 4}', "line 2, is no request"),
+        ("nonsense", "line 1, is no request"),
+    ],
+)
+def test_a_trace_that_cannot_be_read_is_named(
+    trace: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "trace.jsonl"
+    file.write_text(trace, encoding="utf-8")
+    with pytest.raises(SystemExit):
+        main(["--curve", str(CURVES / "cpu-shapes.json"), "--trace", str(file)])
+    assert words in capsys.readouterr().err
+
+
+def test_a_curve_that_cannot_be_read_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "curve.json").write_text('{"sides": []}', encoding="utf-8")
+    with pytest.raises(SystemExit):
+        main(["--curve", str(tmp_path / "curve.json")])
+    assert "curve.json has no curves" in capsys.readouterr().err
+
+
+def test_one_request_alone_takes_as_long_by_every_policy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "trace.jsonl").write_text('{"at": 3, "steps": 4}', encoding="utf-8")
+    main(["--curve", str(CURVES / "cpu-shapes.json"), "--trace", str(tmp_path / "trace.jsonl")])
+    cells = [line.split("|") for line in capsys.readouterr().out.splitlines() if "%" in line]
+    assert len({tuple(row[2:6]) for row in cells if "static" not in row[1]}) == 1
