@@ -48,6 +48,7 @@ log = logging.getLogger(__name__)
 
 FIRST_RETRY = 5.0  # seconds until the default model is tried again; doubled each time, up to
 LAST_RETRY = 60.0  # this
+RELIEF = 60.0  # seconds in which the engine's thread gives up memory, between two steps
 IDLE = 60.0  # seconds without a request after which freed memory goes back to the kernel
 
 
@@ -77,6 +78,8 @@ class App:
         self.planner = Planner(settings.max_batch_size, cost)
         self.runner = runner or TorchRunner(graphs=graphs)
         self.engine = Engine(self.runner, self.planner)
+        if graphs is not None:
+            self.pipelines.relieve = lambda: self.engine.call(graphs.forget).result(RELIEF)
         inversions = Inversions(settings)
         self._resolver = Resolver(settings, self.catalog, inversions)
         self._builder = TrajectoryBuilder(settings, inversions)

@@ -87,6 +87,8 @@ class PipelineCache:
     def __init__(
         self, settings: Settings, load_resident: Callable[[Spec], Resident] | None = None
     ) -> None:
+        # Makes others give up memory that they can do without, when a load finds too little.
+        self.relieve: Callable[[], None] | None = None
         self._device = choose_device(settings)
         self._dtype = choose_dtype(settings, self._device)
         self._load = load_resident or partial(load, settings=settings)
@@ -347,7 +349,9 @@ class PipelineCache:
         except torch.OutOfMemoryError:
             with self._lock:
                 evicted = self._evict(self._residency.evictable(spare=self._loading))
-            if not evicted:
+            if self.relieve is not None:
+                self.relieve()
+            elif not evicted:
                 raise
         self._offload(evicted)
         return self._load(spec)

@@ -583,6 +583,20 @@ def test_a_device_fuller_than_counted_is_emptied_and_tried_once_more(
     assert loader.loaded == ["a", "b", "b"]
 
 
+def test_a_full_device_is_relieved_even_where_nothing_can_be_evicted(
+    cache: PipelineCache, loader: FakeLoader
+) -> None:
+    relieved = list[int]()
+    cache.relieve = lambda: relieved.append(1)
+    leased = cache.lease(spec("a"))
+    cache.lease(spec("b")).release()
+    assert relieved == []
+    loader.errors = [torch.OutOfMemoryError()]
+    cache.lease(spec("c")).release()
+    assert (relieved, loader.loaded) == ([1], ["a", "b", "c", "c"])
+    leased.release()
+
+
 def test_the_loader_thread_survives_its_own_errors(
     cache: PipelineCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
