@@ -56,7 +56,7 @@ class Planner:
         waiting = [trajectory for trajectory in self._active if trajectory not in self._decoding]
         for trajectory in waiting:
             if trajectory.stage is Stage.DECODE:  # short work that frees the batch
-                return self._decode(trajectory.key)
+                return self._decode(trajectory.key, waiting)
         queue = sorted(waiting, key=self._turn)
         return self._prepare_new(self._step(queue)) if queue else None
 
@@ -127,12 +127,8 @@ class Planner:
         """Seconds that it needs at least: what was never measured counts as nothing."""
         return sum(_alone(*part, self.cost.lower_bound) for part in trajectory.remaining)
 
-    def _decode(self, key: BatchKey) -> StepPlan:
-        finished = [
-            t
-            for t in self._active
-            if t.key == key and t.stage is Stage.DECODE and t not in self._decoding
-        ]
+    def _decode(self, key: BatchKey, waiting: list[Trajectory]) -> StepPlan:
+        finished = [t for t in waiting if t.key == key and t.stage is Stage.DECODE]
         return StepPlan(Stage.DECODE, key, tuple(finished[: self._max_size(key, Stage.DECODE)]))
 
     def _step(self, queue: list[Trajectory]) -> StepPlan:

@@ -155,14 +155,24 @@ def test_an_error_of_the_tree_reaches_the_client_unchanged() -> None:
             submit(engine, make_trajectory(seed=0)).done.result(timeout=5)
 
 
-def test_out_of_memory_shrinks_the_batch_and_every_request_finishes() -> None:
-    class Small(FakeRunner):
-        def launch(self, plan: StepPlan) -> Launched:
-            if plan.stage is Stage.STEP and plan.rows > 2:
-                raise OutOfMemory("too many rows")
-            return super().launch(plan)
+class Small(FakeRunner):
+    """Has no memory for a step of more than two rows."""
 
-    with running(Small()) as engine:
+    def launch(self, plan: StepPlan) -> Launched:
+        if plan.stage is Stage.STEP and plan.rows > 2:
+            raise OutOfMemory("too many rows")
+        return super().launch(plan)
+
+
+class SmallDevice(Small, FakeDevice):
+    """Then, what is under way is waited for."""
+
+
+@pytest.mark.parametrize("kind", [Small, SmallDevice])
+def test_out_of_memory_shrinks_the_batch_and_every_request_finishes(
+    kind: type[FakeRunner],
+) -> None:
+    with running(kind()) as engine:
         for handle in [submit(engine, make_trajectory(seed=seed)) for seed in range(5)]:
             assert_right(handle)
 
@@ -463,18 +473,6 @@ def test_a_request_that_is_cancelled_while_its_step_is_under_way_harms_nobody() 
             with pytest.raises(Cancelled):
                 cancelled.done.result(timeout=5)
             assert_right(other)
-
-
-def test_plans_that_fail_when_they_are_launched_wait_for_what_is_under_way() -> None:
-    class Small(FakeDevice):
-        def launch(self, plan: StepPlan) -> Launched:
-            if plan.stage is Stage.STEP and plan.rows > 2:
-                raise OutOfMemory("too many rows")
-            return super().launch(plan)
-
-    with running(Small()) as engine:
-        for handle in [submit(engine, make_trajectory(seed=seed)) for seed in range(5)]:
-            assert_right(handle)
 
 
 @pytest.mark.parametrize("kind", [FakeRunner, FakeDevice])
