@@ -78,8 +78,9 @@ def pictures(
 
 
 def psnr(image: Pixels, reference: Pixels) -> float:
-    """Peak signal-to-noise ratio in dB, of images on [0, 1]."""
-    return float(-10 * np.log10(np.mean((image - reference) ** 2, dtype=np.float64)))
+    """Peak signal-to-noise ratio in dB, of images on [0, 1]; infinite where they are the same."""
+    error = np.mean((image - reference) ** 2, dtype=np.float64)
+    return float(-10 * np.log10(error)) if error else np.inf
 
 
 def side_by_side(images: Mapping[str, list[Pixels]]) -> Image.Image:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -28,6 +27,7 @@ from bench.load import Outcome, Send, closed_loop, combined, open_loop
 from bench.trace import make_trace
 from sdbento.malloc import keep_freed_memory
 from tests.support.server import Server, serving
+from tools.marked import replaced
 
 CONCURRENCY = 8
 CLOSED_ROUNDS = 2
@@ -177,10 +177,7 @@ def cost_lines(curve: Curve) -> list[str]:
 
 
 def write_report(text: str) -> None:
-    """Replace the part between the markers; everything around it is written by hand."""
-    old = REPORT.read_text()
-    pattern = r"(<!-- bench:begin[^\n]*-->\n).*?(<!-- bench:end -->)"
-    REPORT.write_text(re.sub(pattern, lambda m: f"{m[1]}{text}\n{m[2]}", old, flags=re.DOTALL))
+    REPORT.write_text(replaced(REPORT.read_text(encoding="utf-8"), "bench", text), encoding="utf-8")
 
 
 def main() -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-import re
 import textwrap
 import time
 from collections.abc import Iterator, Sequence
@@ -28,6 +27,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch.utils.flop_counter import FlopCounterMode
 
+from bench.fp8 import psnr
 from bench.hardware import hardware
 from bench.trace import COLOURS, SHAPES
 from sdbento.app import App
@@ -37,6 +37,7 @@ from sdbento.environment import load_settings
 from sdbento.request.schema import GenerateRequest
 from sdbento.runner.unet.deep_cache import kept_features, shallow
 from sdbento.runner.unet.token_merging import merged_tokens
+from tools.marked import replaced
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "bench" / "configs"
@@ -134,10 +135,9 @@ def _seconds(unet: Any, key: BatchKey, rows: int) -> float:
     return time.perf_counter() - started
 
 
-def psnr(one: Pixels, other: Pixels) -> float:
-    """Peak signal-to-noise ratio in dB."""
-    error = np.square(one.astype(float) - other.astype(float)).mean()
-    return float(10 * np.log10(255**2 / error)) if error else np.inf
+def _floats(picture: Pixels) -> NDArray[np.float32]:
+    """On [0, 1]."""
+    return picture.astype(np.float32) / np.float32(255)
 
 
 def quality_lines(pictures: dict[str, list[Pixels]], unet: Any) -> Iterator[str]:
@@ -147,7 +147,7 @@ def quality_lines(pictures: dict[str, list[Pixels]], unet: Any) -> Iterator[str]
     yield "| --- | --- | --- | --- | --- |"
     alone, together = measure_calls(unet, 1), measure_calls(unet, 8)
     for name, made in pictures.items():
-        values = [psnr(*pair) for pair in zip(made, pictures["none"], strict=True)]
+        values = list(map(psnr, map(_floats, made), map(_floats, pictures["none"])))
         likeness = f"{mean(values):.1f} | {min(values):.1f}" if name != "none" else "same | same"
         shares = [f"{100 * times[name] / times['none']:.0f}%" for times in (alone, together)]
         yield f"| {name} | {likeness} | {shares[0]} | {shares[1]} |"
@@ -216,14 +216,8 @@ def main() -> None:
     draw_sheet(pictures).save(PICTURES, optimize=True)
     tables = "\n".join([*quality_lines(pictures, unet), "", *operation_lines()])
     print(tables)
-    pattern = r"(<!-- less:begin[^\n]*-->\n).*?(<!-- less:end -->)"
-    written = re.sub(
-        pattern,
-        lambda match: f"{match[1]}{tables}\n{match[2]}",
-        REPORT.read_text(encoding="utf-8"),
-        flags=re.DOTALL,
-    )
-    REPORT.write_text(written, encoding="utf-8")
+    report = REPORT.read_text(encoding="utf-8")
+    REPORT.write_text(replaced(report, "less", tables), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -6,18 +6,17 @@ small networks.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from bench.gpu.rows import Kind, Row, latest, read
 from bench.gpu.tables import table
+from tools.marked import replaced
 
 ROOT = Path(__file__).parent.parent
 REPORT = ROOT / "docs" / "performance.md"
 RESULTS = ROOT / "bench" / "results" / "gpu"
 NOT_RUN = "**Not run on a GPU.**"
-MARKED = re.compile(r"(<!-- gpu:begin[^\n]*-->\n).*?(<!-- gpu:end -->)", re.DOTALL)
 
 
 def measured(folder: Path = RESULTS) -> str:
@@ -34,9 +33,7 @@ def _at_full_size(rows: Sequence[Row]) -> list[Row]:
 
 def written(text: str, folder: Path = RESULTS) -> str:
     """The document with the present tables between the markers."""
-    if not MARKED.search(text):
-        raise ValueError("the document has lost its gpu markers")
-    return MARKED.sub(lambda match: f"{match[1]}{measured(folder)}\n{match[2]}", text)
+    return replaced(text, "gpu", measured(folder))
 
 
 if __name__ == "__main__":

@@ -7,13 +7,13 @@ module's docstring.
 from __future__ import annotations
 
 import ast
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from sdbento.request.schema import PARTS, GenerateRequest
 from sdbento.settings import Settings
+from tools.marked import replaced
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "sdbento"
@@ -128,10 +128,7 @@ def written(path: Path) -> str:
     """The text of `path` with new tables between the markers."""
     text = path.read_text(encoding="utf-8")
     for name, table in TABLES[path].items():
-        start = re.search(rf"<!-- {name}:begin[^\n]*-->\n", text)
-        assert start is not None, f"{path.name} has lost its {name} marker"
-        end = text.index(f"<!-- {name}:end -->")
-        text = f"{text[: start.end()]}{table()}\n{text[end:]}"
+        text = replaced(text, name, table())
     return text
 
 
