@@ -15,13 +15,13 @@ from contextlib import aclosing
 import bentoml
 from bentoml._internal.server.http import traffic
 from PIL.Image import Image as PILImage
-from starlette.applications import Starlette
 from starlette.responses import Response
 
 from sdbento.doors.http import listings, ping
 from sdbento.doors.http.events import guarded_stream, server_sent_events
 from sdbento.doors.http.failures import guarded
 from sdbento.doors.http.guard import Guard, parsed_request
+from sdbento.doors.http.routing import mounted
 from sdbento.doors.runpod import api as runpod_api
 from sdbento.doors.runpod.lifespan import run_jobs
 from sdbento.environment import load_settings
@@ -46,10 +46,7 @@ keep_freed_memory()  # here, while the process that serves still has only one th
 traffic.TimeoutMiddleware = lambda app, timeout: app
 
 # BentoML's own routes are POST only and cannot have parameters in their paths.
-routes = Starlette(
-    routes=[*listings.ROUTES, *ping.ROUTES, *runpod_api.ROUTES],
-    lifespan=run_jobs,
-)
+routes = mounted(listings.router, ping.router, runpod_api.router, lifespan=run_jobs)
 
 
 @bentoml.service(

@@ -218,7 +218,8 @@ class App:
             lease.release()
             raise
         handle.done.add_done_callback(lambda _: lease.release())
-        return RunningRequest(request, handle)
+        own_sampler = str(models.pipeline.scheduler_config["_class_name"])
+        return RunningRequest(request, handle, own_sampler)
 
     async def _lease(self, specs: list[ModelSpec | ControlNetSpec], deadline: float) -> Lease:
         """Wait until the models are resident; other models keep stepping meanwhile."""

@@ -30,6 +30,7 @@ PACKAGES = (
     "models",
     "catalog",
     "samplers",
+    "access",
 )
 
 

@@ -1,4 +1,4 @@
-"""Images to files, with the generation parameters embedded, and back from what clients send.
+"""Images to files, and back from what clients send.
 
 What clients send is not trusted: bytes and pixels are counted before anything is decoded. Uses no
 torch, and opens no sockets itself: see `outbound`.
@@ -7,23 +7,20 @@ torch, and opens no sockets itself: see `outbound`.
 from __future__ import annotations
 
 import binascii
-import json
 import re
-from collections.abc import Mapping
 from contextlib import suppress
 from io import BytesIO
-from typing import Any
 from urllib.parse import unquote_to_bytes
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
-from PIL.PngImagePlugin import PngInfo
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from sdbento.errors import InvalidParameter, SDBentoError, TooLarge
+from sdbento.images.metadata import Metadata
 from sdbento.outbound import fetch, is_url
 from sdbento.settings import Settings
 
-QUALITY = 95  # of JPEG and WebP
+QUALITY = 95  # of JPEG and WebP, where a request does not say
 MEDIA_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # that are decoded
@@ -36,36 +33,24 @@ _URLSAFE = bytes.maketrans(b"-_", b"+/")
 
 
 def encode(
-    image: Image.Image, output_format: str, parameters: Mapping[str, Any] | None = None
+    image: Image.Image,
+    output_format: str,
+    metadata: Metadata | None = None,
+    *,
+    quality: int = QUALITY,
 ) -> bytes:
-    """`image` as a file in `output_format` (a key of MEDIA_TYPES).
+    """`image` as a file in `output_format` (a key of MEDIA_TYPES), with its `metadata` embedded.
 
-    `parameters` are embedded as JSON: in the text chunk "parameters" of a PNG, in the EXIF user
-    comment of other formats.
+    `quality`: of JPEG and WebP, 0 to 100.
     """
     buffer = BytesIO()
-    text = json.dumps(parameters) if parameters else None
+    metadata = metadata or Metadata()
     if output_format == "png":
-        image.save(buffer, "PNG", pnginfo=_png_info(text), compress_level=1)
+        image.save(buffer, "PNG", pnginfo=metadata.as_png_info(), compress_level=1)
     else:
-        image.save(buffer, output_format.upper(), quality=QUALITY, exif=_exif(text))
+        exif = metadata.as_exif()
+        image.save(buffer, output_format.upper(), quality=quality, exif=exif)
     return buffer.getvalue()
-
-
-def _png_info(text: str | None) -> PngInfo | None:
-    if text is None:
-        return None
-    info = PngInfo()
-    info.add_itxt("parameters", text)
-    return info
-
-
-def _exif(text: str | None) -> Image.Exif:
-    exif = Image.Exif()
-    if text is not None:
-        comment = b"UNICODE\0" + text.encode("utf-16-be")
-        exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = comment
-    return exif
 
 
 def read(source: str, settings: Settings, *, param: str) -> Image.Image:

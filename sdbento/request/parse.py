@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from pydantic import ValidationError
 
 from sdbento.errors import InvalidParameter, MalformedRequest, SDBentoError, nearest_names
@@ -36,23 +39,27 @@ def parse(
 
 def explain(error: ValidationError, what: str = "the body") -> SDBentoError:
     """The first problem as one sentence that names field, limit and what was given."""
-    first = error.errors(include_url=False)[0]
-    if first["type"] == "json_invalid":
-        return MalformedRequest(f"{what} is not JSON: {first['ctx']['error']}")
-    if not first["loc"]:
+    return explain_first(dict(error.errors(include_url=False)[0]), what)
+
+
+def explain_first(problem: Mapping[str, Any], what: str = "the body") -> SDBentoError:
+    """The same for one of the problems that pydantic lists."""
+    if problem["type"] == "json_invalid":
+        return MalformedRequest(f"{what} is not JSON: {problem['ctx']['error']}")
+    if not problem["loc"]:
         return MalformedRequest(f"{what} must be a JSON object")
-    field = _shorten(".".join(str(part) for part in first["loc"]))
-    match first["type"]:
+    field = _shorten(".".join(str(part) for part in problem["loc"]))
+    match problem["type"]:
         case "missing":
             return InvalidParameter(f"{field} is required", param=field)
         case "extra_forbidden":
-            known = list(PARTS.get(str(first["loc"][0]), GenerateRequest).model_fields)
-            message = f"{field} is not a known field; {_meant(first['loc'][-1], known)}"
+            known = list(PARTS.get(str(problem["loc"][0]), GenerateRequest).model_fields)
+            message = f"{field} is not a known field; {_meant(problem['loc'][-1], known)}"
             return InvalidParameter(message, param=field)
-    problem = first["msg"].removeprefix("Input ")
-    problem = problem[:1].lower() + problem[1:]
+    text = problem["msg"].removeprefix("Input ")
+    text = text[:1].lower() + text[1:]
     return InvalidParameter(
-        f"{field} {problem}; given: {_shorten(repr(first['input']))}", param=field
+        f"{field} {text}; given: {_shorten(repr(problem['input']))}", param=field
     )
 
 

@@ -15,12 +15,14 @@ from sdbento.engine.handle import Handle
 from sdbento.engine.trajectory import image_of
 from sdbento.images import codec
 from sdbento.images.canvas import Overlay
+from sdbento.images.metadata import Metadata
 from sdbento.outbound import is_url
+from sdbento.request.embedded import infotext_of, public
 from sdbento.request.resolved import ResolvedRequest
 from sdbento.request.schema import GenerateRequest, GenerateResponse, Timings
 from sdbento.request.settle import SettledRequest
 
-NOT_PARAMETERS = {"output_format", "preview_every", "timeout", "num_images"}
+NOT_PARAMETERS = {"output_format", "output_compression", "preview_every", "timeout", "num_images"}
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Result:
     """The images of a request, and how they were made."""
 
     request: SettledRequest
+    sampler: str  # the one that was used, which may be the model's own
     images: list[Image.Image]
     timings: Timings
     warnings: tuple[str, ...]
@@ -43,9 +46,20 @@ class Result:
         chosen = {name: value for name, value in asked.items() if name not in NOT_PARAMETERS}
         return chosen | {"seed": self.seeds[image]}
 
+    def infotext(self, image: int = 0) -> str:
+        """How image number `image` was made, as AUTOMATIC1111's web UI writes it."""
+        return infotext_of(self.request, self.sampler, self.seeds[image])
+
     def encode(self, image: int = 0) -> bytes:
-        """Image number `image` as a file, with its parameters embedded."""
-        return codec.encode(self.images[image], self.request.output_format, self.parameters(image))
+        """Image number `image` as a file, which says how it was made."""
+        metadata = Metadata(self.infotext(image), public(self.parameters(image)))
+        quality = self.request.output_compression
+        return codec.encode(
+            self.images[image],
+            self.request.output_format,
+            metadata,
+            quality=codec.QUALITY if quality is None else quality,
+        )
 
     async def to_response(self) -> GenerateResponse:
         """The answer; images are encoded off the event loop, which takes milliseconds for each."""
@@ -56,6 +70,7 @@ class Result:
         return GenerateResponse(
             images=await asyncio.to_thread(encode_all),
             seeds=self.seeds,
+            infotexts=[self.infotext(i) for i in range(len(self.images))],
             model=self.request.model,
             parameters=self.parameters(),
             timings=self.timings,
@@ -64,14 +79,16 @@ class Result:
 
 
 class RunningRequest:
-    """A request in the engine: its handle, and what of it the result still needs.
+    """A request in the engine: its handle, and what of it the result still needs. `own_sampler`:
+    that of its model.
 
     The images that came with it are not among that, so that they do not stay in memory.
     """
 
-    def __init__(self, request: ResolvedRequest, handle: Handle) -> None:
+    def __init__(self, request: ResolvedRequest, handle: Handle, own_sampler: str) -> None:
         self.handle = handle
         self._settled = request.settled
+        self._sampler = request.settled.scheduler or own_sampler
         self._overlay: Overlay | None = None if request.canvas is None else request.canvas.overlay
         self._warnings = request.warnings
         self._arrived = request.arrived
@@ -88,6 +105,7 @@ class RunningRequest:
         images = [image_of(trajectory) for trajectory in handle.trajectories]
         return Result(
             request=self._settled,
+            sampler=self._sampler,
             images=images if overlay is None else [overlay.apply(image) for image in images],
             timings=Timings(
                 queued=round(started - self._arrived, 4),

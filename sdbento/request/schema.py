@@ -261,6 +261,9 @@ class GenerateRequest(_Strict):
     )
     eta: Fraction = Field(0.0, description="Noise of DDIM and TCD; other samplers ignore it")
     output_format: OutputFormat = Field("png", description="Format of the images")
+    output_compression: Annotated[int, Field(ge=0, le=100)] | None = Field(
+        None, description="Quality of JPEG and WebP; absent: 95"
+    )
     timeout: Annotated[float, Field(gt=0, le=MAX_TIMEOUT, allow_inf_nan=False)] | None = Field(
         None, description="Seconds after which the request is given up"
     )
@@ -307,6 +310,9 @@ class GenerateResponse(BaseModel):
 
     images: list[str] = Field(description="Base64 of the encoded images")
     seeds: list[int] = Field(description="The seed of each image")
+    infotexts: list[str] = Field(
+        description="How each image was made, as AUTOMATIC1111's web UI writes it"
+    )
     model: str
     parameters: dict[str, Any] = Field(description="All parameters as they were used")
     timings: Timings

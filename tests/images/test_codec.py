@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import struct
 import zlib
 from contextlib import suppress
@@ -17,7 +16,6 @@ from sdbento.images import codec
 from sdbento.images.codec import MEDIA_TYPES, decode, encode, flatten, read
 from sdbento.settings import Settings
 
-PARAMETERS = {"prompt": "a café ☕", "seed": 2**63 - 1}
 RED = Image.new("RGB", (16, 8), (255, 0, 0))
 SETTINGS = Settings()
 
@@ -67,19 +65,6 @@ def test_an_image_survives_in_every_format(output_format: str) -> None:
     assert decoded.size == (16, 8)
     red, green, blue = decoded.convert("RGB").getpixel((4, 4))  # type: ignore[misc]
     assert red > 250 > 5 > max(green, blue)
-
-
-def test_a_png_carries_its_parameters_as_text() -> None:
-    decoded = Image.open(BytesIO(encode(RED, "png", PARAMETERS)))
-    assert json.loads(decoded.info["parameters"]) == PARAMETERS
-
-
-@pytest.mark.parametrize("output_format", ["jpeg", "webp"])
-def test_jpeg_and_webp_carry_them_as_the_exif_user_comment(output_format: str) -> None:
-    exif = Image.open(BytesIO(encode(RED, output_format, PARAMETERS))).getexif()
-    comment = exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment]
-    assert comment.startswith(b"UNICODE\0")
-    assert json.loads(comment[8:].decode("utf-16-be")) == PARAMETERS
 
 
 # Where an image may come from

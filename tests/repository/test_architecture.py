@@ -30,7 +30,7 @@ FLOORS = (
     {"images", "lora"},
     {"models"},
     {"catalog"},
-    {"samplers", "outbound", "environment"},
+    {"samplers", "outbound", "environment", "access"},
     {"errors", "heavy_imports", "malloc", "metrics", "settings", "threads"},
     {"backoff", "background"},
 )
@@ -97,7 +97,11 @@ def imports_point_downward(module: str, tree: ast.Module) -> Iterator[str]:
 def defined_names(module: str) -> set[str]:
     """What a module defines itself, at its top level."""
     names = set()
-    for node in ast.parse(SOURCES[module].read_text(encoding="utf-8")).body:
+    body = ast.parse(SOURCES[module].read_text(encoding="utf-8")).body
+    only_if = [
+        node for statement in body if isinstance(statement, ast.If) for node in statement.body
+    ]
+    for node in body + only_if:
         match node:
             case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
                 names.add(name)

@@ -89,6 +89,8 @@ BOUNDS: list[tuple[str, Any, Any, str]] = [
     ("num_images", MAX_IMAGES, MAX_IMAGES + 1, f"less than or equal to {MAX_IMAGES}"),
     ("eta", 0, -0.5, "greater than or equal to 0"),
     ("eta", 1, 1.5, "less than or equal to 1"),
+    ("output_compression", 0, -1, "greater than or equal to 0"),
+    ("output_compression", 100, 101, "less than or equal to 100"),
     ("timeout", 0.1, 0, "greater than 0"),
     ("timeout", MAX_TIMEOUT, MAX_TIMEOUT + 1, f"less than or equal to {MAX_TIMEOUT}"),
     ("timeout", 1, float("inf"), "a finite number"),

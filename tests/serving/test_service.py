@@ -20,6 +20,8 @@ import pytest
 from PIL import Image
 from starlette.requests import Request
 
+from sdbento.images import infotext
+from sdbento.images.metadata import read_metadata
 from tests.support.server import (
     QUICK,
     ROOT,
@@ -55,12 +57,15 @@ def test_the_image_carries_its_parameters(server: Server) -> None:
     response = post(server, "/txt2img", **QUICK)
     assert response.headers["content-type"] == "image/png"
     assert response.headers["x-seed"] == "7"
-    embedded = Image.open(BytesIO(response.content)).info["parameters"]
-    assert json.loads(embedded)["seed"] == 7
+    embedded = read_metadata(response.content)
+    assert embedded.parameters is not None and embedded.parameters["seed"] == 7
+    assert post(server, **QUICK).json()["infotexts"] == [embedded.infotext]
+    assert infotext.read(embedded.infotext or "")["Sampler"] == "DDIM"  # the model's own
     for name, kind in (("jpeg", "JPEG"), ("webp", "WEBP")):
         response = post(server, "/txt2img", output_format=name, **QUICK)
         assert response.headers["content-type"] == f"image/{name}"
         assert Image.open(BytesIO(response.content)).format == kind
+        assert read_metadata(response.content) == embedded
 
 
 def test_a_stream_reports_the_queue_steps_previews_and_the_end(server: Server) -> None:

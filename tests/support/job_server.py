@@ -70,6 +70,7 @@ def response_to(request: GenerateRequest) -> GenerateResponse:
     return GenerateResponse(
         images=[image],
         seeds=[request.seed or 0],
+        infotexts=["x"],
         model="fake",
         parameters={},
         timings=Timings(queued=0, denoising=0, decoding=0, total=0),

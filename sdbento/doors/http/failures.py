@@ -1,4 +1,4 @@
-"""Errors as HTTP answers: one shape for all of them, whoever raised them.
+"""Errors as HTTP answers: one shape for all of a door's, whoever raised them.
 
 What a handler of BentoML raises becomes an answer in a shape of BentoML's, most often a bare 500.
 So `guarded` notes the error of a handler, and `OneErrorShape`, which the Guard puts around every
@@ -11,10 +11,12 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
+from dataclasses import dataclass
 from http import HTTPStatus
-from typing import ParamSpec, TypeVar
+from operator import attrgetter
+from typing import Any, ParamSpec, TypeVar
 
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse, Response
@@ -60,7 +62,9 @@ def note(exc: Exception) -> SDBentoError:
     return error
 
 
-def guarded(handler: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
+def guarded(
+    handler: Callable[P, Coroutine[Any, Any, T]],
+) -> Callable[P, Coroutine[Any, Any, T]]:
     """Let the Guard answer with whatever `handler` raises."""
 
     @functools.wraps(handler)
@@ -74,26 +78,46 @@ def guarded(handler: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
     return wrapper
 
 
-def error_response(error: SDBentoError) -> JSONResponse:
-    """The one error shape, with Retry-After where the error says when to try again."""
+@dataclass(frozen=True)
+class ErrorShape:
+    """How a door tells its clients of an error: ours, where it imitates nobody's API."""
+
+    body: Callable[[SDBentoError], dict[str, Any]] = SDBentoError.to_body
+    status: Callable[[SDBentoError], int] = attrgetter("status")
+
+
+OURS = ErrorShape()
+
+
+def error_response(error: SDBentoError, shape: ErrorShape = OURS) -> JSONResponse:
+    """The error as an answer, with Retry-After where it says when to try again."""
     headers = {}
     if error.retry_after is not None:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
-    return JSONResponse(error.to_body(), status_code=error.status, headers=headers)
+    return JSONResponse(shape.body(error), status_code=shape.status(error), headers=headers)
 
 
 class OneErrorShape:
     """A `send` that replaces an answer when the handler failed or a framework refused the request.
 
     `own_path`: no error of a framework passes, not even in JSON. On other paths a JSON error is
-    the route's own answer.
+    the route's own answer. `shape` is that of the door which the path belongs to.
     """
 
-    def __init__(self, scope: Scope, send: Send, failure: Failure, *, own_path: bool) -> None:
+    def __init__(
+        self,
+        scope: Scope,
+        send: Send,
+        failure: Failure,
+        *,
+        own_path: bool,
+        shape: ErrorShape = OURS,
+    ) -> None:
         self._scope = scope
         self._send = send
         self._failure = failure
         self._own_path = own_path
+        self._shape = shape
         self._replaced_status: int | None = None
         self._allow: str | None = None
         self._body = b""
@@ -121,7 +145,8 @@ class OneErrorShape:
     async def _replace(self) -> None:
         assert self._replaced_status is not None
         error = self._failure.error or self._unrouted(self._replaced_status)
-        response = error_response(error or _translate(self._replaced_status, self._body))
+        error = error or _translate(self._replaced_status, self._body)
+        response = error_response(error, self._shape)
         if self._allow is not None:
             response.headers["Allow"] = self._allow
         await self._send(

@@ -10,13 +10,14 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from types import MappingProxyType
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sdbento.doors.http import failures
-from sdbento.doors.http.failures import OneErrorShape, error_response
+from sdbento.doors.http.failures import OURS, ErrorShape, OneErrorShape, error_response
 from sdbento.doors.http.forms import form_as_json, is_form
 from sdbento.errors import Cancelled, SDBentoError, TooLarge
 from sdbento.request.parse import parse
@@ -40,7 +41,8 @@ class Guard:
     A body over the limit is answered with 413. The body of a POST to a path of `request_models` is
     parsed here, and only here, as a request of that class; `parsed_request` returns it. It is a
     form, or else JSON whatever its Content-Type says. When the client goes away, the handler is
-    cancelled.
+    cancelled. Errors have the shape of the door that a path belongs to, by its prefix in
+    `error_shapes`.
     """
 
     def __init__(
@@ -48,23 +50,26 @@ class Guard:
         app: ASGIApp,
         load_settings: Callable[[], Settings],
         request_models: Mapping[str, type[GenerateRequest]],
+        error_shapes: Mapping[str, ErrorShape] = MappingProxyType({}),
     ) -> None:
         self.app = app
         self._max_body_bytes = load_settings().max_body_bytes
         self._request_models = request_models
+        self._error_shapes = error_shapes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         own_path = scope["path"] in self._request_models
-        answer = OneErrorShape(scope, send, failures.watch(), own_path=own_path)
+        shape = self._shape_of(scope["path"])
+        answer = OneErrorShape(scope, send, failures.watch(), own_path=own_path, shape=shape)
         try:
             body = await self._read_body(scope, receive)
             if own_path and scope["method"] == "POST":
                 scope, body = await self._parse(scope, body), b""  # it may hold large images
         except SDBentoError as error:
-            await error_response(error)(scope, receive, send)
+            await error_response(error, shape)(scope, receive, send)
             return
         except _ClientGone:
             return
@@ -73,6 +78,10 @@ class Guard:
             # Only BentoML's access log takes note of this answer.
             with suppress(OSError):
                 await error_response(Cancelled("the client went away"))(scope, receive, send)
+
+    def _shape_of(self, path: str) -> ErrorShape:
+        shapes = (shape for prefix, shape in self._error_shapes.items() if path.startswith(prefix))
+        return next(shapes, OURS)
 
     async def _read_body(self, scope: Scope, receive: Receive) -> bytes:
         limit = self._max_body_bytes

@@ -11,10 +11,9 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING
 
-from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
+from sdbento.doors.http.routing import TheApp, door
 from sdbento.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
@@ -30,11 +29,13 @@ def status_of(app: App) -> HTTPStatus:
     return HTTPStatus.OK if app.ready else HTTPStatus.NO_CONTENT
 
 
-async def ping(request: Request) -> Response:
-    return Response(status_code=status_of(request.app.state.app))
+router = door("Health")
 
 
-ROUTES = [Route("/ping", ping)]
+@router.get("/ping", responses={204: {"description": "Loading"}, 503: {"description": "Broken"}})
+async def ping(app: TheApp) -> Response:
+    """For RunPod's load balancer: whether requests can be sent, by the status alone."""
+    return Response(status_code=status_of(app))
 
 
 class HealthListener:

@@ -15,14 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 
-from sdbento.doors.http.failures import guarded
+from sdbento.doors.http.routing import app_of, door
 from sdbento.doors.runpod.lifespan import running_jobs
 from sdbento.errors import InvalidParameter, NotFound, Unavailable
 from sdbento.jobs.runpod_format import new_job
 from sdbento.jobs.service import Jobs
-from sdbento.settings import Settings
 
 if TYPE_CHECKING:
     from sdbento.app import App
@@ -40,13 +38,11 @@ def jobs_of(request: Request) -> Jobs:
     return jobs
 
 
-@guarded
 async def run(request: Request) -> Response:
     job_id = await _submit(request, sync=False)
     return JSONResponse({"id": job_id, "status": "IN_QUEUE"})
 
 
-@guarded
 async def runsync(request: Request) -> Response:
     seconds = _seconds(request, WAIT)
     job_id = await _submit(request, sync=True)
@@ -54,20 +50,17 @@ async def runsync(request: Request) -> Response:
     return _json(await jobs.describe(await jobs.wait(job_id, seconds)))
 
 
-@guarded
 async def status(request: Request) -> Response:
     jobs = jobs_of(request)
     return _json(await jobs.describe(await jobs.get(_id(request))))
 
 
-@guarded
 async def status_sync(request: Request) -> Response:
     """Missing in RunPod's reference, but its SDKs for JavaScript and Go call it after /runsync."""
     jobs, seconds = jobs_of(request), _seconds(request, WAIT)
     return _json(await jobs.describe(await jobs.wait(_id(request), seconds)))
 
 
-@guarded
 async def stream(request: Request) -> Response:
     seconds = _seconds(request, STREAM_WAIT)
     job, events = await jobs_of(request).stream(_id(request), seconds)
@@ -75,25 +68,21 @@ async def stream(request: Request) -> Response:
     return _json(await asyncio.to_thread(lambda: json.dumps(answer).encode()))
 
 
-@guarded
 async def cancel(request: Request) -> Response:
     job = await asyncio.shield(jobs_of(request).cancel(_id(request)))
     return JSONResponse({"id": job.id, "status": job.status})
 
 
-@guarded
 async def retry(request: Request) -> Response:
     await asyncio.shield(jobs_of(request).retry(_id(request)))
     return JSONResponse({"id": _id(request), "status": "IN_QUEUE"})
 
 
-@guarded
 async def purge_queue(request: Request) -> Response:
     removed = await asyncio.shield(jobs_of(request).purge())
     return JSONResponse({"removed": removed, "status": "completed"})
 
 
-@guarded
 async def health(request: Request) -> Response:
     """Counts of the jobs in the store, and of workers: there is one, this server."""
     jobs = jobs_of(request)
@@ -107,7 +96,7 @@ async def health(request: Request) -> Response:
             "inQueue": num["IN_QUEUE"],
             "retried": counts.retries,
         },
-        "workers": _workers(request.app.state.app, jobs),
+        "workers": _workers(app_of(request), jobs),
     }
     return JSONResponse(answer)
 
@@ -127,7 +116,7 @@ def _workers(app: App, jobs: Jobs) -> dict[str, int]:
 async def _submit(request: Request, *, sync: bool) -> str:
     """Store the job that a request asks for. Returns its id."""
     jobs = jobs_of(request)
-    settings: Settings = request.app.state.app.settings
+    settings = app_of(request).settings
     new = await asyncio.to_thread(new_job, await request.body(), settings, sync=sync)
     await asyncio.shield(jobs.submit(new))
     return new.id
@@ -166,8 +155,9 @@ HANDLERS: dict[str, tuple[Callable[[Request], Awaitable[Response]], list[str]]] 
     "/purge-queue": (purge_queue, ["POST"]),
     "/health": (health, ["GET"]),
 }
-ROUTES = [
-    Route(prefix + path, handler, methods=methods)
-    for prefix in ("", "/v2/{endpoint_id}")
-    for path, (handler, methods) in HANDLERS.items()
-]
+router = door("Jobs")
+for path, (handler, methods) in HANDLERS.items():
+    router.add_api_route(path, handler, methods=methods)
+    router.add_api_route(
+        "/v2/{endpoint_id}" + path, handler, methods=methods, include_in_schema=False
+    )

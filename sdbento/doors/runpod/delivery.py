@@ -17,6 +17,7 @@ from PIL import Image
 from sdbento.doors.runpod.bucket import VARIABLES, Bucket
 from sdbento.errors import SDBentoError, TooLarge
 from sdbento.images import codec
+from sdbento.images.metadata import read_metadata
 from sdbento.jobs.runpod_format import SYNC_PREFIX, JobInput, Output
 from sdbento.request.schema import GenerateResponse
 from sdbento.settings import Settings
@@ -77,15 +78,15 @@ def _uploaded(
 
 
 def _as_jpegs(response: GenerateResponse, size: int, limit: int) -> GenerateResponse:
-    """The response with JPEG images, parameters embedded, and a warning that says why."""
+    """The response with JPEG images, metadata and all, and a warning that says why."""
 
-    def convert(image: str, seed: int) -> str:
-        with Image.open(BytesIO(b64decode(image))) as opened:
-            parameters = response.parameters | {"seed": seed}
-            data = codec.encode(opened.convert("RGB"), "jpeg", parameters)
-        return b64encode(data).decode("ascii")
+    def convert(image: str) -> str:
+        data = b64decode(image)
+        with Image.open(BytesIO(data)) as opened:
+            jpeg = codec.encode(opened.convert("RGB"), "jpeg", read_metadata(data))
+        return b64encode(jpeg).decode("ascii")
 
-    converted = [convert(*pair) for pair in zip(response.images, response.seeds, strict=True)]
+    converted = [convert(image) for image in response.images]
     warning = f"sent as JPEG: the result had {size} bytes, the limit is {limit}"
     return response.model_copy(
         update={"images": converted, "warnings": [*response.warnings, warning]}

@@ -17,6 +17,7 @@ def response(num_images: int = 1) -> GenerateResponse:
     return GenerateResponse(
         images=[b64encode(b"image %d" % i).decode() for i in range(num_images)],
         seeds=list(range(7, 7 + num_images)),
+        infotexts=["x"] * num_images,
         model="shapes",
         parameters={},
         timings=Timings(queued=0, denoising=1, decoding=0.25, total=1.25),

@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
 from sdbento.app import App
 from sdbento.doors.http import listings
+from sdbento.doors.http.routing import mounted
 from sdbento.environment import load_settings
 
 
 @pytest.fixture
 def client() -> Iterator[TestClient]:
     app = App(load_settings(sd_model="shapes"))
-    mounted = Starlette(routes=listings.ROUTES)
-    mounted.state.app = app
-    yield TestClient(mounted)
+    routes = mounted(listings.router)
+    routes.state.app = app
+    yield TestClient(routes)
     app.close()
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import httpx
 import pytest
-from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
 from sdbento.doors.http import ping
+from sdbento.doors.http.routing import mounted
 from sdbento.environment import load_settings
 from sdbento.settings import SettingsError
 from tests.support.server import free_port
@@ -24,9 +24,9 @@ class FakeApp:
 
 def test_ping_distinguishes_loading_ready_and_broken() -> None:
     app = FakeApp()
-    mounted = Starlette(routes=ping.ROUTES)
-    mounted.state.app = app
-    client = TestClient(mounted)
+    routes = mounted(ping.router)
+    routes.state.app = app
+    client = TestClient(routes)
 
     assert (client.get("/ping").status_code, client.get("/ping").content) == (204, b"")
     app.ready = True

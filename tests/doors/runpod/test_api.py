@@ -24,10 +24,10 @@ import uvicorn
 from PIL import Image
 from runpod.endpoint.asyncio.asyncio_runner import Endpoint as AsyncioEndpoint
 from runpod.http_client import AsyncClientSession
-from starlette.applications import Starlette
 
 from sdbento.app import App
 from sdbento.doors.http.guard import Guard
+from sdbento.doors.http.routing import mounted
 from sdbento.doors.runpod import api, lifespan
 from sdbento.jobs.store import JobStore
 from sdbento.jobs.table import Job
@@ -264,7 +264,7 @@ class QuickRunner(FakeRunner):
 def served_without_bentoml(folder: Path, *, seconds: float = 0.0, **options: Any) -> Iterator[str]:
     """The address of the routes on an App whose runner takes `seconds` a step."""
     settings = Settings(sd_model="shapes", state_dir=folder, **options)
-    routes = Starlette(routes=api.ROUTES, lifespan=lifespan.run_jobs)
+    routes = mounted(api.router, lifespan=lifespan.run_jobs)
     app = routes.state.app = App(settings, QuickRunner(seconds=seconds))
     app.start()
     port = free_port()

@@ -34,6 +34,7 @@ def response_of(num_images: int = 1, side: int = 64) -> GenerateResponse:
     return GenerateResponse(
         images=[image] * num_images,
         seeds=list(range(num_images)),
+        infotexts=["x"] * num_images,
         model="shapes",
         parameters={"prompt": "x"},
         timings=Timings(queued=0, denoising=0, decoding=0, total=0),

@@ -69,7 +69,7 @@ def test_the_output_of_a_job_is_a_list_of_base64_images(
     assert len(output) == 1
     drawn = opened(output[0])
     assert drawn.size == (128, 128)
-    assert json.loads(drawn.info["parameters"])["seed"] == 7
+    assert json.loads(drawn.info["sdbento"])["seed"] == 7
 
 
 def test_a_job_may_ask_for_the_full_response(platform: Platform, worker: WorkerProcess) -> None:
@@ -241,7 +241,7 @@ def test_a_large_result_goes_to_the_bucket_and_sigterm_loses_no_job(
         job = platform.submit("w2", QUICK).wait()
         [url] = job.output
         drawn = Image.open(BytesIO(httpx.get(url, trust_env=False).content))
-        assert json.loads(drawn.info["parameters"])["seed"] == 7
+        assert json.loads(drawn.info["sdbento"])["seed"] == 7
         assert "hush" not in worker.log + url
 
         long = {**QUICK, "num_inference_steps": 40}

@@ -1,0 +1,1 @@
+"""Who asks: callers, their keys, and what a key allows."""

@@ -1,0 +1,38 @@
+"""On whose behalf the present task works. Doors say so, App and the jobs ask.
+
+A context variable and no parameter, so that no door can forget to pass it on: tasks and
+`asyncio.to_thread` inherit it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Whoever sends requests with one key; `name` is the key's. None: the server has no keys."""
+
+    name: str | None = None
+
+
+ANYBODY = Caller()
+
+_current: ContextVar[Caller] = ContextVar("caller", default=ANYBODY)
+
+
+def current_caller() -> Caller:
+    return _current.get()
+
+
+@contextmanager
+def acting_for(caller: Caller) -> Iterator[None]:
+    """Work on behalf of `caller`."""
+    token = _current.set(caller)
+    try:
+        yield
+    finally:
+        _current.reset(token)

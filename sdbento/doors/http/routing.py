@@ -1,0 +1,103 @@
+"""What the routes of all doors share: how they reach the App, read a body, and fail.
+
+A door is an APIRouter that `door` has made; `mounted` makes one application of all of them. Typed
+bodies and answers are FastAPI's; errors become answers in the Guard (see `failures`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Coroutine
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING, Annotated, Any
+
+from fastapi import APIRouter, Depends, FastAPI
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.types import Scope
+
+from sdbento.doors.http.failures import guarded
+from sdbento.doors.http.forms import is_form
+from sdbento.request.parse import explain_first
+
+LARGE_BODY = 64 * 1024  # bytes from which on a body is parsed on a thread
+
+
+def app_of(request: Request) -> App:
+    app: App = request.app.state.app
+    return app
+
+
+# The App, as a parameter of a handler. FastAPI would want to import its class, and torch with it.
+if TYPE_CHECKING:
+    from sdbento.app import App
+
+    TheApp = App
+else:
+    TheApp = Annotated[Any, Depends(app_of)]
+
+
+def door(tag: str) -> APIRouter:
+    """The routes of one door; `tag` is their heading in the OpenAPI document."""
+    return APIRouter(tags=[tag], route_class=DoorRoute)
+
+
+def mounted(
+    *doors: APIRouter,
+    lifespan: Callable[[Any], AbstractAsyncContextManager[None]] | None = None,
+) -> FastAPI:
+    """One application with all `doors`; its `state.app` must be set to the App."""
+    routes = FastAPI(
+        openapi_url=None,
+        lifespan=lifespan,
+        exception_handlers={HTTPException: _unrouted},
+    )
+    for router in doors:
+        routes.include_router(router)
+    return routes
+
+
+class DoorRoute(APIRoute):
+    """A route that reads any body but a form as JSON, whatever its Content-Type says, and whose
+    errors the Guard answers."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        @guarded
+        async def handle_or_fail(request: Request) -> Response:
+            try:
+                return await handle(_JSONRequest(request.scope, request.receive))
+            except RequestValidationError as error:
+                first = dict(error.errors()[0])
+                first["loc"] = first["loc"][1:]  # without "body" or "query"
+                raise explain_first(first) from None
+
+        return handle_or_fail
+
+
+class _JSONRequest(Request):
+    """Says that its body is JSON, as `curl -d` does not, and parses large ones on a thread."""
+
+    def __init__(self, scope: Scope, *args: Any) -> None:
+        headers = MutableHeaders(raw=list(scope["headers"]))
+        if not is_form(headers):
+            headers["content-type"] = "application/json"
+        super().__init__(dict(scope, headers=headers.raw), *args)
+
+    async def json(self) -> Any:
+        body = await self.body()
+        if len(body) < LARGE_BODY:
+            return json.loads(body)
+        return await asyncio.to_thread(json.loads, body)
+
+
+async def _unrouted(_: Request, error: Exception) -> Response:
+    """A bare answer where no route fits, which the Guard puts into words."""
+    assert isinstance(error, HTTPException)
+    return PlainTextResponse(str(error.detail), error.status_code, headers=error.headers)

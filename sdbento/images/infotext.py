@@ -1,0 +1,54 @@
+"""AUTOMATIC1111's "infotext": how an image was made, as a text that other programs read too.
+
+    a cat <lora:sketch:0.8>
+    Negative prompt: blurry
+    Steps: 20, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 7, Seed: 42, Size: 512x768, ...
+
+Source: `create_infotext` and `parse_generation_parameters` of the web UI (modules/processing.py,
+modules/infotext_utils.py). Knows nothing of requests, and of files: `codec` embeds it in them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+
+NEGATIVE = "Negative prompt:"
+MIN_PAIRS = 3  # with fewer, the web UI takes the last line for a part of the prompt
+_PAIR = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
+
+
+def write(prompt: str, negative_prompt: str | None, pairs: Iterable[tuple[str, object]]) -> str:
+    """The infotext with these prompts and, in its last line, these names and values."""
+    lines = [prompt]
+    if negative_prompt:
+        lines.append(f"{NEGATIVE} {negative_prompt}")
+    lines.append(", ".join(f"{name}: {_quoted(str(value))}" for name, value in pairs))
+    return "\n".join(lines)
+
+
+def read(infotext: str) -> dict[str, str]:
+    """What an infotext says, by its names for it, "Prompt" and "Negative prompt" first."""
+    *lines, last = infotext.strip().split("\n")
+    pairs = _PAIR.findall(last)
+    if len(pairs) < MIN_PAIRS:
+        lines, pairs = [*lines, last], []
+    positive, found, negative = "\n".join(lines).partition(NEGATIVE)
+    prompts = {"Prompt": positive.strip()}
+    if found:
+        prompts["Negative prompt"] = negative.strip()
+    return prompts | {name: _unquoted(value) for name, value in pairs}
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False) if re.search(r"[,:\n]", text) else text
+
+
+def _unquoted(text: str) -> str:
+    if not (text.startswith('"') and text.endswith('"')):
+        return text
+    try:
+        return str(json.loads(text))
+    except ValueError:
+        return text

@@ -1,0 +1,47 @@
+"""AUTOMATIC1111's infotext, written, and read as the web UI reads it."""
+
+from __future__ import annotations
+
+import pytest
+
+from sdbento.images import infotext
+
+PAIRS = [("Steps", 20), ("Sampler", "DPM++ 2M"), ("CFG scale", "7"), ("Seed", 42)]
+
+
+def test_it_has_the_layout_of_the_web_ui() -> None:
+    assert infotext.write("a cat", "blurry", PAIRS) == (
+        "a cat\nNegative prompt: blurry\nSteps: 20, Sampler: DPM++ 2M, CFG scale: 7, Seed: 42"
+    )
+
+
+def test_there_is_no_line_for_an_empty_negative_prompt() -> None:
+    assert infotext.write("a cat", None, PAIRS).count("\n") == 1
+
+
+@pytest.mark.parametrize("prompt", ["a cat", "a cat\nin two lines", "", "Steps: 3, a: b"])
+@pytest.mark.parametrize("negative", [None, "blurry, low: quality\nand more"])
+def test_what_is_written_is_read(prompt: str, negative: str | None) -> None:
+    pairs = [*PAIRS, ("ControlNet 0", 'Module: canny, Model: "x"'), ("Model", "a, b: c\nd")]
+    read = infotext.read(infotext.write(prompt, negative, pairs))
+    expected = {"Prompt": prompt} | ({"Negative prompt": negative} if negative else {})
+    assert read == expected | {name: str(value) for name, value in pairs}
+
+
+def test_the_example_of_the_web_ui_is_read() -> None:
+    read = infotext.read(
+        "girl by the sea <lora:name:0.8>\n"
+        "Negative prompt: bad hands\n"
+        "Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: 965400086, Size: 512x512, "
+        'Model hash: 45dee52b, Lora hashes: "name: 1234567890ab, other: 0", Version: v1.10.1'
+    )
+    assert read["Prompt"] == "girl by the sea <lora:name:0.8>"
+    assert read["Negative prompt"] == "bad hands"
+    assert read["Size"] == "512x512"
+    assert read["Lora hashes"] == "name: 1234567890ab, other: 0"
+    assert read["Version"] == "v1.10.1"
+
+
+def test_a_text_without_parameters_is_a_prompt() -> None:
+    assert infotext.read("a cat: a small one") == {"Prompt": "a cat: a small one"}
+    assert infotext.read("") == {"Prompt": ""}
