@@ -17,6 +17,7 @@ from bentoml._internal.server.http import traffic
 from PIL.Image import Image as PILImage
 from starlette.responses import Response
 
+from sdbento.doors.a1111.failures import ERRORS as A1111_ERRORS
 from sdbento.doors.http import listings, ping
 from sdbento.doors.http.events import guarded_stream, server_sent_events
 from sdbento.doors.http.failures import guarded
@@ -141,6 +142,7 @@ StableDiffusion.add_asgi_middleware(  # type: ignore[attr-defined]  # it is a Se
         "/img2img": ImageRequest,
         "/inpaint": MaskedRequest,
     },
+    error_shapes={"/sdapi/": A1111_ERRORS, "/controlnet/": A1111_ERRORS},
 )
 
 # The Guard has parsed the body. Without this BentoML would parse it again: twice the time on the
