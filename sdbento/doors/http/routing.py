@@ -23,6 +23,7 @@ from starlette.types import Scope
 
 from sdbento.doors.http.failures import guarded
 from sdbento.doors.http.forms import is_form
+from sdbento.errors import MalformedRequest
 from sdbento.request.parse import explain_first
 
 LARGE_BODY = 64 * 1024  # bytes from which on a body is parsed on a thread
@@ -77,6 +78,8 @@ class DoorRoute(APIRoute):
                 first = dict(error.errors()[0])
                 first["loc"] = first["loc"][1:]  # without "body" or "query"
                 raise explain_first(first) from None
+            except HTTPException as error:  # by FastAPI, for a body that cannot be parsed at all
+                raise MalformedRequest(f"the body cannot be read: {error.detail}") from None
 
         return handle_or_fail
 

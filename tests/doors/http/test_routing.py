@@ -1,0 +1,115 @@
+"""What all doors have in common: how a route of one reads its body, and how it fails."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from fastapi import Query
+from pydantic import BaseModel
+from starlette.testclient import TestClient
+
+from sdbento.doors.http.guard import Guard
+from sdbento.doors.http.routing import LARGE_BODY, TheApp, door, mounted
+from sdbento.errors import Overloaded
+from sdbento.settings import Settings
+from tests.support.server import assert_error
+
+router = door("Tests")
+
+
+class Body(BaseModel):
+    text: str
+    count: int = 1
+
+
+class Echo(BaseModel):
+    text: str
+    count: int
+
+
+@router.post("/echo")
+async def echo(body: Body) -> Echo:
+    return Echo(text=body.text, count=body.count)
+
+
+@router.get("/settings")
+async def settings(app: TheApp) -> str:
+    return app.settings.sd_model
+
+
+@router.get("/twice")
+async def twice(number: int = Query(ge=1)) -> int:
+    return 2 * number
+
+
+@router.post("/full")
+async def full() -> None:
+    raise Overloaded("the queue is full", retry_after=3)
+
+
+class FakeApp:
+    settings = Settings(sd_model="shapes")
+
+
+@pytest.fixture
+def client() -> TestClient:
+    routes = mounted(router)
+    routes.state.app = FakeApp()
+    return TestClient(Guard(routes, Settings, {}))
+
+
+@pytest.mark.parametrize(
+    "content_type", ["application/json", "application/x-www-form-urlencoded", "text/plain", ""]
+)
+@pytest.mark.parametrize("length", [3, LARGE_BODY])
+def test_a_body_is_json_whatever_is_said_of_it(
+    client: TestClient, content_type: str, length: int
+) -> None:
+    text = "x" * length
+    headers = {"content-type": content_type} if content_type else {}
+    response = client.post("/echo", content=f'{{"text": "{text}"}}', headers=headers)
+    assert response.json() == {"text": text, "count": 1}
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "words", "param"),
+    [
+        (b'{"count": 2}', 422, "text is required", "text"),
+        (b'{"text": "a", "count": "x"}', 422, "count should be a valid integer", "count"),
+        (b"", 400, "must be a JSON object", None),
+        (b"[1]", 400, "must be a JSON object", None),
+        (b'{"text": ', 400, "the body is not JSON", None),
+        (b"\xff", 400, "the body cannot be read", None),
+        (b"[" * 100_000, 400, "the body cannot be read", None),
+        (b'{"count": ' + b"9" * 5000 + b"}", 400, "the body cannot be read", None),
+    ],
+)
+def test_a_bad_body_is_answered_in_one_sentence(
+    client: TestClient, body: bytes, status: int, words: str, param: str | None
+) -> None:
+    assert_error(client.post("/echo", content=body), status, words, param=param)
+
+
+def test_a_bad_query_is_named(client: TestClient) -> None:
+    assert client.get("/twice?number=2").json() == 4
+    assert_error(client.get("/twice?number=0"), 422, "number", param="number")
+    assert_error(client.get("/twice"), 422, "number is required", param="number")
+
+
+def test_a_handler_is_given_the_app(client: TestClient) -> None:
+    assert client.get("/settings").json() == "shapes"
+
+
+def test_what_a_handler_raises_is_the_answer(client: TestClient) -> None:
+    response = client.post("/full")
+    assert_error(response, 429, "the queue is full")
+    assert response.headers["retry-after"] == "3"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"), [("GET", "/echo", 405), ("GET", "/nothing", 404)]
+)
+def test_where_no_route_fits(client: TestClient, method: str, path: str, status: int) -> None:
+    response: Any = client.request(method, path)
+    assert_error(response, status, path)
