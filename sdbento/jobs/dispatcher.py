@@ -28,9 +28,10 @@ from sdbento.errors import (
     classify,
     unexplained,
 )
+from sdbento.jobs.formats.native import JobInput, parse_input
 from sdbento.jobs.progress import ProgressOfJobs
 from sdbento.jobs.retry import retry_while_refused
-from sdbento.jobs.runpod_format import JobInput, one_line, parse_input
+from sdbento.jobs.runpod_format import one_line
 from sdbento.jobs.store import JobStore
 from sdbento.jobs.table import Job, milliseconds
 from sdbento.request.events import Done, messages

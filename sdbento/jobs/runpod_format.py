@@ -1,8 +1,7 @@
-"""What clients of RunPod's job API send and receive: submissions, inputs, outputs, statuses.
+"""What clients of RunPod's job API send and receive around inputs and outputs.
 
-A job's input is a request as every other door takes it, together with a few flags for the job
-itself. Knows nothing of HTTP and of how jobs are run. Parsing and writing may take a while, because
-inputs and outputs carry images: call these functions on a thread.
+Knows nothing of HTTP and of how jobs are run. Parsing and writing may take a while, because inputs
+and outputs carry images: call these functions on a thread.
 """
 
 from __future__ import annotations
@@ -10,25 +9,21 @@ from __future__ import annotations
 import json
 import random
 import uuid
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sdbento.errors import MalformedRequest, SDBentoError
+from sdbento.jobs.formats.native import parse_input
 from sdbento.jobs.table import Job, NewJob
 from sdbento.outbound import check_post
-from sdbento.request.parse import explain, parse
-from sdbento.request.schema import GenerateRequest, GenerateResponse
+from sdbento.request.parse import explain
 from sdbento.settings import Settings
 
 SYNC_PREFIX = "sync-"  # of the ids of /runsync jobs, here and on RunPod
 MAX_SYNC_KEEP = 60_000  # ms for which the result of a /runsync job is kept
 MAX_EVENT_BYTES = 1_000_000  # RunPod's limit for one event of /stream
 WEEK = 604_800_000  # ms
-
-OutputShape = Literal["images", "full"]
-Output = list[str] | dict[str, Any]
 
 
 class Policy(BaseModel):
@@ -57,53 +52,6 @@ class Submission(BaseModel):
     input: dict[str, Any]
     webhook: str | None = Field(None, max_length=2000)
     policy: Policy | None = None
-
-
-class Flags(BaseModel):
-    """Fields of a job's input that are not part of the request."""
-
-    model_config = ConfigDict(extra="ignore", strict=True, frozen=True)
-
-    stream: bool = Field(
-        False,
-        description="Whether a worker posts progress for /stream; a server always has it",
-    )
-    shape: OutputShape = Field(
-        "images",
-        alias="return",
-        description="The output: a list of base64 images, or the whole response of /generate",
-    )
-    allow_jpeg: bool = Field(
-        False,
-        description="Whether a worker sends JPEG if the result would exceed RunPod's limit",
-    )
-
-
-FLAG_NAMES = {field.alias or name for name, field in Flags.model_fields.items()}
-
-
-@dataclass(frozen=True)
-class JobInput:
-    """A job's input, validated."""
-
-    flags: Flags
-    request: GenerateRequest
-
-    def output(self, response: GenerateResponse) -> Output:
-        """What the job returns: JSON, in the shape that its input asks for."""
-        if self.flags.shape == "full":
-            return response.model_dump(mode="json")
-        return response.images
-
-
-def parse_input(given: dict[str, Any]) -> JobInput:
-    """Validate a job's input. Raises SDBentoError, usually InvalidParameter."""
-    try:
-        flags = Flags.model_validate({name: given[name] for name in FLAG_NAMES & given.keys()})
-    except ValidationError as error:
-        raise explain(error) from None
-    fields = {name: value for name, value in given.items() if name not in FLAG_NAMES}
-    return JobInput(flags, parse(json.dumps(fields), what="the input"))
 
 
 def new_job(body: bytes, settings: Settings, *, sync: bool) -> NewJob:

@@ -1,8 +1,8 @@
 """Samplers by the names people use, and the diffusers schedulers they stand for.
 
 A request names a sampler as diffusers does ("EulerDiscreteScheduler"), as AUTOMATIC1111's web UI
-does ("DPM++ 2M Karras") or as ComfyUI does ("dpmpp_2m"). The names map as in diffusers' own table
-(docs/source/en/api/schedulers/overview.md).
+does ("DPM++ 2M Karras"), as ComfyUI does ("dpmpp_2m") or as RunPod's SDXL worker does ("K_EULER").
+The names map as in diffusers' own table (docs/source/en/api/schedulers/overview.md).
 
 Makes no scheduler, and knows nothing of requests or models.
 """
@@ -53,9 +53,14 @@ _SAMPLERS = (
     Sampler("DDPM Parallel", "DDPMParallelScheduler", stochastic=True),
     Sampler("PNDM", "PNDMScheduler"),
     Sampler("PLMS", "PNDMScheduler", (), {"skip_prk_steps": True}),
-    Sampler("LMS", "LMSDiscreteScheduler"),
-    Sampler("Euler", "EulerDiscreteScheduler"),
-    Sampler("Euler a", "EulerAncestralDiscreteScheduler", ("euler_ancestral",), stochastic=True),
+    Sampler("LMS", "LMSDiscreteScheduler", ("KLMS",)),
+    Sampler("Euler", "EulerDiscreteScheduler", ("K_EULER",)),
+    Sampler(
+        "Euler a",
+        "EulerAncestralDiscreteScheduler",
+        ("euler_ancestral", "K_EULER_ANCESTRAL"),
+        stochastic=True,
+    ),
     Sampler("Heun", "HeunDiscreteScheduler"),
     Sampler("DPM2", "KDPM2DiscreteScheduler", ("dpm_2",)),
     Sampler("DPM2 a", "KDPM2AncestralDiscreteScheduler", ("dpm_2_ancestral",), stochastic=True),

@@ -18,7 +18,8 @@ from sdbento.doors.runpod.bucket import VARIABLES, Bucket
 from sdbento.errors import SDBentoError, TooLarge
 from sdbento.images import codec
 from sdbento.images.metadata import read_metadata
-from sdbento.jobs.runpod_format import SYNC_PREFIX, JobInput, Output
+from sdbento.jobs.formats.native import JobInput, Output
+from sdbento.jobs.runpod_format import SYNC_PREFIX
 from sdbento.request.schema import GenerateResponse
 from sdbento.settings import Settings
 

@@ -32,7 +32,8 @@ from sdbento.doors.runpod.wire import WireJob
 from sdbento.environment import load_settings
 from sdbento.errors import MalformedRequest, classify, is_sick, unexplained
 from sdbento.heavy_imports import without_collector
-from sdbento.jobs.runpod_format import JobInput, Output, one_line, parse_input
+from sdbento.jobs.formats.native import JobInput, Output, parse_input
+from sdbento.jobs.runpod_format import one_line
 from sdbento.request.events import Done, messages
 from sdbento.request.schema import GenerateRequest, GenerateResponse
 from sdbento.settings import Settings, SettingsError

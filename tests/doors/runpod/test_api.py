@@ -98,6 +98,17 @@ def test_runsync_waits_for_the_result(server: Server) -> None:
     assert server.client.get(f"/status/{answer['id']}").json() == answer
 
 
+def test_a_job_of_worker_sdxl_makes_the_picture_of_generate(server: Server) -> None:
+    there = {**QUICK, "width": 128, "height": 128, "scheduler": "K_EULER_ANCESTRAL", "seed": 5}
+    theirs = {"image_url": None, "return": "worker-sdxl", "strength": 0.3}
+    output = server.client.post("/runsync", json={"input": there | theirs}).json()["output"]
+    assert output["image_url"] == output["images"][0]
+    assert output["seed"] == 5
+    drawn = output["image_url"].removeprefix("data:image/png;base64,")
+    ours = generated(server, guidance_scale=7.5, **{**there, "scheduler": "Euler a"})
+    assert np.array_equal(pixels(base64.b64decode(drawn)), ours[0])
+
+
 def test_runsync_waits_for_the_requested_time_and_can_be_cancelled(server: Server) -> None:
     started = time.monotonic()
     answer = server.client.post("/runsync?wait=1000", json={"input": LONG}).json()

@@ -13,7 +13,7 @@ from PIL import Image
 from sdbento.doors.runpod.delivery import Delivery, posted_size
 from sdbento.environment import load_settings
 from sdbento.errors import SDBentoError, TooLarge
-from sdbento.jobs.runpod_format import Flags, JobInput
+from sdbento.jobs.formats.native import Flags, JobInput
 from sdbento.request.schema import GenerateRequest, GenerateResponse, Timings
 from tests.doors.runpod.test_bucket import bucket_settings
 from tests.support.platform import Platform

@@ -15,7 +15,7 @@ from runpod.http_client import AsyncClientSession, TooManyRequests
 
 from sdbento.doors.runpod import wire
 from sdbento.errors import SDBentoError
-from sdbento.jobs.runpod_format import parse_input
+from sdbento.jobs.formats.native import parse_input
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

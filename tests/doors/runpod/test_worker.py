@@ -90,7 +90,7 @@ BAD: list[tuple[Any, list[str]]] = [
     ({"prompt": "x", "stepz": 5}, ["stepz", "not a known field"]),
     ({"prompt": "x", "scheduler": "Eulr"}, ["Eulr", "Euler"]),
     ({"prompt": "x", "model": "shape"}, ["shape"]),
-    ({"prompt": "x", "return": "all"}, ["return", "'images' or 'full'", "'all'"]),
+    ({"prompt": "x", "return": "all"}, ["return", "'images', 'full' or 'worker-sdxl'", "'all'"]),
     ({"prompt": "x", "stream": "yes"}, ["stream", "boolean", "'yes'"]),
 ]
 
