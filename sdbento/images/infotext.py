@@ -16,7 +16,8 @@ from collections.abc import Iterable
 
 NEGATIVE = "Negative prompt:"
 MIN_PAIRS = 3  # with fewer, the web UI takes the last line for a part of the prompt
-_PAIR = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
+# The web UI's expression, but linear in the length of a line: names have no more than 64 letters.
+_PAIR = re.compile(r'(\w[\w \-/]{1,63}):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
 
 
 def write(prompt: str, negative_prompt: str | None, pairs: Iterable[tuple[str, object]]) -> str:
@@ -30,13 +31,14 @@ def write(prompt: str, negative_prompt: str | None, pairs: Iterable[tuple[str, o
 
 def read(infotext: str) -> dict[str, str]:
     """What an infotext says, by its names for it, "Prompt" and "Negative prompt" first."""
-    *lines, last = infotext.strip().split("\n")
+    *lines, last = (line.strip() for line in infotext.strip().split("\n"))
     pairs = _PAIR.findall(last)
     if len(pairs) < MIN_PAIRS:
         lines, pairs = [*lines, last], []
-    positive, found, negative = "\n".join(lines).partition(NEGATIVE)
-    prompts = {"Prompt": positive.strip()}
-    if found:
+    start = next((i for i, line in enumerate(lines) if line.startswith(NEGATIVE)), len(lines))
+    prompts = {"Prompt": "\n".join(lines[:start])}
+    if start < len(lines):
+        negative = "\n".join(lines[start:]).removeprefix(NEGATIVE)
         prompts["Negative prompt"] = negative.strip()
     return prompts | {name: _unquoted(value) for name, value in pairs}
 

@@ -6,6 +6,7 @@ this machine.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import PurePath
@@ -18,8 +19,11 @@ from sdbento.request.schema import GenerateRequest
 from sdbento.request.settle import SettledRequest
 from sdbento.samplers.names import look_up
 
-_CREDENTIALS = re.compile(r"(\w+://)[^\s/@?#<>]*@")
-_QUERY = re.compile(r"(\w+://[^\s?#<>]+)\?[^\s<>:,]*")  # where signatures are
+# Each of these takes time linear in the length of a text.
+_URL = re.compile(r"(?<!\w)\w+://[^\s<>]*")
+_CREDENTIALS = re.compile(r"(?<!\w)(\w+://)[^/]*@")
+_QUERY = re.compile(r"[?#].*?(,?)$")  # and fragments; a comma behind the URL is the sentence's
+_LORA_TAG = re.compile(r"(<lora:)([^<>:]*)", re.IGNORECASE)
 _NAMES = {"model", "model_id", "type"}  # fields that may hold a path
 
 Pairs = Iterator[tuple[str, object]]
@@ -40,16 +44,28 @@ def public(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def without_secrets(text: str) -> str:
-    """`text` without the credentials and the queries of the URLs in it."""
-    return _QUERY.sub(r"\1", _CREDENTIALS.sub(r"\1", text))
+    """`text` without the credentials and queries of the URLs in it, nor the folders in its LoRA
+    tags."""
+    text = _URL.sub(lambda url: _bare(url[0]), text)
+    return _LORA_TAG.sub(lambda tag: tag[1] + public_name(tag[2]), text)
 
 
 def public_name(name: str) -> str:
     """A model's or LoRA's name without folders and secrets."""
     if is_url(name):
-        return without_secrets(name)
+        return _bare(name)
     path = PurePath(name)
-    return path.name if path.is_absolute() or name.startswith((".", "~")) else name
+    is_path = path.is_absolute() or name.startswith((".", "~")) or _is_here(name)
+    return path.name if is_path else name
+
+
+def _bare(url: str) -> str:
+    return _CREDENTIALS.sub(r"\1", _QUERY.sub(r"\1", url))
+
+
+def _is_here(name: str) -> bool:
+    """Whether a name such as `a/b`, which may also be a Hub id, is a path of this machine."""
+    return os.path.exists(name) or os.path.exists(f"{name}.safetensors")
 
 
 def _public(field: str, value: Any) -> Any:

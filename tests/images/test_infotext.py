@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 import pytest
 
 from sdbento.images import infotext
@@ -45,3 +48,47 @@ def test_the_example_of_the_web_ui_is_read() -> None:
 def test_a_text_without_parameters_is_a_prompt() -> None:
     assert infotext.read("a cat: a small one") == {"Prompt": "a cat: a small one"}
     assert infotext.read("") == {"Prompt": ""}
+
+
+def test_a_prompt_may_speak_of_negative_prompts() -> None:
+    read = infotext.read(infotext.write("a sign: Negative prompt: no", "blurry", PAIRS))
+    assert read["Prompt"] == "a sign: Negative prompt: no"
+    assert read["Negative prompt"] == "blurry"
+
+
+def parsed_by_the_web_ui(text: str) -> tuple[str, str, dict[str, str]]:
+    """As `parse_generation_parameters` does it: its expression, on the last line."""
+    expression = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
+    *lines, last = text.strip().split("\n")
+    pairs: Any = dict(expression.findall(last))
+    assert len(pairs) >= infotext.MIN_PAIRS
+    start = [line.strip().startswith("Negative prompt:") for line in [*lines, "Negative prompt:"]]
+    prompt, negative = lines[: start.index(True)], lines[start.index(True) :]
+    return "\n".join(prompt), "\n".join(negative).removeprefix("Negative prompt: "), pairs
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "a cat\nby the sea\n\nat night",
+        'she said: "no", twice, \\(quietly\\)',
+        "猫 ☕ \U0001f408, Größe: 3",
+        "Steps: 20, Sampler: Euler, Seed: 1",
+    ],
+)
+def test_the_web_ui_reads_what_is_written(prompt: str) -> None:
+    model = 'a, b: "c"\\d'
+    pairs = [*PAIRS, ("Model", model), ("Size", "512x768"), ("Version", "sdbento 1.0")]
+    read, negative, values = parsed_by_the_web_ui(infotext.write(prompt, "blurry\nbad", pairs))
+    assert (read, negative) == (prompt, "blurry\nbad")
+    assert values["Size"] == "512x768"
+    assert values["Seed"] == "42"
+    assert infotext.read(infotext.write(prompt, None, pairs))["Model"] == model
+    assert values.keys() == {name for name, _ in pairs}
+
+
+@pytest.mark.timeout(30)  # less than a second; quadratic would be minutes
+@pytest.mark.parametrize("piece", ["a", " ", "ab:", 'ab:"', "ab: ", '"\\', "a b", "\n"])
+def test_reading_takes_time_in_proportion_to_the_length(piece: str) -> None:
+    """A file may bring a text of megabytes."""
+    infotext.read(piece * 300_000)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 import sdbento
 from sdbento.images import infotext
+from sdbento.images.codec import MEDIA_TYPES
+from sdbento.images.metadata import read_metadata
 from sdbento.request.embedded import infotext_of, public
+from sdbento.request.result import Result
+from sdbento.request.schema import OutputFormat, Timings
 from sdbento.request.settle import SettledRequest
 
 
@@ -76,8 +82,15 @@ def test_loras_and_controlnets() -> None:
 SIGNED = "https://user:hunter2@host.example/a.png?X-Amz-Signature=cafe"
 
 
-@pytest.mark.parametrize("model", ["/srv/models/x.safetensors", "./x.safetensors"])
-def test_no_folder_of_this_machine_is_told(model: str) -> None:
+@pytest.mark.parametrize(
+    "model", ["/srv/models/x.safetensors", "./x.safetensors", "~/x.safetensors", "customer/x"]
+)
+def test_no_folder_of_this_machine_is_told(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "customer" / "x.safetensors").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    model = model if model.endswith(".safetensors") else f"{model}.safetensors"
     lora = {"model_id": "/srv/loras/ink.safetensors"}
     assert written(model=model)["Model"] == "x.safetensors"
     assert written(lora=lora)["Prompt"] == "a cat <lora:ink.safetensors:1>"
@@ -91,10 +104,10 @@ def test_no_folder_of_this_machine_is_told(model: str) -> None:
 
 def test_no_credentials_and_no_signature_are_told() -> None:
     clean = "https://host.example/a.png"
-    prompt = f"a cat <lora:{SIGNED}:0.5>, {SIGNED}"
+    prompt = f"a cat, {SIGNED}, by the sea"
     told = public({"prompt": prompt, "image": SIGNED, "controlnet": [{"image": SIGNED}], "seed": 1})
     assert told == {
-        "prompt": f"a cat <lora:{clean}:0.5>, {clean}",
+        "prompt": f"a cat, {clean}, by the sea",
         "image": clean,
         "controlnet": [{"image": clean}],
         "seed": 1,
@@ -102,6 +115,57 @@ def test_no_credentials_and_no_signature_are_told() -> None:
     read = written(prompt=prompt, negative_prompt=SIGNED, lora={"model_id": SIGNED})
     assert "hunter2" not in str(read)
     assert "cafe" not in str(read)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("https://u:p@ss@h.example/a?b", "https://h.example/a"),
+        ("https://h.example/a#access_token=s", "https://h.example/a"),
+        ("https://h.example/a?x=1,2:3&y=4", "https://h.example/a"),
+        ("https://h.example/?u=https://i.example/b&token=s", "https://h.example/"),
+        ("https://h.example?token=s", "https://h.example"),
+        ("a,https://a.example,ftp://u:p@h.example", "a,https://a.example,ftp://h.example"),
+        ("<lora:/srv/loras/ink.safetensors:0.5> a cat", "<lora:ink.safetensors:0.5> a cat"),
+        ("a <LoRA:~/ink:1> <lora:ink:te=1:unet=2>", "a <LoRA:ink:1> <lora:ink:te=1:unet=2>"),
+        (f"a <lora:{SIGNED}:1> cat", "a <lora:https://host.example/a.png> cat"),
+    ],
+)
+def test_what_is_kept_of_a_text(text: str, told: str) -> None:
+    assert public({"prompt": text, "negative_prompt": text}) == {
+        "prompt": told,
+        "negative_prompt": told,
+    }
+
+
+@pytest.mark.parametrize("output_format", MEDIA_TYPES)
+def test_no_file_holds_a_secret(output_format: OutputFormat) -> None:
+    request = settled(
+        model="/srv/secret/x.safetensors",
+        prompt=f"a cat, {SIGNED}, <lora:/srv/secret/ink:1>",
+        negative_prompt=SIGNED,
+        prompt_2=SIGNED,
+        image=SIGNED,
+        lora=[{"model_id": SIGNED}, {"model_id": "/srv/secret/ink.safetensors"}],
+        controlnet={"type": "/srv/secret/canny", "image": SIGNED},
+        refiner={"model": "/srv/secret/refiner"},
+        output_format=output_format,
+    )
+    picture = Image.new("RGB", (8, 8))
+    result = Result(request, "Euler", [picture], Timings(queued=0, denoising=0, decoding=0, total=0), ())
+    metadata = read_metadata(result.encode())
+    assert metadata.infotext is not None
+    assert metadata.parameters is not None
+    for secret in ("hunter2", "cafe", "/srv", "secret"):
+        assert secret not in str(metadata)
+        assert secret.encode() not in result.encode()
+        assert secret.encode("utf-16-be") not in result.encode()
+
+
+@pytest.mark.timeout(30)  # less than a second; quadratic would be minutes
+@pytest.mark.parametrize("piece", ["a", "a://", "a://b@", "a://?", "<lora:", "<lora:/a", "://@?#"])
+def test_long_texts_take_time_in_proportion_to_their_length(piece: str) -> None:
+    public({"prompt": piece * 100_000})
 
 
 def test_what_is_public_already_stays_as_it_is() -> None:
