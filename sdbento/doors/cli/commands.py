@@ -1,4 +1,4 @@
-"""The command `sdbento`: serve, generate, models, samplers, pull, doctor.
+"""The command `sdbento`: serve, generate, inspect, models, samplers, pull, doctor.
 
 Any error is one line on stderr. The commands import what is slow to import (torch, diffusers)
 themselves, so that `--help` answers at once.
@@ -17,6 +17,7 @@ from typing import Any
 import click
 
 import sdbento
+from sdbento.doors.cli import inspection
 from sdbento.doors.cli.generate import build_request, generate_with_progress, write_images
 from sdbento.doors.cli.output import keep_quiet, say
 from sdbento.doors.cli.ports import listening_problem
@@ -118,6 +119,15 @@ def generate(output: Path, model: str | None, **fields: Any) -> None:
     keep_quiet(settings)
     response = asyncio.run(generate_with_progress(settings, request))
     write_images(output, response)
+
+
+@commands.command()
+@click.argument("file", type=image_file)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def inspect(file: Path, as_json: bool) -> None:
+    """Print how FILE was made, if it is an image of sdbento or of AUTOMATIC1111's web UI."""
+    metadata = inspection.inspect(file)
+    click.echo(inspection.as_json(metadata) if as_json else inspection.as_text(metadata))
 
 
 @commands.command()

@@ -55,7 +55,16 @@ def complaint(*args: str, status: int = 1, **variables: str) -> str:
 def test_help_names_every_command() -> None:
     done = run("--help")
     assert done.returncode == 0
-    for command in ("serve", "generate", "models", "samplers", "pull", "worker", "doctor"):
+    for command in (
+        "serve",
+        "generate",
+        "inspect",
+        "models",
+        "samplers",
+        "pull",
+        "worker",
+        "doctor",
+    ):
         assert re.search(rf"^  {command} ", done.stdout, re.MULTILINE)
 
 
