@@ -151,8 +151,8 @@ def test_no_file_holds_a_secret(output_format: OutputFormat) -> None:
         refiner={"model": "/srv/secret/refiner"},
         output_format=output_format,
     )
-    picture = Image.new("RGB", (8, 8))
-    result = Result(request, "Euler", [picture], Timings(queued=0, denoising=0, decoding=0, total=0), ())
+    timings = Timings(queued=0, denoising=0, decoding=0, total=0)
+    result = Result(request, "Euler", [Image.new("RGB", (8, 8))], timings, ())
     metadata = read_metadata(result.encode())
     assert metadata.infotext is not None
     assert metadata.parameters is not None
