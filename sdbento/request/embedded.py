@@ -1,29 +1,20 @@
 """What files say of how their image was made: AUTOMATIC1111's infotext, and our own parameters.
 
-Files are passed on. So neither holds passwords or signatures that were in URLs, nor the folders of
-this machine.
+Files are passed on, so both are redacted.
 """
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Iterator, Mapping
-from pathlib import PurePath
 from typing import Any
 
 import sdbento
 from sdbento.images import infotext
-from sdbento.outbound import is_url
+from sdbento.images.redaction import public_name, without_secrets
 from sdbento.request.schema import GenerateRequest
 from sdbento.request.settle import SettledRequest
 from sdbento.samplers.names import look_up
 
-# Each of these takes time linear in the length of a text.
-_URL = re.compile(r"(?<!\w)\w+://[^\s<>]*")
-_CREDENTIALS = re.compile(r"(?<!\w)(\w+://)[^/]*@")
-_QUERY = re.compile(r"[?#].*?(,?)$")  # and fragments; a comma behind the URL is the sentence's
-_LORA_TAG = re.compile(r"(<lora:)([^<>:]*)", re.IGNORECASE)
 _NAMES = {"model", "model_id", "type"}  # fields that may hold a path
 
 Pairs = Iterator[tuple[str, object]]
@@ -41,31 +32,6 @@ def infotext_of(request: SettledRequest, sampler: str, seed: int) -> str:
 def public(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Parameters, as JSON, without what must not leave this machine."""
     return {name: _public(name, value) for name, value in parameters.items()}
-
-
-def without_secrets(text: str) -> str:
-    """`text` without the credentials and queries of the URLs in it, nor the folders in its LoRA
-    tags."""
-    text = _URL.sub(lambda url: _bare(url[0]), text)
-    return _LORA_TAG.sub(lambda tag: tag[1] + public_name(tag[2]), text)
-
-
-def public_name(name: str) -> str:
-    """A model's or LoRA's name without folders and secrets."""
-    if is_url(name):
-        return _bare(name)
-    path = PurePath(name)
-    is_path = path.is_absolute() or name.startswith((".", "~")) or _is_here(name)
-    return path.name if is_path else name
-
-
-def _bare(url: str) -> str:
-    return _CREDENTIALS.sub(r"\1", _QUERY.sub(r"\1", url))
-
-
-def _is_here(name: str) -> bool:
-    """Whether a name such as `a/b`, which may also be a Hub id, is a path of this machine."""
-    return os.path.exists(name) or os.path.exists(f"{name}.safetensors")
 
 
 def _public(field: str, value: Any) -> Any:
