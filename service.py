@@ -11,6 +11,7 @@ import logging
 import sys
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from functools import partial
 
 import bentoml
 from bentoml._internal.server.http import traffic
@@ -23,6 +24,7 @@ from sdbento.doors.http.events import guarded_stream, server_sent_events
 from sdbento.doors.http.failures import guarded
 from sdbento.doors.http.guard import Guard, parsed_request
 from sdbento.doors.http.routing import mounted
+from sdbento.doors.http.typed import REQUEST_MODELS, arguments
 from sdbento.doors.runpod import api as runpod_api
 from sdbento.doors.runpod.lifespan import run_jobs
 from sdbento.environment import load_settings
@@ -135,17 +137,12 @@ class StableDiffusion:
 StableDiffusion.add_asgi_middleware(  # type: ignore[attr-defined]  # it is a Service by now
     Guard,
     load_settings=load_settings,
-    request_models={
-        "/generate": GenerateRequest,
-        "/generate_stream": GenerateRequest,
-        "/txt2img": GenerateRequest,
-        "/img2img": ImageRequest,
-        "/inpaint": MaskedRequest,
-    },
+    request_models=REQUEST_MODELS,
     error_shapes={"/sdapi/": A1111_ERRORS, "/controlnet/": A1111_ERRORS},
 )
 
 # The Guard has parsed the body. Without this BentoML would parse it again: twice the time on the
-# event loop for a body of many megabytes.
+# event loop for a body of many megabytes. BentoML's client calls as `arguments` tells it.
 for endpoint in StableDiffusion.apis.values():  # type: ignore[attr-defined]
     endpoint.input_spec.from_http_request = parsed_request
+    endpoint.input_spec.model_json_schema = partial(arguments, REQUEST_MODELS[endpoint.route])

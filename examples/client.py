@@ -14,17 +14,17 @@ URL = sys.argv[1] if len(sys.argv) > 1 else "http://localhost:3000"
 
 
 def main() -> None:
-    request = {"prompt": "a green triangle on a white background", "seed": 3}
+    prompt = "a green triangle on a white background"
     with bentoml.SyncHTTPClient(URL) as client:
-        image = client.txt2img(request)
+        image = client.txt2img(prompt=prompt, seed=3)
         print(f"one image, a PIL image: {image.size}")
         image.save("triangle.png")
         source = Path("triangle.png")  # the client sends files by their paths
-        again = client.img2img({"prompt": "a red square", "image": source, "strength": 0.9})
+        again = client.img2img(prompt="a red square", image=source, strength=0.9)
         print(f"another one out of it: {again.size}")
-        answer = client.generate({**request, "num_images": 2})
+        answer = client.generate(prompt=prompt, seed=3, num_images=2)
         print(f"two images: seeds {answer['seeds']}, {answer['timings']['total']:.2f} s")
-        stream = "".join(client.generate_stream({**request, "num_inference_steps": 5}))
+        stream = "".join(client.generate_stream(prompt=prompt, num_inference_steps=5))
         print(f"a stream of {stream.count('event: step')} steps, done: {'event: done' in stream}")
 
 

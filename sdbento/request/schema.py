@@ -37,7 +37,7 @@ Side = Annotated[int, Field(ge=64, le=MAX_SIDE, multiple_of=8)]
 Length = Annotated[int, Field(ge=0, le=MAX_SIDE)]
 Size = Annotated[
     tuple[Length, Length],
-    WithJsonSchema(  # a tuple's own schema has no `items`, which BentoML's client reads
+    WithJsonSchema(  # a tuple's own schema has `prefixItems`, which few readers of schemas know
         {"type": "array", "minItems": 2, "maxItems": 2}
         | {"items": {"type": "integer", "minimum": 0, "maximum": MAX_SIDE}}
     ),
@@ -279,19 +279,16 @@ class GenerateRequest(_Strict):
     negative_target_size: Size | None = Field(None, description="SDXL, for the unguided rows")
 
 
-_FILE = WithJsonSchema({"type": "file", "format": "image", "pil": True})  # for BentoML's client
-
-
 class ImageRequest(GenerateRequest):
-    """A request with an `image`, whose path BentoML's client may be given."""
+    """A request with an `image`."""
 
-    image: Annotated[ImageSource, _FILE] = Field(description="What to start from")
+    image: ImageSource = Field(description="What to start from")
 
 
 class MaskedRequest(ImageRequest):
     """A request with an `image` and a `mask_image`."""
 
-    mask_image: Annotated[ImageSource, _FILE] = Field(description="White: repaint")
+    mask_image: ImageSource = Field(description="White: repaint")
 
 
 class Timings(BaseModel):

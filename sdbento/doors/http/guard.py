@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sdbento.doors.http import failures
 from sdbento.doors.http.failures import OURS, ErrorShape, OneErrorShape, error_response
-from sdbento.doors.http.forms import form_as_json, is_form
+from sdbento.doors.http.forms import body_as_json
 from sdbento.errors import Cancelled, SDBentoError, TooLarge
 from sdbento.request.parse import parse
 from sdbento.request.schema import GenerateRequest
@@ -104,8 +104,7 @@ class Guard:
     async def _parse(self, scope: Scope, body: bytes) -> Scope:
         """The scope with the request that `body` stands for. Raises MalformedRequest,
         InvalidParameter."""
-        headers = Headers(scope=scope)
-        text = await form_as_json(headers, body) if is_form(headers) else body
+        text = await body_as_json(Headers(scope=scope), body)
         request = parse(text, self._request_models[scope["path"]])
         copy = dict(scope, headers=list(scope["headers"])) | {REQUEST: request}
         # BentoML refuses some content types, whether it reads the body or not.

@@ -5,12 +5,19 @@ from __future__ import annotations
 import json
 from base64 import b64encode
 from typing import Any
+from urllib.parse import urlencode
 
 import httpx
 import pytest
 from starlette.datastructures import Headers
 
-from sdbento.doors.http.forms import MAX_PARTS, form_as_json, is_form
+from sdbento.doors.http.forms import (
+    MAX_PARTS,
+    URLENCODED,
+    body_as_json,
+    form_as_json,
+    is_form,
+)
 from sdbento.errors import MalformedRequest
 
 
@@ -53,3 +60,39 @@ async def test_too_many_parts_and_no_form_at_all_are_refused() -> None:
     for kind in ("multipart/form-data", "multipart/form-data; boundary=\u00e4"):
         with pytest.raises(MalformedRequest, match="the form cannot be read"):
             await form_as_json(Headers({"content-type": kind}), b"x")
+
+
+async def body(text: str, content_type: str) -> Any:
+    headers = Headers({"content-type": content_type})
+    return json.loads(await body_as_json(headers, text.encode()))
+
+
+async def test_a_form_without_files_is_urlencoded_by_bentomls_client() -> None:
+    fields = {"prompt": '"12"', "image": "https://a.example/b.png?c=d&e", "seed": "3", "lora": "[]"}
+    read = await body(urlencode(fields), URLENCODED)
+    assert read == fields | {"prompt": "12", "seed": 3, "lora": []}
+
+
+async def test_json_may_be_called_urlencoded_as_curl_does() -> None:
+    assert await body(' {"prompt": "a=b&c"}', URLENCODED) == {"prompt": "a=b&c"}
+
+
+async def test_a_whole_request_may_be_the_prompt() -> None:
+    whole = {"prompt": {"prompt": "a", "seed": 3}}
+    assert await body(json.dumps(whole), "application/json") == whole["prompt"]
+    form = urlencode({"prompt": json.dumps(whole["prompt"])})
+    assert await body(form, URLENCODED) == whole["prompt"]
+    assert await body(json.dumps(whole | {"seed": 4}), "") == whole | {"seed": 4}
+
+
+@pytest.mark.parametrize("text", ["prompt", "a=b&c", "&".join(f"a{i}=1" for i in range(200))])
+async def test_a_body_that_is_neither_json_nor_a_form_is_refused(text: str) -> None:
+    with pytest.raises(MalformedRequest, match="neither JSON nor a form"):
+        await body(text, URLENCODED)
+
+
+async def test_a_body_that_only_begins_like_a_whole_request_is_left_to_the_parser() -> None:
+    broken = b'{"prompt": {"prompt": "a"'
+    assert await body_as_json(Headers({}), broken) == broken
+    deep = b'{"prompt": {' + b'"a": {' * 100_000
+    assert await body_as_json(Headers({}), deep) == deep
