@@ -12,9 +12,9 @@ import sys
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from functools import partial
+from importlib import import_module
 
 import bentoml
-from bentoml._internal.server.http import traffic
 from PIL.Image import Image as PILImage
 from starlette.responses import Response
 
@@ -41,12 +41,29 @@ from sdbento.request.schema import (
 )
 from sdbento.settings import SettingsError
 
+log = logging.getLogger("sdbento.service")
+
 keep_freed_memory()  # here, while the process that serves still has only one thread
 
-# The engine has its own deadlines. BentoML's middleware for them (1.4.40) cannot be turned off, and
-# starts a timer for each request, even a health check, that keeps 5 KB of it until the timeout,
-# however soon the request is answered: memory grows with the number of requests.
-traffic.TimeoutMiddleware = lambda app, timeout: app
+
+def leave_out_timeouts(module: str = "bentoml._internal.server.http.traffic") -> None:
+    """Serve without BentoML's middleware for timeouts, which cannot be turned off (1.4.40).
+
+    It starts a timer for each request, even a health check, that keeps 5 KB of it until the
+    timeout, however soon the request is answered: memory grows with the number of requests. The
+    engine has its own deadlines. The middleware is a private part of BentoML; where another version
+    has none by that name, the server serves with whatever that version does.
+    """
+    try:
+        middleware = import_module(module)
+        middleware.TimeoutMiddleware  # noqa: B018  # raises if it is gone
+    except (ImportError, AttributeError):
+        log.warning("BentoML %s keeps its timeouts: no TimeoutMiddleware", bentoml.__version__)
+    else:
+        middleware.TimeoutMiddleware = lambda app, **_: app  # type: ignore[attr-defined]
+
+
+leave_out_timeouts()
 
 # BentoML's own routes are POST only and cannot have parameters in their paths.
 routes = mounted(listings.router, ping.router, runpod_api.router, lifespan=run_jobs)
