@@ -20,6 +20,7 @@ PACKAGE = ROOT / "sdbento"
 # As the layout lists them: a package imports only those that stand after it.
 PACKAGES = (
     "doors",
+    "client",
     "jobs",
     "request",
     "runner",

@@ -21,7 +21,7 @@ PACKAGE = ROOT / "sdbento"
 # From the roof down. A package may import those of the floors below its own, and itself.
 FLOORS = (
     {"service", "__main__"},
-    {"doors"},
+    {"doors", "client"},
     {"jobs"},
     {"app"},
     {"request", "runner"},
@@ -245,6 +245,13 @@ def test_modules_that_do_not_need_torch_do_not_import_it() -> None:
 def test_the_service_file_is_read_without_torch() -> None:
     """BentoML's supervisor process imports it too, so torch would be loaded twice."""
     assert torch_after_importing("service") == ""
+
+
+def test_the_client_imports_nothing_that_only_servers_need() -> None:
+    heavy = {"torch", "diffusers", "transformers", "numpy", "bentoml", "fastapi", "starlette"}
+    code = f"import sdbento.client, sys; print(*sorted({heavy} & sys.modules.keys()))"
+    command = [sys.executable, "-c", code]
+    assert subprocess.check_output(command, text=True, cwd=ROOT).strip() == ""
 
 
 def test_an_import_of_torch_would_be_noticed() -> None:
