@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
+from typing import TypedDict
 
 import httpx
 import numpy as np
@@ -22,8 +23,14 @@ from sdbento.images.metadata import read_metadata
 from tests.support.images import gradient
 from tests.support.server import QUICK, Server, free_port, generated, pixels
 
+
+class Quickly(TypedDict):
+    num_inference_steps: int
+    seed: int
+
+
 PROMPT: str = QUICK["prompt"]
-QUICKLY: Fields = {"num_inference_steps": 4, "seed": 7}
+QUICKLY: Quickly = {"num_inference_steps": 4, "seed": 7}
 LONG: Fields = {"num_inference_steps": 150, "num_images": 16, "seed": 7}
 SOON = 60.0
 
