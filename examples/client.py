@@ -1,31 +1,63 @@
-"""The Python client of BentoML against a running server.
+"""sdbento's own client against a running server.
 
-python examples/client.py [http://localhost:3000]
+python examples/client.py [http://localhost:3000 [key]]
 """
 
 from __future__ import annotations
 
+import asyncio
 import sys
-from pathlib import Path
 
-import bentoml
+from sdbento.client import AsyncClient, Client
+from sdbento.client.events import Preview, Step
+from sdbento.errors import InvalidParameter
 
 URL = sys.argv[1] if len(sys.argv) > 1 else "http://localhost:3000"
+KEY = sys.argv[2] if len(sys.argv) > 2 else None
+PROMPT = "a green triangle on a white background"
+
+
+def images(client: Client) -> None:
+    made = client.generate(PROMPT, seed=3, num_images=2)
+    print(f"two images: seeds {made.seeds}, {made.timings.total:.2f} s")
+    print(f"saved as {', '.join(map(str, made.save('triangle.png')))}")
+    edited = client.edit(made.image.to_pil(), "a red square", strength=0.9, seed=3)
+    print(f"another one out of the first: {edited.image.to_pil().size}")
+    try:
+        client.generate(PROMPT, width=500)
+    except InvalidParameter as error:
+        print(f"refused: {error.message}")
+
+
+def progress(client: Client) -> None:
+    with client.stream(PROMPT, seed=3, num_inference_steps=5, preview_every=2) as stream:
+        for event in stream:
+            if isinstance(event, Step):
+                print(f"{stream.progress:.0%}, {event.eta:.1f} s to go")
+            elif isinstance(event, Preview):
+                print(f"a preview: {event.to_pil().size}")
+        print(f"done: seed {stream.result().seeds[0]}")
+
+
+def jobs(client: Client) -> None:
+    job = client.jobs.submit(PROMPT, seed=3)
+    print(f"a job that goes on without us: {job.status}")
+    print(f"its image: seed {client.jobs.wait(job.id).seeds[0]}")
+
+
+async def many_at_once() -> None:
+    async with AsyncClient(URL, api_key=KEY) as client:
+        tasks = (client.generate(PROMPT, seed=seed, num_inference_steps=5) for seed in range(4))
+        made = await asyncio.gather(*tasks)
+    print(f"four at once, which share a batch: seeds {[one.seeds[0] for one in made]}")
 
 
 def main() -> None:
-    prompt = "a green triangle on a white background"
-    with bentoml.SyncHTTPClient(URL) as client:
-        image = client.txt2img(prompt=prompt, seed=3)
-        print(f"one image, a PIL image: {image.size}")
-        image.save("triangle.png")
-        source = Path("triangle.png")  # the client sends files by their paths
-        again = client.img2img(prompt="a red square", image=source, strength=0.9)
-        print(f"another one out of it: {again.size}")
-        answer = client.generate(prompt=prompt, seed=3, num_images=2)
-        print(f"two images: seeds {answer['seeds']}, {answer['timings']['total']:.2f} s")
-        stream = "".join(client.generate_stream(prompt=prompt, num_inference_steps=5))
-        print(f"a stream of {stream.count('event: step')} steps, done: {'event: done' in stream}")
+    with Client(URL, api_key=KEY) as client:
+        images(client)
+        progress(client)
+        jobs(client)
+    asyncio.run(many_at_once())
 
 
 if __name__ == "__main__":

@@ -5,12 +5,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -24,7 +21,6 @@ from sdbento.images import infotext
 from sdbento.images.metadata import read_metadata
 from tests.support.server import (
     QUICK,
-    ROOT,
     Server,
     assert_error,
     generated,
@@ -102,15 +98,6 @@ def test_the_server_is_alive_and_ready(server: Server) -> None:
     assert server.client.get("/ping").status_code == 200
     generated(server, **QUICK)
     assert "sdbento_queue_depth" in server.client.get("/metrics").text
-
-
-def test_the_python_bentoml_client_works(server: Server, tmp_path: Path) -> None:
-    example = [sys.executable, str(ROOT / "examples" / "client.py"), server.url]
-    ran = subprocess.run(example, capture_output=True, text=True, timeout=100, cwd=tmp_path)
-    assert ran.returncode == 0, ran.stderr
-    assert "another one out of it: (128, 128)" in ran.stdout
-    assert "seeds [3, 4]" in ran.stdout
-    assert "a stream of 5 steps, done: True" in ran.stdout
 
 
 MIX_SAMPLERS = ["DDIM", "Euler", "Euler a", "DPM++ 2M Karras", "UniPC", "DPM++ 2M SDE", "Heun"]
