@@ -16,6 +16,8 @@ from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 
+from PIL import Image
+
 from sdbento.backoff import Backoff
 from sdbento.catalog.lookup import Catalog
 from sdbento.catalog.specs import ControlNetSpec, ModelSpec
@@ -133,6 +135,14 @@ class App:
     def list_samplers(self) -> list[SamplerInfo]:
         return list_samplers()
 
+    async def find_model(self, name: str | None = None) -> ModelSpec:
+        """The model that requests mean by `name`, which may ask the Hub; None: the default."""
+        return await self._resolver.find_model(name)
+
+    async def read_image(self, source: str, *, param: str) -> Image.Image:
+        """The image that a field `param` of a request holds: a URL, a data URI or base64."""
+        return await self._resolver.read_image(source, param)
+
     async def generate(self, request: GenerateRequest) -> GenerateResponse:
         """Make the images of `request`. Raises errors of the `errors` tree only."""
         return await (await self.run(request)).to_response()
@@ -151,7 +161,7 @@ class App:
         """
         with self._admitted():
             resolved = await self._resolver.resolve(request, time.monotonic())
-            yield Queued(self._num_requests - 1)
+            yield Queued(self._num_requests - 1, size=resolved.size)
             running = await self._begin(resolved)
             del resolved  # and its images, while it runs
             async with aclosing(running.handle.events()) as events:

@@ -68,7 +68,7 @@ FAILURES = (_Failed, httpcore.TimeoutException, httpcore.NetworkError, httpcore.
 
 def is_url(source: str) -> bool:
     """Whether a field that may also hold a name, a data URI or base64 holds a URL."""
-    return source[:8].lower().startswith(("https://", "http://"))
+    return source.lstrip()[:8].lower().startswith(("https://", "http://"))
 
 
 def fetch(url: str, settings: Settings, *, max_bytes: int, param: str) -> bytes:

@@ -10,17 +10,20 @@ from typing import Any
 from sdbento.engine.handle import Stepped
 from sdbento.images import codec
 from sdbento.request.schema import GenerateResponse
+from sdbento.request.settle import Size
 
 
 @dataclass(frozen=True)
 class Queued:
     """The request waits beside `position` others that are not finished.
 
-    `eta`: seconds until it is done; None while its models may have to be loaded.
+    `eta`: seconds until it is done; None while its models may have to be loaded. `size`: width and
+    height of the images to come; only the first of these events has it.
     """
 
     position: int
     eta: float | None = None
+    size: Size | None = None
 
 
 @dataclass(frozen=True)

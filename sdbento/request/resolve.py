@@ -11,13 +11,18 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
+
+from PIL import Image
 
 from sdbento.background import ThreadPool
 from sdbento.catalog.lookup import Catalog, Names
 from sdbento.catalog.specs import ModelSpec, Spec
 from sdbento.errors import DeadlineExceeded, InvalidParameter, reraise
+from sdbento.images import codec
 from sdbento.images.canvas import Canvas, enlarge, prepare_canvas
+from sdbento.outbound import is_url
 from sdbento.prompts.check import check_inversions
 from sdbento.prompts.inversions import Inversions
 from sdbento.prompts.syntax import extract_loras
@@ -62,7 +67,7 @@ class Resolver:
     async def resolve(self, request: GenerateRequest, arrived: float) -> ResolvedRequest:
         """Raises errors of the `errors` tree only. `arrived`: monotonic seconds."""
         deadline = arrived + (request.timeout or self._settings.request_timeout)
-        spec = await self._find_spec(self._catalog, request.model or self._settings.sd_model)
+        spec = await self.find_model(request.model)
         check_fields(request, spec)
         controlnets = [
             await self._find_spec(self._catalog.controlnets(spec), control.type)
@@ -92,6 +97,18 @@ class Resolver:
             arrived=arrived,
             deadline=deadline,
         )
+
+    async def find_model(self, name: str | None) -> ModelSpec:
+        """The model of that name, None: the default. Raises errors of the `errors` tree only."""
+        return await self._find_spec(self._catalog, name or self._settings.sd_model)
+
+    async def read_image(self, source: str, param: str) -> Image.Image:
+        """As `codec.read`. Raises errors of the `errors` tree only."""
+        run = self._readers.run if is_url(source) else asyncio.to_thread
+        try:
+            return await run(partial(codec.read, source, self._settings, param=param))
+        except Exception as exc:
+            reraise(exc)
 
     def close(self) -> None:
         for threads in (self._lookups, self._readers):

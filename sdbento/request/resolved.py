@@ -11,7 +11,7 @@ from sdbento.images.canvas import Canvas
 from sdbento.models.leases import Lease
 from sdbento.models.pipeline import ControlNet, Pipeline
 from sdbento.request.loras import ChosenLora
-from sdbento.request.settle import SettledRequest
+from sdbento.request.settle import SettledRequest, Size, floor_side
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +42,15 @@ class ResolvedRequest:
     warnings: tuple[str, ...]
     arrived: float  # monotonic seconds
     deadline: float
+
+    @property
+    def size(self) -> Size:
+        """Width and height of the images to come."""
+        settled, canvas = self.settled, self.canvas
+        if canvas is not None and canvas.overlay is not None and canvas.box is not None:
+            return canvas.overlay.original.size
+        scale = 1.0 if settled.hires is None else settled.hires.scale
+        return floor_side(scale * settled.width), floor_side(scale * settled.height)
 
     @property
     def specs(self) -> list[ModelSpec | ControlNetSpec]:

@@ -37,28 +37,42 @@ def guarded_stream(
         except Exception as exc:
             error = failures.note(exc)
             if started:
-                yield _text({"event": "error", **error.to_body()})
+                yield as_text("error", {"event": "error", **error.to_body()})
 
     return wrapper
 
 
-async def server_sent_events(
-    events: AsyncGenerator[Event, None],
-) -> AsyncGenerator[str, None]:
+def server_sent_events(events: AsyncGenerator[Event, None]) -> AsyncGenerator[str, None]:
     """The messages of each event as text; a comment after every KEEP_ALIVE seconds of silence."""
+    return kept_alive(_texts(events))
+
+
+async def _texts(events: AsyncGenerator[Event, None]) -> AsyncGenerator[str, None]:
     async with aclosing(events):
+        async for event in events:
+            for message in messages(event):
+                yield as_text(message["event"], message)
+
+
+async def kept_alive(texts: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
+    """`texts`, and a comment after every KEEP_ALIVE seconds of silence."""
+    async with aclosing(texts):
         while True:
-            upcoming = asyncio.ensure_future(anext(events, None))
+            upcoming = asyncio.ensure_future(anext(texts, None))
             try:
                 while not (await asyncio.wait({upcoming}, timeout=KEEP_ALIVE))[0]:
                     yield ": keep-alive\n\n"
-                event = upcoming.result()
+                text = upcoming.result()
             finally:
                 await _cancel(upcoming)
-            if event is None:
+            if text is None:
                 return
-            for message in messages(event):
-                yield _text(message)
+            yield text
+
+
+def as_text(event: str, data: dict[str, Any]) -> str:
+    """One server-sent event."""
+    return f"event: {event}\ndata: {json.dumps(data)}\n\n"
 
 
 async def _cancel(task: asyncio.Future[Any]) -> None:
@@ -67,7 +81,3 @@ async def _cancel(task: asyncio.Future[Any]) -> None:
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
-
-
-def _text(message: dict[str, Any]) -> str:
-    return f"event: {message['event']}\ndata: {json.dumps(message)}\n\n"

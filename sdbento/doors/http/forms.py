@@ -17,7 +17,7 @@ from functools import cache
 from typing import Any
 from urllib.parse import parse_qsl
 
-from starlette.datastructures import FormData, Headers, UploadFile
+from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from sdbento.errors import MalformedRequest
@@ -50,6 +50,15 @@ async def body_as_json(headers: Headers, body: bytes) -> bytes:
 
 async def form_as_json(headers: Headers, body: bytes) -> bytes:
     """The fields of a form as a JSON object. Raises MalformedRequest."""
+    parts = await read_parts(headers, body)
+    return json.dumps({name: _value(name, part) for name, part in parts}).encode()
+
+
+async def read_parts(headers: Headers, body: bytes) -> list[tuple[str, str | bytes]]:
+    """The names and contents of a form's parts, in their order: bytes of files, text of others.
+
+    Raises MalformedRequest.
+    """
 
     async def stream() -> AsyncIterator[bytes]:
         yield body
@@ -66,26 +75,28 @@ async def form_as_json(headers: Headers, body: bytes) -> bytes:
     except (MultiPartException, KeyError, ValueError) as exc:
         raise MalformedRequest(f"the form cannot be read: {exc}") from None
     try:
-        return json.dumps({name: await _value(name, form) for name in form}).encode()
+        return [
+            (name, await part.read() if isinstance(part, UploadFile) else part)
+            for name, part in form.multi_items()
+        ]
     finally:
         await form.close()
 
 
-async def _value(name: str, form: FormData) -> Any:
-    part = form[name]
-    if isinstance(part, UploadFile):
-        return b64encode(await part.read()).decode("ascii")
+def _value(name: str, part: str | bytes) -> Any:
+    if isinstance(part, bytes):
+        return b64encode(part).decode("ascii")
     return _text_value(name, part)
 
 
 def _text_value(name: str, text: str) -> Any:
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
     # BentoML's client sends strings as JSON too, in quotes, and curl without them: a prompt that
     # happens to be a number or a list in JSON is that text.
-    return text if name in _string_fields() and not isinstance(value, str | None) else value
+    return text if name in string_fields() and not isinstance(value, str | None) else value
 
 
 def _urlencoded_as_json(body: bytes) -> bytes:
@@ -113,7 +124,8 @@ def _whole_request(body: bytes) -> bytes:
 
 
 @cache
-def _string_fields() -> frozenset[str]:
+def string_fields() -> frozenset[str]:
+    """The fields of a request whose values may be text."""
     properties = GenerateRequest.model_json_schema()["properties"]
     return frozenset(
         name

@@ -54,6 +54,10 @@ async def test_a_prompt_that_looks_like_json_is_still_a_text(text: str) -> None:
     assert (await read(prompt=text))["prompt"] == text
 
 
+async def test_text_that_is_nested_too_deeply_for_json_is_text() -> None:
+    assert (await read(lora="[" * 100_000))["lora"] == "[" * 100_000
+
+
 async def test_too_many_parts_and_no_form_at_all_are_refused() -> None:
     with pytest.raises(MalformedRequest, match="the form cannot be read"):
         await read(**{f"part{i}": "x" for i in range(MAX_PARTS + 1)})
