@@ -25,6 +25,9 @@ from sdbento.doors.http.failures import guarded
 from sdbento.doors.http.guard import Guard, parsed_request
 from sdbento.doors.http.routing import mounted
 from sdbento.doors.http.typed import REQUEST_MODELS, arguments
+from sdbento.doors.openai import api as openai_api
+from sdbento.doors.openai import listings as openai_listings
+from sdbento.doors.openai.failures import ERRORS as OPENAI_ERRORS
 from sdbento.doors.runpod import api as runpod_api
 from sdbento.doors.runpod.lifespan import run_jobs
 from sdbento.environment import load_settings
@@ -66,7 +69,14 @@ def leave_out_timeouts(module: str = "bentoml._internal.server.http.traffic") ->
 leave_out_timeouts()
 
 # BentoML's own routes are POST only and cannot have parameters in their paths.
-routes = mounted(listings.router, ping.router, runpod_api.router, lifespan=run_jobs)
+routes = mounted(
+    listings.router,
+    ping.router,
+    runpod_api.router,
+    openai_api.router,
+    openai_listings.router,
+    lifespan=run_jobs,
+)
 
 
 @bentoml.service(
@@ -156,6 +166,14 @@ StableDiffusion.add_asgi_middleware(  # type: ignore[attr-defined]  # it is a Se
     load_settings=load_settings,
     request_models=REQUEST_MODELS,
     error_shapes={"/sdapi/": A1111_ERRORS, "/controlnet/": A1111_ERRORS},
+    request_models={
+        "/generate": GenerateRequest,
+        "/generate_stream": GenerateRequest,
+        "/txt2img": GenerateRequest,
+        "/img2img": ImageRequest,
+        "/inpaint": MaskedRequest,
+    },
+    error_shapes={"/v1/": OPENAI_ERRORS, "/sdapi/": A1111_ERRORS, "/controlnet/": A1111_ERRORS},
 )
 
 # The Guard has parsed the body. Without this BentoML would parse it again: twice the time on the

@@ -230,6 +230,23 @@ class Settings(BaseModel):
         validation_alias=_names("PORT_HEALTH"),
         description="Another port that answers GET /ping, and nothing else",
     )
+    public_url: str | None = Field(
+        None,
+        pattern=r"^https?://[^/\s]+(/[^?#\s]*)?$",
+        validation_alias=_names("SDBENTO_PUBLIC_URL"),
+        description="What the URLs of images begin with, https://host or https://host/prefix; "
+        "unset: scheme and host as the client named them, which a proxy may change",
+    )
+    url_seconds: PositiveInt = Field(
+        3600,
+        validation_alias=_names("SDBENTO_URL_SECONDS"),
+        description="Seconds for which the URLs of images (`response_format`: url) are valid",
+    )
+    url_bytes: PositiveInt = Field(
+        256 * 1024 * 1024,
+        validation_alias=_names("SDBENTO_URL_BYTES"),
+        description="Memory for images that have URLs; when it is full, the oldest go early",
+    )
     log_level: LogLevel = Field(
         "INFO",
         validation_alias=_names("SDBENTO_LOG_LEVEL"),
@@ -324,6 +341,11 @@ class Settings(BaseModel):
         validation_alias=_names("SDBENTO_BUCKET_URL_SECONDS"),
         description="RunPod worker: seconds for which the URLs of uploaded results are valid",
     )
+
+    @field_validator("public_url", mode="before")
+    @classmethod
+    def _without_slash(cls, url: object) -> object:
+        return (url.rstrip("/") or None) if isinstance(url, str) else url
 
     @field_validator("job_store_url")
     @classmethod

@@ -13,6 +13,7 @@ from sdbento.request.schema import PARTS, GenerateRequest
 # What other servers and libraries call our fields, for the error that says so.
 ELSEWHERE = {
     "steps": "num_inference_steps",
+    "cfg": "guidance_scale",
     "cfg_scale": "guidance_scale",
     "sampler": "scheduler",
     "sampler_name": "scheduler",

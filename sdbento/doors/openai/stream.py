@@ -1,0 +1,110 @@
+"""Answers as server-sent events: previews on the way, then each image.
+
+Source: the types of openai-python for events, `image_generation.partial_image` and its kin. Partial
+images are the engine's previews of the first image, enlarged to the size of the image to come.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from base64 import b64encode
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any, Literal
+
+from PIL import Image
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from sdbento.doors.http import failures
+from sdbento.doors.http.events import as_text, kept_alive
+from sdbento.doors.openai.answers import headers, size_of, usage_of
+from sdbento.doors.openai.failures import to_body
+from sdbento.doors.openai.order import Order
+from sdbento.engine.handle import Stepped
+from sdbento.images import codec
+from sdbento.request.events import Done, Event, Queued
+from sdbento.request.settle import Size
+
+if TYPE_CHECKING:
+    from sdbento.app import App
+
+Kind = Literal["image_generation", "image_edit"]
+
+
+class EventStream(StreamingResponse):
+    """Closes its source when the client is gone, at whatever point that is noticed."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, texts: AsyncGenerator[str, None], headers: dict[str, str]) -> None:
+        super().__init__(texts, headers=headers | {"Cache-Control": "no-cache"})
+        self._texts = texts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with aclosing(self._texts):
+            await super().__call__(scope, receive, send)
+
+
+async def stream(app: App, order: Order, kind: Kind) -> EventStream:
+    """Raises what refuses the request; later errors become an event."""
+    events = app.stream(order.request)
+    first = await anext(events)
+    assert isinstance(first, Queued) and first.size is not None
+    texts = _texts(events, order, kind, first.size)
+    return EventStream(kept_alive(texts), headers(order))
+
+
+async def _texts(
+    events: AsyncGenerator[Event, None], order: Order, kind: Kind, size: Size
+) -> AsyncGenerator[str, None]:
+    shown = 0
+    try:
+        async with aclosing(events):
+            async for event in events:
+                match event:
+                    case Stepped(image=0, preview=Image.Image() as preview) if (
+                        shown < order.body.partial_images and event.step < event.num_steps
+                    ):
+                        yield await asyncio.to_thread(_partial, order, kind, preview, size, shown)
+                        shown += 1
+                    case Done(response):
+                        for image in response.images:
+                            yield await asyncio.to_thread(_completed, order, kind, image)
+    except Exception as exc:
+        error = failures.note(exc)
+        yield as_text("error", {"type": "error", **to_body(error)})
+
+
+def _partial(order: Order, kind: Kind, preview: Image.Image, size: Size, index: int) -> str:
+    request = order.request
+    quality = codec.QUALITY if request.output_compression is None else request.output_compression
+    enlarged = preview.resize(size, Image.Resampling.BICUBIC)
+    data = codec.encode(enlarged, request.output_format, quality=quality)
+    return _event(
+        f"{kind}.partial_image",
+        order,
+        b64encode(data).decode("ascii"),
+        f"{size[0]}x{size[1]}",
+        partial_image_index=index,
+    )
+
+
+def _completed(order: Order, kind: Kind, image: str) -> str:
+    usage = usage_of(order.request.prompt).model_dump()
+    return _event(f"{kind}.completed", order, image, size_of(image), usage=usage)
+
+
+def _event(name: str, order: Order, image: str, size: str, **more: Any) -> str:
+    message = {
+        "type": name,
+        "b64_json": image,
+        "background": "opaque",
+        "created_at": int(time.time()),
+        "output_format": order.request.output_format,
+        "quality": order.quality,
+        "size": size,
+        **more,
+    }
+    return as_text(name, message)

@@ -1,0 +1,260 @@
+"""The routes on one-pixel images: URLs, streams, models, and what is sent that makes no sense."""
+
+from __future__ import annotations
+
+import json
+from base64 import b64decode
+from io import BytesIO
+from typing import Any
+
+import pytest
+from httpx2 import Response
+from PIL import Image
+from starlette.testclient import TestClient
+
+from sdbento.doors.openai.files import PUBLIC_PREFIX
+from sdbento.engine.trajectory import Trajectory
+from sdbento.errors import OutOfMemory
+from tests.doors.openai.conftest import Serve
+from tests.support.fakes import FakeRunner
+
+GENERATIONS, EDITS = "/v1/images/generations", "/v1/images/edits"
+VARIATIONS = "/v1/images/variations"
+PATHS = [GENERATIONS, EDITS, VARIATIONS]
+
+
+def png(mode: str = "RGB", color: Any = "red", size: tuple[int, int] = (64, 64)) -> bytes:
+    buffer = BytesIO()
+    Image.new(mode, size, color).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def assert_refused(response: Response, status: int, param: str | None, *words: str) -> None:
+    assert response.status_code == status, response.text
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["param"] == param
+    for word in words:
+        assert word in error["message"]
+
+
+def events(response: Response) -> list[tuple[str, Any]]:
+    assert response.headers["content-type"].startswith("text/event-stream")
+    found = []
+    for text in response.text.strip().split("\n\n"):
+        name, data = text.split("\n")
+        found.append((name.removeprefix("event: "), json.loads(data.removeprefix("data: "))))
+    return found
+
+
+def test_an_answer_has_all_that_openais_has(client: TestClient) -> None:
+    response = client.post(GENERATIONS, json={"prompt": "a red, red circle", "n": 2, "seed": 7})
+    answer = response.json()
+    assert isinstance(answer.pop("created"), int)
+    data = answer.pop("data")
+    assert [set(image) for image in data] == [{"b64_json"}] * 2
+    assert answer == {
+        "background": "opaque",
+        "output_format": "png",
+        "quality": "medium",
+        "size": "1x1",
+        "usage": {
+            "input_tokens": 5,
+            "input_tokens_details": {"text_tokens": 5, "image_tokens": 0},
+            "output_tokens": 0,
+            "total_tokens": 5,
+        },
+    }
+    assert response.headers["x-sdbento-model"] == "shapes"
+    assert "x-sdbento-warnings" not in response.headers
+
+
+def test_what_is_not_as_asked_is_told_in_a_header(client: TestClient) -> None:
+    body = {"prompt": "x", "model": "näme\r\nX-Evil: 1", "size": "65x65"}
+    response = client.post(GENERATIONS, json=body)
+    assert response.status_code == 200
+    assert "x-evil" not in response.headers
+    replaced, rounded = json.loads(response.headers["x-sdbento-warnings"])
+    assert "näme" in replaced and "shapes was used" in replaced
+    assert rounded == "size 65x65 was rounded to 64x64"
+
+
+@pytest.mark.parametrize(
+    ("output_format", "suffix", "kind"),
+    [("png", ".png", "image/png"), ("jpg", ".jpg", "image/jpeg"), ("webp", ".webp", "image/webp")],
+)
+def test_urls_name_files_that_need_nothing_but_their_name(
+    client: TestClient, output_format: str, suffix: str, kind: str
+) -> None:
+    body = {"prompt": "x", "n": 2, "response_format": "url", "output_format": output_format}
+    data = client.post(GENERATIONS, json=body).json()["data"]
+    assert [set(image) for image in data] == [{"url"}] * 2
+    assert data[0] != data[1]
+    url = data[0]["url"]
+    assert url.startswith("http://testserver" + PUBLIC_PREFIX) and url.endswith(suffix)
+    file = client.get(url)
+    assert file.headers["content-type"] == kind
+    assert file.headers["cache-control"].startswith("private, max-age=3")
+    assert Image.open(BytesIO(file.content)).size == (1, 1)
+    head = client.head(url)
+    assert head.headers["content-length"] == str(len(file.content))
+    assert head.content == b""
+
+
+@pytest.mark.parametrize("name", ["no.png", "", "a/b.png", "..%2F..%2Fetc%2Fpasswd", "%00"])
+def test_names_of_no_files_are_404(client: TestClient, name: str) -> None:
+    assert_refused(client.get(PUBLIC_PREFIX + name), 404, None)
+
+
+def test_urls_begin_as_the_client_named_this_server(client: TestClient) -> None:
+    def url(**headers: str) -> str:
+        body = {"prompt": "x", "model": "dall-e-3"}
+        response = client.post(GENERATIONS, json=body, headers=headers)
+        return str(response.json()["data"][0]["url"])
+
+    assert url(Host="sd.example:8080").startswith("http://sd.example:8080/v1/")
+    assert url(Host="[::1]:3000").startswith("http://[::1]:3000/v1/")
+    assert url(**{"X-Forwarded-Host": "evil.example"}).startswith("http://testserver/v1/")
+    assert url(Host="evil.example/path?").startswith("http://testserver:80/v1/")
+
+
+def test_urls_begin_as_the_settings_say_and_end_when_they_say(serve: Serve) -> None:
+    client = serve(public_url="https://sd.example/prefix/", url_bytes=1)
+    body = {"prompt": "x", "response_format": "url"}
+    url = client.post(GENERATIONS, json=body).json()["data"][0]["url"]
+    assert url.startswith("https://sd.example/prefix" + PUBLIC_PREFIX)
+    path = url.removeprefix("https://sd.example/prefix")
+    assert client.get(path).status_code == 200
+    client.post(GENERATIONS, json=body)
+    assert_refused(client.get(path), 404, None)
+
+
+def test_a_stream_ends_with_each_image(client: TestClient) -> None:
+    body = {"prompt": "x", "n": 2, "stream": True, "partial_images": 2, "size": "64x128"}
+    response = client.post(GENERATIONS, json=body | {"model": "gpt-image-1"})
+    assert response.headers["x-sdbento-model"] == "shapes"
+    assert "gpt-image-1" in response.headers["x-sdbento-warnings"]
+    sent = events(response)
+    assert [name for name, _ in sent] == ["image_generation.completed"] * 2
+    for name, data in sent:
+        assert data["type"] == name
+        assert Image.open(BytesIO(b64decode(data["b64_json"]))).size == (1, 1)
+        assert data["usage"]["total_tokens"] == 1
+
+
+def test_a_stream_that_is_refused_is_no_stream(client: TestClient) -> None:
+    for wrong in ({"scheduler": "nope"}, {"size": "4096x4096"}, {"strength": 0.5}):
+        response = client.post(GENERATIONS, json={"prompt": "x", "stream": True} | wrong)
+        assert_refused(response, 400, next(iter(wrong)))
+
+
+def test_a_stream_that_fails_ends_with_an_error(serve: Serve) -> None:
+    def fails(trajectory: Trajectory) -> Exception | None:
+        return OutOfMemory("too large") if trajectory.step == 3 else None
+
+    client = serve(FakeRunner(fails))
+    response = client.post(GENERATIONS, json={"prompt": "x", "stream": True})
+    assert response.status_code == 200
+    [(name, data)] = events(response)
+    assert name == data["type"] == "error"
+    assert data["error"]["message"] == "too large"
+    assert data["error"]["type"] == "server_error"
+    assert_refused(client.post(GENERATIONS, json={"prompt": "x"}), 503, None, "too large")
+
+
+def test_several_images_are_one_and_a_warning(client: TestClient) -> None:
+    files = [("image[]", ("a.png", png())), ("image[]", ("b.png", b"not read"))]
+    response = client.post(EDITS, files=files, data={"prompt": "x"})
+    assert response.status_code == 200
+    assert "first of 2" in response.headers["x-sdbento-warnings"]
+
+
+def test_masks_must_have_holes(client: TestClient) -> None:
+    for mask in (png(), png("L", 0), png("RGBA", (0, 0, 0, 1))):
+        files = {"image": png(), "mask": mask}
+        assert_refused(client.post(EDITS, files=files, data={"prompt": "x"}), 400, "mask")
+    files = {"image": png(), "mask": png("RGBA", (0, 0, 0, 0), (16, 8))}
+    assert client.post(EDITS, files=files, data={"prompt": "x"}).status_code == 200
+
+
+@pytest.mark.parametrize("param", ["image", "mask"])
+def test_images_that_are_none_are_named(client: TestClient, param: str) -> None:
+    files = {"image": png()} | {param: b"no image"}
+    assert_refused(client.post(EDITS, files=files, data={"prompt": "x"}), 400, param)
+
+
+def test_private_addresses_are_not_fetched(client: TestClient) -> None:
+    url = "https://127.0.0.1/a.png"
+    for body in ({"image": url}, {"image": png().hex(), "mask": url}):
+        response = client.post(EDITS, json={"prompt": "x"} | body)
+        assert_refused(response, 400, "mask" if "mask" in body else "image")
+
+
+def test_variations_need_no_prompt(client: TestClient) -> None:
+    response = client.post(VARIATIONS, files={"image": png()}, data={"n": "2", "user": "me"})
+    assert len(response.json()["data"]) == 2
+    assert response.json()["usage"]["total_tokens"] == 0
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_routes_answer_pings_slashes_and_wrong_methods(client: TestClient, path: str) -> None:
+    assert client.options(path).status_code == 204
+    for wrong in (client.get, client.delete, client.put):
+        assert_refused(wrong(path), 405, None)
+    assert_refused(client.post(path + "/", content=b"[]"), 400, None, "object")
+    assert_refused(client.post(path + "/more"), 404, None)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"[]", b"null", b'"x"', b"\xff\xfe", b"[" * 100_000, b'{"prompt": NaN}']
+)
+def test_bodies_that_are_none_are_refused(client: TestClient, path: str, body: bytes) -> None:
+    response = client.post(path, content=body)
+    assert response.status_code == 400, response.text
+    assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "param"),
+    [
+        ({"prompt": 7}, "prompt"),
+        ({"prompt": "x" * 10_001}, "prompt"),
+        ({"prompt": "word " * 1000}, "prompt"),
+        ({"n": 0}, "n"),
+        ({"n": 10**30}, "n"),
+        ({"seed": 10**30}, "seed"),
+        ({"size": {}}, "size"),
+        ({"size": "9" * 1000 + "x9"}, "size"),
+        ({"model": "x" * 501}, "model"),
+        ({"model": 3}, "model"),
+        ({"stream": {}}, "stream"),
+        ({"timeout": -1}, "timeout"),
+        ({"controlnet": "canny"}, "controlnet.0"),
+        ({"image": "https://127.0.0.1/a.png"}, "image"),
+        ({"scheduler": "\0"}, "scheduler"),
+    ],
+)
+def test_wrong_values_are_400_with_their_name(
+    client: TestClient, wrong: dict[str, Any], param: str
+) -> None:
+    assert_refused(client.post(GENERATIONS, json={"prompt": "x"} | wrong), 400, param)
+
+
+def test_models_are_ours_with_the_default_first(client: TestClient) -> None:
+    listed = client.get("/v1/models").json()
+    assert listed["object"] == "list"
+    assert listed == client.get("/v1/models/").json()
+    first = listed["data"][0]
+    assert set(first) == {"id", "object", "created", "owned_by"}
+    assert (first["id"], first["object"], first["owned_by"]) == ("shapes", "model", "sdbento")
+    assert isinstance(first["created"], int)
+    for model in listed["data"]:
+        assert client.get(f"/v1/models/{model['id']}").json() == model
+    assert client.get("/v1/models/SDXL-Turbo").json()["id"] == "stabilityai/sdxl-turbo"
+    assert client.options("/v1/models").status_code == 204
+
+
+@pytest.mark.parametrize("name", ["gpt-image-1", "a/b", "%00", "..%2Fx", "x" * 5000, "ä"])
+def test_a_model_that_is_not_ours_is_404(client: TestClient, name: str) -> None:
+    assert_refused(client.get(f"/v1/models/{name}"), 404, "model", "/v1/models")
