@@ -26,7 +26,7 @@ from sdbento.doors.http.guard import Guard, parsed_request
 from sdbento.doors.http.routing import mounted
 from sdbento.doors.http.typed import REQUEST_MODELS, arguments
 from sdbento.doors.openai import api as openai_api
-from sdbento.doors.openai import listings as openai_listings
+from sdbento.doors.openai import models as openai_models
 from sdbento.doors.openai.failures import ERRORS as OPENAI_ERRORS
 from sdbento.doors.runpod import api as runpod_api
 from sdbento.doors.runpod.lifespan import run_jobs
@@ -74,7 +74,7 @@ routes = mounted(
     ping.router,
     runpod_api.router,
     openai_api.router,
-    openai_listings.router,
+    openai_models.router,
     lifespan=run_jobs,
 )
 
@@ -165,14 +165,6 @@ StableDiffusion.add_asgi_middleware(  # type: ignore[attr-defined]  # it is a Se
     Guard,
     load_settings=load_settings,
     request_models=REQUEST_MODELS,
-    error_shapes={"/sdapi/": A1111_ERRORS, "/controlnet/": A1111_ERRORS},
-    request_models={
-        "/generate": GenerateRequest,
-        "/generate_stream": GenerateRequest,
-        "/txt2img": GenerateRequest,
-        "/img2img": ImageRequest,
-        "/inpaint": MaskedRequest,
-    },
     error_shapes={"/v1/": OPENAI_ERRORS, "/sdapi/": A1111_ERRORS, "/controlnet/": A1111_ERRORS},
 )
 

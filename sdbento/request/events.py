@@ -10,7 +10,6 @@ from typing import Any
 from sdbento.engine.handle import Stepped
 from sdbento.images import codec
 from sdbento.request.schema import GenerateResponse
-from sdbento.request.settle import Size
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,7 @@ class Queued:
 
     position: int
     eta: float | None = None
-    size: Size | None = None
+    size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)

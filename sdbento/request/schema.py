@@ -20,7 +20,7 @@ from pydantic import (
 MAX_PROMPT_CHARS = 10_000
 MAX_STEPS = 150
 MAX_IMAGES = 16
-MAX_SIDE = 4096
+MIN_SIDE, MAX_SIDE = 64, 4096  # pixels
 MAX_SEED = 2**63 - 1
 MAX_TIMEOUT = 3600
 MAX_CONTROLNETS = 8
@@ -33,7 +33,7 @@ MAX_IMAGE_CHARS = 64 * 1024 * 1024  # the settings' own limits are in bytes, and
 
 Prompt = Annotated[str, StringConstraints(max_length=MAX_PROMPT_CHARS)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=500)]
-Side = Annotated[int, Field(ge=64, le=MAX_SIDE, multiple_of=8)]
+Side = Annotated[int, Field(ge=MIN_SIDE, le=MAX_SIDE, multiple_of=8)]
 Length = Annotated[int, Field(ge=0, le=MAX_SIDE)]
 Size = Annotated[
     tuple[Length, Length],

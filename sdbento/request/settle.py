@@ -15,12 +15,11 @@ from sdbento.catalog.families import VAE_FACTOR, Family
 from sdbento.catalog.specs import ModelSpec
 from sdbento.errors import InvalidParameter
 from sdbento.prompts.check import check_second_prompt
-from sdbento.request.schema import ControlNetInput, GenerateRequest
+from sdbento.request.schema import MIN_SIDE, ControlNetInput, GenerateRequest
 from sdbento.samplers.names import canonical_name
 
 STRENGTH, MASKED_STRENGTH = 0.8, 1.0  # where the request does not say; the stock pipelines' own
 OUTPAINT_BLUR = 8  # pixels, where an outpainting request does not say
-MIN_SIDE = 64
 NEED_IMAGE = ("mask_image", "outpaint", "strength", "upscale")
 NEED_MASK = ("mask_blur", "padding_mask_crop")
 NOT_WITH_MASK = ("hires", "refiner", "upscale")

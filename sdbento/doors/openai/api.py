@@ -19,7 +19,6 @@ from sdbento.access.caller import current_caller
 from sdbento.doors.http.routing import TheApp, app_of, door
 from sdbento.doors.openai import answers, edits, parts
 from sdbento.doors.openai.body import ImageBody, VariationBody
-from sdbento.doors.openai.description import describe_parts
 from sdbento.doors.openai.files import PUBLIC_PREFIX, Files
 from sdbento.doors.openai.order import Order, in_clients_words, to_order
 from sdbento.doors.openai.public_url import public_url
@@ -64,7 +63,7 @@ async def create_image(body: ImageBody, request: Request, app: TheApp) -> Respon
         return await _answer(request, app, order, "image_generation")
 
 
-@router.post("/v1/images/edits", responses=_ANSWERS, openapi_extra=describe_parts(ImageBody))
+@router.post("/v1/images/edits", responses=_ANSWERS, openapi_extra=parts.describe(ImageBody))
 @router.post("/v1/images/edits/", include_in_schema=False)
 async def create_edit(request: Request, app: TheApp) -> Response:
     """Change an image, or repaint where its mask is transparent, as OpenAI's `images.edit`.
@@ -82,7 +81,7 @@ async def create_edit(request: Request, app: TheApp) -> Response:
 
 
 @router.post(
-    "/v1/images/variations", responses=_ANSWERS, openapi_extra=describe_parts(VariationBody)
+    "/v1/images/variations", responses=_ANSWERS, openapi_extra=parts.describe(VariationBody)
 )
 @router.post("/v1/images/variations/", include_in_schema=False)
 async def create_variation(request: Request, app: TheApp) -> Response:

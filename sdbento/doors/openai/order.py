@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from sdbento.catalog.families import VAE_FACTOR
 from sdbento.catalog.specs import ModelSpec
-from sdbento.doors.openai import model_names
 from sdbento.doors.openai.body import ImageBody
+from sdbento.doors.openai.models import ours
 from sdbento.errors import InvalidParameter, SDBentoError
-from sdbento.request.schema import MAX_SIDE, MAX_STEPS, GenerateRequest
-from sdbento.request.settle import MIN_SIDE
+from sdbento.request.schema import MAX_SIDE, MAX_STEPS, MIN_SIDE, GenerateRequest
 
 if TYPE_CHECKING:
     from sdbento.app import App
@@ -53,7 +52,7 @@ async def to_order(app: App, body: ImageBody, inputs: dict[str, Any]) -> Order:
         raise InvalidParameter(
             "background cannot be transparent: these models paint every pixel", param="background"
         )
-    name = await model_names.ours(app, body.model)
+    name = await ours(app, body.model)
     spec = await app.find_model(name)
     warnings = []
     if body.model is not None and name is None:

@@ -18,7 +18,20 @@ from typing import Any
 from starlette.requests import Request
 
 from sdbento.doors.http.forms import is_form, read_parts
+from sdbento.doors.openai.body import ImageBody
 from sdbento.errors import InvalidParameter, MalformedRequest
+
+_FILE = {"type": "string", "format": "binary"}
+_SOURCE = {
+    "anyOf": [
+        {"type": "string", "description": "https URL, data URI or base64"},
+        {
+            "type": "object",
+            "required": ["image_url"],
+            "properties": {"image_url": {"type": "string"}},
+        },
+    ]
+}
 
 _BRACKETS = re.compile(r"(\w+)(\[\d*\])?(?:\[(\w+)\])?")
 
@@ -124,3 +137,26 @@ def _source(item: Any, param: str) -> str | None:
     raise InvalidParameter(
         f"{param} must be a file of a form, base64, or an object with an image_url", param=param
     )
+
+
+def describe(kind: type[ImageBody]) -> dict[str, Any]:
+    """`openapi_extra` of a route whose body `parts.read` reads and `kind` validates."""
+    form = {"image": {"anyOf": [_FILE, {"type": "array", "items": _FILE}]}, "mask": _FILE}
+    sources = {"images": {"type": "array", "minItems": 1, "items": _SOURCE}, "mask": _SOURCE}
+    content = {
+        "multipart/form-data": {"schema": _schema(kind, form, "image")},
+        "application/json": {"schema": _schema(kind, sources, "images")},
+    }
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def _schema(kind: type[ImageBody], images: dict[str, Any], image: str) -> dict[str, Any]:
+    """Without the fields that are objects, which refer to schemas of their own."""
+    schema = kind.model_json_schema()
+    fields = {
+        name: field
+        for name, field in schema["properties"].items()
+        if name != "image" and "$ref" not in json.dumps(field)
+    }
+    required = [image, *schema.get("required", ())]
+    return {"type": "object", "required": required, "properties": images | fields}

@@ -25,7 +25,6 @@ from sdbento.doors.openai.order import Order
 from sdbento.engine.handle import Stepped
 from sdbento.images import codec
 from sdbento.request.events import Done, Event, Queued
-from sdbento.request.settle import Size
 
 if TYPE_CHECKING:
     from sdbento.app import App
@@ -57,7 +56,7 @@ async def stream(app: App, order: Order, kind: Kind) -> EventStream:
 
 
 async def _texts(
-    events: AsyncGenerator[Event, None], order: Order, kind: Kind, size: Size
+    events: AsyncGenerator[Event, None], order: Order, kind: Kind, size: tuple[int, int]
 ) -> AsyncGenerator[str, None]:
     shown = 0
     try:
@@ -77,7 +76,9 @@ async def _texts(
         yield as_text("error", {"type": "error", **to_body(error)})
 
 
-def _partial(order: Order, kind: Kind, preview: Image.Image, size: Size, index: int) -> str:
+def _partial(
+    order: Order, kind: Kind, preview: Image.Image, size: tuple[int, int], index: int
+) -> str:
     request = order.request
     quality = codec.QUALITY if request.output_compression is None else request.output_compression
     enlarged = preview.resize(size, Image.Resampling.BICUBIC)

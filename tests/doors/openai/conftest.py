@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 from sdbento.app import App
 from sdbento.doors.http.guard import Guard
 from sdbento.doors.http.routing import mounted
-from sdbento.doors.openai import api, listings
+from sdbento.doors.openai import api, models
 from sdbento.doors.openai.failures import ERRORS
 from sdbento.settings import Settings
 from tests.support.fakes import FakeRunner
@@ -27,7 +27,7 @@ def serve() -> Iterator[Serve]:
 
         def serve(runner: FakeRunner | None = None, **options: Any) -> TestClient:
             settings = Settings.model_validate({"sd_model": "shapes", "offline": True} | options)
-            routes = mounted(api.router, listings.router)
+            routes = mounted(api.router, models.router)
             app = routes.state.app = App(settings, runner or FakeRunner())
             app.start()
             stack.callback(app.close)
