@@ -34,6 +34,7 @@ from sdbento.environment import load_settings
 from sdbento.errors import InvalidParameter
 from sdbento.heavy_imports import without_collector
 from sdbento.images.codec import MEDIA_TYPES
+from sdbento.jobs.delivery.bucket import Bucket
 from sdbento.malloc import keep_freed_memory
 from sdbento.request.schema import (
     MAX_TIMEOUT,
@@ -96,6 +97,7 @@ class StableDiffusion:
         try:
             settings = load_settings()
             logging.getLogger("sdbento").setLevel(settings.log_level)  # App has things to say
+            Bucket.configured(settings)  # complains now, not at the first result
             self.app = routes.state.app = App(settings)
             self._health = ping.listen(self.app, settings)
         except SettingsError as error:

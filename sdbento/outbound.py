@@ -11,12 +11,15 @@ from __future__ import annotations
 import socket
 import ssl
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from functools import cache
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from threading import Thread
+from typing import Literal
 
 import httpcore
 import httpx
@@ -28,6 +31,7 @@ from sdbento.settings import Settings
 MAX_REDIRECTS = 3
 MAX_PORT = 65535
 MAX_HOST_CHARS = 60  # of a host in a message
+MAX_DIGITS = 9  # of a Retry-After, which may be any number
 REDIRECTS = (301, 302, 303, 307, 308)
 HEADERS = [
     (b"accept", b"*/*"),
@@ -95,22 +99,41 @@ def fetch(url: str, settings: Settings, *, max_bytes: int, param: str) -> bytes:
         ) from error
 
 
-def post(url: str, body: bytes, settings: Settings, *, param: str) -> None:
-    """Post JSON to `url`, given in the request's field `param`. Blocks for as long as `fetch` may.
+@dataclass(frozen=True)
+class Answer:
+    """How a host answered what was sent to it."""
 
-    Raises InvalidParameter unless the answer is a 2xx; redirects are not followed.
+    status: int
+    retry_after: float | None  # seconds that it asks to wait
+
+    @property
+    def accepted(self) -> bool:
+        return 200 <= self.status < 300
+
+
+def send(
+    method: Literal["POST", "PUT"],
+    url: str,
+    body: bytes,
+    headers: Mapping[str, str],
+    settings: Settings,
+    *,
+    param: str,
+) -> Answer:
+    """Send `body` to `url`, given in the request's field `param`. Blocks as long as `fetch` may.
+
+    Redirects are not followed. Raises InvalidParameter if there is no answer.
     """
     backend = _CheckedBackend(time.monotonic() + settings.fetch_timeout, settings)
     target: httpx.URL | None = None
     try:
         target = _parse(url)
         _check(target, settings)
-        with _requested("POST", target, backend, body) as response:
-            if not 200 <= response.status < 300:
-                raise _Failed(f"the host answered {response.status}")
+        with _requested(method, target, backend, headers, body) as response:
+            return Answer(response.status, _retry_after(httpx.Headers(response.headers)))
     except FAILURES as error:
         raise _explained(
-            error, f"{param} could not be posted to", target, settings, param
+            error, f"{param}: nothing can be sent to", target, settings, param
         ) from error
 
 
@@ -122,12 +145,12 @@ def check_fetch(url: str, settings: Settings, *, param: str) -> None:
     _check_url(url, settings, f"{param} could not be fetched from", param)
 
 
-def check_post(url: str, settings: Settings, *, param: str) -> None:
-    """Raise InvalidParameter for a URL that `post` would refuse without a connection.
+def check_send(url: str, settings: Settings, *, param: str) -> None:
+    """Raise InvalidParameter for a URL that `send` would refuse without a connection.
 
     A host name is not looked up.
     """
-    _check_url(url, settings, f"{param} cannot go to", param)
+    _check_url(url, settings, f"{param}: nothing can be sent to", param)
 
 
 def _check_url(url: str, settings: Settings, problem: str, param: str) -> None:
@@ -264,21 +287,36 @@ def _get(target: httpx.URL, backend: _CheckedBackend, max_bytes: int) -> bytes |
 
 @contextmanager
 def _requested(
-    method: str, target: httpx.URL, backend: _CheckedBackend, body: bytes | None = None
+    method: str,
+    target: httpx.URL,
+    backend: _CheckedBackend,
+    headers: Mapping[str, str] | None = None,
+    body: bytes | None = None,
 ) -> Iterator[httpcore.Response]:
     """The answer to one request, its body not yet read."""
     url = httpcore.URL(
         scheme=target.raw_scheme, host=target.raw_host, port=target.port, target=target.raw_path
     )
-    headers = [(b"host", target.netloc), *HEADERS]
+    sent = [(b"host", target.netloc), *HEADERS]
+    sent += [(name.encode(), value.encode()) for name, value in (headers or {}).items()]
     if body is not None:
-        headers += [(b"content-type", b"application/json")]
-        headers += [(b"content-length", str(len(body)).encode())]
+        sent += [(b"content-length", str(len(body)).encode())]
     with (
         httpcore.ConnectionPool(ssl_context=_tls(), network_backend=backend) as pool,
-        pool.stream(method, url, headers=headers, content=body) as response,
+        pool.stream(method, url, headers=sent, content=body) as response,
     ):
         yield response
+
+
+def _retry_after(headers: httpx.Headers) -> float | None:
+    """The seconds that a Retry-After asks for, as a number or as a date (RFC 9110, 10.2.3)."""
+    given = headers.get("retry-after", "")
+    if given.isascii() and given.isdigit():
+        return float(given[:MAX_DIGITS])
+    try:
+        return max(0.0, parsedate_to_datetime(given).timestamp() - time.time())
+    except (ValueError, OverflowError):
+        return None
 
 
 def _join(target: httpx.URL, location: str) -> httpx.URL:

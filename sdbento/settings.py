@@ -6,6 +6,8 @@ Knows neither where the values come from (`environment` reads them) nor what the
 
 from __future__ import annotations
 
+from base64 import b64decode
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +24,7 @@ from pydantic import (
 Precision = Literal["fp16", "bf16", "fp32", "fp8"]
 Device = Literal["auto", "cpu", "cuda"]
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
+Upload = Literal["oversize", "always"]
 
 DATABASES = ("postgresql://", "postgresql+psycopg://", "postgres://", "sqlite:///")
 
@@ -277,6 +280,50 @@ class Settings(BaseModel):
         description="Unfinished jobs of /run and /runsync; one more is answered with 429",
     )
 
+    webhook_secret: SecretStr | None = Field(
+        None,
+        validation_alias=_names("SDBENTO_WEBHOOK_SECRET"),
+        description="Key that webhooks are signed with (standardwebhooks.com): whsec_ and the "
+        "base64 of 24 to 64 random bytes; unset: they are not signed",
+    )
+
+    # Where results of jobs go.
+
+    upload: Upload = Field(
+        "oversize",
+        validation_alias=_names("SDBENTO_UPLOAD"),
+        description="Which results of jobs are uploaded if a bucket is configured: oversize (those "
+        "above SDBENTO_RUNPOD_MAX_RUN_BYTES and SDBENTO_RUNPOD_MAX_RUNSYNC_BYTES) or always",
+    )
+    bucket_endpoint_url: str | None = Field(
+        None,
+        validation_alias=_names("BUCKET_ENDPOINT_URL"),
+        description="S3 endpoint that results of jobs are uploaded to; set all four BUCKET_ "
+        "variables or none",
+    )
+    bucket_access_key_id: SecretStr | None = Field(
+        None,
+        validation_alias=_names("BUCKET_ACCESS_KEY_ID"),
+        description="Access key id for that endpoint",
+    )
+    bucket_secret_access_key: SecretStr | None = Field(
+        None,
+        validation_alias=_names("BUCKET_SECRET_ACCESS_KEY"),
+        description="Secret key for that endpoint",
+    )
+    bucket_name: str | None = Field(
+        None,
+        validation_alias=_names("BUCKET_NAME"),
+        description="Bucket that results go to",
+    )
+    bucket_url_seconds: int = Field(
+        604_800,
+        ge=60,
+        le=604_800,  # what Signature Version 4 allows
+        validation_alias=_names("SDBENTO_BUCKET_URL_SECONDS"),
+        description="Seconds for which the URLs of uploaded results are valid",
+    )
+
     # The RunPod worker.
 
     runpod_volume: Path = Field(
@@ -305,41 +352,14 @@ class Settings(BaseModel):
         10_000_000,
         ge=1024,
         validation_alias=_names("SDBENTO_RUNPOD_MAX_RUN_BYTES"),
-        description="RunPod worker: largest result of a job that came through /run",
+        description="Largest result of a job that came through /run; a larger one is uploaded, or "
+        "refused by a RunPod worker without a bucket",
     )
     runpod_max_runsync_bytes: int = Field(
         20_000_000,
         ge=1024,
         validation_alias=_names("SDBENTO_RUNPOD_MAX_RUNSYNC_BYTES"),
-        description="RunPod worker: largest result of a job that came through /runsync",
-    )
-    bucket_endpoint_url: str | None = Field(
-        None,
-        validation_alias=_names("BUCKET_ENDPOINT_URL"),
-        description="RunPod worker: S3 endpoint that results above the payload limit are uploaded "
-        "to; set all four BUCKET_ variables or none",
-    )
-    bucket_access_key_id: SecretStr | None = Field(
-        None,
-        validation_alias=_names("BUCKET_ACCESS_KEY_ID"),
-        description="RunPod worker: access key id for that endpoint",
-    )
-    bucket_secret_access_key: SecretStr | None = Field(
-        None,
-        validation_alias=_names("BUCKET_SECRET_ACCESS_KEY"),
-        description="RunPod worker: secret key for that endpoint",
-    )
-    bucket_name: str | None = Field(
-        None,
-        validation_alias=_names("BUCKET_NAME"),
-        description="RunPod worker: bucket that results go to",
-    )
-    bucket_url_seconds: int = Field(
-        604_800,
-        ge=60,
-        le=604_800,  # what Signature Version 4 allows
-        validation_alias=_names("SDBENTO_BUCKET_URL_SECONDS"),
-        description="RunPod worker: seconds for which the URLs of uploaded results are valid",
+        description="The same for /runsync",
     )
 
     @field_validator("public_url", mode="before")
@@ -355,6 +375,16 @@ class Settings(BaseModel):
         if not url.get_secret_value().startswith(DATABASES):
             raise ValueError(f"must begin with {' or '.join(DATABASES)}")
         return url
+
+    @field_validator("webhook_secret")
+    @classmethod
+    def _signing_key(cls, secret: SecretStr | None) -> SecretStr | None:
+        if secret is None or not (given := secret.get_secret_value()):
+            return None
+        with suppress(ValueError):
+            if 24 <= len(b64decode(given.removeprefix("whsec_"), validate=True)) <= 64:
+                return secret
+        raise ValueError("must be whsec_ and the base64 of 24 to 64 bytes")
 
     @classmethod
     def variables(cls) -> list[tuple[str, str, str]]:

@@ -67,6 +67,8 @@ GIVEN = {
     "SDBENTO_ALLOW_PRIVATE_URLS": ("true", True),
     "SDBENTO_FETCH_TIMEOUT": ("2.5", 2.5),
     "SDBENTO_MAX_IMAGE_BYTES": ("4096", 4096),
+    "SDBENTO_WEBHOOK_SECRET": ("whsec_" + "QUJD" * 8, SecretStr("whsec_" + "QUJD" * 8)),
+    "SDBENTO_UPLOAD": ("always", "always"),
     "BUCKET_ENDPOINT_URL": ("https://s3.example", "https://s3.example"),
     "BUCKET_ACCESS_KEY_ID": ("key", SecretStr("key")),
     "BUCKET_SECRET_ACCESS_KEY": ("secret", SecretStr("secret")),
@@ -170,6 +172,16 @@ def test_a_database_that_is_not_known_is_refused_without_being_shown() -> None:
     with pytest.raises(SettingsError) as caught:
         load_settings(job_store_url="mysql://bob:secret@host/jobs")
     assert str(caught.value).startswith("JOB_STORE_URL=***: must begin with postgresql:// or ")
+
+
+@pytest.mark.parametrize(
+    "secret",
+    ["whsec_", "whsec_short", "whsec_" + "A" * 30, "whsec_" + "é" * 32, "whsec_" + "QUJD" * 22,
+     "QUJD " * 8],
+)  # fmt: skip
+def test_a_malformed_webhook_secret_is_refused_without_being_shown(secret: str) -> None:
+    text = complaint(webhook_secret=secret)
+    assert text == "SDBENTO_WEBHOOK_SECRET=***: must be whsec_ and the base64 of 24 to 64 bytes"
 
 
 def test_all_bad_values_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,13 +11,23 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_address
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 import httpcore
 import pytest
 
 from sdbento import outbound as fetch_module
 from sdbento.errors import InvalidParameter, TooLarge
-from sdbento.outbound import MAX_REDIRECTS, check_post, fetch, is_global, is_url, look_up, post
+from sdbento.outbound import (
+    MAX_REDIRECTS,
+    Answer,
+    check_send,
+    fetch,
+    is_global,
+    is_url,
+    look_up,
+    send,
+)
 from sdbento.settings import Settings
 
 BODY = bytes(range(256)) * 40
@@ -75,6 +85,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def _status(self, argument: str) -> None:
         self._answer(int(argument), {})
+
+    def _wait(self, argument: str) -> None:
+        self._answer(503, {"Retry-After": unquote(argument)})
 
     def _redirect(self, argument: str) -> None:
         self._answer(302, {"Location": argument})
@@ -460,63 +473,82 @@ def test_the_real_resolver_knows_literals() -> None:
     assert look_up("::1", 80) == ["::1"]
 
 
-# What is posted
+# What is sent
 
 
-def post_refusal(url: str, settings: Settings = PRIVATE) -> str:
-    with pytest.raises(InvalidParameter) as caught:
-        post(url, b"{}", settings, param="webhook")
+def sent(url: str, settings: Settings = PRIVATE) -> Answer:
+    headers = {"content-type": "application/json", "x-event": "ended"}
+    return send("POST", url, b'{"id": "a"}', headers, settings, param="webhook")
+
+
+def send_refusal(url: str, settings: Settings = PRIVATE) -> str:
+    with pytest.raises(InvalidParameter, match="webhook: nothing can be sent to") as caught:
+        sent(url, settings)
     assert caught.value.param == "webhook"
     return caught.value.message
 
 
 @pytest.mark.parametrize("path", ["image", "status/204"])
-def test_json_is_posted(path: str, server: Server) -> None:
-    post(f"http://{server.at}/{path}", b'{"id": "a"}', PRIVATE, param="webhook")
+def test_a_body_is_sent(path: str, server: Server) -> None:
+    assert sent(f"http://{server.at}/{path}").accepted
     (seen,) = server.seen
     assert (seen.command, seen.body) == ("POST", b'{"id": "a"}')
     assert {name.lower() for name in seen.headers} == {
-        "host", "accept", "accept-encoding", "user-agent", "content-type", "content-length"
+        "host", "accept", "accept-encoding", "user-agent", "content-type", "content-length",
+        "x-event",
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("status", [400, 500])
-def test_a_post_that_is_not_accepted_is_reported(status: int, server: Server) -> None:
-    message = post_refusal(f"http://{server.at}/status/{status}")
-    assert message == f"webhook could not be posted to 127.0.0.1: the host answered {status}"
+@pytest.mark.parametrize("status", [302, 400, 500])
+def test_a_status_that_refuses_is_no_error(status: int, server: Server) -> None:
+    answer = sent(f"http://{server.at}/status/{status}")
+    assert answer == Answer(status, None) and not answer.accepted
 
 
-def test_a_post_follows_no_redirect(server: Server) -> None:
-    assert "answered 302" in post_refusal(f"http://{server.at}/redirect/http://{server.at}/image")
+def test_no_redirect_is_followed_with_a_body(server: Server) -> None:
+    assert sent(f"http://{server.at}/redirect/http://{server.at}/image").status == 302
     assert len(server.seen) == 1
 
 
-def test_a_post_is_checked_like_a_fetch(resolve: Resolve, connected: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("given", "seconds"),
+    [("120", 120), ("0", 0), ("9" * 400, 999_999_999), ("Wed, 21 Oct 2015 07:28:00 GMT", 0)],
+)
+def test_a_host_may_ask_to_wait(given: str, seconds: float, server: Server) -> None:
+    assert sent(f"http://{server.at}/wait/{quote(given)}") == Answer(503, seconds)
+
+
+@pytest.mark.parametrize("given", ["soon", "-5", "1.5", "", "Wed, 99 Oct 2015", "0x10"])
+def test_what_is_no_number_of_seconds_is_ignored(given: str, server: Server) -> None:
+    assert sent(f"http://{server.at}/wait/{quote(given)}") == Answer(503, None)
+
+
+def test_what_is_sent_is_checked_like_a_fetch(resolve: Resolve, connected: list[str]) -> None:
     resolve("10.0.0.1")
-    assert "private" in post_refusal("https://listener.example/", PUBLIC)
-    assert "use https" in post_refusal("http://listener.example/", PUBLIC)
+    assert "private" in send_refusal("https://listener.example/", PUBLIC)
+    assert "use https" in send_refusal("http://listener.example/", PUBLIC)
     assert connected == []
 
 
-def test_a_post_times_out(server: Server) -> None:
+def test_sending_times_out(server: Server) -> None:
     settings = Settings(allow_private_urls=True, fetch_timeout=0.3)
-    assert "SDBENTO_FETCH_TIMEOUT" in post_refusal(f"http://{server.at}/header", settings)
+    assert "SDBENTO_FETCH_TIMEOUT" in send_refusal(f"http://{server.at}/header", settings)
 
 
 def test_a_url_can_be_checked_without_a_connection(resolve: Resolve) -> None:
     asked = resolve("93.184.215.14")
-    check_post("https://listener.example/", PUBLIC, param="webhook")
-    check_post("https://93.184.215.14:8443/", PUBLIC, param="webhook")
+    check_send("https://listener.example/", PUBLIC, param="webhook")
+    check_send("https://93.184.215.14:8443/", PUBLIC, param="webhook")
     nowhere = ["nonsense", "ftp://a.example/", "http://a.example/", "https://b:c@a.example/"]
     nowhere += ["https://a.example:0/", "https://a.example:65536/", "https://a.example:-1/"]
     private = ["https://127.0.0.1/", "https://169.254.169.254/latest", "https://[::1]:8443/"]
     for url in nowhere + private:
-        with pytest.raises(InvalidParameter, match="webhook cannot go to"):
-            check_post(url, PUBLIC, param="webhook")
+        with pytest.raises(InvalidParameter, match="webhook: nothing can be sent to"):
+            check_send(url, PUBLIC, param="webhook")
     for url in private:
-        check_post(url, PRIVATE, param="webhook")
-    with pytest.raises(InvalidParameter, match="webhook cannot go to its URL: only https"):
-        check_post("https://", PUBLIC, param="webhook")
+        check_send(url, PRIVATE, param="webhook")
+    with pytest.raises(InvalidParameter, match="its URL: only https"):
+        check_send("https://", PUBLIC, param="webhook")
     assert asked == []
 
 

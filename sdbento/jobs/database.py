@@ -8,10 +8,12 @@ from typing import Any
 from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.engine import URL, make_url
 
+FILE = "jobs.db"
 PRAGMAS = (
     "auto_vacuum = INCREMENTAL",  # first: it has no effect once there are tables
     "journal_mode = WAL",
     "synchronous = FULL",  # a commit survives a power failure
+    "secure_delete = FAST",  # what is deleted is overwritten where that costs nothing
     "busy_timeout = 10000",
     "journal_size_limit = 67108864",
 )
@@ -22,7 +24,10 @@ TIMEOUTS = {"connect_timeout": "5", "tcp_user_timeout": "10000"}
 
 def connect(url: str | None, folder: Path) -> Engine:
     """An engine for the database at `url`, as SQLAlchemy writes it; None: SQLite in `folder`."""
-    engine = create_engine(_address(url, folder), pool_pre_ping=True)
+    if url is None:
+        (folder / FILE).touch(mode=0o600)  # it may hold credentials of clients
+    # An error would otherwise show the values of its statement, in the log.
+    engine = create_engine(_address(url, folder), pool_pre_ping=True, hide_parameters=True)
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _set_pragmas)
     return engine
@@ -30,7 +35,7 @@ def connect(url: str | None, folder: Path) -> Engine:
 
 def _address(url: str | None, folder: Path) -> URL:
     """The URL for SQLAlchemy: PostgreSQL is reached by psycopg 3, the driver that is installed."""
-    address = make_url(url or f"sqlite:///{folder.absolute() / 'jobs.db'}")
+    address = make_url(url or f"sqlite:///{folder.absolute() / FILE}")
     if address.drivername in ("postgresql", "postgres"):
         address = address.set(drivername="postgresql+psycopg")
     if address.drivername == "postgresql+psycopg":

@@ -28,6 +28,8 @@ from sdbento.errors import (
     classify,
     unexplained,
 )
+from sdbento.jobs.delivery.deliver import Delivery
+from sdbento.jobs.delivery.s3_config import S3Config
 from sdbento.jobs.formats.native import JobInput, parse_input
 from sdbento.jobs.progress import ProgressOfJobs
 from sdbento.jobs.retry import retry_while_refused
@@ -82,6 +84,9 @@ class Dispatcher:
         # Twice what fits into a batch: the next jobs are prepared while these are denoised.
         room = settings.max_queue_size + settings.max_batch_size
         self._max_running = min(2 * settings.max_batch_size, room)
+        self._delivery = Delivery(settings, limited=False)
+        # Not the store's threads: uploads to a bucket that hangs would keep all of them busy.
+        self._delivery_threads = ThreadPool(self._max_running, "sdbento-delivery")
         self._running: dict[str, asyncio.Task[None]] = {}
         self._awake = asyncio.Event()  # there may be something to claim, or room for it
         self._claim_after = 0.0  # time.monotonic() before which the App is taken to be full
@@ -119,6 +124,7 @@ class Dispatcher:
             task.cancel()
         if unfinished:
             await asyncio.wait(unfinished)
+        self._delivery_threads.shutdown(wait=False, cancel_futures=True)
 
     async def run(self) -> None:
         """Claim jobs and start a task for each, until `stop_claiming`."""
@@ -186,7 +192,10 @@ class Dispatcher:
             return None
         given = await self._threads.run(_input_of, job)
         response = await self._generate(job, given)
-        return await self._threads.run(lambda: json.dumps(given.output(response)).encode())
+        return await self._delivery_threads.run(self._deliver, job, given, response)
+
+    def _deliver(self, job: Job, given: JobInput, response: GenerateResponse) -> bytes:
+        return json.dumps(self._delivery.deliver(job.id, response, given)).encode()
 
     async def _generate(self, job: Job, given: JobInput) -> GenerateResponse:
         """The response to a job's request, whose other events become the job's progress.
@@ -232,7 +241,8 @@ class Dispatcher:
 
 def _input_of(job: Job) -> JobInput:
     assert job.input is not None  # the store forgets it only when the job has finished
-    return parse_input(json.loads(job.input))
+    s3_config = None if job.s3_config is None else S3Config.of_stored(job.s3_config)
+    return parse_input(json.loads(job.input), s3_config)
 
 
 def _time_limit(job: Job) -> tuple[float, str]:

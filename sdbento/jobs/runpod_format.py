@@ -14,9 +14,11 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sdbento.errors import MalformedRequest, SDBentoError
+from sdbento.jobs.delivery.bucket import BucketOfJob
+from sdbento.jobs.delivery.s3_config import s3_config_of
 from sdbento.jobs.formats.native import parse_input
 from sdbento.jobs.table import Job, NewJob
-from sdbento.outbound import check_post
+from sdbento.outbound import check_send
 from sdbento.request.parse import explain
 from sdbento.settings import Settings
 
@@ -45,13 +47,14 @@ class Policy(BaseModel):
 
 
 class Submission(BaseModel):
-    """The body of /run and /runsync. Other fields that RunPod knows, like s3Config, are ignored."""
+    """The body of /run and /runsync. Other fields are ignored, as on RunPod."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     input: dict[str, Any]
     webhook: str | None = Field(None, max_length=2000)
     policy: Policy | None = None
+    s3_config: dict[str, Any] | None = Field(None, alias="s3Config", repr=False)
 
 
 def new_job(body: bytes, settings: Settings, *, sync: bool) -> NewJob:
@@ -63,7 +66,9 @@ def new_job(body: bytes, settings: Settings, *, sync: bool) -> NewJob:
     """
     submission = _submission(body)
     if submission.webhook:
-        check_post(submission.webhook, settings, param="webhook")
+        check_send(submission.webhook, settings, param="webhook")
+    if (s3_config := s3_config_of(submission.s3_config)) is not None:
+        BucketOfJob(s3_config, settings)  # refused now rather than when the images are made
     given, error = dict(submission.input), None
     try:
         if parse_input(given).request.seed in (None, -1):
@@ -81,6 +86,7 @@ def new_job(body: bytes, settings: Settings, *, sync: bool) -> NewJob:
         low_priority=policy.low_priority,
         webhook=submission.webhook or None,
         error=error,
+        s3_config=None if s3_config is None else s3_config.stored(),
     )
 
 

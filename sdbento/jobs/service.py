@@ -189,8 +189,9 @@ class Jobs:
         if not await self._enqueue(self._store.retry, job_id):
             job = await self.get(job_id)
             raise MalformedRequest(
-                "only a job that is FAILED or TIMED_OUT, and not for a bad input, can be retried; "
-                f"this one is {job.status}" + (f": {job.error}" if job.error else ""),
+                "only a job that is FAILED or TIMED_OUT can be retried, and not one with a bad "
+                "input or with an s3Config, whose secrets are not kept; this one is "
+                f"{job.status}" + (f": {job.error}" if job.error else ""),
                 param="id",
             )
         self._progress.forget([job_id])

@@ -52,6 +52,7 @@ from sdbento.jobs.table import (
 
 SUSPECT_INTERRUPTIONS = 3  # deaths of the server during a job after which the job is run alone
 MAX_INTERRUPTIONS = 20  # deaths after which it is not run again: it may be what kills the server
+ENOUGH_POSTS = 3  # of a webhook that fails, where room is needed; as many as RunPod makes
 VACUUM_PAGES = 10_000  # free pages returned to the file system at a time
 
 
@@ -174,7 +175,8 @@ class JobStore:
             "webhook_posts": 0,
         }
         if new.error is not None:  # do not keep the input: bad ones could fill the disk
-            values |= {"input": None, "size": 0, "finished": now, "delete_after": now + new.keep}
+            values |= {"input": None, "s3_config": None, "size": 0}
+            values |= {"finished": now, "delete_after": now + new.keep}
             values |= {"webhook_due": now if new.webhook else None}
         with self._transaction() as connection:
             if new.error is None:
@@ -297,7 +299,8 @@ class JobStore:
     def retry(self, job_id: str) -> bool:
         """Queue a failed or timed-out job again, with the same input.
 
-        Returns False if it is neither, or if its input was bad. Raises Overloaded like `add`.
+        Returns False if it is neither, or if its input is not kept: a bad one, or one with an
+        s3Config. Raises Overloaded like `add`.
         """
         now = self._now()
         this = jobs.c.id == job_id, jobs.c.status.in_(RETRIABLE), jobs.c.input.is_not(None)
@@ -324,9 +327,13 @@ class JobStore:
         return Counts({status: found.get(status, 0) for status in get_args(Status)}, retries or 0)
 
     def due_webhooks(self, limit: int) -> list[Job]:
-        """Finished jobs whose webhook is to be posted now, those that are due longest first."""
+        """Finished jobs whose webhook is to be posted now.
+
+        First those that were posted least often: a host that answers nobody makes others wait less.
+        """
         due = jobs.c.webhook_due <= self._now()
-        query = select(jobs).where(due).order_by(jobs.c.webhook_due).limit(limit)
+        first = jobs.c.webhook_posts, jobs.c.webhook_due
+        query = select(jobs).where(due).order_by(*first).limit(limit)
         with self._snapshot() as connection:
             return [Job.of(row) for row in connection.execute(query)]
 
@@ -342,7 +349,8 @@ class JobStore:
     def tidy(self) -> list[str]:
         """Delete finished jobs: those past their time, then the oldest beyond the limits.
 
-        Jobs whose webhook is still to be posted stay. Returns the ids of the deleted ones.
+        Jobs whose webhook is still to be posted stay, unless it has failed often and room is
+        needed. Returns the ids of the deleted ones.
         """
         expired = (
             jobs.c.delete_after <= self._now(),
@@ -363,7 +371,7 @@ class JobStore:
     def _excess(self, connection: Connection) -> list[Row[Any]]:
         """The oldest finished jobs, as many as must go to be within the limits."""
         finished = connection.execute(
-            select(jobs.c.id, jobs.c.run, jobs.c.size, jobs.c.webhook_due)
+            select(jobs.c.id, jobs.c.run, jobs.c.size, jobs.c.webhook_due, jobs.c.webhook_posts)
             .where(jobs.c.status.not_in(UNFINISHED))
             .order_by(jobs.c.finished)
         ).all()
@@ -372,7 +380,7 @@ class JobStore:
         for row in finished:
             if count <= self._limits.max_finished and total <= self._limits.max_bytes:
                 break
-            if row.webhook_due is None:
+            if row.webhook_due is None or row.webhook_posts >= ENOUGH_POSTS:
                 count, total = count - 1, total - row.size
                 excess.append(row)
         return excess
@@ -398,8 +406,11 @@ class JobStore:
         values: dict[str, Any] = {"status": status, "finished": now}
         values["delete_after"] = now + jobs.c.keep
         values["webhook_due"] = case((jobs.c.webhook.is_not(None), now), else_=None)
-        if status not in RETRIABLE:
-            values |= {"input": None, "size": 0}
+        values |= {"input": None, "size": 0, "s3_config": None}
+        if status in RETRIABLE:  # keep the input, unless it needs credentials, which are not kept
+            kept = jobs.c.s3_config.is_(None)
+            values["input"] = case((kept, jobs.c.input), else_=None)
+            values["size"] = case((kept, jobs.c.size), else_=0)
         return values
 
     def _end_run(self, job: Job, values: dict[str, Any]) -> bool:

@@ -7,7 +7,7 @@ durations are in milliseconds.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sqlalchemy import BigInteger, Column, Integer, MetaData, Row, String, Table, Text
@@ -44,6 +44,8 @@ jobs = Table(
     # How often its webhook was posted. Called webhook_failures in the databases that exist.
     Column("webhook_failures", Integer, key="webhook_posts", nullable=False),
     Column("webhook_due", BigInteger, index=True),  # None: nothing to post
+    # JSON: the client's bucket with its credentials; None: it names none, or the job has ended.
+    Column("s3_config", Text),
 )
 
 
@@ -59,6 +61,7 @@ class NewJob:
     low_priority: bool = False
     webhook: str | None = None
     error: str | None = None
+    s3_config: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,8 @@ class Job:
     error: str | None
     webhook: str | None
     webhook_posts: int
+    delete_after: int | None
+    s3_config: str | None = field(repr=False)
 
     @classmethod
     def of(cls, row: Row[Any], **changed: Any) -> Job:

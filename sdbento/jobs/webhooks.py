@@ -1,29 +1,38 @@
-"""Posts finished jobs to their webhooks until they accept it or have refused it too often.
+"""Posts finished jobs to their webhooks until they accept it, or the job is kept no longer.
 
-The store knows which posts are due, so that every webhook is posted at least once even if the
-server is killed. Knows nothing of how jobs are run.
+Posts are signed by the scheme of standardwebhooks.com if there is a key for it. The store knows
+which posts are due, so that every webhook is posted at least once even if the server is killed.
+Knows nothing of how jobs are run.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from contextlib import suppress
+from datetime import UTC, datetime
 from functools import partial
+
+from standardwebhooks import Webhook
 
 from sdbento.background import ThreadPool, start_task
 from sdbento.errors import classify, unexplained
 from sdbento.jobs.retry import retry_while_refused
 from sdbento.jobs.runpod_format import status_body
 from sdbento.jobs.store import JobStore
-from sdbento.jobs.table import Job
-from sdbento.outbound import post
+from sdbento.jobs.table import Job, milliseconds
+from sdbento.outbound import Answer, send
 from sdbento.settings import Settings
 
 log = logging.getLogger(__name__)
 
-MAX_RETRIES = 2
-RETRY_SECONDS = 10.0  # before each retry; RunPod's number, like MAX_RETRIES
+# Seconds before each retry; the last one is repeated.
+PAUSES = (10.0, 10.0, 60.0, 300.0, 900.0, 3600.0, 14_400.0)
+RUNPODS_RETRIES = 2  # the first two are RunPod's own, made however long the job is kept
+JITTER = 0.2  # the share by which a pause may be longer, so that posts do not come all at once
+MAX_RETRY_AFTER = 3600.0  # seconds for which a host may ask
+GONE, BUSY = 410, (429, 503)  # statuses that end the retries, and that may come with a Retry-After
 MAX_POSTS = 8  # at once: hosts may be slow
 POLL_SECONDS = 1.0  # between two searches for posts that are due
 
@@ -32,11 +41,13 @@ class Webhooks:
     """`run` it as a task; `wake` it when a job ends."""
 
     def __init__(
-        self, store: JobStore, settings: Settings, retry_seconds: float = RETRY_SECONDS
+        self, store: JobStore, settings: Settings, pauses: tuple[float, ...] = PAUSES
     ) -> None:
         self._store = store
         self._settings = settings
-        self._retry_seconds = retry_seconds
+        self._pauses = pauses
+        secret = settings.webhook_secret
+        self._signer = None if secret is None else Webhook(secret.get_secret_value())
         self._awake = asyncio.Event()  # a post may be due, or there is room for one
         self._posting: dict[str, asyncio.Task[None]] = {}  # by the job's id
         self._post_threads = ThreadPool(MAX_POSTS, "sdbento-webhook")
@@ -52,7 +63,7 @@ class Webhooks:
                 self._awake.clear()
                 await self._start_due()
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(min(POLL_SECONDS, self._retry_seconds)):
+                    async with asyncio.timeout(min(POLL_SECONDS, *self._pauses)):
                         await self._awake.wait()
         finally:
             for task in self._posting.values():
@@ -83,9 +94,8 @@ class Webhooks:
 
     async def _post_and_note(self, job: Job) -> None:
         try:
-            accepted = await self._post_threads.run(self._post, job)
-            final = accepted or job.webhook_posts >= MAX_RETRIES
-            again_in = None if final else round(self._retry_seconds * 1000)
+            answer = await self._post_threads.run(self._post, job)
+            again_in = milliseconds_until_next(job, answer, self._pauses)
             # The job is not posted again meanwhile: this task counts as its post until it ends.
             await retry_while_refused(
                 lambda: self._store_thread.run(self._store.note_webhook, job, again_in),
@@ -96,13 +106,43 @@ class Webhooks:
             log.error("the webhook of job %s: %s", job.id, reason, exc_info=unexplained(exc))
             await asyncio.sleep(POLL_SECONDS)  # the post is still due: do not repeat it at once
 
-    def _post(self, job: Job) -> bool:
-        """Whether the webhook accepted the job. Blocking."""
+    def _post(self, job: Job) -> Answer | None:
+        """What the webhook's host answered, None if it did not. Blocking."""
         assert job.webhook is not None
         try:
             body = status_body(job, self._store.result(job))
-            post(job.webhook, body, self._settings, param="webhook")
+            headers = {"content-type": "application/json"} | self._signature(job, body)
+            answer = send("POST", job.webhook, body, headers, self._settings, param="webhook")
         except Exception as exc:
             log.warning("job %s: %s", job.id, classify(exc).message)
-            return False
-        return True
+            return None
+        if not answer.accepted:
+            log.warning("job %s: the host of its webhook answered %d", job.id, answer.status)
+        return answer
+
+    def _signature(self, job: Job, body: bytes) -> dict[str, str]:
+        """The headers that sign a post. All posts about this end of the job have the same id."""
+        if self._signer is None:
+            return {}
+        event, now = f"{job.id}-{job.finished}", datetime.now(UTC)
+        return {
+            "webhook-id": event,
+            "webhook-timestamp": str(int(now.timestamp())),
+            "webhook-signature": self._signer.sign(event, now, body.decode()),
+        }
+
+
+def milliseconds_until_next(
+    job: Job, answer: Answer | None, pauses: tuple[float, ...] = PAUSES
+) -> int | None:
+    """When a webhook is posted again after this answer, or after none; None: not any more."""
+    if answer is not None and (answer.accepted or answer.status == GONE):
+        return None
+    pause = pauses[min(job.webhook_posts, len(pauses) - 1)]
+    pause *= 1 + JITTER * random.random()
+    if answer is not None and answer.status in BUSY and answer.retry_after is not None:
+        pause = max(pause, min(answer.retry_after, MAX_RETRY_AFTER))
+    assert job.delete_after is not None  # the job has ended
+    until_next = round(pause * 1000)
+    kept = milliseconds() + until_next <= job.delete_after
+    return until_next if kept or job.webhook_posts < RUNPODS_RETRIES else None

@@ -15,6 +15,15 @@ from sdbento.jobs.runpod_format import WEEK, new_job
 from sdbento.settings import Settings
 from tests.support.job_server import SETTINGS
 
+BUCKET = json.dumps(
+    {
+        "accessId": "somebody",
+        "accessSecret": "hush",
+        "bucketName": "pictures",
+        "endpointUrl": "https://s3.example.com",
+    }
+)
+
 
 def accepted(body: str, settings: Settings = SETTINGS, sync: bool = False) -> Any:
     return new_job(body.encode(), settings, sync=sync)
@@ -43,6 +52,9 @@ def test_a_body_without_an_input_object_is_refused(body: str) -> None:
         ('"webhook": "ftp://listener.example/"', "webhook"),
         ('"webhook": "https://bob:secret@listener.example/"', "webhook"),
         ('"webhook": "nonsense"', "webhook"),
+        ('"s3Config": "x"', "s3Config"),
+        ('"s3Config": {"accessId": "x"}', "s3Config.accessSecret"),
+        (f'"s3Config": {BUCKET.replace("https:", "ftp:")}', "s3Config.endpointUrl"),
     ],
 )
 def test_bad_fields_beside_the_input_are_refused_at_once(around: str, param: str) -> None:
@@ -56,6 +68,15 @@ def test_a_webhook_must_be_https_unless_private_ones_are_allowed() -> None:
     assert accepted(body).webhook == "http://listener.example/"
     with pytest.raises(InvalidParameter, match="use https"):
         accepted(body, Settings())
+
+
+def test_a_bucket_is_stored_with_the_job_unless_its_address_is_private() -> None:
+    body = f'{{"input": {{"prompt": "x"}}, "s3Config": {BUCKET}}}'
+    job = accepted(body)
+    assert json.loads(job.s3_config) == json.loads(BUCKET)
+    assert "hush" not in repr(job) and "hush" not in job.input
+    with pytest.raises(InvalidParameter, match="private"):
+        accepted(body.replace("s3.example.com", "169.254.169.254"), Settings())
 
 
 def test_runpods_defaults_and_limits_hold() -> None:

@@ -27,6 +27,7 @@ from sdbento.jobs.table import Job
 from sdbento.request.events import Done, Event
 from sdbento.request.schema import GenerateRequest
 from tests.support.job_server import SETTINGS, SOON, FakeApp, Server, response_to, serving, until
+from tests.support.s3 import SECRET, storing
 
 # What is accepted
 
@@ -37,6 +38,49 @@ async def test_a_bad_input_is_accepted_and_fails(server: Server) -> None:
     assert answer["status"] == "FAILED"
     assert "multiple of 8" in answer["error"] and "\n" not in answer["error"]
     assert server.app.begun == []
+
+
+async def test_the_result_of_a_job_with_a_bucket_is_there_and_its_key_nowhere(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with storing() as store:
+        s3_config = {
+            "accessId": "AKIAID",
+            "accessSecret": SECRET,
+            "bucketName": "pictures",
+            "endpointUrl": store.url,
+        }
+        async with serving(tmp_path) as server:
+            job_id = await server.submit("slow", s3Config=s3_config)
+            await server.runs("slow")
+            assert SECRET not in str(await server.answer(job_id))
+            server.app.gate.set()
+            await server.ended(job_id)
+            answer = await server.answer(job_id)
+        [url] = answer["output"]
+        assert url.startswith(f"{store.url}/pictures/{job_id}/0-")
+        [(_, data)] = store.objects.values()
+        assert data.startswith(b"slow ")
+    assert SECRET not in str(answer) + caplog.text
+    assert not [path for path in tmp_path.rglob("*") if contains(path, SECRET)]
+
+
+def contains(path: Path, text: str) -> bool:
+    return path.is_file() and text.encode() in path.read_bytes()
+
+
+async def test_a_job_whose_bucket_refuses_fails_and_is_not_retried(tmp_path: Path) -> None:
+    with storing() as store:
+        store.statuses = [404]
+        given = {"accessId": "a", "accessSecret": SECRET, "bucketName": "gone"}
+        async with serving(tmp_path) as server:
+            job_id = await server.submit(s3Config={**given, "endpointUrl": store.url})
+            await server.ended(job_id)
+            answer = await server.answer(job_id)
+            assert answer["status"] == "FAILED"
+            assert "its host answered 404" in answer["error"]
+            with pytest.raises(MalformedRequest, match="s3Config"):
+                await server.jobs.retry(job_id)
 
 
 async def test_too_many_jobs_are_refused(tmp_path: Path) -> None:

@@ -10,11 +10,18 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from sqlalchemy.exc import IntegrityError
 
 from sdbento.errors import NotFound, Overloaded
 from sdbento.jobs import results as job_results
 from sdbento.jobs import store as job_store
-from sdbento.jobs.store import MAX_INTERRUPTIONS, SUSPECT_INTERRUPTIONS, JobStore, Limits
+from sdbento.jobs.store import (
+    ENOUGH_POSTS,
+    MAX_INTERRUPTIONS,
+    SUSPECT_INTERRUPTIONS,
+    JobStore,
+    Limits,
+)
 from tests.support.jobs import HOUR, Clock, add_and_claim, current, new
 from tests.support.server import ROOT
 
@@ -236,6 +243,76 @@ def test_inputs_and_webhooks_do_not_count_towards_the_limit_on_results(tmp_path:
     assert store.tidy() == ["posted", "newest"]
     store.note_webhook(current(store, "unposted"), again_in=None)
     assert store.tidy() == []
+    store.close()
+
+
+def test_a_webhook_that_has_failed_often_does_not_keep_results_where_room_is_needed(
+    tmp_path: Path, clock: Clock
+) -> None:
+    store = JobStore(tmp_path, limits=Limits(max_bytes=100), clock=clock)
+    for job_id in ("failing", "new"):
+        job = add_and_claim(store, job_id, webhook="https://listener.example/")
+        store.complete(job, b"x" * 60)
+        clock.now += 1
+    for posts in range(ENOUGH_POSTS):
+        assert store.tidy() == [], posts
+        store.note_webhook(current(store, "failing"), again_in=HOUR)
+    assert store.tidy() == ["failing"]
+    store.close()
+
+
+@pytest.mark.parametrize("end", ["complete", "fail", "time out", "cancel", "expire", "purge"])
+def test_credentials_are_gone_when_a_job_ends(store: JobStore, clock: Clock, end: str) -> None:
+    store.add(new(s3_config='{"accessSecret": "hush"}'))
+    if end in ("complete", "fail", "time out", "cancel"):
+        (job,) = store.claim(1)
+        assert job.s3_config == '{"accessSecret": "hush"}'
+        assert "hush" not in repr(job)
+    match end:
+        case "complete":
+            store.complete(job, b"[]")
+        case "fail":
+            store.fail(job, "bad")
+        case "time out":
+            store.fail(job, "late", "TIMED_OUT")
+        case "cancel":
+            store.cancel("a")
+        case "purge":
+            store.purge()
+        case "expire":
+            clock.now += 100 * HOUR
+            store.expire()
+    assert not current(store).unfinished
+    assert current(store).s3_config is None
+    assert not store.retry("a")  # it would deliver to another place
+
+
+def test_credentials_survive_a_restart_of_a_job(store: JobStore) -> None:
+    add_and_claim(store, s3_config="{}")
+    store.recover()
+    (job,) = store.claim(1)
+    assert job.s3_config == "{}"
+
+
+def test_a_bad_job_is_stored_without_credentials(store: JobStore) -> None:
+    store.add(new(s3_config="{}", error="bad"))
+    assert current(store).s3_config is None
+
+
+def test_no_error_of_the_database_shows_what_a_job_holds(store: JobStore) -> None:
+    job = new(s3_config="hush", input="secret prompt")
+    store.add(job)
+    with pytest.raises(IntegrityError) as caught:
+        store.add(job)
+    assert "hush" not in str(caught.value) and "secret prompt" not in str(caught.value)
+
+
+def test_only_the_servers_user_can_read_the_database(tmp_path: Path) -> None:
+    store = JobStore(tmp_path)
+    store.add(new())
+    files = list(tmp_path.glob("jobs.db*"))
+    assert len(files) > 1  # the log of SQLite as well
+    assert {file.stat().st_mode & 0o777 for file in files} == {0o600}
     store.close()
 
 

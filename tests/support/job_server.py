@@ -115,11 +115,12 @@ async def serving(
     app: FakeApp | None = None,
     limits: Limits | None = None,
     intervals: Intervals = QUICKLY,
+    settings: Settings = SETTINGS,
 ) -> AsyncIterator[Server]:
     app = app or FakeApp()
     store = JobStore(folder, limits=limits)
-    webhooks = Webhooks(store, SETTINGS, retry_seconds=0.05)
-    jobs = Jobs(cast(App, app), store, SETTINGS, intervals=intervals, webhooks=webhooks)
+    webhooks = Webhooks(store, settings, pauses=(0.05,))
+    jobs = Jobs(cast(App, app), store, settings, intervals=intervals, webhooks=webhooks)
     await jobs.start()
     try:
         yield Server(app, store, jobs)

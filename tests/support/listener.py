@@ -11,7 +11,7 @@ from typing import Any
 
 
 class Listener(ThreadingHTTPServer):
-    """Answers with `statuses` in turn, then 200; `heard` is every body."""
+    """Answers with `statuses` in turn, then 200; `heard` is every body, `posts` its headers too."""
 
     daemon_threads = True
 
@@ -19,6 +19,8 @@ class Listener(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Answering)
         self.statuses = list(statuses)
         self.heard: list[dict[str, Any]] = []
+        self.posts: list[tuple[dict[str, str], bytes]] = []  # headers and body
+        self.retry_after: str | None = None
         self.url = f"http://127.0.0.1:{self.server_port}/hook?token=1"
 
 
@@ -29,8 +31,11 @@ class Answering(BaseHTTPRequestHandler):
         assert self.path == "/hook?token=1"
         assert self.headers["Content-Type"] == "application/json"
         body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.posts.append((dict(self.headers), body))
         self.server.heard.append(json.loads(body))
         self.send_response(self.server.statuses.pop(0) if self.server.statuses else 200)
+        if self.server.retry_after is not None:
+            self.send_header("Retry-After", self.server.retry_after)
         self.send_header("Content-Length", "0")
         self.end_headers()
 

@@ -15,7 +15,7 @@ from runpod.http_client import AsyncClientSession
 from runpod.serverless.modules.rp_http import stream_result
 
 from sdbento.background import start_task
-from sdbento.doors.runpod.delivery import posted_size
+from sdbento.jobs.delivery.deliver import posted_size
 from sdbento.jobs.progress import EventBuffer, Message
 from sdbento.jobs.runpod_format import MAX_EVENT_BYTES
 

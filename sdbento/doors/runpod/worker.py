@@ -24,7 +24,6 @@ from runpod.serverless.modules.rp_logger import LOG_LEVELS, RunPodLogger
 from runpod.serverless.modules.worker_state import IS_LOCAL_TEST
 
 from sdbento.background import ThreadPool
-from sdbento.doors.runpod.delivery import Delivery
 from sdbento.doors.runpod.loop import DrainingScaler
 from sdbento.doors.runpod.stream import EventPoster
 from sdbento.doors.runpod.volume import use_volume
@@ -32,6 +31,8 @@ from sdbento.doors.runpod.wire import WireJob
 from sdbento.environment import load_settings
 from sdbento.errors import MalformedRequest, classify, is_sick, unexplained
 from sdbento.heavy_imports import without_collector
+from sdbento.jobs.delivery.deliver import Delivery
+from sdbento.jobs.delivery.s3_config import s3_config_of
 from sdbento.jobs.formats.native import JobInput, Output, parse_input
 from sdbento.jobs.runpod_format import one_line
 from sdbento.request.events import Done, messages
@@ -70,7 +71,7 @@ def run(settings: Settings) -> int:
     signal.signal(signal.SIGTERM, end_at_once)
     settings = use_volume(settings).model_copy(update={"prefer_cache": True})
     configure_logging(settings)
-    delivery = Delivery(settings)
+    delivery = Delivery(settings, limited=True)
     with without_collector():  # imports huggingface_hub, so not before `use_volume`
         from sdbento.app import App
 
@@ -122,7 +123,7 @@ def input_of(job: WireJob) -> JobInput:
     given = job.get("input")
     if not isinstance(given, dict):
         raise MalformedRequest("input must be a JSON object")
-    return parse_input(given)
+    return parse_input(given, s3_config_of(job.get("s3Config")))
 
 
 class Worker:

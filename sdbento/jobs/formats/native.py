@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from sdbento.jobs.delivery.s3_config import S3Config
 from sdbento.jobs.formats import worker_sdxl
 from sdbento.request.parse import explain, parse
 from sdbento.request.schema import GenerateRequest, GenerateResponse
@@ -51,6 +52,7 @@ class JobInput:
     flags: Flags
     request: GenerateRequest
     warnings: tuple[str, ...] = ()
+    s3_config: S3Config | None = None  # the bucket that the job brings along
 
     def output(self, response: GenerateResponse) -> Output:
         """What the job returns: JSON, in the shape that its input asks for.
@@ -68,7 +70,7 @@ class JobInput:
                 return response.images
 
 
-def parse_input(given: dict[str, Any]) -> JobInput:
+def parse_input(given: dict[str, Any], s3_config: S3Config | None = None) -> JobInput:
     """Validate a job's input. Raises SDBentoError, usually InvalidParameter."""
     try:
         flags = Flags.model_validate({name: given[name] for name in FLAG_NAMES & given.keys()})
@@ -76,4 +78,5 @@ def parse_input(given: dict[str, Any]) -> JobInput:
         raise explain(error) from None
     fields = {name: value for name, value in given.items() if name not in FLAG_NAMES}
     fields, warnings = worker_sdxl.translated(fields, own=flags.shape == "worker-sdxl")
-    return JobInput(flags, parse(json.dumps(fields), what="the input"), tuple(warnings))
+    request = parse(json.dumps(fields), what="the input")
+    return JobInput(flags, request, tuple(warnings), s3_config)

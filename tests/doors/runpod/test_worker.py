@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sdbento.doors.runpod.delivery import Delivery
 from sdbento.doors.runpod.loop import DrainingScaler
 from sdbento.doors.runpod.worker import Worker, concurrency, input_of
 from sdbento.environment import load_settings
@@ -24,10 +23,13 @@ from sdbento.errors import (
     MalformedRequest,
     classify,
 )
+from sdbento.jobs.delivery.deliver import Delivery
 from sdbento.request.events import Done, Event
 from sdbento.request.schema import GenerateRequest, GenerateResponse
 from tests.support.device_errors import SICK, AcceleratorError
+from tests.support.job_server import response_to
 from tests.support.platform import Platform, PlatformJob, WorkerProcess, decoded, working
+from tests.support.s3 import SECRET, storing
 
 PROMPT = "a large red circle on a blue background"
 QUICK: dict[str, Any] = {"prompt": PROMPT, "num_inference_steps": 4, "seed": 7}
@@ -307,7 +309,7 @@ class FakeApp:
 
 def worker_with(response: GenerateResponse | Exception) -> Worker:
     app: Any = FakeApp(response)
-    return Worker(app, Delivery(load_settings()), num_jobs=1)
+    return Worker(app, Delivery(load_settings(), limited=True), num_jobs=1)
 
 
 @pytest.mark.parametrize(("error", "sick"), SICK)
@@ -367,6 +369,21 @@ async def test_a_bug_is_answered_with_an_id_and_no_internals() -> None:
     assert isinstance(output, dict)
     assert "unexpected error, id" in output["error"]
     assert "secret" not in output["error"]
+
+
+async def test_a_job_of_the_queue_may_bring_a_bucket() -> None:
+    app: Any = FakeApp(response_to(GenerateRequest(prompt="x", seed=1)))
+    delivery = Delivery(load_settings(allow_private_urls=True), limited=True)
+    with storing() as store:
+        given = {"accessId": "a", "accessSecret": SECRET, "bucketName": "pictures"}
+        job = {"id": "a", "input": {"prompt": "x"}}
+        worker = Worker(app, delivery, num_jobs=1)
+        output = await worker.handle({**job, "s3Config": {**given, "endpointUrl": store.url}})
+        assert isinstance(output, list)
+        assert output[0].startswith(f"{store.url}/pictures/a/0-")
+        assert len(store.objects) == 1
+    refused = await worker.handle({**job, "s3Config": given})
+    assert refused == {"error": "s3Config.endpointUrl is required"}
 
 
 def test_the_flags_are_no_part_of_the_request() -> None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from sdbento.doors.runpod.bucket import Bucket
-from sdbento.doors.runpod.delivery import Delivery
 from sdbento.environment import child_environment, load_settings
+from sdbento.jobs.delivery.bucket import Bucket
 from sdbento.settings import Settings, SettingsError
 
 
@@ -28,7 +27,9 @@ def test_a_bucket_address_that_is_no_url_prevents_the_start(endpoint: str) -> No
 
 def test_a_half_configured_bucket_prevents_the_start() -> None:
     with pytest.raises(SettingsError, match="BUCKET_ACCESS_KEY_ID, BUCKET_SECRET_ACCESS_KEY"):
-        Delivery(load_settings(bucket_endpoint_url="https://s3.example", bucket_name="b"))
+        Bucket.configured(load_settings(bucket_endpoint_url="https://s3.example", bucket_name="b"))
+    with pytest.raises(SettingsError, match="BUCKET_ENDPOINT_URL, BUCKET_ACCESS_KEY_ID"):
+        Bucket.configured(load_settings(upload="always"))
     assert Bucket.configured(load_settings(bucket_name="")) is None  # RunPod's forms send ""
 
 

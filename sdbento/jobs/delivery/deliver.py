@@ -1,23 +1,25 @@
-"""What a job of RunPod's queue returns, and where it goes if it is larger than RunPod accepts.
+"""What a job returns, and where its images go.
 
 RunPod drops a result that is too large, and the job reads COMPLETED without an output. So sizes are
-checked before anything is sent. Everything here blocks; it knows no event loop and no SDK.
+checked before anything is sent. A server of one's own has no such limit. Everything here blocks; it
+knows no event loop and no SDK.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import secrets
 from base64 import b64decode, b64encode
 from io import BytesIO
 from typing import Any
 
 from PIL import Image
 
-from sdbento.doors.runpod.bucket import VARIABLES, Bucket
 from sdbento.errors import SDBentoError, TooLarge
 from sdbento.images import codec
 from sdbento.images.metadata import read_metadata
+from sdbento.jobs.delivery.bucket import VARIABLES, Bucket, BucketOfJob
 from sdbento.jobs.formats.native import JobInput, Output
 from sdbento.jobs.runpod_format import SYNC_PREFIX
 from sdbento.request.schema import GenerateResponse
@@ -27,26 +29,38 @@ EXTENSIONS = {"png": "png", "jpeg": "jpg", "webp": "webp"}
 
 
 class Delivery:
-    """Turns a response into the output of a job, within RunPod's limits."""
+    """Turns a response into the output of a job.
 
-    def __init__(self, settings: Settings) -> None:
-        """Raises SettingsError if the settings name a bucket incompletely."""
+    limited: whether RunPod posts the output, and so drops what is too large.
+    """
+
+    def __init__(self, settings: Settings, *, limited: bool) -> None:
+        """Raises SettingsError if the settings name a bucket incompletely, or need one."""
         self._settings = settings
+        self._limited = limited
         self._bucket = Bucket.configured(settings)
 
     def deliver(self, job_id: str, response: GenerateResponse, given: JobInput) -> Output:
-        """The job's output, which has the images in base64 if that is within RunPod's limit.
+        """The job's output, with the images in base64 or as URLs of a bucket.
 
-        Otherwise it has URLs, if there is a bucket, or JPEGs, if the job's input allows them.
-        Raises TooLarge if nothing helps, Unavailable if an upload fails.
+        They go into the job's own bucket, if it brings one; into the operator's, if the output is
+        above the limit or all are to be uploaded. Without a bucket, an output above RunPod's limit
+        has JPEGs if the job's input allows them. Raises TooLarge if nothing helps; Unavailable or
+        InvalidParameter if an upload fails.
         """
+        if given.s3_config is not None:
+            bucket = BucketOfJob(given.s3_config, self._settings)
+            return _uploaded(bucket, job_id, response, given)
+        if self._bucket is not None and self._settings.upload == "always":
+            return _uploaded(self._bucket, job_id, response, given)
         output = given.output(response)
+        if self._bucket is None and not self._limited:
+            return output
         limit, variable = self._limit(job_id)
         if (size := posted_size(output)) <= limit:
             return output
         if self._bucket is not None:
-            output_format = given.request.output_format
-            return given.output(_uploaded(self._bucket, job_id, response, output_format))
+            return _uploaded(self._bucket, job_id, response, given)
         if given.flags.allow_jpeg and given.request.output_format != "jpeg":
             output = given.output(_as_jpegs(response, size, limit))
             if posted_size(output) <= limit:
@@ -65,17 +79,19 @@ def posted_size(output: Any) -> int:
     return len(json.dumps({"output": output}, ensure_ascii=False).encode())
 
 
-def _uploaded(
-    bucket: Bucket, job_id: str, response: GenerateResponse, output_format: str
-) -> GenerateResponse:
-    """The response with URLs in place of the images."""
+def _uploaded(bucket: Bucket, job_id: str, response: GenerateResponse, given: JobInput) -> Output:
+    """The output with URLs in place of the images."""
     folder = re.sub(r"[^\w.-]", "_", job_id)
+    output_format = given.request.output_format
     extension, media_type = EXTENSIONS[output_format], codec.MEDIA_TYPES[output_format]
     urls = [
-        bucket.upload(f"{folder}/{i}.{extension}", b64decode(image), media_type)
+        # Nobody can guess such a name, should the bucket be public.
+        bucket.upload(
+            f"{folder}/{i}-{secrets.token_hex(8)}.{extension}", b64decode(image), media_type
+        )
         for i, image in enumerate(response.images)
     ]
-    return response.model_copy(update={"images": urls})
+    return given.output(response.model_copy(update={"images": urls}))
 
 
 def _as_jpegs(response: GenerateResponse, size: int, limit: int) -> GenerateResponse:

@@ -1,0 +1,1 @@
+"""Where the results of jobs go: into the answer, or into a bucket."""

@@ -1,0 +1,170 @@
+"""S3 buckets for results: the operator's, and one that a job brings along.
+
+A bucket of a job is an address and credentials of a client. So boto3 only signs for it, which needs
+no connection, and `outbound` sends. Knows nothing of jobs.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping
+from threading import Lock
+from time import sleep
+from urllib.parse import urlsplit, urlunsplit
+
+from sdbento.errors import InvalidParameter, Unavailable
+from sdbento.jobs.delivery.s3_config import S3Config
+from sdbento.outbound import check_send, send
+from sdbento.settings import Settings, SettingsError
+
+log = logging.getLogger(__name__)
+
+VARIABLES = (
+    "BUCKET_ENDPOINT_URL",
+    "BUCKET_ACCESS_KEY_ID",
+    "BUCKET_SECRET_ACCESS_KEY",
+    "BUCKET_NAME",
+)
+ENDPOINT = "s3Config.endpointUrl"
+ATTEMPTS = 3  # to upload an image
+_making = Lock()  # boto3's default session may make one client at a time
+_REGION = re.compile(r"s3[.-]([a-z]+-[a-z-]+-\d)\.|([a-z]+\d)\.digitaloceanspaces\.com")
+
+
+class Bucket:
+    """An S3 bucket to upload results to. Thread-safe; everything blocks.
+
+    url_seconds: how long the URLs of uploaded results can be read.
+    """
+
+    def __init__(
+        self, endpoint: str, key_id: str, secret: str, name: str, url_seconds: int
+    ) -> None:
+        import boto3
+        from botocore.config import Config
+
+        self.name = name
+        self._url_seconds = url_seconds
+        config = Config(
+            signature_version="s3v4",
+            s3={"addressing_style": "path"},
+            connect_timeout=10,
+            read_timeout=20,
+            retries={"total_max_attempts": ATTEMPTS},
+            # Only AWS understands checksums in trailers: other stores refuse the upload, or
+            # store the checksum as a part of the file.
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+        )
+        with _making:
+            self._client = boto3.client(
+                "s3",
+                endpoint_url=_without_bucket(endpoint, name),
+                aws_access_key_id=key_id,
+                aws_secret_access_key=secret,
+                region_name=_region(endpoint),
+                config=config,
+            )
+
+    @classmethod
+    def configured(cls, settings: Settings) -> Bucket | None:
+        """The bucket of the settings, None if they name none.
+
+        Raises SettingsError if they need one, name it incompletely, or if its address is no URL.
+        """
+        key_id, secret = settings.bucket_access_key_id, settings.bucket_secret_access_key
+        given = (
+            settings.bucket_endpoint_url,
+            key_id and key_id.get_secret_value(),
+            secret and secret.get_secret_value(),
+            settings.bucket_name,
+        )
+        if not any(given) and settings.upload == "oversize":
+            return None
+        missing = [name for name, value in zip(VARIABLES, given, strict=True) if not value]
+        if missing:
+            raise SettingsError(f"{', '.join(missing)}: must be set as well to upload results")
+        endpoint, access_key, secret_key, name = map(str, given)
+        try:
+            return cls(endpoint, access_key, secret_key, name, settings.bucket_url_seconds)
+        except ValueError:
+            raise SettingsError(
+                f"BUCKET_ENDPOINT_URL={endpoint!r}: must be a URL as https://s3.example.com"
+            ) from None
+
+    def upload(self, key: str, data: bytes, media_type: str) -> str:
+        """Store `data`. Returns a URL at which anybody can read it for `url_seconds`.
+
+        Raises Unavailable, or InvalidParameter if the bucket came with the job.
+        """
+        place = {"Bucket": self.name, "Key": key}
+        self._put(place, data, media_type)
+        return self._signed("get_object", place)
+
+    def _put(self, place: Mapping[str, str], data: bytes, media_type: str) -> None:
+        from botocore.exceptions import ClientError
+
+        problem = f"the result could not be uploaded to bucket {self.name}"
+        try:
+            self._client.put_object(**place, Body=data, ContentType=media_type)
+        except ClientError as error:
+            raise Unavailable(f"{problem}: {error.response['Error']['Code']}") from error
+        except Exception as error:  # botocore's others share no base
+            log.error("%s: %s", problem, error)  # names a host that is the operator's matter
+            raise Unavailable(f"{problem}; the server's log says why") from error
+
+    def _signed(self, action: str, place: Mapping[str, str]) -> str:
+        url: str = self._client.generate_presigned_url(
+            action, Params=dict(place), ExpiresIn=self._url_seconds
+        )
+        return url
+
+
+class BucketOfJob(Bucket):
+    """A bucket that a client names for one job."""
+
+    def __init__(self, given: S3Config, settings: Settings) -> None:
+        """Raises InvalidParameter if the address is refused without a connection."""
+        check_send(given.endpoint_url, settings, param=ENDPOINT)
+        key_id, secret = given.access_id.get_secret_value(), given.access_secret.get_secret_value()
+        try:
+            super().__init__(
+                given.endpoint_url, key_id, secret, given.bucket_name, settings.bucket_url_seconds
+            )
+        except ValueError:
+            raise InvalidParameter(
+                f"{ENDPOINT} must be a URL as https://s3.example.com", param=ENDPOINT
+            ) from None
+        self._settings = settings
+
+    def _put(self, place: Mapping[str, str], data: bytes, media_type: str) -> None:
+        url = self._signed("put_object", {**place, "ContentType": media_type})
+        headers = {"content-type": media_type}
+        for attempt in range(ATTEMPTS):
+            sleep(attempt)
+            answer = send("PUT", url, data, headers, self._settings, param=ENDPOINT)
+            if answer.accepted:
+                return
+            if answer.status < 500:
+                break
+        raise InvalidParameter(
+            f"the result could not be uploaded to the bucket of s3Config: its host answered "
+            f"{answer.status}",
+            param="s3Config",
+        )
+
+
+def _without_bucket(endpoint: str, bucket: str) -> str:
+    """The endpoint without the bucket's name, which RunPod's guide has in the host.
+
+    boto3 would otherwise address the bucket twice.
+    """
+    parts = urlsplit(endpoint)
+    return urlunsplit((parts.scheme, parts.netloc.removeprefix(f"{bucket}."), "", "", ""))
+
+
+def _region(endpoint: str) -> str:
+    """The region that the host names; signatures are made for one. Most stores ignore it."""
+    match = _REGION.search(urlsplit(endpoint).netloc)
+    return next(filter(None, match.groups())) if match else "us-east-1"
