@@ -18,6 +18,7 @@ import bentoml
 from PIL.Image import Image as PILImage
 from starlette.responses import Response
 
+from sdbento.doors.a1111 import generation as a1111_generation
 from sdbento.doors.a1111.failures import ERRORS as A1111_ERRORS
 from sdbento.doors.http import listings, ping
 from sdbento.doors.http.events import guarded_stream, server_sent_events
@@ -76,6 +77,7 @@ routes = mounted(
     runpod_api.router,
     openai_api.router,
     openai_models.router,
+    a1111_generation.router,
     lifespan=run_jobs,
 )
 

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +22,7 @@ from sdbento.backoff import Backoff
 from sdbento.catalog.lookup import Catalog
 from sdbento.catalog.specs import ControlNetSpec, ModelSpec
 from sdbento.engine.cost import CostModel
-from sdbento.engine.handle import Estimated, Stepped
+from sdbento.engine.handle import Estimated, Handle, Stepped
 from sdbento.engine.loop import Engine
 from sdbento.engine.planner import ROWS_PER_IMAGE, Planner
 from sdbento.engine.trajectory import Runner
@@ -154,16 +154,20 @@ class App:
             running = await self._begin(await self._resolver.resolve(request, arrived))
             return await running.result()
 
-    async def stream(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
+    async def stream(
+        self, request: GenerateRequest, on_start: Callable[[Handle], None] = lambda _: None
+    ) -> AsyncGenerator[Event, None]:
         """What happens to a request, and at last Done.
 
         A refused request raises before the first event. Closing the iterator stops the work.
+        `on_start` is given the request's handle once the engine has it.
         """
         with self._admitted():
             resolved = await self._resolver.resolve(request, time.monotonic())
             yield Queued(self._num_requests - 1, size=resolved.size)
             running = await self._begin(resolved)
             del resolved  # and its images, while it runs
+            on_start(running.handle)
             async with aclosing(running.handle.events()) as events:
                 async for event in events:
                     match event:

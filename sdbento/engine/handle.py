@@ -68,6 +68,11 @@ class Handle:
         """Stop between two steps; the result becomes Cancelled. From any thread, any time."""
         self._cancel(self)
 
+    def preview_every(self, num_steps: int) -> None:
+        """Make previews of the first image every so many steps, from now on; 0: none. From any
+        thread, any time."""
+        self.trajectories[0].preview_every = num_steps
+
     async def wait(self) -> None:
         """Return when every image is there; raise what went wrong. Cancelling this cancels it."""
         done = asyncio.wrap_future(self.done)

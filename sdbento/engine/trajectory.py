@@ -126,7 +126,7 @@ class Trajectory:
 
     passes: tuple[Pass, ...]
     seed: int
-    preview_every: int = 0
+    preview_every: int = 0  # may change while it runs, by its handle
     submitted: float = 0.0  # monotonic seconds; set by the engine
     deadline: float = inf  # monotonic seconds; set by the engine
     pass_index: int = 0  # set by the planner

@@ -151,7 +151,7 @@ def list_samplers() -> list[SamplerInfo]:
 
 def look_up(name: str) -> tuple[Sampler, str | None]:
     """The sampler that a name means, and the sigmas that the name ends in, if any."""
-    key = _key(name)
+    key = comparable(name)
     if key in _BY_KEY:
         return _BY_KEY[key], None
     for sigmas in _NAMED_SIGMAS:
@@ -160,12 +160,12 @@ def look_up(name: str) -> tuple[Sampler, str | None]:
             check_sigmas(sampler, sigmas, UnsupportedSampler, "scheduler")
             return sampler, sigmas
     for refused, reason in _REFUSED.items():
-        if key.startswith(_key(refused).removesuffix("scheduler")):
+        if key.startswith(comparable(refused).removesuffix("scheduler")):
             raise UnsupportedSampler(f"{name} is not offered: {reason}", param="scheduler")
     raise UnknownSampler(f"no sampler is called {name!r}{_nearest(key)}", param="scheduler")
 
 
-def _key(name: str) -> str:
+def comparable(name: str) -> str:
     """A name without what does not matter: case, spaces and punctuation."""
     return re.sub(r"[^a-z0-9]", "", name.lower().replace("++", "pp"))
 
@@ -181,11 +181,13 @@ def _class_names(sampler: Sampler) -> tuple[str, ...]:
         return ()
     short = sampler.scheduler.removesuffix("Scheduler")
     names = (sampler.scheduler, short, short.removesuffix("Discrete"))
-    return tuple(dict.fromkeys(name for name in names if _key(name) != _key(sampler.name)))
+    return tuple(
+        dict.fromkeys(name for name in names if comparable(name) != comparable(sampler.name))
+    )
 
 
 _BY_KEY = {
-    _key(name): sampler
+    comparable(name): sampler
     for sampler in _SAMPLERS
     for name in (sampler.name, *sampler.aliases, *_class_names(sampler))
 }

@@ -1,0 +1,105 @@
+"""Answers of txt2img and img2img.
+
+Source: `Processed.js` in modules/processing.py and the models of modules/api/models.py.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import sdbento
+from sdbento.doors.a1111.bodies import NEUTRAL, Img2Img, Txt2Img, without_images
+from sdbento.doors.a1111.translation import Translated
+from sdbento.images import infotext
+from sdbento.request.embedded import public_name
+from sdbento.request.schema import GenerateResponse
+
+# What `info` has fields of its own for, of what an infotext says.
+_IN_INFO = {"Prompt", "Negative prompt", "Steps", "Sampler", "CFG scale", "Seed", "Size", "Model"}
+_IN_INFO |= {"Denoising strength", "Clip skip", "Version"}
+
+
+def to_json(
+    body: Txt2Img | Img2Img, translated: Translated, responses: list[GenerateResponse]
+) -> bytes:
+    """The answer. `responses`: those that are finished, which are not all if it was interrupted."""
+    images = [image for response in responses for image in response.images]
+    answer = {
+        "images": images if body.send_images else [],
+        "parameters": _parameters(body),
+        "info": json.dumps(_info(body, translated, responses)),
+    }
+    return json.dumps(answer).encode()  # in ASCII: prompts may hold half a character
+
+
+def _parameters(body: Txt2Img | Img2Img) -> dict[str, Any]:
+    given = {name: value for name, value in body.undeclared.items() if name in NEUTRAL}
+    echoed = body.model_dump() | given
+    if isinstance(body, Img2Img) and body.include_init_images:
+        images = {"init_images": body.init_images, "mask": body.mask}
+    else:
+        images = dict.fromkeys({"init_images", "mask"} & echoed.keys())
+    return {**without_images(echoed), **images}
+
+
+def _info(
+    body: Txt2Img | Img2Img, translated: Translated, responses: list[GenerateResponse]
+) -> dict[str, Any]:
+    request = translated.request
+    infotexts = [text for response in responses for text in response.infotexts]
+    num = len(infotexts)
+    used = infotext.read(infotexts[0]) if infotexts else {}
+    seed, seeds = request.seed, [seed for response in responses for seed in response.seeds]
+    strength = request.strength if request.hires is None else request.hires.strength
+    return {
+        "prompt": body.prompt,
+        "all_prompts": [body.prompt] * num,
+        "negative_prompt": body.negative_prompt,
+        "all_negative_prompts": [body.negative_prompt] * num,
+        "seed": seed,
+        "all_seeds": seeds,
+        "subseed": body.subseed,
+        "all_subseeds": [body.subseed] * num,
+        "subseed_strength": 0,
+        "width": request.width,
+        "height": request.height,
+        "sampler_name": used.get("Sampler", request.scheduler),
+        "cfg_scale": request.guidance_scale,
+        "steps": request.num_inference_steps,
+        "batch_size": body.batch_size,
+        "restore_faces": False,
+        "face_restoration_model": None,
+        "sd_model_name": public_name(responses[0].model) if responses else None,
+        "sd_model_hash": None,
+        "sd_vae_name": None,
+        "sd_vae_hash": None,
+        "seed_resize_from_w": -1,
+        "seed_resize_from_h": -1,
+        "denoising_strength": strength,
+        "extra_generation_params": {
+            **{name: value for name, value in used.items() if name not in _IN_INFO},
+            **translated.notes.as_params(),
+            **_ended_early(translated.num_images, num),
+            **_warnings(responses),
+        },
+        "index_of_first_image": 0,
+        "infotexts": infotexts,
+        "styles": [],
+        "job_timestamp": time.strftime("%Y%m%d%H%M%S"),
+        "clip_skip": 1 + (request.clip_skip or 0),
+        "is_using_inpainting_conditioning": False,
+        "version": f"sdbento {sdbento.__version__}",
+    }
+
+
+def _ended_early(num_images: int, num_finished: int) -> dict[str, str]:
+    if num_finished == num_images:
+        return {}
+    return {"Interrupted": f"{num_finished} of {num_images} images were finished"}
+
+
+def _warnings(responses: list[GenerateResponse]) -> dict[str, str]:
+    warnings = dict.fromkeys(line for response in responses for line in response.warnings)
+    return {"Warnings": "; ".join(warnings)} if warnings else {}

@@ -1,0 +1,37 @@
+"""Models by the names that AUTOMATIC1111's clients have for them."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import TYPE_CHECKING
+
+from sdbento.request.embedded import public_name
+
+if TYPE_CHECKING:
+    from sdbento.app import App
+
+_HASH = re.compile(r"\s*\[[0-9a-fA-F]+\]$")
+_SUFFIX = re.compile(r"\.(safetensors|ckpt)$", re.IGNORECASE)
+
+
+async def find_checkpoint(app: App, title: str | None) -> str | None:
+    """The name of the model that a title means: with a hash or a file's suffix behind it, without
+    the owner of a Hub repository, in any case. A title that none has is returned as it is; for none
+    at all, None.
+    """
+    if title is None or title.casefold() == "none":
+        return None
+    if app.catalog.known(title) is not None:
+        return title
+    wanted = _plain(title)
+    specs = await asyncio.to_thread(app.catalog.list)
+    for spec in specs:
+        names = {_plain(public_name(name)) for name in spec.names}
+        if wanted in names | {name.rpartition("/")[2] for name in names}:
+            return spec.name
+    return title
+
+
+def _plain(title: str) -> str:
+    return _SUFFIX.sub("", _HASH.sub("", title.strip())).casefold()
