@@ -36,7 +36,7 @@ def to_json(
 
 def _parameters(body: Txt2Img | Img2Img) -> dict[str, Any]:
     given = {name: value for name, value in body.undeclared.items() if name in NEUTRAL}
-    echoed = body.model_dump() | given
+    echoed = body.model_dump(include=set(type(body).model_fields)) | given
     if isinstance(body, Img2Img) and body.include_init_images:
         images = {"init_images": body.init_images, "mask": body.mask}
     else:

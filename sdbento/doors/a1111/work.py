@@ -54,8 +54,8 @@ class Generation:
 
     @property
     def step(self) -> int:
-        """Steps that every image has done."""
-        return min(self._steps_done)
+        """Steps that an image has done, on average."""
+        return sum(self._steps_done) // self.num_images
 
     @property
     def num_finished(self) -> int:
