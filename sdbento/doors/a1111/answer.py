@@ -13,7 +13,7 @@ import sdbento
 from sdbento.doors.a1111.bodies import NEUTRAL, Img2Img, Txt2Img, without_images
 from sdbento.doors.a1111.translation import Translated
 from sdbento.images import infotext
-from sdbento.request.embedded import public_name
+from sdbento.images.redaction import public_name
 from sdbento.request.schema import GenerateResponse
 
 # What `info` has fields of its own for, of what an infotext says.

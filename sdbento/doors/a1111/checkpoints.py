@@ -6,7 +6,7 @@ import asyncio
 import re
 from typing import TYPE_CHECKING
 
-from sdbento.request.embedded import public_name
+from sdbento.images.redaction import public_name
 
 if TYPE_CHECKING:
     from sdbento.app import App

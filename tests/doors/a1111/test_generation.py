@@ -205,8 +205,8 @@ def test_what_clients_send(fake: FakeServer, path: str, body: dict[str, Any]) ->
 
 
 def test_info_has_every_key_of_the_web_ui(fake: FakeServer) -> None:
-    body = {"prompt": "a", "negative_prompt": "b", "seed": 4, "batch_size": 2, "steps": 3}
-    info = json.loads(post(fake, **body, restore_faces=True, width=100)["info"])
+    body: dict[str, Any] = {"prompt": "a", "negative_prompt": "b", "seed": 4, "batch_size": 2}
+    info = json.loads(post(fake, **body, steps=3, restore_faces=True, width=100)["info"])
     assert info.pop("job_timestamp").isdigit()
     assert info.pop("version").startswith("sdbento ")
     assert [text.splitlines()[0] for text in info.pop("infotexts")] == ["a", "a"]
