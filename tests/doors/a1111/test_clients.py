@@ -37,7 +37,6 @@ def same(image: Image.Image, expected: Any) -> bool:
     return np.array_equal(np.asarray(image.convert("RGB"), dtype=np.int16), expected)
 
 
-
 def test_webuiapi_draws_from_text(server: Server, client: webuiapi.WebUIApi) -> None:
     result = client.txt2img(**QUICK, batch_size=2)
     expected = generated(server, **OURS, scheduler="Euler a", num_images=2)
