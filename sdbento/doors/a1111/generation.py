@@ -131,7 +131,10 @@ async def _generate(job: str, body: Txt2Img | Img2Img, app: App, work: Work) -> 
 
     model = await find_checkpoint(app, body.override_settings.sd_model_checkpoint or body.model)
     refiner = await find_checkpoint(app, body.refiner_checkpoint)
-    translated = await asyncio.to_thread(translate, body, model, refiner, app.settings)
+    mask = None
+    if isinstance(body, Img2Img) and body.mask is not None:
+        mask = await app.read_image(body.mask, param="mask")
+    translated = await asyncio.to_thread(translate, body, model, refiner, mask)
     generation = Generation(app, job, translated.request, translated.num_images)
     with work.listing(generation):
         responses = await generation.run()

@@ -22,10 +22,9 @@ from sdbento.doors.a1111.units import RESIZE_MODES, controlnet, read_units
 from sdbento.errors import InvalidParameter, NotFound
 from sdbento.images import codec
 from sdbento.request.parse import explain
-from sdbento.request.schema import MAX_STEPS, GenerateRequest
-from sdbento.request.settle import MIN_SIDE, floor_side
+from sdbento.request.schema import MAX_STEPS, MIN_SIDE, GenerateRequest
+from sdbento.request.settle import floor_side
 from sdbento.samplers.names import look_up
-from sdbento.settings import Settings
 
 MAX_BLUR = 128
 ROUNDING = 1e-9  # lest a size that is asked for be missed by a fraction of a pixel
@@ -55,11 +54,15 @@ class Translated:
 
 
 def translate(
-    body: Txt2Img | Img2Img, model: str | None, refiner: str | None, settings: Settings
+    body: Txt2Img | Img2Img,
+    model: str | None = None,
+    refiner: str | None = None,
+    mask: Image.Image | None = None,
 ) -> Translated:
-    """`model` and `refiner` are our names for those of `body`; None: the default, and none.
+    """`model` and `refiner` are our names for those of `body`; None: the default, and none. `mask`
+    is that of `body`, decoded.
 
-    Blocking: a mask may have to be decoded. Raises NotFound, InvalidParameter, UnknownSampler.
+    Blocking: a mask may have to be encoded. Raises NotFound, InvalidParameter, UnknownSampler.
     """
     if body.script_name is not None:
         raise InvalidParameter(f"Script '{body.script_name}' not found", param="script_name")
@@ -72,7 +75,7 @@ def translate(
     fields = _common(body, notes) | {"model": model}
     units = read_units(body.alwayson_scripts, notes)
     if isinstance(body, Img2Img):
-        fields |= _from_image(body, fields, settings, notes)
+        fields |= _from_image(body, fields, mask, notes)
     else:
         fields |= _hires(body, fields, notes) | _resize_mode(units, notes)
     if units:
@@ -178,7 +181,7 @@ def _resize_mode(units: list[Unit], notes: Notes) -> Fields:
     return {"resize_mode": modes[0] or "crop"}
 
 
-def _from_image(body: Img2Img, fields: Fields, settings: Settings, notes: Notes) -> Fields:
+def _from_image(body: Img2Img, fields: Fields, mask: Image.Image | None, notes: Notes) -> Fields:
     if not body.init_images:
         raise NotFound("Init image not found")
     if len(body.init_images) > 1:
@@ -190,17 +193,17 @@ def _from_image(body: Img2Img, fields: Fields, settings: Settings, notes: Notes)
         "strength": _strength(body.denoising_strength, fields["num_inference_steps"], notes),
         "resize_mode": ("stretch", "crop", "fit", "stretch")[body.resize_mode],
     }
-    return found if body.mask is None else found | _masked(body, body.mask, settings, notes)
+    return found if mask is None else found | _masked(body, mask, notes)
 
 
-def _masked(body: Img2Img, mask: str, settings: Settings, notes: Notes) -> Fields:
+def _masked(body: Img2Img, mask: Image.Image, notes: Notes) -> Fields:
     if body.inpainting_fill != 1:
         notes.change("inpainting_fill", body.inpainting_fill, 1)
     blur = _blur(body, notes)
     if blur == 0 and not body.inpaint_full_res:
         notes.ignore("mask_blur 0 (all pixels have been through the VAE)")
     return {
-        "mask_image": _mask(mask, body.inpainting_mask_invert, settings),
+        "mask_image": _usable(mask, body.inpainting_mask_invert) or body.mask,
         "mask_blur": blur,
         "padding_mask_crop": body.inpaint_full_res_padding if body.inpaint_full_res else None,
     }
@@ -216,12 +219,11 @@ def _blur(body: Img2Img, notes: Notes) -> int:
     return blur
 
 
-def _mask(source: str, invert: bool, settings: Settings) -> str:
-    """A mask as ours are, white where to repaint. One with transparent parts is meant to repaint
-    what is opaque (`create_binary_mask` in modules/processing.py)."""
-    mask = codec.read(source, settings, param="mask")
+def _usable(mask: Image.Image, invert: bool) -> str | None:
+    """A mask as ours are, white where to repaint; None if it is one. One with transparent parts is
+    meant to repaint what is opaque (`create_binary_mask` in modules/processing.py)."""
     if not (invert or mask.has_transparency_data):
-        return source
+        return None
     if mask.has_transparency_data:
         mask = mask.getchannel("A").point(_binary)
     mask = mask.convert("L")

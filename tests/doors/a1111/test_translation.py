@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from sdbento.doors.a1111.bodies import Img2Img, Txt2Img
 from sdbento.doors.a1111.translation import Translated, translate
 from sdbento.errors import InvalidParameter, NotFound, SDBentoError
+from sdbento.images import codec
 from sdbento.settings import Settings
 from tests.support import images
 
@@ -22,12 +23,14 @@ MASK = images.base64(images.half_mask())
 
 
 def txt2img(**body: Any) -> Translated:
-    return translate(Txt2Img.model_validate(body), None, None, SETTINGS)
+    return translate(Txt2Img.model_validate(body))
 
 
 def img2img(refiner: str | None = None, **body: Any) -> Translated:
     body = {"init_images": [PHOTO], **body}
-    return translate(Img2Img.model_validate(body), None, refiner, SETTINGS)
+    given = Img2Img.model_validate(body)
+    mask = None if given.mask is None else codec.read(given.mask, SETTINGS, param="mask")
+    return translate(given, refiner=refiner, mask=mask)
 
 
 def said(translated: Translated) -> str:
