@@ -53,6 +53,8 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
     }
 }
 
+_FILE = {"schema": parts.FILE}
+
 
 @router.post("/v1/images/generations", responses=_ANSWERS)
 @router.post("/v1/images/generations/", include_in_schema=False)
@@ -95,7 +97,8 @@ async def create_variation(request: Request, app: TheApp) -> Response:
 
 @router.get(
     PUBLIC_PREFIX + "{name}",
-    responses={200: {"content": {kind: {} for kind in MEDIA_TYPES.values()}}},
+    response_class=Response,
+    responses={200: {"content": dict.fromkeys(MEDIA_TYPES.values(), _FILE)}},
 )
 @router.head(PUBLIC_PREFIX + "{name}", include_in_schema=False)
 async def get_file(name: str, request: Request) -> Response:
@@ -140,7 +143,7 @@ async def _stored(
 ) -> list[str]:
     """Keep the images of a response; the URLs where they can be had."""
     images = await asyncio.to_thread(lambda: [b64decode(image) for image in response.images])
-    names = _files(request).add(images, order.request.output_format, current_caller())
+    names = _files(request).add(images, order.request.output_format, current_caller().name)
     base = public_url(request, app.settings) + PUBLIC_PREFIX
     return [base + name for name in names]
 

@@ -15,6 +15,7 @@ from PIL import Image
 from sdbento.doors.openai.body import ImageBody
 from sdbento.errors import InvalidParameter
 from sdbento.images import codec
+from sdbento.outbound import is_url
 
 if TYPE_CHECKING:
     from sdbento.app import App
@@ -38,14 +39,12 @@ async def edit_inputs(app: App, body: ImageBody, image: str, mask: str | None) -
         return {"image": image, "mask_image": holes}
     if body.mask_image is not None or body.outpaint is not None or body.upscale is not None:
         return {"image": image}
-    return await _own_holes(app, image) or {"image": image, "strength": _strength(body)}
-
-
-async def _own_holes(app: App, source: str) -> dict[str, Any] | None:
-    """An image that has holes, and they as its mask."""
-    image = await app.read_image(source, param="image")
-    holes = await asyncio.to_thread(_holes, image)
-    return None if holes is None else {"image": source, "mask_image": holes}
+    pixels = await app.read_image(image, param="image")
+    if is_url(image):  # which need not be fetched again
+        image = await asyncio.to_thread(_as_base64, pixels)
+    if holes := await asyncio.to_thread(_holes, pixels):
+        return {"image": image, "mask_image": holes}
+    return {"image": image, "strength": _strength(body)}
 
 
 def _strength(body: ImageBody) -> float | None:
@@ -62,4 +61,8 @@ def _holes(image: Image.Image) -> str | None:
     if not image.has_transparency_data:
         return None
     mask = image.convert("RGBA").getchannel("A").point(_REPAINT)
-    return b64encode(codec.encode(mask, "png")).decode("ascii") if mask.getbbox() else None
+    return _as_base64(mask) if mask.getbbox() else None
+
+
+def _as_base64(image: Image.Image) -> str:
+    return b64encode(codec.encode(image, "png")).decode("ascii")

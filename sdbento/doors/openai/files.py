@@ -1,8 +1,8 @@
 """Finished images for clients that want URLs: in memory, for a while, under names none can guess.
 
 Whoever knows a name may fetch the file, so that browsers and chat programs can, which have no key.
-All files together have a limit. When it is reached, the oldest file goes of the caller who has
-most bytes there, so that nobody's pictures make room for another's flood.
+All files together have a limit. When it is reached, the oldest file goes of the owner who has most
+bytes there, so that nobody's pictures make room for another's flood.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from sdbento.access.caller import Caller
-
 PUBLIC_PREFIX = "/v1/images/files/"  # of paths that need no key
 SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}  # by output format
 NAME_BYTES = 32  # of randomness
@@ -24,7 +22,7 @@ NAME_BYTES = 32  # of randomness
 class File:
     data: bytes
     output_format: str
-    owner: Caller
+    owner: str | None
     expires: float  # as the clock of its Files has it
 
 
@@ -39,8 +37,8 @@ class Files:
         self._clock = clock
         self._files: dict[str, File] = {}  # by name, the oldest first
 
-    def add(self, images: Sequence[bytes], output_format: str, owner: Caller) -> list[str]:
-        """The names of the files that hold `images`."""
+    def add(self, images: Sequence[bytes], output_format: str, owner: str | None) -> list[str]:
+        """The names of the files that hold `images`, made for the key called `owner`."""
         self._forget_expired()
         expires = self._clock() + self._seconds
         new = {
@@ -65,7 +63,7 @@ class Files:
         self._files = {name: file for name, file in self._files.items() if file.expires > now}
 
     def _make_room(self, num_bytes: int) -> None:
-        held: Counter[Caller] = Counter()
+        held: Counter[str | None] = Counter()
         for file in self._files.values():
             held[file.owner] += len(file.data)
         while self._files and held.total() + num_bytes > self._max_bytes:

@@ -59,12 +59,12 @@ async def ping() -> Response:
 
 
 async def ours(app: App, name: str | None) -> str | None:
-    """`name` where it is one of ours; None means the default model."""
+    """`name` where it is one of ours, whether the caller may use it or not; None means the default
+    model."""
     if name is None or app.catalog.known(name) is not None:
         return name
-    for model in await listed(app):
-        if name in model.spec.names:
-            return name
+    if any(name in spec.names for spec in await run_in_threadpool(app.catalog.list)):
+        return name
     may_be_unlisted = app.settings.allow_any_model and not name.startswith(OPENAI)
     return name if may_be_unlisted and "/" in name else None
 

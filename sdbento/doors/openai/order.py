@@ -57,6 +57,8 @@ async def to_order(app: App, body: ImageBody, inputs: dict[str, Any]) -> Order:
     warnings = []
     if body.model is not None and name is None:
         warnings.append(f"there is no model {body.model[:80]!r} here: {spec.name} was used")
+    if body.stream and body.response_format == "url":
+        warnings.append("streams have images as b64_json only")
     fields = {field: getattr(body, field) for field in GenerateRequest.model_fields} | inputs
     fields |= {"model": name, **_size(body, warnings), **_steps(body, spec, warnings)}
     if body.partial_images and not body.preview_every:

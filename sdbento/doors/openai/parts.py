@@ -21,7 +21,7 @@ from sdbento.doors.http.forms import is_form, read_parts
 from sdbento.doors.openai.body import ImageBody
 from sdbento.errors import InvalidParameter, MalformedRequest
 
-_FILE = {"type": "string", "format": "binary"}
+FILE = {"type": "string", "format": "binary"}
 _SOURCE = {
     "anyOf": [
         {"type": "string", "description": "https URL, data URI or base64"},
@@ -141,7 +141,7 @@ def _source(item: Any, param: str) -> str | None:
 
 def describe(kind: type[ImageBody]) -> dict[str, Any]:
     """`openapi_extra` of a route whose body `parts.read` reads and `kind` validates."""
-    form = {"image": {"anyOf": [_FILE, {"type": "array", "items": _FILE}]}, "mask": _FILE}
+    form = {"image": {"anyOf": [FILE, {"type": "array", "items": FILE}]}, "mask": FILE}
     sources = {"images": {"type": "array", "minItems": 1, "items": _SOURCE}, "mask": _SOURCE}
     content = {
         "multipart/form-data": {"schema": _schema(kind, form, "image")},

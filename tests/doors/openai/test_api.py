@@ -7,14 +7,16 @@ from base64 import b64decode
 from io import BytesIO
 from typing import Any
 
+import openai
 import pytest
 from httpx2 import Response
 from PIL import Image
 from starlette.testclient import TestClient
 
+from sdbento.app import App
 from sdbento.doors.openai.files import PUBLIC_PREFIX
 from sdbento.engine.trajectory import Trajectory
-from sdbento.errors import OutOfMemory
+from sdbento.errors import OutOfMemory, Overloaded
 from tests.doors.openai.conftest import Serve
 from tests.support.fakes import FakeRunner
 
@@ -27,6 +29,12 @@ def png(mode: str = "RGB", color: Any = "red", size: tuple[int, int] = (64, 64))
     buffer = BytesIO()
     Image.new(mode, size, color).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def sdk(client: TestClient) -> openai.OpenAI:
+    return openai.OpenAI(
+        base_url="http://testserver/v1", api_key="any", max_retries=0, http_client=client
+    )
 
 
 def assert_refused(response: Response, status: int, param: str | None, *words: str) -> None:
@@ -160,6 +168,22 @@ def test_a_stream_that_fails_ends_with_an_error(serve: Serve) -> None:
     assert data["error"]["message"] == "too large"
     assert data["error"]["type"] == "server_error"
     assert_refused(client.post(GENERATIONS, json={"prompt": "x"}), 503, None, "too large")
+    with pytest.raises(openai.APIError, match="too large") as raised:
+        list(sdk(client).images.generate(prompt="x", stream=True))
+    assert raised.value.type == "server_error"
+
+
+def test_a_full_queue_is_a_rate_limit(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise Overloaded("the queue is full", retry_after=2.5)
+
+    client = serve()
+    monkeypatch.setattr(App, "generate", refuse)
+    monkeypatch.setattr(App, "stream", refuse)
+    for stream in (False, True):
+        with pytest.raises(openai.RateLimitError) as raised:
+            sdk(client).images.generate(prompt="x", stream=stream)
+        assert raised.value.response.headers["retry-after"] == "3"
 
 
 def test_several_images_are_one_and_a_warning(client: TestClient) -> None:

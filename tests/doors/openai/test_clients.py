@@ -156,6 +156,19 @@ def test_stream_of_edit(server: Server, sdk: OpenAI) -> None:
     assert_same(decoded([completed]), generated(server, **request))
 
 
+def test_previews_have_the_size_of_the_image_to_come(server: Server, sdk: OpenAI) -> None:
+    enlarged = {"hires": {"scale": 1.5}, **FEW}
+    partial, completed = sdk.images.generate(
+        prompt=PROMPT, size="64x72", stream=True, partial_images=1, extra_body=enlarged
+    )
+    assert partial.size == completed.size == "96x104"
+    one, last = sdk.images.edit(
+        image=png(with_hole(picture((100, 60)))), prompt=PROMPT, size="64x64", stream=True,
+        partial_images=1, extra_body={"padding_mask_crop": 4, **FEW},
+    )  # fmt: skip
+    assert one.size == last.size == "100x60"
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_create_variation(server: Server, sdk: OpenAI) -> None:
     image = png(picture())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from sdbento.access.caller import ANYBODY, Caller
 from sdbento.doors.openai.files import Files
 
 
@@ -17,7 +16,7 @@ class Clock:
 
 def test_names_are_long_and_differ_and_end_in_the_formats_suffix() -> None:
     files = Files(60, 1000)
-    names = [files.add([b"x"], kind, ANYBODY)[0] for kind in ("png", "jpeg", "webp") * 10]
+    names = [files.add([b"x"], kind, None)[0] for kind in ("png", "jpeg", "webp") * 10]
     assert len(set(names)) == 30
     assert [name[-4:] for name in names[:2]] == [".png", ".jpg"]
     assert names[2].endswith(".webp")
@@ -27,7 +26,7 @@ def test_names_are_long_and_differ_and_end_in_the_formats_suffix() -> None:
 def test_a_file_is_kept_for_its_time_and_no_longer() -> None:
     clock = Clock()
     files = Files(60, 1000, clock)
-    [name] = files.add([b"data"], "png", ANYBODY)
+    [name] = files.add([b"data"], "png", None)
     clock.now += 59
     file = files.get(name)
     assert file is not None and file.data == b"data"
@@ -38,22 +37,22 @@ def test_a_file_is_kept_for_its_time_and_no_longer() -> None:
 
 def test_the_oldest_go_when_there_is_no_more_room() -> None:
     files = Files(60, 10)
-    names = [files.add([b"1234"], "png", ANYBODY)[0] for _ in range(3)]
+    names = [files.add([b"1234"], "png", None)[0] for _ in range(3)]
     assert [files.get(name) is not None for name in names] == [False, True, True]
 
 
 def test_a_flood_of_one_caller_does_not_wash_away_the_files_of_another() -> None:
     files = Files(60, 10)
-    [kept] = files.add([b"12"], "png", Caller("quiet"))
+    [kept] = files.add([b"12"], "png", "quiet")
     for _ in range(20):
-        files.add([b"123"], "png", Caller("loud"))
+        files.add([b"123"], "png", "loud")
     assert files.get(kept) is not None
 
 
 def test_what_was_just_added_stays_whatever_its_size() -> None:
     files = Files(60, 10)
-    [old] = files.add([b"1"], "png", ANYBODY)
-    names = files.add([b"x" * 20, b"y" * 20], "png", ANYBODY)
+    [old] = files.add([b"1"], "png", None)
+    names = files.add([b"x" * 20, b"y" * 20], "png", None)
     assert all(files.get(name) for name in names)
     assert files.get(old) is None
 

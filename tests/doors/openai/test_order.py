@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from sdbento.catalog.lookup import Catalog
-from sdbento.catalog.specs import ModelSpec, catalogued
+from sdbento.catalog.specs import ModelSpec
 from sdbento.doors.openai.body import ImageBody
 from sdbento.doors.openai.order import Order, to_order
 from sdbento.errors import InvalidParameter
@@ -31,7 +31,6 @@ def app(**options: Any) -> Any:
         settings=settings,
         catalog=catalog,
         find_model=find_model,
-        list_models=lambda: [SimpleNamespace(spec=spec, is_default=False) for spec in catalogued()],
     )
 
 
