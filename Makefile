@@ -17,7 +17,7 @@ PYTEST := pytest -q --numprocesses logical --maxprocesses 4 --dist loadfile
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test coverage check bench bench-cold bench-gpu gpu-wheels gpu-rehearsal soak lock image image-smoke
+.PHONY: help install serve test coverage check docs-check bench bench-cold bench-gpu gpu-wheels gpu-rehearsal soak lock image image-smoke
 
 help: ## show these words
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ check: $(STAMP) ## lint, formatting and types
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
+
+docs-check: $(STAMP) ## validate the OpenAPI document, and see that every route is in it
+	@$(BIN)/python -W ignore -m tools.docs_check
 
 bench: $(STAMP) ## measure throughput and latency over HTTP
 	@$(BIN)/python -m bench.http $(ARGS)

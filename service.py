@@ -20,6 +20,7 @@ from starlette.responses import Response
 
 from sdbento.doors.a1111 import generation as a1111_generation
 from sdbento.doors.a1111.failures import ERRORS as A1111_ERRORS
+from sdbento.doors.docs import reference
 from sdbento.doors.http import listings, ping
 from sdbento.doors.http.events import guarded_stream, server_sent_events
 from sdbento.doors.http.failures import guarded
@@ -70,6 +71,8 @@ def leave_out_timeouts(module: str = "bentoml._internal.server.http.traffic") ->
 
 leave_out_timeouts()
 
+ERROR_SHAPES = {"/v1/": OPENAI_ERRORS, "/sdapi/": A1111_ERRORS, "/controlnet/": A1111_ERRORS}
+
 # BentoML's own routes are POST only and cannot have parameters in their paths.
 routes = mounted(
     listings.router,
@@ -78,7 +81,9 @@ routes = mounted(
     openai_api.router,
     openai_models.router,
     a1111_generation.router,
+    reference.router,
     lifespan=run_jobs,
+    error_shapes=ERROR_SHAPES,
 )
 
 
@@ -169,7 +174,7 @@ StableDiffusion.add_asgi_middleware(  # type: ignore[attr-defined]  # it is a Se
     Guard,
     load_settings=load_settings,
     request_models=REQUEST_MODELS,
-    error_shapes={"/v1/": OPENAI_ERRORS, "/sdapi/": A1111_ERRORS, "/controlnet/": A1111_ERRORS},
+    error_shapes=ERROR_SHAPES,
 )
 
 # The Guard has parsed the body. Without this BentoML would parse it again: twice the time on the

@@ -126,18 +126,28 @@ async def _until_disconnected(
     app: ASGIApp, scope: Scope, body: bytes, receive: Receive, send: Send
 ) -> bool:
     """Run `app` with `body`, which has been received already. False when the client left before the
-    end of the answer."""
+    end of the answer.
+
+    After the end, servers tell of a disconnect, too; what `app` still has to do then is its own.
+    """
+    answered = False
     gone = asyncio.ensure_future(_wait_for_disconnect(receive))
     unread: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replay() -> Message:
         return unread.pop() if unread else await asyncio.shield(gone)
 
-    handling = asyncio.ensure_future(app(scope, replay, send))
+    async def answer(message: Message) -> None:
+        nonlocal answered
+        last = message["type"] == "http.response.body" and not message.get("more_body", False)
+        answered = answered or last
+        await send(message)
+
+    handling = asyncio.ensure_future(app(scope, replay, answer))
     try:
         await asyncio.wait({handling, gone}, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        cancelled = not handling.done() and handling.cancel()
+        cancelled = not answered and not handling.done() and handling.cancel()
         gone.cancel()
         with suppress(asyncio.CancelledError):
             await handling

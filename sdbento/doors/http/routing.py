@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI
@@ -21,7 +22,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import Scope
 
-from sdbento.doors.http.failures import guarded
+from sdbento.doors.http.failures import ErrorShape, guarded
 from sdbento.doors.http.forms import is_form
 from sdbento.errors import MalformedRequest
 from sdbento.request.parse import explain_first
@@ -51,13 +52,18 @@ def door(tag: str) -> APIRouter:
 def mounted(
     *doors: APIRouter,
     lifespan: Callable[[Any], AbstractAsyncContextManager[None]] | None = None,
+    error_shapes: Mapping[str, ErrorShape] = MappingProxyType({}),
 ) -> FastAPI:
-    """One application with all `doors`; its `state.app` must be set to the App."""
+    """One application with all `doors`; its `state.app` must be set to the App.
+
+    Its document says how errors look by `error_shapes`, which are those that the Guard has.
+    """
     routes = FastAPI(
         openapi_url=None,
         lifespan=lifespan,
         exception_handlers={HTTPException: _unrouted},
     )
+    routes.state.error_shapes = error_shapes
     for router in doors:
         routes.include_router(router)
     return routes

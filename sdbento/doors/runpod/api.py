@@ -11,15 +11,25 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from sdbento.doors.docs.bodies import json_body
 from sdbento.doors.http.routing import app_of, door
+from sdbento.doors.runpod.answers import (
+    JobDetails,
+    JobEvents,
+    JobState,
+    Purged,
+    QueueHealth,
+)
 from sdbento.doors.runpod.lifespan import running_jobs
 from sdbento.errors import InvalidParameter, NotFound, Unavailable
-from sdbento.jobs.runpod_format import new_job
+from sdbento.jobs.runpod_format import Submission, new_job
 from sdbento.jobs.service import Jobs
 
 if TYPE_CHECKING:
@@ -39,11 +49,13 @@ def jobs_of(request: Request) -> Jobs:
 
 
 async def run(request: Request) -> Response:
+    """Submit a job and go on."""
     job_id = await _submit(request, sync=False)
     return JSONResponse({"id": job_id, "status": "IN_QUEUE"})
 
 
 async def runsync(request: Request) -> Response:
+    """Submit a job and wait for its end."""
     seconds = _seconds(request, WAIT)
     job_id = await _submit(request, sync=True)
     jobs = jobs_of(request)
@@ -51,17 +63,22 @@ async def runsync(request: Request) -> Response:
 
 
 async def status(request: Request) -> Response:
+    """A job, with its output once it has been completed."""
     jobs = jobs_of(request)
     return _json(await jobs.describe(await jobs.get(_id(request))))
 
 
 async def status_sync(request: Request) -> Response:
-    """Missing in RunPod's reference, but its SDKs for JavaScript and Go call it after /runsync."""
+    """As /status, at the end of the job.
+
+    Missing in RunPod's reference, but its SDKs for JavaScript and Go call it after /runsync.
+    """
     jobs, seconds = jobs_of(request), _seconds(request, WAIT)
     return _json(await jobs.describe(await jobs.wait(_id(request), seconds)))
 
 
 async def stream(request: Request) -> Response:
+    """What has happened to a job since the last call."""
     seconds = _seconds(request, STREAM_WAIT)
     job, events = await jobs_of(request).stream(_id(request), seconds)
     answer = {"status": job.status, "stream": [{"output": event} for event in events]}
@@ -69,16 +86,19 @@ async def stream(request: Request) -> Response:
 
 
 async def cancel(request: Request) -> Response:
+    """Stop a job."""
     job = await asyncio.shield(jobs_of(request).cancel(_id(request)))
     return JSONResponse({"id": job.id, "status": job.status})
 
 
 async def retry(request: Request) -> Response:
+    """Run a job again that has failed or timed out."""
     await asyncio.shield(jobs_of(request).retry(_id(request)))
     return JSONResponse({"id": _id(request), "status": "IN_QUEUE"})
 
 
 async def purge_queue(request: Request) -> Response:
+    """Remove all jobs that have not begun."""
     removed = await asyncio.shield(jobs_of(request).purge())
     return JSONResponse({"removed": removed, "status": "completed"})
 
@@ -144,20 +164,50 @@ def _json(body: bytes) -> Response:
     return Response(body, media_type="application/json")
 
 
-HANDLERS: dict[str, tuple[Callable[[Request], Awaitable[Response]], list[str]]] = {
-    "/run": (run, ["POST"]),
-    "/runsync": (runsync, ["POST"]),
-    "/status/{id}": (status, ["GET", "POST"]),  # RunPod's older clients post
-    "/status-sync/{id}": (status_sync, ["GET", "POST"]),
-    "/stream/{id}": (stream, ["GET", "POST"]),
-    "/cancel/{id}": (cancel, ["POST"]),
-    "/retry/{id}": (retry, ["POST"]),
-    "/purge-queue": (purge_queue, ["POST"]),
-    "/health": (health, ["GET"]),
+READ = ["GET", "POST"]  # RunPod's older clients post
+SUBMITTED = {"requestBody": json_body(Submission)}
+WAITS = {
+    "parameters": [
+        {
+            "name": "wait",
+            "in": "query",
+            "description": "Milliseconds to wait for news",
+            "schema": {"type": "integer", "minimum": MIN_WAIT, "maximum": MAX_WAIT},
+        }
+    ]
 }
+
+
+@dataclass(frozen=True)
+class JobRoute:
+    """`described` adds to the OpenAPI document what the handler reads of a request by itself."""
+
+    path: str
+    handler: Callable[[Request], Awaitable[Response]]
+    methods: list[str]
+    answer: type[BaseModel]
+    described: dict[str, Any] = field(default_factory=dict)
+
+
+ROUTES = (
+    JobRoute("/run", run, ["POST"], JobState, SUBMITTED),
+    JobRoute("/runsync", runsync, ["POST"], JobDetails, SUBMITTED | WAITS),
+    JobRoute("/status/{id}", status, READ, JobDetails),
+    JobRoute("/status-sync/{id}", status_sync, READ, JobDetails, WAITS),
+    JobRoute("/stream/{id}", stream, READ, JobEvents, WAITS),
+    JobRoute("/cancel/{id}", cancel, ["POST"], JobState),
+    JobRoute("/retry/{id}", retry, ["POST"], JobState),
+    JobRoute("/purge-queue", purge_queue, ["POST"], Purged),
+    JobRoute("/health", health, ["GET"], QueueHealth),
+)
 router = door("Jobs")
-for path, (handler, methods) in HANDLERS.items():
-    router.add_api_route(path, handler, methods=methods)
-    router.add_api_route(
-        "/v2/{endpoint_id}" + path, handler, methods=methods, include_in_schema=False
-    )
+for route in ROUTES:
+    for prefix in ("", "/v2/{endpoint_id}"):
+        router.add_api_route(
+            prefix + route.path,
+            route.handler,
+            methods=route.methods,
+            response_model=route.answer,
+            openapi_extra=route.described,
+            include_in_schema=not prefix,
+        )

@@ -166,3 +166,37 @@ async def test_other_protocols_than_http_pass() -> None:
 
     await Guard(app, Settings, {})({"type": "lifespan"}, nothing, nothing)
     assert seen == ["lifespan"]
+
+
+async def test_what_follows_the_answer_is_not_cancelled(caplog: pytest.LogCaptureFixture) -> None:
+    """Servers tell of a disconnect as soon as the answer is complete, and files are closed later.
+
+    It surfaced as 'Server disconnected without sending a response' of the next request.
+    """
+    done: list[str] = []
+    gone = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"x" * 10})
+        await asyncio.sleep(0.01)
+        done.append("closed")
+
+    async def receive() -> Message:
+        if unread:
+            return unread.pop()
+        await gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+        if message["type"] == "http.response.body":
+            gone.set()
+
+    unread: list[Message] = [{"type": "http.request", "body": b""}]
+    sent: list[Message] = []
+    guard = Guard(app, Settings, {})
+    scope = {"type": "http", "method": "GET", "path": "/file", "headers": []}
+    with caplog.at_level(logging.INFO):
+        await guard(scope, receive, send)
+    assert done == ["closed"] and len(sent) == 2 and "went away" not in caplog.text

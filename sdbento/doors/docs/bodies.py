@@ -1,0 +1,33 @@
+"""Bodies of requests for the OpenAPI document, where a handler reads them by itself.
+
+FastAPI describes the body that a handler takes as a parameter. Others, forms above all, are
+described by the `openapi_extra` of their route: `openapi_extra={"requestBody": json_body(Model)}`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel
+
+JSON = "application/json"
+FORM = "multipart/form-data"
+BINARY = {"type": "string", "format": "binary"}
+IMAGE_FIELDS = ("image", "mask_image")
+
+
+def json_body(model: type[BaseModel]) -> dict[str, Any]:
+    """A body that is a `model` in JSON."""
+    return {"required": True, "content": {JSON: {"schema": model.model_json_schema()}}}
+
+
+def json_or_form_body(model: type[BaseModel]) -> dict[str, Any]:
+    """The same in JSON, or as the parts of a form in which images are files."""
+    body = json_body(model)
+    form = model.model_json_schema()
+    form["title"] += "Form"
+    for name in IMAGE_FIELDS:
+        description = form["properties"][name]["description"]
+        form["properties"][name] = BINARY | {"description": description}
+    body["content"][FORM] = {"schema": form}
+    return body

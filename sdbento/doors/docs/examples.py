@@ -1,0 +1,25 @@
+"""Bodies that succeed with any model, for each route that takes one: with few steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+# A white square on black, 256 x 256: an image, and a mask of its middle.
+SQUARE = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAQAAAAEAAQAAAAB0CZXLAAAAOUlEQVR42u3LIQ4AMAgEQcLL+/Niqj"
+    "Ak1M7Iy14EAMDSbc7bczoKBAKBQCAQCAQCgUAgEHwGAABNAWnCEXFhrLx4AAAAAElFTkSuQmCC"
+)
+CIRCLE: dict[str, Any] = {
+    "prompt": "a red circle on a blue background",
+    "num_inference_steps": 4,
+    "seed": 7,
+}
+EXAMPLES: dict[str, dict[str, Any]] = {
+    "/generate": CIRCLE | {"num_images": 2},
+    "/generate_stream": CIRCLE | {"preview_every": 2},
+    "/txt2img": CIRCLE,
+    "/img2img": CIRCLE | {"image": SQUARE, "strength": 0.75},
+    "/inpaint": CIRCLE | {"image": SQUARE, "mask_image": SQUARE},
+    "/run": {"input": CIRCLE},
+    "/runsync": {"input": CIRCLE},
+}

@@ -1,0 +1,107 @@
+"""GET /docs.json, the OpenAPI document, and GET /docs, a page to read it and to try the routes.
+
+The page is Swagger UI, from this server alone: the browser is told to load nothing from elsewhere.
+BentoML has documents of its own at / and /docs.json, which these routes stand before. Its page asks
+Google Tag Manager, and its document knows only its own routes.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from pathlib import Path
+
+from fastapi import FastAPI
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response
+
+from sdbento.doors.docs.document import document
+from sdbento.doors.http.routing import door
+from sdbento.errors import NotFound
+
+STATIC = Path(__file__).parent / "static"
+FILES = {
+    "swagger-ui.css": "text/css",
+    "swagger-ui-bundle.js": "text/javascript",
+    "start.js": "text/javascript",
+}
+PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>sdbento: reference</title>
+<link rel="stylesheet" href="docs/swagger-ui.css">
+<link rel="icon" href="data:,">
+</head>
+<body>
+<div id="reference"></div>
+<script src="docs/swagger-ui-bundle.js"></script>
+<script src="docs/start.js"></script>
+</body>
+</html>
+"""
+# Some images of Swagger UI lie within its stylesheet.
+POLICY = "; ".join(
+    (
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self'",
+        "img-src 'self' data: blob:",
+        "connect-src 'self'",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+    )
+)
+HEADERS = {
+    "Content-Security-Policy": POLICY,
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
+router = door("Documents")
+
+
+@router.get(
+    "/docs.json",
+    response_class=Response,
+    responses={200: {"content": {"application/json": {"schema": {"type": "object"}}}}},
+)
+async def openapi_document(request: Request) -> Response:
+    """This document: OpenAPI 3.1."""
+    text = await run_in_threadpool(_document, request.app)
+    return Response(text, media_type="application/json")
+
+
+@router.get("/docs", response_class=HTMLResponse)
+async def reference_page() -> Response:
+    """This document as a page, to read and to try."""
+    return HTMLResponse(PAGE, headers=HEADERS)
+
+
+@router.get(
+    "/docs/{name}",
+    response_class=Response,
+    responses={
+        200: {"content": {kind: {"schema": {"type": "string"}} for kind in set(FILES.values())}}
+    },
+)
+async def reference_file(name: str) -> Response:
+    """A file of that page."""
+    if name not in FILES:
+        raise NotFound(f"there is no file of the reference called {name[:80]}")
+    headers = HEADERS | {"Cache-Control": "no-cache"}  # a browser asks whether it has changed
+    return FileResponse(STATIC / name, media_type=FILES[name], headers=headers)
+
+
+@router.get("/", status_code=307, response_class=RedirectResponse)
+async def index() -> Response:
+    """To the page with all routes."""
+    return RedirectResponse("docs")
+
+
+@lru_cache(maxsize=1)
+def _document(app: FastAPI) -> bytes:
+    return json.dumps(document(app, app.state.error_shapes)).encode()

@@ -1,0 +1,50 @@
+"""Schemas in an OpenAPI document: each has one place and a name, and is referred to from there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+COMPONENTS = "#/components/schemas/"
+
+Schema = dict[str, Any]
+
+
+def operations(document: Schema) -> Iterator[tuple[str, str, Schema]]:
+    """Path, method and operation of everything that a document describes."""
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            yield path, method, operation
+
+
+def name_bodies(document: Schema) -> None:
+    """Give the schemas of all bodies, and what pydantic has defined within them, their names."""
+    for _, _, operation in operations(document):
+        for media in operation.get("requestBody", {}).get("content", {}).values():
+            media["schema"] = _named(media.get("schema", {}), document)
+    _refer_to_components(document)
+
+
+def reference(name: str, schema: Schema, document: Schema) -> Schema:
+    """What refers to `schema`, which is `name` in the document from now on."""
+    document["components"]["schemas"].setdefault(name, schema)
+    return {"$ref": COMPONENTS + name}
+
+
+def _named(schema: Schema, document: Schema) -> Schema:
+    for name, definition in schema.pop("$defs", {}).items():
+        reference(name, definition, document)
+    is_model = schema.get("type") == "object" and "title" in schema
+    return reference(schema["title"], schema, document) if is_model else schema
+
+
+def _refer_to_components(node: Any) -> None:
+    """Correct the references to definitions that have moved, in place."""
+    if isinstance(node, dict):
+        if isinstance(target := node.get("$ref"), str):
+            node["$ref"] = target.replace("#/$defs/", COMPONENTS)
+        for child in node.values():
+            _refer_to_components(child)
+    elif isinstance(node, list):
+        for child in node:
+            _refer_to_components(child)

@@ -1,0 +1,84 @@
+"""The OpenAPI document: valid, complete, and true to the errors that it describes."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+from openapi_schema_validator import OAS31Validator
+
+from sdbento.doors.docs.document import document
+from sdbento.doors.docs.schemas import COMPONENTS, operations
+from sdbento.doors.http.failures import ErrorShape
+from sdbento.doors.http.routing import mounted
+from sdbento.errors import InvalidParameter, NotFound, SDBentoError
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of importing BentoML
+
+
+@pytest.fixture(scope="module")
+def written() -> Any:
+    from tools.docs_check import written
+
+    return written()
+
+
+def problems(written: Any) -> list[str]:
+    from tools.docs_check import problems
+
+    return list(problems(written))
+
+
+def test_the_document_is_valid_and_has_every_route(written: Any) -> None:
+    assert problems(written) == []
+
+
+def test_what_is_wrong_with_a_document_is_noticed(written: Any) -> None:
+    broken = copy.deepcopy(written)
+    del broken["paths"]["/models"]
+    del broken["paths"]["/run"]["post"]["requestBody"]["content"]["application/json"]["example"]
+    broken["paths"]["/nowhere"] = {"get": {"responses": {"200": {}}}}
+    found = problems(broken)
+    assert "GET /models is not in the document" in found
+    assert "POST /run has no example" in found
+    assert "GET /nowhere is in the document, but not served" in found
+    assert any("description" in line for line in found)  # which an answer must have
+
+
+def test_names_of_operations_are_unique(written: Any) -> None:
+    names = [operation["operationId"] for *_, operation in operations(written)]
+    assert len(set(names)) == len(names)
+    assert {"txt2img", "status_id_get", "index"} <= set(names)
+
+
+def test_every_operation_has_a_summary_a_tag_and_answers(written: Any) -> None:
+    tags = {tag["name"] for tag in written["tags"]}
+    for path, method, operation in operations(written):
+        assert operation["summary"] and len(operation["summary"]) < 100, path
+        assert set(operation["tags"]) <= tags, path
+        assert {"500", "503"} <= operation["responses"].keys(), (path, method)
+
+
+def shouting(error: SDBentoError) -> dict[str, Any]:
+    return {"oh": error.message.upper(), "code": error.status, "where": {"field": error.param}}
+
+
+def test_errors_are_described_in_the_shape_of_their_door() -> None:
+    shape = ErrorShape(body=shouting)
+    written = document(mounted(), {"/generate": shape})
+    for path, errors in (("/generate", shape), ("/txt2img", ErrorShape())):
+        answer = written["paths"][path]["post"]["responses"]["422"]
+        reference = answer["content"]["application/json"]["schema"]["$ref"]
+        schema = written["components"]["schemas"][reference.removeprefix(COMPONENTS)]
+        validator: Any = OAS31Validator(schema)
+        for error in (SDBentoError("x"), NotFound("y"), InvalidParameter("z", param="seed")):
+            validator.validate(errors.body(error))
+        assert not validator.is_valid({})
+
+
+def test_a_form_has_files_where_json_has_text(written: Any) -> None:
+    schemas = written["components"]["schemas"]
+    assert schemas["MaskedRequestForm"]["properties"]["mask_image"]["format"] == "binary"
+    assert "format" not in schemas["MaskedRequest"]["properties"]["mask_image"]
+    assert schemas["MaskedRequestForm"]["required"] == schemas["MaskedRequest"]["required"]
