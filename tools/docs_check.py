@@ -41,12 +41,15 @@ def problems(document: dict[str, Any]) -> Iterator[str]:
 
 
 def served() -> Iterator[tuple[str, str]]:
-    """Path and method of every route of the server, but for files of a page of BentoML's that our
-    /docs replaces."""
+    """Path and method of every route of the server, as the document has them.
+
+    Left out are files of a page of BentoML's that our /docs replaces, and methods of HTTP itself.
+    """
     app: Any = service.StableDiffusion
     for path, methods in _walk(app.to_asgi().routes):
+        name = path.replace(":path}", "}").rstrip("/") or "/"  # some also end in one
         if not path.startswith(AGAIN):
-            yield from ((path, method.lower()) for method in methods if method != "HEAD")
+            yield from ((name, method.lower()) for method in methods - {"HEAD", "OPTIONS"})
 
 
 def _walk(routes: Iterable[BaseRoute]) -> Iterator[tuple[str, set[str]]]:

@@ -28,6 +28,9 @@ If the server has keys, send one as a bearer token, or as the password of Basic 
 TAGS = {
     "Images": "Requests with all fields, as JSON or as a form.",
     "Models": "What requests can name.",
+    "OpenAI images": "OpenAI's images API, with our fields besides OpenAI's.",
+    "OpenAI models": "What OpenAI's clients list.",
+    "AUTOMATIC1111": "The API of AUTOMATIC1111's web UI.",
     "Jobs": "RunPod's job API. Each route is also there with any /v2/{endpoint_id} before it.",
     "Health": "For load balancers and monitoring.",
     "Documents": "What you are reading, and what clients read.",

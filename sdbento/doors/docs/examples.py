@@ -14,12 +14,18 @@ CIRCLE: dict[str, Any] = {
     "num_inference_steps": 4,
     "seed": 7,
 }
+WEB_UI: dict[str, Any] = {"prompt": CIRCLE["prompt"], "steps": 4, "seed": 7}
 EXAMPLES: dict[str, dict[str, Any]] = {
     "/generate": CIRCLE | {"num_images": 2},
     "/generate_stream": CIRCLE | {"preview_every": 2},
     "/txt2img": CIRCLE,
     "/img2img": CIRCLE | {"image": SQUARE, "strength": 0.75},
     "/inpaint": CIRCLE | {"image": SQUARE, "mask_image": SQUARE},
+    "/v1/images/generations": CIRCLE | {"n": 2},
+    "/v1/images/edits": CIRCLE | {"image": SQUARE},
+    "/v1/images/variations": {"image": SQUARE, "num_inference_steps": 4},
+    "/sdapi/v1/txt2img": WEB_UI,
+    "/sdapi/v1/img2img": WEB_UI | {"init_images": [SQUARE]},
     "/run": {"input": CIRCLE},
     "/runsync": {"input": CIRCLE},
 }
