@@ -83,6 +83,8 @@ class OverrideSettings(Lenient):
         None, description="The layer of the text encoder to stop at, 1 being the last"
     )
 
+    token_merging_ratio: Share = Field(0.0, description="More than 0.75 become 0.75")
+
 
 class Script(Lenient):
     """The arguments of a script that runs along."""

@@ -22,7 +22,7 @@ from sdbento.doors.a1111.units import RESIZE_MODES, controlnet, read_units
 from sdbento.errors import InvalidParameter, NotFound
 from sdbento.images import codec
 from sdbento.request.parse import explain
-from sdbento.request.schema import MAX_STEPS, MIN_SIDE, GenerateRequest
+from sdbento.request.schema import MAX_STEPS, MAX_TOKEN_MERGING_RATIO, MIN_SIDE, GenerateRequest
 from sdbento.request.settle import floor_side
 from sdbento.samplers.names import look_up
 
@@ -94,6 +94,9 @@ def _common(body: Processing, notes: Notes) -> Fields:
     notes.change("steps", body.steps, steps)
     if body.cfg_scale < 1:
         notes.change("cfg_scale", body.cfg_scale, 1)  # as which anything below counts here
+    asked = body.override_settings.token_merging_ratio
+    token_merging_ratio = min(asked, MAX_TOKEN_MERGING_RATIO)
+    notes.change("token_merging_ratio", asked, token_merging_ratio)
     return {
         "prompt": body.prompt,
         "negative_prompt": body.negative_prompt or None,
@@ -102,6 +105,7 @@ def _common(body: Processing, notes: Notes) -> Fields:
         "height": _side("height", body.height, notes),
         "num_inference_steps": steps,
         "guidance_scale": body.cfg_scale,
+        "token_merging_ratio": token_merging_ratio,
         "seed": body.seed if body.seed >= 0 else random.SystemRandom().randrange(2**32),
         **sampling_fields(body.sampler_name or body.sampler_index, body.scheduler, notes),
     }
@@ -136,17 +140,14 @@ def _hires(body: Txt2Img, fields: Fields, notes: Notes) -> Fields:
         notes.ignore("enable_hr (the second pass would be no larger than the first)")
         return {}
     steps = min(body.hr_second_pass_steps, MAX_STEPS) or None
-    notes.change("hr_second_pass_steps", body.hr_second_pass_steps, steps or 0)
-    return {
-        "hires": {
-            "scale": scale,
-            "steps": steps,
-            "strength": _strength(
-                body.denoising_strength, steps or fields["num_inference_steps"], notes
-            ),
-            "upscaler": _upscaler(body.hr_upscaler, notes),
-        }
-    }
+    in_all = steps or fields["num_inference_steps"]
+    strength = _strength(body.denoising_strength, in_all, notes)
+    # There all of them are done, however little is denoised; here only those that do it.
+    notes.change(
+        "hr_second_pass_steps", body.hr_second_pass_steps or in_all, int(strength * in_all)
+    )
+    upscaler = _upscaler(body.hr_upscaler, notes)
+    return {"hires": {"scale": scale, "steps": steps, "strength": strength, "upscaler": upscaler}}
 
 
 def _enlargement(body: Txt2Img, width: int, height: int, notes: Notes) -> float:

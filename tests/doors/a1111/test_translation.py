@@ -221,7 +221,8 @@ def hires(**body: Any) -> dict[str, Any] | None:
 def test_the_second_pass_has_the_web_uis_defaults() -> None:
     usual = {"scale": 2.0, "steps": None, "strength": 0.75, "upscaler": "latent"}
     assert hires() == usual
-    assert hires(hr_second_pass_steps=10, hr_upscaler="None") == usual | {
+    body = {"hr_second_pass_steps": 10, "hr_upscaler": "None"}
+    assert hires(**body) == usual | {
         "steps": 10,
         "upscaler": "lanczos",
     }
@@ -238,7 +239,7 @@ def test_the_second_pass_has_the_web_uis_defaults() -> None:
     ],
 )
 def test_upscalers(upscaler: str, ours: str, change: str | None) -> None:
-    translated = txt2img(enable_hr=True, hr_upscaler=upscaler)
+    translated = txt2img(enable_hr=True, hr_upscaler=upscaler, denoising_strength=1)
     assert translated.request.hires is not None
     assert translated.request.hires.upscaler == ours
     assert translated.notes.changed == ([] if change is None else [change])
@@ -262,7 +263,7 @@ def test_no_second_pass_that_enlarges_nothing(body: dict[str, Any]) -> None:
 def test_the_second_pass_has_the_size_that_is_asked_for(
     body: dict[str, Any], size: tuple[int, int], change: str | None
 ) -> None:
-    translated = txt2img(enable_hr=True, **body)
+    translated = txt2img(enable_hr=True, denoising_strength=1, **body)
     assert translated.request.hires is not None
     scale = translated.request.hires.scale
     assert (int(scale * 512) // 8 * 8, int(scale * 512) // 8 * 8) == size
@@ -280,7 +281,20 @@ def test_prompts_of_the_second_pass_are_listed() -> None:
     translated = txt2img(enable_hr=True, prompt="a", hr_prompt="b", hr_sampler_name="Euler a")
     assert set(translated.notes.not_applied) == {"hr_prompt", "hr_sampler_name"}
     same = txt2img(enable_hr=True, prompt="a", hr_prompt="a", hr_sampler_name="Use same sampler")
-    assert said(same) == "{}"
+    assert same.notes.not_applied == []
+
+
+def test_the_second_pass_does_the_steps_that_denoise() -> None:
+    fewer = txt2img(enable_hr=True, steps=20, denoising_strength=0.5)
+    assert fewer.notes.changed == ["hr_second_pass_steps 20 -> 10"]
+    clipped = txt2img(enable_hr=True, hr_second_pass_steps=999, denoising_strength=1)
+    assert clipped.notes.changed == ["hr_second_pass_steps 999 -> 150"]
+
+
+def test_tokens_are_merged_by_a_setting() -> None:
+    merged = txt2img(override_settings={"token_merging_ratio": 0.9})
+    assert merged.request.token_merging_ratio == 0.75
+    assert merged.notes.changed == ["token_merging_ratio 0.9 -> 0.75"]
 
 
 # From an image
