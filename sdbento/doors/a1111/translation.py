@@ -29,17 +29,8 @@ from sdbento.samplers.names import look_up
 MAX_BLUR = 128
 ROUNDING = 1e-9  # lest a size that is asked for be missed by a fraction of a pixel
 UPSCALERS = {"none": "lanczos", "lanczos": "lanczos", "bicubic": "bicubic", "nearest": "nearest"}
-OFF: tuple[Any, ...] = (
-    False,
-    0,
-    [],
-    {},
-    "None",
-    "none",
-    "Automatic",
-    "automatic",
-    "png",
-)  # values of settings
+# Values at which a setting changes nothing.
+OFF: tuple[Any, ...] = (False, 0, [], {}, "None", "none", "Automatic", "automatic", "png")
 
 Fields = dict[str, Any]
 
