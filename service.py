@@ -23,6 +23,7 @@ from sdbento.doors.a1111.failures import ERRORS as A1111_ERRORS
 from sdbento.doors.docs import reference
 from sdbento.doors.http import listings, ping
 from sdbento.doors.http.events import guarded_stream, server_sent_events
+from sdbento.doors.http.exposure import warn_if_open
 from sdbento.doors.http.failures import guarded
 from sdbento.doors.http.guard import Guard, parsed_request
 from sdbento.doors.http.routing import mounted
@@ -30,6 +31,7 @@ from sdbento.doors.http.typed import REQUEST_MODELS, arguments
 from sdbento.doors.openai import api as openai_api
 from sdbento.doors.openai import models as openai_models
 from sdbento.doors.openai.failures import ERRORS as OPENAI_ERRORS
+from sdbento.doors.openai.files import PUBLIC_PREFIX
 from sdbento.doors.runpod import api as runpod_api
 from sdbento.doors.runpod.lifespan import run_jobs
 from sdbento.environment import load_settings
@@ -90,6 +92,7 @@ routes = mounted(
 @bentoml.service(
     name="sdbento",
     workers=1,
+    http={"host": "127.0.0.1"},  # BentoML's own default is all addresses; `--host` names others
     traffic={"timeout": MAX_TIMEOUT + 60},  # for proxies before the server, such as BentoCloud's
 )
 @bentoml.asgi_app(routes, path="/")
@@ -106,6 +109,7 @@ class StableDiffusion:
             logging.getLogger("sdbento").setLevel(settings.log_level)  # App has things to say
             Bucket.configured(settings)  # complains now, not at the first result
             self.app = routes.state.app = App(settings)
+            warn_if_open(settings)
             self._health = ping.listen(self.app, settings)
         except SettingsError as error:
             sys.exit(f"sdbento: {error}")
@@ -174,7 +178,12 @@ StableDiffusion.add_asgi_middleware(  # type: ignore[attr-defined]  # it is a Se
     Guard,
     load_settings=load_settings,
     request_models=REQUEST_MODELS,
+<<<<<<< HEAD
     error_shapes=ERROR_SHAPES,
+=======
+    error_shapes={"/v1/": OPENAI_ERRORS, "/sdapi/": A1111_ERRORS, "/controlnet/": A1111_ERRORS},
+    open_prefixes=(PUBLIC_PREFIX,),
+>>>>>>> 240e3e2 (Keys for every door: a single one or a file of them, with limits, and jobs that belong to the key that asked)
 )
 
 # The Guard has parsed the body. Without this BentoML would parse it again: twice the time on the

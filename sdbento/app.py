@@ -11,6 +11,7 @@ import asyncio
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from functools import partial
 
 from PIL import Image
 
+from sdbento.access.caller import Caller, current_caller
+from sdbento.access.limits import ImagesAtOnce, has_share, share_taken
 from sdbento.backoff import Backoff
 from sdbento.catalog.lookup import Catalog
 from sdbento.catalog.specs import ControlNetSpec, ModelSpec
@@ -85,7 +88,8 @@ class App:
         inversions = Inversions(settings)
         self._resolver = Resolver(settings, self.catalog, inversions)
         self._builder = TrajectoryBuilder(settings, inversions)
-        self._num_requests = 0
+        self._num_requests: Counter[str | None] = Counter()  # unfinished ones, by key
+        self._images_at_once = ImagesAtOnce()
         self._idle_timer: asyncio.TimerHandle | None = None
         self._default_loaded = threading.Event()
         self._closed = threading.Event()
@@ -126,10 +130,12 @@ class App:
         self._resolver.close()
 
     def list_models(self) -> list[ListedModel]:
+        """The models that the present caller may use."""
         attention = {key: one.attention.name for key, one in self.pipelines.residents().items()}
         return [
             ListedModel(spec, self.settings.sd_model in spec.names, attention.get(spec.key))
             for spec in self.catalog.list()
+            if self.catalog.is_allowed(spec.name)
         ]
 
     def list_samplers(self) -> list[SamplerInfo]:
@@ -149,7 +155,7 @@ class App:
 
     async def run(self, request: GenerateRequest) -> Result:
         """As `generate`, but the images come as they are. Cancelling this stops the work."""
-        with self._admitted():
+        with self._admitted(request):
             arrived = time.monotonic()
             running = await self._begin(await self._resolver.resolve(request, arrived))
             return await running.result()
@@ -162,9 +168,9 @@ class App:
         A refused request raises before the first event. Closing the iterator stops the work.
         `on_start` is given the request's handle once the engine has it.
         """
-        with self._admitted():
+        with self._admitted(request):
             resolved = await self._resolver.resolve(request, time.monotonic())
-            yield Queued(self._num_requests - 1, size=resolved.size)
+            yield Queued(self._num_requests.total() - 1, size=resolved.size)
             running = await self._begin(resolved)
             del resolved  # and its images, while it runs
             on_start(running.handle)
@@ -172,30 +178,40 @@ class App:
                 async for event in events:
                     match event:
                         case Estimated(eta):
-                            yield Queued(self._num_requests - 1, eta)
+                            yield Queued(self._num_requests.total() - 1, eta)
                         case Stepped():
                             yield event
             yield Done(await (await running.result()).to_response())
 
     @contextmanager
-    def _admitted(self) -> Iterator[None]:
+    def _admitted(self, request: GenerateRequest) -> Iterator[None]:
         """Count a request in; refuse it when too many are unfinished. Remember a lost GPU."""
+        caller = current_caller()
+        self._check_room(caller)
+        pause = self.seconds_per_request
+        with self._images_at_once.hold(caller, request.num_images, pause):
+            self._count_requests(caller.name, 1)
+            try:
+                yield
+            except Exception as error:
+                self._notice_sickness(error)
+                raise
+            finally:
+                self._count_requests(caller.name, -1)
+
+    def _check_room(self, caller: Caller) -> None:
+        """Raises Overloaded when the queue is full, or this caller's share of it."""
         limit = self.settings.max_queue_size + self.settings.max_batch_size
-        if self._num_requests >= limit:
+        total = self._num_requests.total()
+        if total >= limit:
             raise Overloaded(
-                f"the queue is full: {self._num_requests} requests are unfinished "
+                f"the queue is full: {total} requests are unfinished "
                 f"(MAX_QUEUE_SIZE={self.settings.max_queue_size} beside "
                 f"MAX_BATCH_SIZE={self.settings.max_batch_size}); try again later",
                 retry_after=self.seconds_per_request,
             )
-        self._count_requests(1)
-        try:
-            yield
-        except Exception as error:
-            self._notice_sickness(error)
-            raise
-        finally:
-            self._count_requests(-1)
+        if caller.shares and not has_share(self._num_requests[caller.name], total, limit):
+            raise share_taken("the queue (MAX_QUEUE_SIZE)", self.seconds_per_request)
 
     def _notice_sickness(self, error: Exception) -> None:
         """After a device error every later request fails as well, until the process is replaced;
@@ -212,13 +228,14 @@ class App:
             self._broken = True
             log.error("%s: this process must be replaced", reason)
 
-    def _count_requests(self, change: int) -> None:
-        self._num_requests += change
-        queue_depth.set(max(0, self._num_requests - self.settings.max_batch_size))
+    def _count_requests(self, caller: str | None, change: int) -> None:
+        self._num_requests[caller] += change
+        total = self._num_requests.total()
+        queue_depth.set(max(0, total - self.settings.max_batch_size))
         if self._idle_timer is not None:
             self._idle_timer.cancel()
-        idle = self._num_requests == 0
         loop = asyncio.get_running_loop()
+        idle = total == 0
         self._idle_timer = loop.call_later(IDLE, release_freed_memory) if idle else None
 
     async def _begin(self, request: ResolvedRequest) -> RunningRequest:

@@ -2,6 +2,8 @@
 
     SDBentoError                 500  internal_error     unexpected; the log has the details
       MalformedRequest           400  malformed_request  the body is not what the route reads
+      Unauthorized               401  unauthorized       a key is needed, and this is none
+      Forbidden                  403  forbidden          this key does not allow it
       NotFound                   404  not_found          no such route
         UnknownModel             404  unknown_model      there is no model of that name
       TooLarge                   413  too_large          more bytes than the limit
@@ -10,6 +12,7 @@
         UnsupportedSampler       422  unsupported_sampler  a sampler that is not affine
         UnsupportedModel         422  unsupported_model  weights or an architecture we refuse
       Overloaded                 429  queue_full         the queue is full; try after retry_after
+        LimitReached             429  limit_reached      a limit of this key, or its share
       Cancelled                  499  cancelled          the client went away or cancelled
       GenerationFailed           500  generation_failed  this image failed, for the reason given
       Unavailable                503  unavailable        starting, stopping
@@ -57,6 +60,14 @@ class MalformedRequest(SDBentoError):
     status, type = 400, "malformed_request"
 
 
+class Unauthorized(SDBentoError):
+    status, type = 401, "unauthorized"
+
+
+class Forbidden(SDBentoError):
+    status, type = 403, "forbidden"
+
+
 class NotFound(SDBentoError):
     status, type = 404, "not_found"
 
@@ -87,6 +98,10 @@ class UnsupportedModel(InvalidParameter):
 
 class Overloaded(SDBentoError):
     status, type = 429, "queue_full"
+
+
+class LimitReached(Overloaded):
+    type = "limit_reached"
 
 
 class Cancelled(SDBentoError):

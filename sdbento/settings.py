@@ -6,6 +6,7 @@ Knows neither where the values come from (`environment` reads them) nor what the
 
 from __future__ import annotations
 
+import re
 from base64 import b64decode
 from contextlib import suppress
 from pathlib import Path
@@ -26,6 +27,7 @@ Device = Literal["auto", "cpu", "cuda"]
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 Upload = Literal["oversize", "always"]
 
+ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@*\s,]+")
 DATABASES = ("postgresql://", "postgresql+psycopg://", "postgres://", "sqlite:///")
 
 
@@ -256,6 +258,31 @@ class Settings(BaseModel):
         description="DEBUG, INFO, WARNING or ERROR",
     )
 
+    # Who may ask.
+
+    api_key: SecretStr | None = Field(
+        None,
+        validation_alias=_names("SDBENTO_API_KEY"),
+        description="A key that every request must bring; unset, as SDBENTO_API_KEYS: no keys",
+    )
+    api_keys: Path | None = Field(
+        None,
+        validation_alias=_names("SDBENTO_API_KEYS"),
+        description="File of keys, one for each user, with their limits: `sdbento keys add` writes "
+        "it; works beside SDBENTO_API_KEY",
+    )
+    metrics_public: bool = Field(
+        False,
+        validation_alias=_names("SDBENTO_METRICS_PUBLIC"),
+        description="Answer GET /metrics without a key",
+    )
+    cors_origins: str = Field(
+        "",
+        validation_alias=_names("SDBENTO_CORS_ORIGINS"),
+        description="Web pages that may call the server from a browser: origins such as "
+        "https://example.com, separated by commas, or *",
+    )
+
     # Durable jobs.
 
     state_dir: Path = Field(
@@ -385,6 +412,26 @@ class Settings(BaseModel):
             if 24 <= len(b64decode(given.removeprefix("whsec_"), validate=True)) <= 64:
                 return secret
         raise ValueError("must be whsec_ and the base64 of 24 to 64 bytes")
+
+    @field_validator("api_key")
+    @classmethod
+    def _not_empty(cls, key: SecretStr | None) -> SecretStr | None:
+        """A key that is empty by mistake (`$KEY` is not set) must not open the server to all."""
+        if key is None:
+            return None
+        stripped = key.get_secret_value().strip()  # files of secrets end in a line break
+        if not stripped:
+            raise ValueError("must not be empty; unset it to serve without a key")
+        return SecretStr(stripped)
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, text: str) -> str:
+        origins = [origin.strip().lower().rstrip("/") for origin in text.split(",")]
+        for origin in filter(None, origins):
+            if origin != "*" and not ORIGIN.fullmatch(origin):
+                raise ValueError("must be origins such as https://example.com, or *")
+        return ",".join(filter(None, origins))
 
     @classmethod
     def variables(cls) -> list[tuple[str, str, str]]:

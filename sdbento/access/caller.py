@@ -13,10 +13,24 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
+class Allowance:
+    """What a key allows; None: as much as the server does."""
+
+    requests_per_minute: int | None = None
+    images_at_once: int | None = None
+    models: frozenset[str] | None = None
+
+
+@dataclass(frozen=True)
 class Caller:
-    """Whoever sends requests with one key; `name` is the key's. None: the server has no keys."""
+    """Whoever sends requests with one key; `name` is the key's. None: the server has no keys.
+
+    `shares`: whether others have keys as well, so that a part of every queue is left to them.
+    """
 
     name: str | None = None
+    allowance: Allowance = Allowance()
+    shares: bool = False
 
 
 ANYBODY = Caller()

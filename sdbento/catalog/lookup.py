@@ -18,6 +18,7 @@ from typing import Any, Generic, TypeVar
 
 from cachetools import LRUCache
 
+from sdbento.access.caller import current_caller
 from sdbento.catalog import families, hub
 from sdbento.catalog.families import Kind
 from sdbento.catalog.folder import is_file, list_files
@@ -141,6 +142,17 @@ class Catalog(Names[ModelSpec]):
             if model not in self._controlnets:
                 self._controlnets[model] = ControlNets(self._settings, model)
             return self._controlnets[model]
+
+    def is_allowed(self, name: str) -> bool:
+        """Whether the present caller's key allows the model of that name; never blocks.
+
+        The names that a key allows mean what they mean in requests.
+        """
+        allowed = current_caller().allowance.models
+        if allowed is None or name in allowed:
+            return True
+        spec = self.known(name)
+        return spec is not None and any(self.known(other) == spec for other in allowed)
 
     def list(self) -> list[ModelSpec]:
         """The catalogue, the models folder and the default, as far as this machine knows it."""

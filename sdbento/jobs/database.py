@@ -1,11 +1,14 @@
-"""How the jobs' database is reached: SQLite in a file, or PostgreSQL. Knows nothing of jobs."""
+"""How the jobs' database is reached and its tables made: SQLite in a file, or PostgreSQL.
+
+Knows nothing of jobs.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, create_engine, event
+from sqlalchemy import Engine, MetaData, create_engine, event, inspect, text
 from sqlalchemy.engine import URL, make_url
 
 FILE = "jobs.db"
@@ -31,6 +34,22 @@ def connect(url: str | None, folder: Path) -> Engine:
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _set_pragmas)
     return engine
+
+
+def make_tables(engine: Engine, metadata: MetaData) -> None:
+    """Make the tables that are missing, and add the columns that an earlier version did not have.
+
+    Rows that are there have nothing in such a column, so it must be nullable.
+    """
+    metadata.create_all(engine)
+    for table in metadata.tables.values():
+        there = {column["name"] for column in inspect(engine).get_columns(table.name)}
+        for column in table.columns:
+            if column.name in there:
+                continue
+            kind = column.type.compile(engine.dialect)
+            with engine.begin() as connection:
+                connection.execute(text(f"ALTER TABLE {table.name} ADD {column.name} {kind}"))
 
 
 def _address(url: str | None, folder: Path) -> URL:

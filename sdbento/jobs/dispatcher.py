@@ -4,7 +4,8 @@
 
 At most as many jobs run as the engine can use; the others wait in the store. Every change of a
 job's status is made by the store, so that this may be killed at any time. Everything runs on one
-event loop, calls that block on threads. Knows nothing of who asks for jobs.
+event loop, calls that block on threads. Every job runs on behalf of the key that asked for it, as
+that key's other requests do. Knows nothing of how jobs come here.
 """
 
 from __future__ import annotations
@@ -19,9 +20,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
+from sdbento.access.caller import ANYBODY, Caller, acting_for
+from sdbento.access.keyring import Keyring
 from sdbento.background import ThreadPool, start_task
 from sdbento.errors import (
     DeadlineExceeded,
+    Forbidden,
+    LimitReached,
     Overloaded,
     SDBentoError,
     Unavailable,
@@ -59,6 +64,14 @@ class Intervals:
     overloaded: float = 1.0  # before jobs are claimed again after the App had no room for one
 
 
+@dataclass(frozen=True)
+class _Run:
+    """A job that runs: whose it is, and the task that runs it."""
+
+    owner: str | None
+    task: asyncio.Task[None]
+
+
 class Dispatcher:
     """`run` it as a task; `wake` it when a job was queued.
 
@@ -87,25 +100,27 @@ class Dispatcher:
         self._delivery = Delivery(settings, limited=False)
         # Not the store's threads: uploads to a bucket that hangs would keep all of them busy.
         self._delivery_threads = ThreadPool(self._max_running, "sdbento-delivery")
-        self._running: dict[str, asyncio.Task[None]] = {}
+        self._keyring = Keyring(settings)
+        self._running: dict[str, _Run] = {}
         self._awake = asyncio.Event()  # there may be something to claim, or room for it
         self._claim_after = 0.0  # time.monotonic() before which the App is taken to be full
+        self._pauses: dict[str, float] = {}  # the same by owner, for those at a limit of their own
         # Whether the store may have jobs IN_PROGRESS that no task of `_running` runs, as when the
         # database's answer to a claim was lost. They would stay IN_PROGRESS for ever.
         self._must_requeue = False
         self._stopping = False
 
-    @property
-    def num_running(self) -> int:
-        return len(self._running)
+    def num_running(self, owner: str | None) -> int:
+        """How many jobs of `owner` run."""
+        return sum(run.owner == owner for run in self._running.values())
 
     def wake(self) -> None:
         self._awake.set()
 
     def cancel(self, job_id: str) -> None:
         """Stop the work on a job that the store has cancelled, if it is running."""
-        if (task := self._running.get(job_id)) is not None:
-            task.cancel()
+        if (run := self._running.get(job_id)) is not None:
+            run.task.cancel()
 
     def stop_claiming(self) -> None:
         """Begin no more jobs: `run` returns soon."""
@@ -118,8 +133,9 @@ class Dispatcher:
         `run` must have ended, and so begins no more.
         """
         if self._running:
-            await asyncio.wait(self._running.values(), timeout=self._intervals.grace)
-        unfinished = list(self._running.values())
+            tasks = [run.task for run in self._running.values()]
+            await asyncio.wait(tasks, timeout=self._intervals.grace)
+        unfinished = [run.task for run in self._running.values()]
         for task in unfinished:
             task.cancel()
         if unfinished:
@@ -149,16 +165,22 @@ class Dispatcher:
         if self._must_requeue:
             await self._threads.run(self._store.requeue, list(self._running))
             self._must_requeue = False
-        for job in await self._threads.run(self._store.claim, free):
+        now = time.monotonic()
+        self._pauses = {owner: end for owner, end in self._pauses.items() if end > now}
+        shared = self._keyring.shared
+        paused = [*self._pauses]
+        claim = partial(self._store.claim, free, shared=shared, except_of=paused)
+        for job in await self._threads.run(claim):
             task = start_task(self._run_job(job), f"sdbento job {job.id}")
-            self._running[job.id] = task
+            self._running[job.id] = _Run(job.owner, task)
             # Not at the end of `_run_job`: a task that is cancelled at once never enters it.
             task.add_done_callback(partial(self._job_ended, job.id))
 
     def _job_ended(self, job_id: str, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and task.exception() is not None:
             self._must_requeue = True
-        if self._running.get(job_id) is task:  # a released job may have been claimed again
+        run = self._running.get(job_id)
+        if run is not None and run.task is task:  # a released job may have been claimed again
             del self._running[job_id]
         self._on_change(job_id)
         self.wake()
@@ -172,7 +194,8 @@ class Dispatcher:
 
     async def _run_and_store(self, job: Job) -> None:
         try:
-            result = await self._make_result(job)
+            with acting_for(await self._owner_of(job)):
+                result = await self._make_result(job)
             stored = result is None or await self._store_end(self._store.complete, job, result)
             if not stored:
                 log.info("job %s was ended before its result came", job.id)
@@ -181,6 +204,16 @@ class Dispatcher:
                 await self._threads.run(self._store.release, job)
         except Exception as exc:
             await self._store_failure(job, classify(exc))
+
+    async def _owner_of(self, job: Job) -> Caller:
+        """On whose behalf a job runs. Raises Forbidden if that key is not valid any more."""
+        if job.owner is None:  # it was accepted while the server had no keys
+            return ANYBODY
+        if not self._keyring.required:
+            return Caller(job.owner)
+        if (caller := await self._keyring.caller(job.owner)) is None:
+            raise Forbidden("the key that asked for this job is not valid any more")
+        return caller
 
     async def _make_result(self, job: Job) -> bytes | None:
         """The result of a job, as JSON; None if it was cancelled just after it was claimed."""
@@ -221,7 +254,11 @@ class Dispatcher:
     async def _store_failure(self, job: Job, error: SDBentoError) -> None:
         """End a job whose run failed, or put it back into the queue if the job is not to blame."""
         if isinstance(error, Overloaded):
-            self._claim_after = time.monotonic() + self._intervals.overloaded
+            again = time.monotonic() + self._intervals.overloaded
+            if isinstance(error, LimitReached) and job.owner is not None:
+                self._pauses[job.owner] = again
+            else:
+                self._claim_after = again
             await self._store_end(self._store.release, job)
         elif self._stopping and type(error) is Unavailable:
             await self._store_end(self._store.release, job)

@@ -2,7 +2,8 @@
 
     submit -> store -> dispatcher -> store -> requests that wait, webhook
 
-Everything runs on one event loop, calls that block on threads. Knows nothing of HTTP.
+A job belongs to the key that asked for it: for the others it is not there. Everything runs on one
+event loop, calls that block on threads. Knows nothing of HTTP.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ import json
 import logging
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+from sdbento.access.caller import current_caller
 from sdbento.background import ThreadPool, start_task
 from sdbento.errors import (
     MalformedRequest,
@@ -111,20 +114,23 @@ class Jobs:
 
     @property
     def num_running(self) -> int:
-        return self._dispatcher.num_running
+        """How many of the caller's jobs run."""
+        return self._dispatcher.num_running(current_caller().name)
 
     async def submit(self, new: NewJob) -> None:
-        """Accept a job. Raises Overloaded, Unavailable if jobs are not run any more."""
-        await self._enqueue(self._store.add, new)
+        """Accept a job of the caller's. Raises Overloaded, Unavailable if jobs are not run any
+        more."""
+        caller = current_caller()
+        await self._enqueue(self._store.add, replace(new, owner=caller.name), shared=caller.shares)
         if new.error is None:
             self._dispatcher.wake()
         else:
             self._announce(new.id)
 
     async def get(self, job_id: str) -> Job:
-        """Raises NotFound, as do all methods that take the id of a job."""
+        """Raises NotFound, also for jobs of others, as do all methods that take a job's id."""
         job = await self._threads.run(self._store.get, job_id)
-        if job is None:
+        if job is None or job.owner != current_caller().name:
             raise _not_found(job_id)
         return job
 
@@ -173,6 +179,7 @@ class Jobs:
 
     async def cancel(self, job_id: str) -> Job:
         """Cancel the job unless it has finished; its work stops between two steps. Returns it."""
+        await self.get(job_id)
         job = await self._threads.run(self._store.cancel, job_id)
         if job is None:
             raise _not_found(job_id)
@@ -186,7 +193,8 @@ class Jobs:
 
         Raises MalformedRequest for any other job, Overloaded and Unavailable like `submit`.
         """
-        if not await self._enqueue(self._store.retry, job_id):
+        job = await self.get(job_id)
+        if not await self._enqueue(self._store.retry, job_id, shared=current_caller().shares):
             job = await self.get(job_id)
             raise MalformedRequest(
                 "only a job that is FAILED or TIMED_OUT can be retried, and not one with a bad "
@@ -198,14 +206,15 @@ class Jobs:
         self._dispatcher.wake()
 
     async def purge(self) -> int:
-        """Cancel every job that waits in the queue. Returns how many."""
-        cancelled = await self._threads.run(self._store.purge)
+        """Cancel all of the caller's jobs that wait in the queue. Returns how many."""
+        cancelled = await self._threads.run(self._store.purge, current_caller().name)
         for job_id in cancelled:
             self._announce(job_id)
         return len(cancelled)
 
     async def counts(self) -> Counts:
-        return await self._threads.run(self._store.counts)
+        """How many jobs the caller has."""
+        return await self._threads.run(self._store.counts, current_caller().name)
 
     async def _enqueue(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a method of the store that queues a job; if it is full, say when to try again."""

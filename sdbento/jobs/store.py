@@ -17,6 +17,7 @@ what a job computes.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,18 +26,22 @@ from threading import Lock
 from typing import Any, get_args
 
 from sqlalchemy import (
+    ColumnElement,
     Connection,
     Row,
+    Select,
     case,
     delete,
     func,
     insert,
+    or_,
     select,
     update,
 )
 
+from sdbento.access.limits import has_share, share_taken
 from sdbento.errors import NotFound, Overloaded, Unavailable
-from sdbento.jobs.database import connect
+from sdbento.jobs.database import connect, make_tables
 from sdbento.jobs.locks import DatabaseLock, LockFile, lock_database, lock_folder
 from sdbento.jobs.results import Results
 from sdbento.jobs.table import (
@@ -100,7 +105,7 @@ class JobStore:
         try:
             if url is not None and (lock := lock_database(self._engine)) is not None:
                 self._locks.append(lock)
-            metadata.create_all(self._engine)
+            make_tables(self._engine, metadata)
         except BaseException:
             self.close()
             raise
@@ -160,8 +165,11 @@ class JobStore:
             connection.execute(update(jobs).where(*lost, worn).values(failed))
             return connection.execute(update(jobs).where(*lost).values(values)).rowcount
 
-    def add(self, new: NewJob) -> None:
-        """Accept a job. Raises Overloaded if there are too many jobs or too many bytes of them."""
+    def add(self, new: NewJob, *, shared: bool = False) -> None:
+        """Accept a job. Raises Overloaded if there are too many jobs or too many bytes of them.
+
+        shared: whether its owner must leave room for the jobs of others.
+        """
         now, size = self._now(), len(new.input)
         values = vars(new) | {
             "status": "IN_QUEUE" if new.error is None else "FAILED",
@@ -180,15 +188,17 @@ class JobStore:
             values |= {"webhook_due": now if new.webhook else None}
         with self._transaction() as connection:
             if new.error is None:
-                self._check_room(connection, size)
+                self._check_room(connection, size, new.owner if shared else None)
             connection.execute(insert(jobs).values(values))
 
-    def _check_room(self, connection: Connection, size: int) -> None:
-        count, total = connection.execute(
-            select(func.count(), func.coalesce(func.sum(jobs.c.size), 0)).where(
-                jobs.c.status.in_(UNFINISHED)
-            )
-        ).one()
+    def _check_room(self, connection: Connection, size: int, sharer: str | None) -> None:
+        """Raises Overloaded if a job of so many bytes has no room among the unfinished ones.
+
+        sharer: whose share of the room is looked at as well; None: nobody's.
+        """
+        room = select(func.count(), func.coalesce(func.sum(jobs.c.size), 0))
+        room = room.where(jobs.c.status.in_(UNFINISHED))
+        count, total = connection.execute(room).one()
         if count >= self._limits.max_unfinished:
             raise Overloaded(
                 f"{count} jobs are unfinished, the limit is {self._limits.max_unfinished} "
@@ -199,43 +209,58 @@ class JobStore:
                 f"the unfinished jobs have {total} bytes, with this one more than the limit of "
                 f"{self._limits.max_bytes}; try again later"
             )
+        if sharer is not None:
+            own, own_bytes = connection.execute(room.where(jobs.c.owner == sharer)).one()
+            if not has_share(own, count, self._limits.max_unfinished):
+                raise share_taken("the unfinished jobs (SDBENTO_MAX_JOBS)")
+            if not has_share(own_bytes, total, self._limits.max_bytes, size):
+                raise share_taken("the bytes of unfinished jobs")
 
     def get(self, job_id: str) -> Job | None:
         with self._snapshot() as connection:
             row = connection.execute(select(jobs).where(jobs.c.id == job_id)).one_or_none()
         return None if row is None else Job.of(row)
 
-    def claim(self, limit: int) -> list[Job]:
-        """Set up to `limit` jobs IN_PROGRESS: the oldest first, those of low priority last.
+    def claim(
+        self, limit: int, *, shared: bool = False, except_of: Collection[str] = ()
+    ) -> list[Job]:
+        """Set up to `limit` jobs IN_PROGRESS: owners take turns, and of each owner's jobs the
+        oldest go first; those of low priority go last.
 
         The caller is then responsible for running them and for ending or releasing each.
+
+        shared: whether every owner must leave places to run for the jobs of others.
+        except_of: owners whose jobs must wait.
 
         A job during which the server died several times is run alone: if the server dies again, it
         is known which job was to blame.
         """
         now = self._now()
-        waiting = jobs.c.status == "IN_QUEUE"
-        oldest = (
-            select(jobs)
-            .where(waiting, jobs.c.expires > now)
-            .order_by(jobs.c.low_priority, jobs.c.number)
-            .limit(limit)
-        )
-        running = select(func.count(), func.coalesce(func.max(jobs.c.interruptions), 0)).where(
-            jobs.c.status == "IN_PROGRESS"
-        )
         claimed: list[Job] = []
         with self._transaction() as connection:
-            num_running, interruptions = connection.execute(running).one()
-            for row in connection.execute(oldest).all():
+            running = self._running(connection)
+            num_running = running.total()
+            places = num_running + limit
+            interruptions = connection.execute(_MOST_INTERRUPTIONS).scalar_one()
+            for row in connection.execute(_in_turn(now, limit, except_of)).all():
                 interruptions = max(interruptions, row.interruptions)
-                if interruptions >= SUSPECT_INTERRUPTIONS and num_running + len(claimed):
+                if interruptions >= SUSPECT_INTERRUPTIONS and num_running:
                     break
+                if shared and not has_share(running[row.owner], num_running, places):
+                    break  # the others have as many or more
                 values = {"status": "IN_PROGRESS", "started": now, "run": row.run + 1}
-                this = jobs.c.number == row.number
-                if connection.execute(update(jobs).where(this, waiting).values(values)).rowcount:
+                this = jobs.c.number == row.number, jobs.c.status == "IN_QUEUE"
+                if connection.execute(update(jobs).where(*this).values(values)).rowcount:
                     claimed.append(Job.of(row, **values))
+                    running[row.owner] += 1
+                    num_running += 1
         return claimed
+
+    def _running(self, connection: Connection) -> Counter[str | None]:
+        """How many jobs of each owner are IN_PROGRESS."""
+        grouped = select(jobs.c.owner, func.count()).group_by(jobs.c.owner)
+        running = connection.execute(grouped.where(jobs.c.status == "IN_PROGRESS"))
+        return Counter(dict(running.tuples().all()))
 
     def release(self, job: Job) -> bool:
         """Put a running job back into the queue, at its old place.
@@ -285,10 +310,9 @@ class JobStore:
             self._results.delete(job.id, job.run)
         return job
 
-    def purge(self) -> list[str]:
-        """Cancel all jobs in the queue. Returns their ids."""
-        everything = jobs.c.status == "IN_QUEUE"
-        return self._end_where(everything, ("IN_QUEUE",), self._final("CANCELLED"))
+    def purge(self, owner: str | None = None) -> list[str]:
+        """Cancel all jobs of `owner` in the queue. Returns their ids."""
+        return self._end_where(_is_of(owner), ("IN_QUEUE",), self._final("CANCELLED"))
 
     def expire(self) -> list[str]:
         """End the jobs that have been in the queue for longer than their ttl. Returns their ids."""
@@ -296,11 +320,11 @@ class JobStore:
         values["error"] = "the job waited in the queue for longer than its ttl"
         return self._end_where(jobs.c.expires <= self._now(), ("IN_QUEUE",), values)
 
-    def retry(self, job_id: str) -> bool:
+    def retry(self, job_id: str, *, shared: bool = False) -> bool:
         """Queue a failed or timed-out job again, with the same input.
 
-        Returns False if it is neither, or if its input is not kept: a bad one, or one with an
-        s3Config. Raises Overloaded like `add`.
+        shared: as in `add`. Returns False if it is neither, or if its input is not kept: a bad one,
+        or one with an s3Config. Raises Overloaded like `add`.
         """
         now = self._now()
         this = jobs.c.id == job_id, jobs.c.status.in_(RETRIABLE), jobs.c.input.is_not(None)
@@ -314,16 +338,19 @@ class JobStore:
         }
         values |= dict.fromkeys(("started", "finished", "delete_after", "error", "webhook_due"))
         with self._transaction() as connection:
-            if not connection.execute(select(jobs.c.id).where(*this)).all():
+            found = connection.execute(select(jobs.c.owner).where(*this)).all()
+            if not found:
                 return False
-            self._check_room(connection, 0)
+            self._check_room(connection, 0, found[0].owner if shared else None)
             return connection.execute(update(jobs).where(*this).values(values)).rowcount == 1
 
-    def counts(self) -> Counts:
-        grouped = select(jobs.c.status, func.count()).group_by(jobs.c.status)
+    def counts(self, owner: str | None = None) -> Counts:
+        """How many jobs of `owner` there are."""
+        grouped = select(jobs.c.status, func.count()).where(_is_of(owner)).group_by(jobs.c.status)
+        retried = select(func.sum(jobs.c.retries)).where(_is_of(owner))
         with self._snapshot() as connection:
             found = dict(connection.execute(grouped).tuples().all())
-            retries = connection.execute(select(func.sum(jobs.c.retries))).scalar_one()
+            retries = connection.execute(retried).scalar_one()
         return Counts({status: found.get(status, 0) for status in get_args(Status)}, retries or 0)
 
     def due_webhooks(self, limit: int) -> list[Job]:
@@ -369,20 +396,41 @@ class JobStore:
         return [row.id for row in (*rows, *excess)]
 
     def _excess(self, connection: Connection) -> list[Row[Any]]:
-        """The oldest finished jobs, as many as must go to be within the limits."""
+        """The finished jobs that must go to be within the limits: of whoever has most of what there
+        is too much of, the oldest, so that nobody's results drive out another's."""
         finished = connection.execute(
-            select(jobs.c.id, jobs.c.run, jobs.c.size, jobs.c.webhook_due, jobs.c.webhook_posts)
+            select(
+                jobs.c.id,
+                jobs.c.run,
+                jobs.c.size,
+                jobs.c.webhook_due,
+                jobs.c.webhook_posts,
+                jobs.c.owner,
+            )
             .where(jobs.c.status.not_in(UNFINISHED))
-            .order_by(jobs.c.finished)
+            .order_by(jobs.c.finished.desc())
         ).all()
-        count, total = len(finished), sum(row.size for row in finished)
-        excess = []
+        counts: Counter[str | None] = Counter()
+        sizes: Counter[str | None] = Counter()
+        removable: dict[str | None, list[Row[Any]]] = {}  # the oldest at the end
         for row in finished:
-            if count <= self._limits.max_finished and total <= self._limits.max_bytes:
-                break
+            counts[row.owner] += 1
+            sizes[row.owner] += row.size
             if row.webhook_due is None or row.webhook_posts >= ENOUGH_POSTS:
-                count, total = count - 1, total - row.size
-                excess.append(row)
+                removable.setdefault(row.owner, []).append(row)
+        excess = []
+        while any(removable.values()):
+            if counts.total() > self._limits.max_finished:
+                most = counts
+            elif sizes.total() > self._limits.max_bytes:
+                most = sizes
+            else:
+                break
+            owner = max((o for o, rows in removable.items() if rows), key=most.__getitem__)
+            row = removable[owner].pop()
+            counts[owner] -= 1
+            sizes[owner] -= row.size
+            excess.append(row)
         return excess
 
     def _forget(self, connection: Connection, rows: Iterable[Row[Any]]) -> None:
@@ -436,3 +484,33 @@ class JobStore:
                 if connection.execute(update(jobs).where(*this).values(values)).rowcount:
                     ended.append(job_id)
         return ended
+
+
+_MOST_INTERRUPTIONS = select(func.coalesce(func.max(jobs.c.interruptions), 0)).where(
+    jobs.c.status == "IN_PROGRESS"
+)
+
+
+def _is_of(owner: str | None) -> ColumnElement[bool]:
+    return jobs.c.owner.is_not_distinct_from(owner)
+
+
+def _in_turn(now: int, limit: int, except_of: Collection[str]) -> Select[Any]:
+    """The jobs to be run next. Owners take turns: whoever has fewer jobs running goes first."""
+    running = (
+        select(jobs.c.owner, func.count().label("count"))
+        .where(jobs.c.status == "IN_PROGRESS")
+        .group_by(jobs.c.owner)
+        .subquery()
+    )
+    place = func.row_number().over(
+        partition_by=jobs.c.owner, order_by=(jobs.c.low_priority, jobs.c.number)
+    )
+    return (
+        select(jobs)
+        .outerjoin(running, running.c.owner.is_not_distinct_from(jobs.c.owner))
+        .where(jobs.c.status == "IN_QUEUE", jobs.c.expires > now)
+        .where(or_(jobs.c.owner.is_(None), jobs.c.owner.not_in(except_of)))
+        .order_by(jobs.c.low_priority, place + func.coalesce(running.c.count, 0), jobs.c.number)
+        .limit(limit)
+    )

@@ -46,6 +46,7 @@ jobs = Table(
     Column("webhook_due", BigInteger, index=True),  # None: nothing to post
     # JSON: the client's bucket with its credentials; None: it names none, or the job has ended.
     Column("s3_config", Text),
+    Column("owner", String(80)),  # the name of the key that asked for it; None: no key
 )
 
 
@@ -62,6 +63,7 @@ class NewJob:
     webhook: str | None = None
     error: str | None = None
     s3_config: str | None = field(default=None, repr=False)
+    owner: str | None = None  # the name of the key that asks for it
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ class Job:
     webhook_posts: int
     delete_after: int | None
     s3_config: str | None = field(repr=False)
+    owner: str | None
 
     @classmethod
     def of(cls, row: Row[Any], **changed: Any) -> Job:

@@ -19,7 +19,7 @@ from PIL import Image
 from sdbento.background import ThreadPool
 from sdbento.catalog.lookup import Catalog, Names
 from sdbento.catalog.specs import ModelSpec, Spec
-from sdbento.errors import DeadlineExceeded, InvalidParameter, reraise
+from sdbento.errors import DeadlineExceeded, Forbidden, InvalidParameter, reraise
 from sdbento.images import codec
 from sdbento.images.canvas import Canvas, enlarge, prepare_canvas
 from sdbento.outbound import is_url
@@ -75,7 +75,7 @@ class Resolver:
         ]
         refiner = None
         if request.refiner is not None:
-            refiner = await self._find_spec(self._catalog, request.refiner.model)
+            refiner = await self.find_model(request.refiner.model, "refiner.model")
             _check_refiner(refiner, spec)
         prompts = await asyncio.to_thread(self._read_prompts, request, spec)
         images = await self._read_images(request, deadline)
@@ -98,9 +98,16 @@ class Resolver:
             deadline=deadline,
         )
 
-    async def find_model(self, name: str | None) -> ModelSpec:
-        """The model of that name, None: the default. Raises errors of the `errors` tree only."""
-        return await self._find_spec(self._catalog, name or self._settings.sd_model)
+    async def find_model(self, name: str | None, param: str = "model") -> ModelSpec:
+        """The model of that name, None: the default. Raises errors of the `errors` tree only.
+
+        What the caller's key does not allow is Forbidden, before anybody is asked whether there is
+        such a model.
+        """
+        name = name or self._settings.sd_model
+        if not self._catalog.is_allowed(name):
+            raise Forbidden(f"this key does not allow the model {name!r}", param=param)
+        return await self._find_spec(self._catalog, name)
 
     async def read_image(self, source: str, param: str) -> Image.Image:
         """As `codec.read`. Raises errors of the `errors` tree only."""

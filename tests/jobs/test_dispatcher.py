@@ -166,8 +166,8 @@ async def test_jobs_whose_claim_got_no_answer_are_claimed_again(
     claim = server.store.claim
     lost: list[Job] = []
 
-    def answer_lost(limit: int) -> list[Job]:
-        claimed = claim(limit)
+    def answer_lost(limit: int, **options: Any) -> list[Job]:
+        claimed = claim(limit, **options)
         if claimed and not lost:
             lost.extend(claimed)
             raise OperationalError("COMMIT", None, Exception("the connection is closed"))

@@ -275,8 +275,8 @@ async def test_a_server_that_stops_while_it_starts_jobs_queues_them_again(
     async with serving(tmp_path) as server:
         claim, begun = server.store.claim, threading.Event()
 
-        def slowly(limit: int) -> list[Job]:
-            claimed = claim(limit)
+        def slowly(limit: int, **options: Any) -> list[Job]:
+            claimed = claim(limit, **options)
             if claimed:
                 begun.set()
                 time.sleep(0.2)

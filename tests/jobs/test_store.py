@@ -384,9 +384,11 @@ def test_every_end_makes_the_webhook_due(end: str, store: JobStore, clock: Clock
     else:
         store.add(new(webhook=hook, error="bad" if end == "bad" else None))
         clock.now += 10 * HOUR if end == "expire" else 0
-        {"cancel": lambda: store.cancel("a"), "purge": store.purge, "expire": store.expire}.get(
-            end, lambda: None
-        )()
+        {
+            "cancel": lambda: store.cancel("a"),
+            "purge": lambda: store.purge(),
+            "expire": store.expire,
+        }.get(end, lambda: None)()
     assert [job.id for job in store.due_webhooks(5)] == ["a"]
 
 

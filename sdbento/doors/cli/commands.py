@@ -1,4 +1,4 @@
-"""The command `sdbento`: serve, generate, inspect, models, samplers, pull, doctor.
+"""The command `sdbento`: serve, generate, inspect, models, samplers, pull, keys, doctor.
 
 Any error is one line on stderr. The commands import what is slow to import (torch, diffusers)
 themselves, so that `--help` answers at once.
@@ -19,6 +19,7 @@ import click
 import sdbento
 from sdbento.doors.cli import inspection
 from sdbento.doors.cli.generate import build_request, generate_with_progress, write_images
+from sdbento.doors.cli.keys import keys
 from sdbento.doors.cli.output import keep_quiet, say
 from sdbento.doors.cli.ports import listening_problem
 from sdbento.doors.runpod.volume import use_volume
@@ -224,8 +225,12 @@ def doctor() -> None:
     keep_quiet(settings)
     from sdbento.doors.cli.doctor import examine
 
-    for finding in examine(settings, DEFAULT_HOST, settings.port or DEFAULT_PORT):
+    host = child_environment(settings).get("BENTOML_HOST") or DEFAULT_HOST
+    for finding in examine(settings, host, settings.port or DEFAULT_PORT):
         click.echo(finding)
+
+
+commands.add_command(keys)
 
 
 def with_default_model(settings: Settings) -> Settings:

@@ -20,10 +20,12 @@ import psutil
 import torch
 from huggingface_hub import constants
 
+from sdbento.access.keyring import Keyring
 from sdbento.catalog import hub
 from sdbento.catalog.lookup import Catalog
 from sdbento.catalog.specs import ModelSpec
 from sdbento.doors.cli.ports import listening_problem
+from sdbento.doors.http.exposure import ADVICE, is_local
 from sdbento.environment import unknown_variables
 from sdbento.models import attention, device
 from sdbento.settings import Settings, SettingsError
@@ -54,6 +56,7 @@ def examine(settings: Settings, host: str, port: int) -> Iterator[Finding]:
     yield examine_disk()
     yield examine_hub(settings)
     yield examine_port(host, port)
+    yield from examine_keys(settings, host)
     yield from examine_settings(settings)
     yield from examine_attention(settings)
     yield from examine_models(settings)
@@ -120,6 +123,20 @@ def examine_port(host: str, port: int) -> Finding:
     return Finding(
         "port", f"{host}:{port}: {problem}; `sdbento serve --port` takes another", "note"
     )
+
+
+def examine_keys(settings: Settings, host: str) -> Iterator[Finding]:
+    try:
+        keyring = Keyring(settings)
+    except SettingsError as error:
+        yield Finding("keys", str(error), "bad")
+        return
+    if keyring.required:
+        yield Finding("keys", f"of {', '.join(keyring.names) or 'nobody'}")
+    elif is_local(host):
+        yield Finding("keys", "none: whoever can use this machine may use the server", "note")
+    else:
+        yield Finding("keys", f"none, and the server listens on {host}: {ADVICE}", "bad")
 
 
 def examine_settings(settings: Settings) -> Iterator[Finding]:

@@ -27,6 +27,7 @@ from sdbento.errors import (
     MalformedRequest,
     NotFound,
     SDBentoError,
+    Unauthorized,
     Unavailable,
     classify,
 )
@@ -88,13 +89,19 @@ class ErrorShape:
 
 OURS = ErrorShape()
 
+# How a key can be sent. Browsers know only Basic, and ask their user for it.
+CHALLENGES = ('Bearer realm="sdbento"', 'Basic realm="sdbento", charset="UTF-8"')
+
 
 def error_response(error: SDBentoError, shape: ErrorShape = OURS) -> JSONResponse:
     """The error as an answer, with Retry-After where it says when to try again."""
-    headers = {}
+    response = JSONResponse(shape.body(error), status_code=shape.status(error))
     if error.retry_after is not None:
-        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
-    return JSONResponse(shape.body(error), status_code=shape.status(error), headers=headers)
+        response.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
+    if isinstance(error, Unauthorized):
+        for challenge in CHALLENGES:
+            response.headers.append("WWW-Authenticate", challenge)
+    return response
 
 
 class OneErrorShape:
@@ -144,18 +151,25 @@ class OneErrorShape:
 
     async def _replace(self) -> None:
         assert self._replaced_status is not None
+        if self._replaced_status == 405 and self._scope["method"] == "OPTIONS":
+            await self._send_methods()
+            return
         error = self._failure.error or self._unrouted(self._replaced_status)
         error = error or _translate(self._replaced_status, self._body)
         response = error_response(error, self._shape)
         if self._allow is not None:
             response.headers["Allow"] = self._allow
-        await self._send(
-            {
-                "type": "http.response.start",
-                "status": response.status_code,
-                "headers": response.raw_headers,
-            }
-        )
+        await self._send_whole(response)
+
+    async def _send_methods(self) -> None:
+        """OPTIONS of a route that says nothing of it: what the route takes. Clients ask so whether
+        it is there (SillyTavern's ping)."""
+        methods = ", ".join(filter(None, [self._allow, "OPTIONS"]))
+        await self._send_whole(Response(status_code=204, headers={"Allow": methods}))
+
+    async def _send_whole(self, response: Response) -> None:
+        start = {"status": response.status_code, "headers": response.raw_headers}
+        await self._send({"type": "http.response.start"} | start)
         await self._send({"type": "http.response.body", "body": response.body})
 
     def _unrouted(self, status: int) -> SDBentoError | None:

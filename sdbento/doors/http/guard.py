@@ -1,7 +1,8 @@
 """`Guard` stands between the network and BentoML, and does for every route what BentoML does not.
 
-BentoML by itself reads JSON bodies of any length, lets a handler work on when its client is gone,
-and answers bad requests in shapes of its own. The Guard is plain ASGI and knows nothing of BentoML.
+BentoML by itself asks for no key, reads JSON bodies of any length, lets a handler work on when its
+client is gone, and answers bad requests in shapes of its own. The Guard is plain ASGI and knows
+nothing of BentoML.
 """
 
 from __future__ import annotations
@@ -13,12 +14,15 @@ from contextlib import suppress
 from types import MappingProxyType
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from sdbento.access.caller import acting_for
 from sdbento.doors.http import failures
 from sdbento.doors.http.failures import OURS, ErrorShape, OneErrorShape, error_response
 from sdbento.doors.http.forms import body_as_json
+from sdbento.doors.http.gate import Gate
 from sdbento.errors import Cancelled, SDBentoError, TooLarge
 from sdbento.request.parse import parse
 from sdbento.request.schema import GenerateRequest
@@ -27,6 +31,7 @@ from sdbento.settings import Settings
 log = logging.getLogger(__name__)
 
 REQUEST = "sdbento.request"  # the key of the parsed request in the ASGI scope
+READABLE = ("Retry-After", "X-Seed", "X-SDBento-Model")  # headers that pages of others may read
 
 
 async def parsed_request(request: Request, _: object = None) -> GenerateRequest:
@@ -38,11 +43,13 @@ async def parsed_request(request: Request, _: object = None) -> GenerateRequest:
 class Guard:
     """ASGI middleware around everything that is served.
 
-    A body over the limit is answered with 413. The body of a POST to a path of `request_models` is
-    parsed here, and only here, as a request of that class; `parsed_request` returns it. It is a
-    form, or else JSON whatever its Content-Type says. When the client goes away, the handler is
-    cancelled. Errors have the shape of the door that a path belongs to, by its prefix in
-    `error_shapes`.
+    A request without a key, where one is needed, is answered before its body is read; the others
+    are handled on behalf of their key (`current_caller`). A body over the limit is answered with
+    413. The body of a POST to a path of `request_models` is parsed here, and only here, as a
+    request of that class; `parsed_request` returns it. It is a form, or else JSON whatever its
+    Content-Type says. When the client goes away, the handler is cancelled. Errors have the shape of
+    the door that a path belongs to, by its prefix in `error_shapes`. Files directly below
+    `open_prefixes` need no key.
     """
 
     def __init__(
@@ -51,21 +58,31 @@ class Guard:
         load_settings: Callable[[], Settings],
         request_models: Mapping[str, type[GenerateRequest]],
         error_shapes: Mapping[str, ErrorShape] = MappingProxyType({}),
+        open_prefixes: tuple[str, ...] = (),
     ) -> None:
+        settings = load_settings()
         self.app = app
-        self._max_body_bytes = load_settings().max_body_bytes
+        self._max_body_bytes = settings.max_body_bytes
         self._request_models = request_models
         self._error_shapes = error_shapes
+        self._gate = Gate(settings, open_prefixes)
+        self._answer = _with_cors(self._handle, settings.cors_origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] == "http":
+            await self._answer(scope, receive, send)
+        elif scope["type"] == "websocket":  # no door speaks it: nothing may come in unseen
+            await send({"type": "websocket.close", "code": 1008})
+        else:
             await self.app(scope, receive, send)
-            return
+
+    async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         own_path = scope["path"] in self._request_models
         shape = self._shape_of(scope["path"])
         answer = OneErrorShape(scope, send, failures.watch(), own_path=own_path, shape=shape)
         try:
-            body = await self._read_body(scope, receive)
+            caller = await self._gate.admit(scope)
+            body = await self._read_body(scope, receive) if scope["method"] != "OPTIONS" else b""
             if own_path and scope["method"] == "POST":
                 scope, body = await self._parse(scope, body), b""  # it may hold large images
         except SDBentoError as error:
@@ -73,7 +90,9 @@ class Guard:
             return
         except _ClientGone:
             return
-        if not await _until_disconnected(self.app, scope, body, receive, answer):
+        with acting_for(caller):
+            finished = await _until_disconnected(self.app, scope, body, receive, answer)
+        if not finished:
             log.info("the client of %s went away", scope["path"])
             # Only BentoML's access log takes note of this answer.
             with suppress(OSError):
@@ -112,6 +131,23 @@ class Guard:
         changed["content-type"] = "application/json"
         del changed["content-length"]
         return copy
+
+
+def _with_cors(app: ASGIApp, origins: str) -> ASGIApp:
+    """`app`, whose answers pages from these origins may read; "" for none, "*" for all.
+
+    What a browser remembers of its user (Basic) goes along from named origins only.
+    """
+    if not origins:
+        return app
+    return CORSMiddleware(
+        app,
+        allow_origins=origins.split(","),
+        allow_methods=["GET", "POST", "HEAD", "OPTIONS"],
+        allow_headers=["*"],
+        allow_credentials="*" not in origins,
+        expose_headers=READABLE,
+    )
 
 
 class _ClientGone(Exception):

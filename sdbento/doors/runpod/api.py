@@ -1,9 +1,9 @@
 """The job routes of RunPod's serverless API: a client of it changes its host and nothing else.
 
 POST /run, /runsync, /cancel/{id}, /retry/{id}, /purge-queue; GET /status/{id}, /status-sync/{id},
-/stream/{id}, /health; each also under /v2/{endpoint_id}, whatever the endpoint is called. A key in
-the Authorization header is ignored. A job continues when its client disconnects: only /cancel stops
-it. A handler that changes jobs finishes the change even if its client disconnects meanwhile.
+/stream/{id}, /health; each also under /v2/{endpoint_id}, whatever the endpoint is called. A key
+sees its own jobs only. A job continues when its client disconnects: only /cancel stops it. A
+handler that changes jobs finishes the change even if its client disconnects meanwhile.
 """
 
 from __future__ import annotations

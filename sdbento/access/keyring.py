@@ -1,0 +1,196 @@
+"""Whose key it is that a request presents. Reads the file of keys again when it has changed.
+
+Random keys are found by their hash, however many there are. A password is checked against every
+argon2 hash, which takes about 50 ms of a core each, on purpose. So one request at a time is
+checked, results are remembered, and after a wrong key there is a pause: guessing takes at most a
+fifth of a core, and those whose keys are random do not notice. Knows nothing of HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import logging
+import secrets
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from argon2 import PasswordHasher
+from argon2.exceptions import Argon2Error
+from cachetools import TTLCache
+
+from sdbento.access.caller import Allowance, Caller
+from sdbento.access.credentials import Credential
+from sdbento.access.entries import SINGLE, Entry, hash_of, read
+from sdbento.errors import Overloaded, Unauthorized
+from sdbento.settings import Settings, SettingsError
+
+log = logging.getLogger(__name__)
+
+CHECK_SECONDS = 1.0  # between two looks at the file
+MAX_CHECKS = 8  # requests that may wait until their password is checked
+PAUSE = 4.0  # after a wrong one, as a multiple of the time that it took
+REMEMBERED = 1024  # passwords, right or wrong
+REMEMBER_SECONDS = 300.0
+
+_hasher = PasswordHasher()
+
+
+@dataclass(frozen=True)
+class _Keys:
+    """All keys at one time. `by_mac`: those that were drawn at random."""
+
+    by_mac: dict[bytes, Caller]
+    passwords: dict[str, tuple[str, Caller]]  # name -> argon2 hash
+    by_name: dict[str, Caller]
+
+
+class Keyring:
+    """The keys of a server. Raises SettingsError if their file cannot be read at the start; when a
+    later change breaks it, the keys that were there stay valid."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._single = settings.api_key
+        self._file = settings.api_keys
+        # A dictionary finds its keys in a time that tells of them. This secret makes what is
+        # looked up unforeseeable, so that nothing can be learned from it.
+        self._secret = secrets.token_bytes(32)
+        self._seen = _version(self._file)
+        self._looked = time.monotonic()
+        self._keys = self._gather([] if self._file is None else read(self._file))
+        # Of passwords, by their mac: whose it is; None: nobody's.
+        self._remembered: TTLCache[bytes, str | None] = TTLCache(REMEMBERED, REMEMBER_SECONDS)
+        self._num_checks = 0
+        self._checking = asyncio.Lock()
+
+    @property
+    def required(self) -> bool:
+        """Whether there are keys. A file without any entry lets nobody in."""
+        return self._single is not None or self._file is not None
+
+    @property
+    def names(self) -> list[str]:
+        return [*self._keys.by_name]
+
+    @property
+    def shared(self) -> bool:
+        """Whether several keys share the server."""
+        return len(self._keys.by_name) > 1
+
+    async def identify(self, credentials: Iterable[Credential]) -> Caller:
+        """Whose key one of `credentials` is.
+
+        Raises Unauthorized, whatever is wrong with them; Overloaded while too many are checked.
+        """
+        await self._refresh()
+        keys = self._keys
+        for credential in credentials:
+            mac = self._mac(hashlib.sha256(credential.key).digest())
+            caller = keys.by_mac.get(mac)
+            if caller is None and keys.passwords:
+                caller = await self._check_passwords(credential, mac)
+            if caller is not None:
+                return caller
+        raise Unauthorized(
+            "a valid key is needed, as `Authorization: Bearer KEY` or as the password of Basic"
+        )
+
+    async def caller(self, name: str) -> Caller | None:
+        """Whoever has the key of that name now; None if there is none any more."""
+        await self._refresh()
+        return self._keys.by_name.get(name)
+
+    async def _check_passwords(self, credential: Credential, mac: bytes) -> Caller | None:
+        with suppress(KeyError):
+            return self._remembered_caller(mac)
+        if self._num_checks >= MAX_CHECKS:
+            raise Overloaded("too many keys are being checked; try again later", retry_after=1.0)
+        self._num_checks += 1
+        try:
+            async with self._checking:
+                with suppress(KeyError):  # by the request before this one
+                    return self._remembered_caller(mac)
+                started, keys = time.monotonic(), self._keys
+                name = await asyncio.to_thread(_owner_of, credential, keys.passwords)
+                if keys is self._keys:
+                    self._remembered[mac] = name
+                if name is None:
+                    await asyncio.sleep(PAUSE * (time.monotonic() - started))
+                    return None
+                return keys.passwords[name][1]
+        finally:
+            self._num_checks -= 1
+
+    def _remembered_caller(self, mac: bytes) -> Caller | None:
+        """Raises KeyError if that password was not checked lately."""
+        name = self._remembered[mac]
+        return None if name is None else self._keys.passwords[name][1]
+
+    async def _refresh(self) -> None:
+        """Read the file again if it has changed; looks at most once a second."""
+        if self._file is None or time.monotonic() < self._looked + CHECK_SECONDS:
+            return
+        self._looked = time.monotonic()
+        version = await asyncio.to_thread(_version, self._file)
+        if version == self._seen:
+            return
+        self._seen = version
+        try:
+            entries = await asyncio.to_thread(read, self._file)
+        except SettingsError as error:
+            log.error("%s; the keys of before stay valid", error)
+            return
+        self._keys = self._gather(entries)
+        self._remembered.clear()
+        log.info("%s was read again: %d keys", self._file, len(entries))
+
+    def _gather(self, entries: list[Entry]) -> _Keys:
+        shares = len(entries) + (self._single is not None) > 1
+        keys = _Keys({}, {}, {})
+        if self._single is not None:
+            caller = Caller(SINGLE, Allowance(), shares)
+            keys.by_name[SINGLE] = caller
+            keys.by_mac[self._mac_of_hash(hash_of(self._single.get_secret_value()))] = caller
+        for entry in entries:
+            caller = Caller(entry.name, entry.allowance, shares)
+            keys.by_name[entry.name] = caller
+            if entry.is_password:
+                keys.passwords[entry.name] = entry.hash, caller
+            else:
+                keys.by_mac[self._mac_of_hash(entry.hash)] = caller
+        return keys
+
+    def _mac_of_hash(self, text: str) -> bytes:
+        return self._mac(bytes.fromhex(text.removeprefix("sha256:")))
+
+    def _mac(self, digest: bytes) -> bytes:
+        return hmac.digest(self._secret, digest, "sha256")
+
+
+def _owner_of(credential: Credential, passwords: dict[str, tuple[str, Caller]]) -> str | None:
+    """Whose password it is; the user's that comes with it is tried first. A wrong one is compared
+    with all, so that the time does not tell which names there are. Blocking, for long."""
+    names = sorted(passwords, key=lambda name: name != credential.user)
+    return next((name for name in names if _fits(passwords[name][0], credential.key)), None)
+
+
+def _fits(hash_: str, key: bytes) -> bool:
+    try:
+        return _hasher.verify(hash_, key)
+    except Argon2Error:
+        return False
+
+
+def _version(file: Path | None) -> object:
+    """Changes whenever the file is written or replaced. Blocking."""
+    if file is None:
+        return None
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino

@@ -1,0 +1,42 @@
+"""Whether others than this machine can reach the server though it asks for no key."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+
+import psutil
+
+from sdbento.settings import Settings
+
+log = logging.getLogger(__name__)
+
+ADVICE = (
+    "whoever can reach it may use it; SDBENTO_API_KEY sets a key, `sdbento keys add` makes one for "
+    "each user"
+)
+
+
+def has_keys(settings: Settings) -> bool:
+    return settings.api_key is not None or settings.api_keys is not None
+
+
+def is_local(host: str) -> bool:
+    """Whether only this machine can reach an address; a name that is not one is `localhost`."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def warn_if_open(settings: Settings) -> None:
+    """Say so in the log if this process listens on more than loopback, and there are no keys.
+
+    BentoML passes the socket that it listens on to its worker, without a word on its address.
+    """
+    if has_keys(settings):
+        return
+    sockets = psutil.Process().net_connections("inet")
+    hosts = {one.laddr.ip for one in sockets if one.status == psutil.CONN_LISTEN}
+    if outside := sorted(host for host in hosts if not is_local(host)):
+        log.warning("the server listens on %s without a key: %s", ", ".join(outside), ADVICE)

@@ -1,0 +1,112 @@
+"""The limits of keys, with a clock that the tests set."""
+
+from __future__ import annotations
+
+import pytest
+
+from sdbento.access.caller import ANYBODY, Allowance, Caller
+from sdbento.access.limits import ImagesAtOnce, RequestRate, has_share
+from sdbento.errors import Forbidden, LimitReached
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def refusal(rate: RequestRate, caller: Caller) -> float | None:
+    """Seconds until the next try, if the request is refused."""
+    try:
+        rate.count(caller)
+    except LimitReached as error:
+        return error.retry_after
+    return None
+
+
+def test_a_minute_never_has_more_requests_than_allowed() -> None:
+    clock, caller = Clock(), Caller("a", Allowance(requests_per_minute=3))
+    rate = RequestRate(clock)
+    admitted: list[float] = []
+    for tick in range(200):
+        clock.now = 1000.0 + tick * 7
+        while refusal(rate, caller) is None:
+            admitted.append(clock.now)
+    for start in admitted:
+        assert len([t for t in admitted if start <= t < start + 60.0]) <= 3
+    assert len(admitted) >= 60
+
+
+def test_retry_after_is_the_moment_from_which_it_works() -> None:
+    clock, caller = Clock(), Caller("a", Allowance(requests_per_minute=2))
+    rate = RequestRate(clock)
+    rate.count(caller)
+    clock.now += 25.5
+    rate.count(caller)
+    clock.now += 10
+    assert refusal(rate, caller) == 24.5
+    clock.now += 24.499
+    assert refusal(rate, caller) is not None
+    clock.now += 0.001
+    assert refusal(rate, caller) is None
+
+
+def test_refused_requests_do_not_count() -> None:
+    clock, caller = Clock(), Caller("a", Allowance(requests_per_minute=1))
+    rate = RequestRate(clock)
+    rate.count(caller)
+    for _ in range(50):
+        clock.now += 1
+        with pytest.raises(LimitReached):
+            rate.count(caller)
+    clock.now += 10
+    rate.count(caller)
+
+
+def test_keys_are_counted_apart_and_those_without_a_limit_not_at_all() -> None:
+    rate = RequestRate(Clock())
+    limit = Allowance(requests_per_minute=1)
+    rate.count(Caller("a", limit))
+    rate.count(Caller("b", limit))
+    for _ in range(1000):
+        rate.count(Caller("c"))
+        rate.count(ANYBODY)
+    assert rate._times.keys() == {"a", "b"}
+
+
+def test_images_at_once_are_given_back_however_a_request_ends() -> None:
+    caller, images = Caller("a", Allowance(images_at_once=4)), ImagesAtOnce()
+
+    def fails() -> None:
+        with images.hold(caller, 3, 1.0):
+            with images.hold(caller, 1, 1.0):
+                pass
+            with images.hold(Caller("b", Allowance(images_at_once=4)), 4, 1.0):
+                pass
+            with images.hold(caller, 2, 2.5):
+                pytest.fail("admitted")
+
+    with pytest.raises(LimitReached, match="3 images") as refused:
+        fails()
+    assert refused.value.retry_after == 2.5
+    with images.hold(caller, 4, 1.0):
+        pass
+    assert not images._images
+
+
+def test_what_can_never_be_is_not_told_to_try_again() -> None:
+    with pytest.raises(Forbidden) as refused:
+        with ImagesAtOnce().hold(Caller("a", Allowance(images_at_once=2)), 3, 1.0):
+            pytest.fail("admitted")
+    assert refused.value.retry_after is None
+
+
+@pytest.mark.parametrize("num_keys", [1, 2, 3, 7])
+def test_keys_that_want_everything_leave_room_for_one_more(num_keys: int) -> None:
+    taken, limit = [0] * num_keys, 100
+    while free := [i for i in range(num_keys) if has_share(taken[i], sum(taken), limit)]:
+        taken[min(free, key=taken.__getitem__)] += 1
+    assert max(taken) - min(taken) <= 1
+    assert abs(taken[0] - limit / (num_keys + 1)) <= 1
+    assert has_share(0, sum(taken), limit)

@@ -1,0 +1,245 @@
+"""Keys as clients meet them: the Guard before a small application, without a network."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route, Router
+from starlette.types import Message
+
+from sdbento.access import entries, keyring
+from sdbento.access.caller import current_caller
+from sdbento.doors.http.failures import ErrorShape
+from sdbento.doors.http.guard import Guard
+from sdbento.settings import Settings
+
+KEY = "the-key"
+BEARER = {"Authorization": f"Bearer {KEY}"}
+
+
+async def who(request: Request) -> PlainTextResponse:
+    await request.body()
+    return PlainTextResponse(str(current_caller().name))
+
+
+paths = ["/livez", "/readyz", "/ping", "/metrics", "/", "/files/{name}", "/generate", "/v1/images"]
+routes = Router([Route(path, who, methods=["GET", "POST"]) for path in paths])
+
+
+@asynccontextmanager
+async def client(**settings: Any) -> AsyncIterator[httpx.AsyncClient]:
+    shape = ErrorShape(body=lambda error: {"said": error.message}, status=lambda _: 418)
+    loaded = Settings.model_validate(settings)
+    guard = Guard(routes, lambda: loaded, {}, {"/v1/": shape}, open_prefixes=("/files/",))
+    transport = httpx.ASGITransport(guard)
+    async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+        yield client
+
+
+def basic(user: str, password: str) -> dict[str, str]:
+    return {"Authorization": "Basic " + b64encode(f"{user}:{password}".encode()).decode()}
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        BEARER,
+        basic("", KEY),
+        basic("anybody", KEY),
+        basic(KEY, ""),
+        {"Authorization": KEY},
+        {"X-API-Key": KEY},
+    ],
+)
+async def test_a_key_is_accepted_in_any_way_that_clients_send_it(headers: dict[str, str]) -> None:
+    async with client(api_key=KEY) as ask:
+        answer = await ask.post("/generate", headers=headers)
+        assert (answer.status_code, answer.text) == (200, "default")
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Authorization": ""},
+        {"Authorization": "Bearer"},
+        {"Authorization": "Bearer wrong"},
+        {"Authorization": "Basic "},
+        {"Authorization": "Basic !!!"},
+        basic(KEY, "wrong"),
+        {"Cookie": f"key={KEY}"},
+    ],
+)
+async def test_without_it_there_is_one_answer_that_tells_nothing(headers: dict[str, str]) -> None:
+    async with client(api_key=KEY) as ask:
+        for path in ("/generate", "/", "/metrics", "/nothing", f"/generate?api_key={KEY}"):
+            answer = await ask.get(path, headers=headers)
+            assert answer.status_code == 401
+            assert answer.headers.get_list("www-authenticate") == [
+                'Bearer realm="sdbento"',
+                'Basic realm="sdbento", charset="UTF-8"',
+            ]
+            assert answer.json()["error"]["type"] == "unauthorized"
+            assert KEY not in answer.text
+
+
+async def test_a_door_says_it_in_its_own_shape() -> None:
+    async with client(api_key=KEY) as ask:
+        answer = await ask.get("/v1/images")
+        assert answer.status_code == 418
+        assert "key is needed" in answer.json()["said"]
+
+
+async def test_health_is_open_and_nothing_that_looks_like_it() -> None:
+    async with client(api_key=KEY) as ask:
+        for path in ("/livez", "/readyz", "/ping", "/files/abc.png"):
+            for method in ("GET", "HEAD"):
+                answer = await ask.request(method, path)
+                assert answer.status_code == 200
+            assert (await ask.post(path)).status_code == 401
+        for path in (
+            "//generate", "/livez/../generate", "/livez/%2e%2e/generate", "/livez/", "/LIVEZ",
+            "/livez%00", "/livez%20", "/ping/x", "/files/", "/files/../generate", "/files/a/b",
+            "/files", "/xfiles/a",
+        ):  # fmt: skip
+            answer = await ask.get(path)
+            assert answer.status_code in (401, 404), path
+            assert answer.text != "None"
+
+
+async def test_metrics_are_open_by_a_setting() -> None:
+    async with client(api_key=KEY, metrics_public=True) as ask:
+        assert (await ask.get("/metrics")).status_code == 200
+        assert (await ask.post("/metrics")).status_code == 401
+
+
+@pytest.mark.parametrize(
+    "value", [None, b"", b"Basic ", b"Basic Og==", b"Bearer x", b"\xff\xfe\x01", b"Bearer " * 900]
+)
+async def test_without_keys_everything_passes(value: bytes | None) -> None:
+    headers = [] if value is None else [(b"authorization", value)]
+    async with client() as ask:
+        answer = await ask.post("/generate", headers=headers)
+        assert (answer.status_code, answer.text) == (200, "None")
+
+
+async def test_the_body_of_a_stranger_is_not_read() -> None:
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        pytest.fail("the body was read")
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    guard = Guard(routes, lambda: Settings.model_validate({"api_key": KEY}), {})
+    scope = {"type": "http", "method": "POST", "path": "/generate", "headers": []}
+    await guard(scope, receive, send)
+    assert sent[0]["status"] == 401
+
+
+async def test_websockets_are_closed_with_and_without_a_key() -> None:
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def receive() -> Message:
+        return {"type": "websocket.connect"}
+
+    for settings in (Settings(), Settings.model_validate({"api_key": KEY})):
+        guard = Guard(routes, lambda settings=settings: settings, {})  # type: ignore[misc]
+        await guard({"type": "websocket", "path": "/generate", "headers": []}, receive, send)
+    assert [message["type"] for message in sent] == ["websocket.close"] * 2
+
+
+# Several keys
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(keyring, "CHECK_SECONDS", 0.0)
+    return tmp_path / "keys.yaml"
+
+
+async def test_each_key_has_its_name_and_goes_with_its_entry(file: Path) -> None:
+    headers = {
+        name: {"Authorization": f"Bearer {entries.add(file, name)}"} for name in ("alice", "bob")
+    }
+    async with client(api_key=KEY, api_keys=file) as ask:
+        for name in ("alice", "bob"):
+            assert (await ask.get("/", headers=headers[name])).text == name
+        assert (await ask.get("/", headers=BEARER)).text == "default"
+        entries.remove(file, "alice")
+        assert (await ask.get("/", headers=headers["alice"])).status_code == 401
+        assert (await ask.get("/", headers=headers["bob"])).text == "bob"
+
+
+async def test_one_request_too_many_in_a_minute_is_refused_and_harms_no_other(file: Path) -> None:
+    alice = {"Authorization": f"Bearer {entries.add(file, 'alice', requests_per_minute=3)}"}
+    bob = {"Authorization": f"Bearer {entries.add(file, 'bob', requests_per_minute=3)}"}
+    async with client(api_keys=file) as ask:
+        answers = [await ask.get("/", headers=alice) for _ in range(5)]
+        assert [answer.status_code for answer in answers] == [200, 200, 200, 429, 429]
+        assert 1 <= int(answers[-1].headers["retry-after"]) <= 60
+        assert answers[-1].json()["error"]["type"] == "limit_reached"
+        assert (await ask.get("/", headers=bob)).status_code == 200
+        assert (await ask.get("/livez", headers=alice)).status_code == 200
+
+
+# Browsers
+
+
+PREFLIGHT = {
+    "Origin": "https://page.example",
+    "Access-Control-Request-Method": "POST",
+    "Access-Control-Request-Headers": "authorization,content-type",
+}
+
+
+async def test_pages_of_named_origins_may_ask() -> None:
+    async with client(api_key=KEY, cors_origins="https://page.example, http://b.example/") as ask:
+        answer = await ask.options("/generate", headers=PREFLIGHT)
+        assert answer.status_code == 200
+        assert answer.headers["access-control-allow-origin"] == "https://page.example"
+        assert "POST" in answer.headers["access-control-allow-methods"]
+        assert answer.headers["access-control-allow-headers"] == "authorization,content-type"
+        for path, headers in (("/generate", BEARER), ("/generate", {}), ("/nothing", BEARER)):
+            answer = await ask.get(path, headers={"Origin": "http://b.example"} | headers)
+            assert answer.headers["access-control-allow-origin"] == "http://b.example"
+            assert answer.headers["access-control-allow-credentials"] == "true"
+            assert answer.headers["vary"] == "Origin"
+        for origin in ("https://evil.example", "null", "https://page.example.evil"):
+            answer = await ask.get("/generate", headers={"Origin": origin} | BEARER)
+            assert "access-control-allow-origin" not in answer.headers
+
+
+async def test_all_pages_may_ask_but_not_with_what_the_browser_remembers() -> None:
+    async with client(api_key=KEY, cors_origins="*") as ask:
+        answer = await ask.options("/generate", headers=PREFLIGHT)
+        assert answer.headers["access-control-allow-origin"] == "*"
+        assert "access-control-allow-credentials" not in answer.headers
+
+
+async def test_without_origins_there_are_no_such_headers_and_options_still_answer() -> None:
+    async with client(api_key=KEY) as ask:
+        answer = await ask.options("/generate", headers=PREFLIGHT)
+        assert answer.status_code == 204
+        assert not [name for name in answer.headers if name.startswith("access-control")]
+        assert {"GET", "POST", "OPTIONS"} <= set(answer.headers["allow"].split(", "))
+        assert (await ask.options("/nothing")).status_code == 404
+        assert (await ask.options("/v1/images")).status_code == 204
+
+
+@pytest.mark.parametrize("origins", ["example.com", "https://a.example/path", "https://*.example"])
+def test_what_is_no_origin_is_refused(origins: str) -> None:
+    with pytest.raises(ValueError, match="must be origins"):
+        Settings.model_validate({"cors_origins": origins})

@@ -1,0 +1,266 @@
+"""Jobs of several keys in one store and one service: what each can see, and who goes next."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from sdbento.access import entries
+from sdbento.access.caller import Allowance, Caller, acting_for, current_caller
+from sdbento.errors import LimitReached, NotFound, Overloaded
+from sdbento.jobs.store import JobStore, Limits
+from sdbento.settings import Settings
+from tests.support.job_server import SETTINGS, FakeApp, Server, serving, until
+from tests.support.jobs import Clock, current, new
+
+ALICE, BOB = Caller("alice", shares=True), Caller("bob", shares=True)
+NOBODY = Caller()
+
+
+# In the service
+
+
+async def test_for_others_a_job_is_not_there(server: Server) -> None:
+    with acting_for(ALICE):
+        running = await server.submit("slow")
+        await server.runs("slow")
+    jobs = server.jobs
+    asks: list[Callable[[str], Awaitable[Any]]] = [
+        jobs.get,
+        jobs.cancel,
+        jobs.retry,
+        lambda job_id: jobs.wait(job_id, 0.01),
+        lambda job_id: jobs.stream(job_id, 0.01),
+    ]
+    for stranger in (BOB, NOBODY):
+        with acting_for(stranger):
+            for ask in asks:
+                with pytest.raises(NotFound) as known:
+                    await ask(running)
+                with pytest.raises(NotFound) as unknown:
+                    await ask("0" * len(running))
+                assert known.value.message.replace(running, "0" * len(running)) == (
+                    unknown.value.message
+                )
+            assert sum((await jobs.counts()).by_status.values()) == 0
+            assert jobs.num_running == 0
+            assert await jobs.purge() == 0
+    with acting_for(ALICE):
+        assert (await jobs.get(running)).status == "IN_PROGRESS"
+        assert (await jobs.counts()).by_status["IN_PROGRESS"] == jobs.num_running == 1
+        server.app.gate.set()
+        await server.ended(running)
+        assert (await jobs.stream(running, 0.01))[1][-1]["event"] == "done"
+
+
+async def test_purging_takes_only_ones_own(server: Server) -> None:
+    with acting_for(BOB):
+        await server.submit("slow bob")
+        waiting = [await server.submit("slow") for _ in range(2)]
+    with acting_for(ALICE):
+        await server.submit("slow alice")
+        await server.runs("slow alice", "slow bob")
+        own = [await server.submit("slow") for _ in range(3)]
+        assert await server.jobs.purge() == len(own)
+    with acting_for(BOB):
+        for job_id in waiting:
+            assert (await server.jobs.get(job_id)).status != "CANCELLED"
+
+
+async def test_jobs_that_were_made_without_a_key_are_nobodys(server: Server) -> None:
+    job_id = await server.submit()
+    await server.ended(job_id)
+    with acting_for(ALICE), pytest.raises(NotFound):
+        await server.jobs.get(job_id)
+
+
+def keys_of(folder: Path, *names: str, **limited: dict[str, Any]) -> Settings:
+    """The settings of a server with keys of these names, some with limits."""
+    file = folder / "keys.yaml"
+    for name in names:
+        entries.add(file, name)
+    for name, limits in limited.items():
+        entries.add(file, name, **limits)
+    return SETTINGS.model_copy(update={"api_keys": file})
+
+
+class AskedBy(FakeApp):
+    """Notes on whose behalf each request came; `full` keys have no room."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.callers: dict[str, Caller] = {}
+        self.full: set[str | None] = set()
+
+    async def stream(self, request: Any) -> Any:
+        self.callers[request.prompt] = current_caller()
+        if current_caller().name in self.full:
+            raise LimitReached("too many images", retry_after=1.0)
+        async for event in super().stream(request):
+            yield event
+
+
+async def test_a_job_runs_on_behalf_of_its_owner_with_the_limits_of_today(tmp_path: Path) -> None:
+    store, app = JobStore(tmp_path), AskedBy()
+    for name in ("alice", "bob", None):
+        store.add(new(f"of {name}", input=f'{{"prompt": "of {name}"}}', owner=name))
+    store.close()
+    settings = keys_of(tmp_path, "bob", alice={"images_at_once": 3})
+    async with serving(tmp_path, app, settings=settings):
+        await until(lambda: len(app.callers) == 3)
+    assert app.callers["of alice"] == Caller("alice", Allowance(images_at_once=3), shares=True)
+    assert app.callers["of bob"] == Caller("bob", shares=True)
+    assert app.callers["of None"] == NOBODY
+
+
+async def test_a_removed_key_is_told_why_its_job_failed(tmp_path: Path) -> None:
+    store = JobStore(tmp_path)
+    store.add(new(input='{"prompt": "x"}', owner="eve"))
+    store.close()
+    async with serving(tmp_path, settings=keys_of(tmp_path, "alice", "bob")) as server:
+        await until(lambda: current(server.store).status == "FAILED")
+        assert "not valid any more" in str(current(server.store).error)
+
+
+async def test_a_key_at_its_limit_waits_and_others_go_on(tmp_path: Path) -> None:
+    app = AskedBy()
+    app.full.add("alice")
+    async with serving(tmp_path, app) as server:
+        with acting_for(ALICE):
+            waiting = await server.submit("of alice")
+        await until(lambda: "of alice" in app.callers)
+        with acting_for(BOB):
+            for i in range(3):
+                await server.ended(await server.submit(f"of bob {i}"))
+        with acting_for(ALICE):
+            assert (await server.jobs.get(waiting)).unfinished
+            app.full.clear()
+            assert (await server.ended(waiting)).status == "COMPLETED"
+
+
+async def test_ones_jobs_end_while_another_has_many(tmp_path: Path) -> None:
+    async with serving(tmp_path, settings=keys_of(tmp_path, "alice", "bob")) as server:
+        with acting_for(ALICE):
+            await asyncio.gather(*(server.submit(f"slow {i}") for i in range(40)))
+        await until(lambda: server.app.num_running)
+        with acting_for(BOB):
+            ended = await server.ended(await server.submit("of bob"))
+        assert ended.status == "COMPLETED"  # none of alice's can end before the gate opens
+
+
+# In the store
+
+
+def test_owners_take_turns(store: JobStore) -> None:
+    for i in range(4):
+        store.add(new(f"a{i}", owner="a"))
+    store.add(new("b0", owner="b"))
+    store.add(new("b1", owner="b", low_priority=True))
+    store.add(new("n0"))
+    first = [job.id for job in store.claim(4)]
+    assert first == ["a0", "b0", "n0", "a1"]
+    assert [job.id for job in store.claim(4)] == ["a2", "a3", "b1"]
+
+
+def test_whoever_has_fewer_jobs_running_goes_first(store: JobStore) -> None:
+    for i in range(6):
+        store.add(new(f"a{i}", owner="a"))
+    assert len(store.claim(3)) == 3
+    store.add(new("b0", owner="b"))
+    assert [job.id for job in store.claim(2)] == ["b0", "a3"]
+
+
+def test_owners_that_wait_are_passed_over(store: JobStore) -> None:
+    for name in ("a", "b", None):
+        store.add(new(f"of {name}", owner=name))
+    assert [job.id for job in store.claim(5, except_of=["a"])] == ["of b", "of None"]
+
+
+def test_where_places_are_shared_nobody_takes_the_last_one(store: JobStore) -> None:
+    for i in range(20):
+        store.add(new(f"a{i}", owner="a"))
+    assert len(store.claim(8, shared=True)) == 4
+    assert store.claim(4, shared=True) == []
+    store.add(new("b0", owner="b"))
+    assert [job.id for job in store.claim(4, shared=True)] == ["b0"]
+
+
+def test_nobody_fills_the_store_alone(tmp_path: Path, clock: Clock, url: str | None) -> None:
+    limits = Limits(max_unfinished=10, max_bytes=10_000)
+    store = JobStore(tmp_path, url, limits=limits, clock=clock)
+    try:
+        for i in range(5):
+            store.add(new(f"a{i}", owner="a"), shared=True)
+        with pytest.raises(LimitReached, match="share of the unfinished jobs"):
+            store.add(new("a5", owner="a"), shared=True)
+        store.add(new("b0", input="x" * 6000, owner="b"), shared=True)
+        with pytest.raises(LimitReached, match="bytes"):
+            store.add(new("b1", input="x" * 3000, owner="b"), shared=True)
+        for i in range(5, 9):
+            store.add(new(f"a{i}", owner="a"))  # as the only key of a server
+        with pytest.raises(Overloaded):
+            store.add(new("a9", owner="a"))
+    finally:
+        store.close()
+
+
+def test_nobodys_results_drive_out_those_of_another(
+    tmp_path: Path, clock: Clock, url: str | None
+) -> None:
+    limits = Limits(max_finished=4, max_bytes=1000)
+    store = JobStore(tmp_path, url, limits=limits, clock=clock)
+    try:
+        for job_id, owner, size in [
+            ("b0", "b", 10), ("a0", "a", 10), ("a1", "a", 10), ("a2", "a", 10), ("a3", "a", 10),
+            ("a4", "a", 10),
+        ]:  # fmt: skip
+            store.add(new(job_id, owner=owner))
+            (job,) = store.claim(1)
+            clock.now += 1
+            store.complete(job, b"x" * size)
+        assert store.tidy() == ["a0", "a1"]
+        store.add(new("a5", owner="a"))
+        (job,) = store.claim(1)
+        clock.now += 1
+        store.complete(job, b"x" * 990)
+        assert store.tidy() == ["a2", "a3", "a4"]
+        assert store.get("b0") is not None
+    finally:
+        store.close()
+
+
+def test_counts_are_those_of_one_owner(store: JobStore) -> None:
+    for job_id, owner in (("1", "a"), ("2", "a"), ("3", "b"), ("4", None)):
+        store.add(new(job_id, owner=owner))
+    assert store.counts("a").by_status["IN_QUEUE"] == 2
+    assert store.counts().by_status["IN_QUEUE"] == 1
+    assert sorted(store.purge("a")) == ["1", "2"]
+    assert current(store, "3").status == current(store, "4").status == "IN_QUEUE"
+
+
+def test_a_database_of_an_earlier_version_gets_the_column(
+    tmp_path: Path, url: str | None, clock: Clock
+) -> None:
+    store = JobStore(tmp_path, url, clock=clock)
+    store.add(new("old", input='{"prompt": "x"}'))
+    with store._engine.begin() as connection:
+        connection.execute(text("ALTER TABLE jobs DROP COLUMN owner"))
+    store.close()
+    store = JobStore(tmp_path, url, clock=clock)
+    try:
+        assert current(store, "old").owner is None
+        store.add(new("new", owner="a"))
+        assert [job.id for job in store.claim(5)] == ["old", "new"]
+    finally:
+        store.close()
+    JobStore(tmp_path, url, clock=clock).close()
+    if url is None:
+        with sqlite3.connect(tmp_path / "jobs.db") as database:
+            [(names,)] = database.execute("SELECT group_concat(owner) FROM jobs")
+        assert names == "a"
