@@ -178,12 +178,8 @@ StableDiffusion.add_asgi_middleware(  # type: ignore[attr-defined]  # it is a Se
     Guard,
     load_settings=load_settings,
     request_models=REQUEST_MODELS,
-<<<<<<< HEAD
     error_shapes=ERROR_SHAPES,
-=======
-    error_shapes={"/v1/": OPENAI_ERRORS, "/sdapi/": A1111_ERRORS, "/controlnet/": A1111_ERRORS},
     open_prefixes=(PUBLIC_PREFIX,),
->>>>>>> 240e3e2 (Keys for every door: a single one or a file of them, with limits, and jobs that belong to the key that asked)
 )
 
 # The Guard has parsed the body. Without this BentoML would parse it again: twice the time on the
