@@ -26,6 +26,7 @@ from sdbento.doors.http.events import guarded_stream, server_sent_events
 from sdbento.doors.http.exposure import warn_if_open
 from sdbento.doors.http.failures import guarded
 from sdbento.doors.http.guard import Guard, parsed_request
+from sdbento.doors.http.labels import RouteLabels
 from sdbento.doors.http.routing import mounted
 from sdbento.doors.http.typed import REQUEST_MODELS, arguments
 from sdbento.doors.openai import api as openai_api
@@ -73,10 +74,24 @@ def leave_out_timeouts(module: str = "bentoml._internal.server.http.traffic") ->
 
 leave_out_timeouts()
 
+
+def count_by_route(
+    labels: RouteLabels, module: str = "bentoml._internal.server.http.instruments"
+) -> None:
+    """Let BentoML's metrics count by route; see `labels`. This middleware is private as well."""
+    try:
+        middleware = import_module(module)
+        counting = middleware.RunnerTrafficMetricsMiddleware
+    except (ImportError, AttributeError):
+        log.warning("BentoML %s counts requests by path: no middleware", bentoml.__version__)
+    else:
+        middleware.RunnerTrafficMetricsMiddleware = labels.around(counting)  # type: ignore[attr-defined]
+
+
 ERROR_SHAPES = {"/v1/": OPENAI_ERRORS, "/sdapi/": A1111_ERRORS, "/controlnet/": A1111_ERRORS}
 
 # BentoML's own routes are POST only and cannot have parameters in their paths.
-routes = mounted(
+DOORS = (
     listings.router,
     ping.router,
     runpod_api.router,
@@ -84,9 +99,9 @@ routes = mounted(
     openai_models.router,
     a1111_generation.router,
     reference.router,
-    lifespan=run_jobs,
-    error_shapes=ERROR_SHAPES,
 )
+routes = mounted(*DOORS, lifespan=run_jobs, error_shapes=ERROR_SHAPES)
+count_by_route(RouteLabels(DOORS, REQUEST_MODELS))
 
 
 @bentoml.service(
