@@ -8,7 +8,7 @@ those of the web UI (modules/processing.py, modules/api/models.py).
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -48,13 +48,18 @@ def _whole(value: Any) -> Any:
     return value
 
 
-Whole = Annotated[int, BeforeValidator(_whole)]
+_CUT = BeforeValidator(_whole)
+Whole = Annotated[int, _CUT]
+Natural = Annotated[int, Field(ge=0), _CUT]
+Steps = Annotated[int, Field(ge=1), _CUT]
+Seed = Annotated[int, Field(le=MAX_SEED), _CUT]
+Count = Annotated[int, Field(ge=1, le=MAX_IMAGES), _CUT]
+Side = Annotated[int, Field(ge=1, le=MAX_SIDE), _CUT]
+Pixels = Annotated[int, Field(ge=0, le=MAX_SIDE), _CUT]
+Layers = Annotated[int, Field(ge=-1, le=MAX_CLIP_SKIP + 1), _CUT]
+ResizeMode = Annotated[int, Field(ge=0, le=3), _CUT]
 Real = Annotated[float, Field(allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Count = Annotated[Whole, Field(ge=1, le=MAX_IMAGES)]
-Side = Annotated[Whole, Field(ge=1, le=MAX_SIDE)]
-Pixels = Annotated[Whole, Field(ge=0, le=MAX_SIDE)]
-Layers = Annotated[Whole, Field(ge=-1, le=MAX_CLIP_SKIP + 1)]
 Name = Annotated[str, Field(max_length=500)]
 
 
@@ -97,14 +102,12 @@ class Processing(Lenient):
 
     prompt: Prompt = Field("", description="What to draw; `<lora:name:weight>` works")
     negative_prompt: Prompt = Field("", description="What to keep out of the image")
-    seed: Annotated[Whole, Field(le=MAX_SEED)] = Field(
-        -1, description="Of the first image, then seed + 1, ...; below 0: drawn"
-    )
+    seed: Seed = Field(-1, description="Of the first image, then seed + 1, ...; below 0: drawn")
     subseed: Whole = -1
     sampler_name: Name | None = Field(None, description='"DPM++ 2M", also "DPM++ 2M Karras"')
     sampler_index: Name = Field("Euler", description="As `sampler_name`, which goes first")
     scheduler: Name = Field("automatic", description="Noise schedule, by name or label")
-    steps: Annotated[Whole, Field(ge=1)] = Field(50, description="More than 150 become 150")
+    steps: Steps = Field(50, description="More than 150 become 150")
     cfg_scale: Annotated[Real, Field(ge=0, le=50)] = 7.0
     width: Side = Field(512, description="Rounded to a multiple of 8")
     height: Side = Field(512, description="Rounded to a multiple of 8")
@@ -126,12 +129,12 @@ class Processing(Lenient):
 
 
 class Txt2Img(Processing):
-    """The body of POST /sdapi/v1/txt2img."""
+    """The body of POST /sdapi/v1/txt2img. null and "" count as absent, and numbers may be text."""
 
     enable_hr: bool = Field(False, description="Draw small, enlarge, draw again")
     hr_scale: Annotated[Real, Field(ge=0, le=8)] = 2.0
     hr_upscaler: Name = "Latent"
-    hr_second_pass_steps: Annotated[Whole, Field(ge=0)] = Field(0, description="0: as `steps`")
+    hr_second_pass_steps: Natural = Field(0, description="0: as `steps`")
     hr_resize_x: Pixels = 0
     hr_resize_y: Pixels = 0
     firstphase_width: Pixels = 0
@@ -139,17 +142,17 @@ class Txt2Img(Processing):
 
 
 class Img2Img(Processing):
-    """The body of POST /sdapi/v1/img2img."""
+    """The body of POST /sdapi/v1/img2img. null and "" count as absent, and numbers may be text."""
 
     init_images: list[str] | None = Field(
         None, description="Base64 or data URI; the first is what the image starts from"
     )
     include_init_images: bool = False
-    resize_mode: Literal[0, 1, 2, 3] = Field(0, description="0 stretch, 1 crop, 2 fit")
+    resize_mode: ResizeMode = Field(0, description="0 stretch, 1 crop, 2 fit")
     mask: str | None = Field(None, description="White: repaint; base64 or data URI")
-    mask_blur: Annotated[Whole, Field(ge=0)] | None = None
-    mask_blur_x: Annotated[Whole, Field(ge=0)] = 4
-    mask_blur_y: Annotated[Whole, Field(ge=0)] = 4
+    mask_blur: Natural | None = None
+    mask_blur_x: Natural = 4
+    mask_blur_y: Natural = 4
     inpainting_fill: Whole = Field(0, description="1, the original content, is what is done")
     inpaint_full_res: bool = Field(True, description="Repaint the masked region alone, enlarged")
     inpaint_full_res_padding: Pixels = Field(0, description="Pixels around the masked region")

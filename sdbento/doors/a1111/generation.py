@@ -24,7 +24,7 @@ router = door("AUTOMATIC1111")
 LEAST = 0.01  # the progress of a call that has not done a step: 0 means that nothing is under way
 
 
-def work_of(request: Request) -> Work:
+async def work_of(request: Request) -> Work:
     state = request.app.state
     if not hasattr(state, "a1111_work"):
         state.a1111_work = Work()

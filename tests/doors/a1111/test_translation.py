@@ -301,7 +301,7 @@ def test_tokens_are_merged_by_a_setting() -> None:
 
 
 def test_an_image_to_start_from() -> None:
-    request = img2img(denoising_strength=0.4, resize_mode=2).request
+    request = img2img(denoising_strength="0.4", resize_mode="2").request
     assert (request.image, request.strength, request.resize_mode) == (PHOTO, 0.4, "fit")
     assert img2img().request.strength == 0.75
 
