@@ -11,12 +11,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from httpx import Response
 from PIL import Image
 
+from sdbento.access import entries
 from sdbento.doors.a1111 import generation
 from sdbento.doors.a1111.failures import ERRORS
 from sdbento.settings import Settings
@@ -434,6 +437,27 @@ def test_an_interrupted_call_answers_with_what_is_finished(slow: FakeServer, pat
     assert info["extra_generation_params"]["Interrupted"] == "0 of 1 images were finished"
     assert (info["seed"], info["infotexts"]) == (1, [])
     assert progress(slow) == IDLE
+
+
+def test_keys_see_and_interrupt_their_own_calls_only(tmp_path: Path) -> None:
+    file = tmp_path / "keys.yaml"
+    settings = Settings(sd_model="shapes", api_keys=file)
+    keys = [str(entries.add(file, name)) for name in ("ann", "bob")]
+    with fake_server(
+        generation.router, error_shapes=SHAPES, seconds=0.02, settings=settings
+    ) as slow:
+        assert_error(slow.client.get("/sdapi/v1/progress"), 401)
+        slow.client.auth = ("anyone", keys[0])  # Basic, as A1111's clients do
+        answer = in_background(slow, steps=150)
+        until(lambda: progress(slow)["state"]["sampling_step"] > 0)
+        with httpx.Client(base_url=slow.url, auth=("", keys[1]), trust_env=False) as bob:
+            assert bob.get("/sdapi/v1/progress").json() == IDLE
+            for path in ("interrupt", "skip"):
+                assert bob.post(f"/sdapi/v1/{path}").json() == {}
+        state = progress(slow)["state"]
+        assert (state["job_count"], state["interrupted"]) == (1, False)
+        slow.client.post("/sdapi/v1/interrupt")
+        assert answer().json()["images"] == []
 
 
 def test_a_full_queue_is_429_with_a_time_to_retry(slow: FakeServer) -> None:
