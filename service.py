@@ -19,7 +19,10 @@ from PIL.Image import Image as PILImage
 from starlette.responses import Response
 
 from sdbento.doors.a1111 import generation as a1111_generation
+from sdbento.doors.a1111 import options as a1111_options
 from sdbento.doors.a1111.failures import ERRORS as A1111_ERRORS
+from sdbento.doors.a1111.tools import controlnet, extras, machine, png_info
+from sdbento.doors.a1111.tools import listings as a1111_listings
 from sdbento.doors.docs import reference
 from sdbento.doors.http import listings, ping
 from sdbento.doors.http.events import guarded_stream, server_sent_events
@@ -98,6 +101,12 @@ DOORS = (
     openai_api.router,
     openai_models.router,
     a1111_generation.router,
+    a1111_options.router,
+    a1111_listings.router,
+    controlnet.router,
+    extras.router,
+    machine.router,
+    png_info.router,
     reference.router,
 )
 routes = mounted(*DOORS, lifespan=run_jobs, error_shapes=ERROR_SHAPES)

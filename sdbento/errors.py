@@ -15,6 +15,7 @@
         LimitReached             429  limit_reached      a limit of this key, or its share
       Cancelled                  499  cancelled          the client went away or cancelled
       GenerationFailed           500  generation_failed  this image failed, for the reason given
+      NotOffered                 501  not_offered        another server has this, this one does not
       Unavailable                503  unavailable        starting, stopping
         ModelLoadFailed          503  model_load_failed  could not be loaded now; may be tried again
         OutOfMemory              503  out_of_memory      the device is too small for this request
@@ -110,6 +111,10 @@ class Cancelled(SDBentoError):
 
 class GenerationFailed(SDBentoError):
     type = "generation_failed"
+
+
+class NotOffered(SDBentoError):
+    status, type = 501, "not_offered"
 
 
 class Unavailable(SDBentoError):

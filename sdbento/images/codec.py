@@ -62,16 +62,21 @@ def read(source: str, settings: Settings, *, param: str) -> Image.Image:
     source = source.strip()
     if is_url(source):
         data = fetch(source, settings, max_bytes=settings.max_image_bytes, param=param)
-    elif match := _DATA_URI.match(source):
+    else:
+        data = read_encoded(source, settings, param=param)
+    return decode(data, settings, param=param)
+
+
+def read_encoded(source: str, settings: Settings, *, param: str) -> bytes:
+    """The file in a data URI or base64, whatever it is. Raises TooLarge and InvalidParameter."""
+    if match := _DATA_URI.match(source):
         if not match.group().lower().endswith(";base64,"):
             raise InvalidParameter(
                 f"{param} is a data URI that is not base64; send data:image/png;base64,...",
                 param=param,
             )
-        data = _from_base64(source[match.end() :], settings, param)
-    else:
-        data = _from_base64(source, settings, param)
-    return decode(data, settings, param=param)
+        source = source[match.end() :]
+    return _from_base64(source, settings, param)
 
 
 def decode(data: bytes, settings: Settings, *, param: str) -> Image.Image:

@@ -51,6 +51,7 @@ def _unquoted(text: str) -> str:
     if not (text.startswith('"') and text.endswith('"')):
         return text
     try:
-        return str(json.loads(text))
+        value = str(json.loads(text))
     except ValueError:
         return text
+    return value.encode("utf-8", "replace").decode()  # JSON may hold half of a surrogate pair

@@ -7,7 +7,7 @@ Knows nothing of ControlNets, nor of a request's size.
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -77,6 +77,12 @@ def preprocess(kind: str, image: Image.Image) -> Image.Image:
     with _locks[kind]:
         control = _detector(kind)(image)
     return control.convert("RGB").resize(image.size, Image.Resampling.BILINEAR)
+
+
+def available() -> list[str]:
+    """The kinds of control images that can be made here."""
+    has_networks = importlib.util.find_spec("controlnet_aux") is not None
+    return [*BUILT_IN, *(ANNOTATORS if has_networks else ())]
 
 
 def canny(image: Image.Image) -> Image.Image:

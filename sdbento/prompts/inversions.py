@@ -42,11 +42,15 @@ class Inversion:
 
     def check_encoders(self, encoders: Collection[int]) -> None:
         """Raise InvalidParameter for a file that was made for other text encoders than these."""
+        if not self.is_for(encoders):
+            raise self._misfit()
+
+    def is_for(self, encoders: Collection[int]) -> bool:
+        """Whether it has vectors for these text encoders; of which widths, is not looked at."""
         made_for = self.vectors.keys()
         # The SDXL refiner has the second encoder only, and takes the vectors for it from a file
         # that was made for both.
-        if not made_for >= set(encoders) or (0 in encoders and len(made_for) != len(encoders)):
-            raise self._misfit()
+        return made_for >= set(encoders) and (0 not in encoders or len(made_for) == len(encoders))
 
     def for_encoder(self, index: int, width: int) -> torch.Tensor:
         """[n, width]. Raises InvalidParameter where the vectors have another width."""
@@ -145,6 +149,18 @@ class Inversions:
                     f"the textual inversion {path.stem} cannot be read: {reason}", param="prompt"
                 ) from exc
             return inversion
+
+
+def read_all(folder: Path) -> list[Inversion]:
+    """The textual inversions of a folder, by name. Blocking. Files that are none are left out."""
+    found = []
+    for _, path in sorted(_list(folder).files.items()):
+        if path.suffix == SUFFIX:
+            try:
+                found.append(_read(path))
+            except Exception as exc:
+                log.info("%s is not listed: %s", path, classify(exc).message)
+    return found
 
 
 def _read(path: Path) -> Inversion:

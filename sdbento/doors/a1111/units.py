@@ -91,10 +91,11 @@ def _is_named(model: str, unit: Unit) -> bool:
 def _type_of(model: str) -> str:
     """ "control_v11p_sd15_canny [d14c016b]" is of type canny; Hub ids and paths are names."""
     name = re.sub(r"\s*\[\w+\]$", "", model.strip())
-    return name if "/" in name else _kind(name) or name
+    return name if "/" in name else kind_of(name) or name
 
 
-def _kind(name: str) -> str | None:
+def kind_of(name: str) -> str | None:
+    """The type of ControlNet that a name of a model or a preprocessor speaks of."""
     name = name.casefold()
     kinds = (kind for kind, marks in _MARKS.items() if any(mark in name for mark in marks))
     return next(kinds, None)
@@ -104,7 +105,7 @@ def _preprocesses(module: str, kind: str, unit: str, notes: Notes) -> bool:
     """Whether the control image is made out of an ordinary one."""
     if module.casefold() == "none":
         return False
-    made = _kind(module)
+    made = kind_of(module)
     if made is None or ("/" not in kind and made != kind):
         raise InvalidParameter(
             f"{unit}: the module {module} makes no control images for {kind}; send a finished one "

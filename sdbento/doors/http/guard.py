@@ -77,6 +77,7 @@ class Guard:
             await self.app(scope, receive, send)
 
     async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope = _without_last_slash(scope)
         own_path = scope["path"] in self._request_models
         shape = self._shape_of(scope["path"])
         answer = OneErrorShape(scope, send, failures.watch(), own_path=own_path, shape=shape)
@@ -148,6 +149,12 @@ def _with_cors(app: ASGIApp, origins: str) -> ASGIApp:
         allow_credentials="*" not in origins,
         expose_headers=READABLE,
     )
+
+
+def _without_last_slash(scope: Scope) -> Scope:
+    """Starlette redirects from `/models/` to `/models`, which not all clients follow."""
+    path = scope["path"].rstrip("/")
+    return dict(scope, path=path) if path else scope
 
 
 class _ClientGone(Exception):

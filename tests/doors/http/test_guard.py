@@ -98,6 +98,18 @@ async def test_a_handler_gets_the_parsed_request_in_place_of_the_body() -> None:
     assert (client.status, client.body) == (200, b"")
 
 
+@pytest.mark.parametrize(
+    ("sent", "seen"), [("/models/", "/models"), ("/", "/"), ("//", "//"), ("/a/b//", "/a/b")]
+)
+async def test_a_path_may_end_in_a_slash(sent: str, seen: str) -> None:
+    async def handler(request: Request) -> bytes:
+        return request.scope["path"].encode()
+
+    client = Client(handler)
+    await client.post(sent, b"")
+    assert client.sent[-1]["body"] == seen.encode()
+
+
 async def test_bodies_of_other_paths_pass_as_they_are() -> None:
     client = Client(echo)
     await client.post("/run", b"any", b"thing")

@@ -1,0 +1,131 @@
+"""GET and POST options: which model AUTOMATIC1111's clients use, each caller its own."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Annotated
+
+from fastapi import Depends, Request
+from pydantic import BaseModel, ConfigDict, Field
+
+from sdbento.access.caller import current_caller
+from sdbento.doors.a1111.bodies import Lenient, Name
+from sdbento.doors.a1111.checkpoints import find_checkpoint
+from sdbento.doors.a1111.tools.choices import Choices, ClipStop
+from sdbento.doors.a1111.tools.preloads import Preloads
+from sdbento.doors.http.routing import TheApp, door
+from sdbento.images.redaction import public_name
+
+if TYPE_CHECKING:
+    from sdbento.app import App
+
+router = door("AUTOMATIC1111")
+
+FILE = "a1111.json"  # in SDBENTO_STATE_DIR
+
+
+def choices_of(request: Request) -> Choices:
+    state = request.app.state
+    if not hasattr(state, "a1111_choices"):
+        state.a1111_choices = Choices(state.app.settings.state_dir / FILE)
+    choices: Choices = state.a1111_choices
+    return choices
+
+
+def preloads_of(request: Request) -> Preloads:
+    state = request.app.state
+    if not hasattr(state, "a1111_preloads"):
+        state.a1111_preloads = Preloads()
+    preloads: Preloads = state.a1111_preloads
+    return preloads
+
+
+TheChoices = Annotated[Choices, Depends(choices_of)]
+ThePreloads = Annotated[Preloads, Depends(preloads_of)]
+
+
+class Options(BaseModel):
+    """The web UI's settings that mean something here. Two of them can be set: the model and
+    `CLIP_stop_at_last_layers`; what the others say is how it is."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    sd_model_checkpoint: str = Field(description="The model's title, as sd-models has it")
+    sd_checkpoint_hash: str | None = None
+    CLIP_stop_at_last_layers: int = 1
+    sd_vae: str = Field("Automatic", description="The model's own")
+    samples_format: str = "png"
+    enable_pnginfo: bool = Field(True, description="Images say how they were made")
+    outdir_samples: str = Field("", description="No image is kept here")
+
+
+class Changes(Lenient):
+    """Settings to change. Those that are not named here are accepted, and change nothing."""
+
+    sd_model_checkpoint: Name | None = Field(
+        None, description="A title of sd-models, or a model's name"
+    )
+    CLIP_stop_at_last_layers: ClipStop | None = Field(
+        None, description="The layer of the text encoder to stop at, counted from the last"
+    )
+
+
+@router.get("/sdapi/v1/options")
+async def get_options(app: TheApp, choices: TheChoices) -> Options:
+    """The settings of whoever asks."""
+    chosen = choices.of(current_caller())
+    return Options(
+        sd_model_checkpoint=title_of(app, chosen.checkpoint),
+        CLIP_stop_at_last_layers=chosen.clip_stop,
+    )
+
+
+@router.post("/sdapi/v1/options")
+async def set_options(
+    app: TheApp, choices: TheChoices, preloads: ThePreloads, changes: Changes
+) -> None:
+    """Choose another model, for all later requests with the same key, also after a restart.
+
+    It is loaded in the background. Settings that are not in the body's schema change nothing.
+    """
+    caller = current_caller()
+    chosen = choices.of(caller)
+    title = changes.sd_model_checkpoint
+    if title is not None and title != title_of(app, chosen.checkpoint):
+        name = await find_checkpoint(app, title)
+        spec = await asyncio.to_thread(app.catalog.resolve, name or title)
+        chosen = chosen.model_copy(update={"checkpoint": spec.name})
+        preloads.begin(caller, spec, app.pipelines)
+    if changes.CLIP_stop_at_last_layers is not None:
+        chosen = chosen.model_copy(update={"clip_stop": changes.CLIP_stop_at_last_layers})
+    await asyncio.to_thread(choices.keep, caller, chosen)
+
+
+@router.post("/sdapi/v1/reload-checkpoint")
+async def reload_checkpoint(
+    app: TheApp, choices: TheChoices, preloads: ThePreloads
+) -> dict[str, str]:
+    """Load the chosen model in the background, if it is not in memory."""
+    name = choices.of(current_caller()).checkpoint or app.settings.sd_model
+    spec = await asyncio.to_thread(app.catalog.resolve, name)
+    preloads.begin(current_caller(), spec, app.pipelines)
+    return {}
+
+
+@router.post("/sdapi/v1/unload-checkpoint")
+async def unload_checkpoint() -> dict[str, str]:
+    """Unload nothing, and say so: others may be using the model, and a model leaves memory by
+    itself when another needs the room."""
+    return {"detail": "nothing was unloaded: models leave memory when others need the room"}
+
+
+async def checkpoint(request: Request) -> str | None:
+    """The model that whoever sent `request` has chosen; None: the server's default."""
+    return choices_of(request).of(current_caller()).checkpoint
+
+
+def title_of(app: App, checkpoint: str | None) -> str:
+    """What a model is called here: its name, without folders. None: the server's default."""
+    name = checkpoint or app.settings.sd_model
+    spec = app.catalog.known(name)
+    return public_name(name if spec is None else spec.name)

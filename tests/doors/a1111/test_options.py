@@ -1,0 +1,201 @@
+"""GET and POST options: each caller's model, over restarts and damage."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.requests import Request
+from starlette.testclient import TestClient
+
+from sdbento.access.caller import Caller, acting_for
+from sdbento.app import App
+from sdbento.doors.a1111.options import FILE, checkpoint
+from tests.support.a1111 import assert_failed, caller, serving_a1111
+from tests.support.tiny import save_tiny
+
+OPTIONS = "/sdapi/v1/options"
+SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> Iterator[TestClient]:
+    with serving_a1111(tmp_path) as client:
+        yield client
+
+
+def app_of(client: TestClient) -> App:
+    app: App = client.app_state["app"]
+    return app
+
+
+def current(client: TestClient, name: str = "") -> Any:
+    return client.get(OPTIONS, headers=caller(name)).json()["sd_model_checkpoint"]
+
+
+def choose(client: TestClient, title: Any, name: str = "") -> Any:
+    return client.post(OPTIONS, json={"sd_model_checkpoint": title}, headers=caller(name))
+
+
+def test_what_clients_read(client: TestClient) -> None:
+    options = client.get(OPTIONS).json()
+    assert options["sd_model_checkpoint"] == "shapes"
+    assert options["sd_vae"] == "Automatic"
+    assert options["samples_format"] == "png"
+    assert options["CLIP_stop_at_last_layers"] == 1
+    assert "forge_preset" not in options  # by which SillyTavern tells Forge
+
+
+def test_an_alias_as_the_default_has_the_title_of_the_list(tmp_path: Path) -> None:
+    with serving_a1111(tmp_path, sd_model="sdxl") as client:
+        assert current(client) == SDXL
+
+
+@pytest.mark.parametrize(
+    "title",
+    [
+        "runwayml/stable-diffusion-v1-5",
+        "stable-diffusion-v1-5",
+        "Stable-Diffusion-V1-5.safetensors [6ce0161689]",
+        "stable-diffusion-v1-5.ckpt",
+        "sd15",
+    ],
+)
+def test_a_model_by_every_name_it_may_have(client: TestClient, title: str) -> None:
+    response = choose(client, title)
+    assert (response.status_code, response.json()) == (200, None)
+    assert current(client) == "runwayml/stable-diffusion-v1-5"
+
+
+def test_the_whole_object_comes_back_from_open_webui(client: TestClient) -> None:
+    options = client.get(OPTIONS).json() | {"sd_model_checkpoint": SDXL, "no_such_option": [1]}
+    assert client.post(OPTIONS, json=options).status_code == 200
+    assert current(client) == SDXL
+    assert client.post(OPTIONS, json=client.get(OPTIONS).json()).status_code == 200
+
+
+@pytest.mark.parametrize("title", [None, ""])
+def test_no_title_changes_nothing(client: TestClient, title: Any) -> None:
+    choose(client, SDXL)
+    assert choose(client, title).status_code == 200
+    assert current(client) == SDXL
+
+
+def test_a_model_that_there_is_not(client: TestClient) -> None:
+    assert_failed(choose(client, "no such model"), 404, "no such model")
+    assert current(client) == "shapes"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        [],
+        "x",
+        1,
+        {"sd_model_checkpoint": 5},
+        {"sd_model_checkpoint": "x" * 501},
+        {"CLIP_stop_at_last_layers": 0},
+        {"CLIP_stop_at_last_layers": 14},
+        {"CLIP_stop_at_last_layers": "many"},
+        {"CLIP_stop_at_last_layers": 1.5},
+        {"CLIP_stop_at_last_layers": []},
+    ],
+)
+def test_nonsense_is_refused(client: TestClient, body: Any) -> None:
+    response = client.post(OPTIONS, json=body)
+    assert_failed(response, 422 if isinstance(body, dict) else 400)
+
+
+def test_the_last_layers_can_be_left_out(client: TestClient) -> None:
+    assert client.post(OPTIONS, json={"CLIP_stop_at_last_layers": "2"}).status_code == 200
+    assert client.get(OPTIONS).json()["CLIP_stop_at_last_layers"] == 2
+    assert current(client) == "shapes"
+
+
+def test_each_caller_has_a_choice_of_its_own(client: TestClient) -> None:
+    choose(client, SDXL, "alice")
+    choose(client, "sd15", "bob")
+    assert current(client, "alice") == SDXL
+    assert current(client, "bob") == "runwayml/stable-diffusion-v1-5"
+    assert current(client) == current(client, "carol") == "shapes"
+
+
+async def test_what_other_routes_are_told(client: TestClient) -> None:
+    choose(client, "sd15", "alice")
+    routes = client.app_state["routes"]
+    request = Request({"type": "http", "app": routes})
+    with acting_for(Caller("alice")):
+        assert await checkpoint(request) == "runwayml/stable-diffusion-v1-5"
+    with acting_for(Caller("bob")):
+        assert await checkpoint(request) is None
+
+
+def test_choices_outlive_the_server(tmp_path: Path) -> None:
+    with serving_a1111(tmp_path) as client:
+        choose(client, SDXL, "alice")
+        choose(client, "sd15")
+    with serving_a1111(tmp_path) as client:
+        assert current(client, "alice") == SDXL
+        assert current(client) == "runwayml/stable-diffusion-v1-5"
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[1]", b'{"": 5}', b"\xff\xfe", b"null"])
+def test_a_damaged_file_is_told_and_ignored(
+    tmp_path: Path, damage: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "state" / FILE
+    file.parent.mkdir()
+    file.write_bytes(damage)
+    with serving_a1111(tmp_path) as client:
+        assert current(client) == "shapes"
+        assert str(file) in caplog.text
+        choose(client, SDXL)
+    with serving_a1111(tmp_path) as client:
+        assert current(client) == SDXL
+
+
+def test_a_choice_that_cannot_be_written_holds_until_the_server_stops(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "state").write_text("in the way of the folder")
+    with serving_a1111(tmp_path) as client:
+        assert choose(client, SDXL).status_code == 200
+        assert current(client) == SDXL
+    assert "is lost when we stop" in caplog.text
+
+
+def test_no_folder_of_this_machine_is_told(tmp_path: Path) -> None:
+    default = save_tiny("sd15", tmp_path / "private" / "default")
+    save_tiny("sd15", tmp_path / "models_dir" / "mine")
+    with serving_a1111(tmp_path, sd_model=str(default)) as client:
+        assert current(client) == "default"
+        choose(client, "mine")
+        assert current(client) == "mine"
+        assert choose(client, "default").status_code == 200
+        assert current(client) == "default"
+        assert "private" not in client.get("/sdapi/v1/sd-models").text
+
+
+def until_loaded(client: TestClient, name: str) -> None:
+    give_up = time.monotonic() + 30
+    while name not in [key for key, _, leased in app_of(client).pipelines.loaded() if not leased]:
+        assert time.monotonic() < give_up
+        time.sleep(0.02)
+
+
+def test_the_chosen_model_is_loaded_in_the_background(tmp_path: Path) -> None:
+    save_tiny("sd15", tmp_path / "models_dir" / "mine")
+    with serving_a1111(tmp_path) as client:
+        choose(client, "mine")
+        until_loaded(client, "mine")
+        assert client.post("/sdapi/v1/reload-checkpoint").json() == {}
+        assert "nothing was unloaded" in client.post("/sdapi/v1/unload-checkpoint").text
+        assert [key for key, *_ in app_of(client).pipelines.loaded()] == ["mine"]
+
+
+def test_a_load_that_fails_is_no_failure_of_the_choice(client: TestClient) -> None:
+    assert choose(client, SDXL).status_code == 200  # it is not on this machine
+    assert current(client) == SDXL
