@@ -103,7 +103,7 @@ async def test_a_handler_gets_the_parsed_request_in_place_of_the_body() -> None:
 )
 async def test_a_path_may_end_in_a_slash(sent: str, seen: str) -> None:
     async def handler(request: Request) -> bytes:
-        return request.scope["path"].encode()
+        return str(request.scope["path"]).encode()
 
     client = Client(handler)
     await client.post(sent, b"")
