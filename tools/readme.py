@@ -94,8 +94,8 @@ def layout() -> str:
 
 
 def _folders(package: Path) -> list[Path]:
-    """A package and the packages in it, as far as they have modules."""
-    folders = [package, *sorted(path.parent for path in package.glob("*/__init__.py"))]
+    """A package and the packages in it, however deep, as far as they have modules."""
+    folders = sorted(path.parent for path in package.rglob("__init__.py"))
     return [folder for folder in folders if _modules(folder)]
 
 

@@ -39,7 +39,7 @@ def serving_a1111(folder: Path, **settings: Any) -> Iterator[TestClient]:
 
     shapes = {"/sdapi/": ERRORS, "/controlnet/": ERRORS}
     client = TestClient(Guard(on_behalf, lambda: chosen, {}, shapes))
-    client.app_state |= {"app": app, "routes": routes}
+    client.app_state["app"] = app
     try:
         yield client
     finally:

@@ -24,8 +24,11 @@ async def find_checkpoint(app: App, title: str | None) -> str | None:
         return None
     if app.catalog.known(title) is not None:
         return title
-    wanted = _plain(title)
     specs = await asyncio.to_thread(app.catalog.list)
+    for spec in specs:  # two files may differ in their suffix alone
+        if title == public_name(spec.name):
+            return spec.name
+    wanted = _plain(title)
     for spec in specs:
         names = {_plain(public_name(name)) for name in spec.names}
         if wanted in names | {name.rpartition("/")[2] for name in names}:

@@ -11,7 +11,10 @@ from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from sdbento.access.caller import current_caller
 from sdbento.doors.a1111.bodies import Img2Img, Txt2Img
+from sdbento.doors.a1111.options import TheChoices
+from sdbento.doors.a1111.tools.choices import Choice
 from sdbento.doors.a1111.work import Generation, Work
 from sdbento.doors.http.routing import TheApp, door
 from sdbento.images import codec
@@ -70,15 +73,15 @@ class Progress(BaseModel):
 
 
 @router.post("/sdapi/v1/txt2img", response_model=ImagesAnswer)
-async def txt2img(body: Txt2Img, app: TheApp, work: TheWork, request: Request) -> Response:
+async def txt2img(body: Txt2Img, app: TheApp, work: TheWork, choices: TheChoices) -> Response:
     """Draw images from text."""
-    return await _generate("txt2img", body, app, work)
+    return await _generate("txt2img", body, app, work, choices.of(current_caller()))
 
 
 @router.post("/sdapi/v1/img2img", response_model=ImagesAnswer)
-async def img2img(body: Img2Img, app: TheApp, work: TheWork, request: Request) -> Response:
+async def img2img(body: Img2Img, app: TheApp, work: TheWork, choices: TheChoices) -> Response:
     """Draw images from an image; with a mask, repaint what is white in it."""
-    return await _generate("img2img", body, app, work)
+    return await _generate("img2img", body, app, work, choices.of(current_caller()))
 
 
 @router.get("/sdapi/v1/progress")
@@ -123,18 +126,22 @@ async def skip(work: TheWork) -> dict[str, Any]:
     return await interrupt(work)
 
 
-async def _generate(job: str, body: Txt2Img | Img2Img, app: App, work: Work) -> Response:
+async def _generate(
+    job: str, body: Txt2Img | Img2Img, app: App, work: Work, chosen: Choice
+) -> Response:
+    """`chosen` holds where `body` does not say."""
     # Imported here: they import torch, which BentoML's supervisor does not need.
     from sdbento.doors.a1111.answer import to_json
     from sdbento.doors.a1111.checkpoints import find_checkpoint
     from sdbento.doors.a1111.translation import translate
 
     model = await find_checkpoint(app, body.override_settings.sd_model_checkpoint or body.model)
+    model = model or chosen.checkpoint
     refiner = await find_checkpoint(app, body.refiner_checkpoint)
     mask = None
     if isinstance(body, Img2Img) and body.mask is not None:
         mask = await app.read_image(body.mask, param="mask")
-    translated = await asyncio.to_thread(translate, body, model, refiner, mask)
+    translated = await asyncio.to_thread(translate, body, model, refiner, mask, chosen.clip_stop)
     generation = Generation(app, job, translated.request, translated.num_images)
     with work.listing(generation):
         responses = await generation.run()

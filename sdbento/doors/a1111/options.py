@@ -119,11 +119,6 @@ async def unload_checkpoint() -> dict[str, str]:
     return {"detail": "nothing was unloaded: models leave memory when others need the room"}
 
 
-async def checkpoint(request: Request) -> str | None:
-    """The model that whoever sent `request` has chosen; None: the server's default."""
-    return choices_of(request).of(current_caller()).checkpoint
-
-
 def title_of(app: App, checkpoint: str | None) -> str:
     """What a model is called here: its name, without folders. None: the server's default."""
     name = checkpoint or app.settings.sd_model

@@ -49,9 +49,11 @@ def translate(
     model: str | None = None,
     refiner: str | None = None,
     mask: Image.Image | None = None,
+    clip_stop: int = 1,
 ) -> Translated:
     """`model` and `refiner` are our names for those of `body`; None: the default, and none. `mask`
-    is that of `body`, decoded.
+    is that of `body`, decoded; `clip_stop` the text encoder's layer to stop at, from the end, where
+    `body` does not say.
 
     Blocking: a mask may have to be encoded. Raises NotFound, InvalidParameter, UnknownSampler.
     """
@@ -63,7 +65,7 @@ def translate(
             f"batch_size x n_iter must be at most {MAX_IMAGES}; given: {num_images}", param="n_iter"
         )
     notes = Notes()
-    fields = _common(body, notes) | {"model": model}
+    fields = _common(body, clip_stop, notes) | {"model": model}
     units = read_units(body.alwayson_scripts, notes)
     if isinstance(body, Img2Img):
         fields |= _from_image(body, fields, mask, notes)
@@ -80,7 +82,7 @@ def translate(
         raise explain(error, "the request") from None
 
 
-def _common(body: Processing, notes: Notes) -> Fields:
+def _common(body: Processing, clip_stop: int, notes: Notes) -> Fields:
     steps = min(body.steps, MAX_STEPS)
     notes.change("steps", body.steps, steps)
     if body.cfg_scale < 1:
@@ -91,7 +93,7 @@ def _common(body: Processing, notes: Notes) -> Fields:
     return {
         "prompt": body.prompt,
         "negative_prompt": body.negative_prompt or None,
-        "clip_skip": _clip_skip(body),
+        "clip_skip": _clip_skip(body, clip_stop),
         "width": _side("width", body.width, notes),
         "height": _side("height", body.height, notes),
         "num_inference_steps": steps,
@@ -102,9 +104,9 @@ def _common(body: Processing, notes: Notes) -> Fields:
     }
 
 
-def _clip_skip(body: Processing) -> int | None:
+def _clip_skip(body: Processing, clip_stop: int) -> int | None:
     """The web UI counts the layer to stop at, from the end; we count those that are left out."""
-    stop_at = body.override_settings.CLIP_stop_at_last_layers or body.clip_skip or 1
+    stop_at = body.override_settings.CLIP_stop_at_last_layers or body.clip_skip or clip_stop
     return stop_at - 1 if stop_at > 1 else None
 
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from starlette.requests import Request
 from starlette.testclient import TestClient
 
-from sdbento.access.caller import Caller, acting_for
 from sdbento.app import App
-from sdbento.doors.a1111.options import FILE, checkpoint
+from sdbento.doors.a1111 import generation, options
+from sdbento.doors.a1111.failures import ERRORS
+from sdbento.doors.a1111.options import FILE
+from sdbento.settings import Settings
 from tests.support.a1111 import assert_failed, caller, serving_a1111
+from tests.support.fake_server import fake_server
 from tests.support.tiny import save_tiny
 
 OPTIONS = "/sdapi/v1/options"
@@ -41,12 +44,12 @@ def choose(client: TestClient, title: Any, name: str = "") -> Any:
 
 
 def test_what_clients_read(client: TestClient) -> None:
-    options = client.get(OPTIONS).json()
-    assert options["sd_model_checkpoint"] == "shapes"
-    assert options["sd_vae"] == "Automatic"
-    assert options["samples_format"] == "png"
-    assert options["CLIP_stop_at_last_layers"] == 1
-    assert "forge_preset" not in options  # by which SillyTavern tells Forge
+    told = client.get(OPTIONS).json()
+    assert told["sd_model_checkpoint"] == "shapes"
+    assert told["sd_vae"] == "Automatic"
+    assert told["samples_format"] == "png"
+    assert told["CLIP_stop_at_last_layers"] == 1
+    assert "forge_preset" not in told  # by which SillyTavern tells Forge
 
 
 def test_an_alias_as_the_default_has_the_title_of_the_list(tmp_path: Path) -> None:
@@ -71,8 +74,8 @@ def test_a_model_by_every_name_it_may_have(client: TestClient, title: str) -> No
 
 
 def test_the_whole_object_comes_back_from_open_webui(client: TestClient) -> None:
-    options = client.get(OPTIONS).json() | {"sd_model_checkpoint": SDXL, "no_such_option": [1]}
-    assert client.post(OPTIONS, json=options).status_code == 200
+    whole = client.get(OPTIONS).json() | {"sd_model_checkpoint": SDXL, "no_such_option": [1]}
+    assert client.post(OPTIONS, json=whole).status_code == 200
     assert current(client) == SDXL
     assert client.post(OPTIONS, json=client.get(OPTIONS).json()).status_code == 200
 
@@ -123,14 +126,26 @@ def test_each_caller_has_a_choice_of_its_own(client: TestClient) -> None:
     assert current(client) == current(client, "carol") == "shapes"
 
 
-async def test_what_other_routes_are_told(client: TestClient) -> None:
-    choose(client, "sd15", "alice")
-    routes = client.app_state["routes"]
-    request = Request({"type": "http", "app": routes})
-    with acting_for(Caller("alice")):
-        assert await checkpoint(request) == "runwayml/stable-diffusion-v1-5"
-    with acting_for(Caller("bob")):
-        assert await checkpoint(request) is None
+def test_images_are_made_by_the_callers_choice(tmp_path: Path) -> None:
+    save_tiny("sd15", tmp_path / "models" / "mine")
+    settings = Settings(
+        sd_model="shapes", models_dir=tmp_path / "models", state_dir=tmp_path / "state"
+    )
+    body = {"prompt": "a cat", "steps": 2, "width": 64, "height": 64}
+    override = {"override_settings": {"sd_model_checkpoint": "shapes"}, "clip_skip": 1}
+    doors = generation.router, options.router
+    with fake_server(*doors, error_shapes={"/sdapi/": ERRORS}, settings=settings) as fake:
+
+        def made(**fields: Any) -> tuple[str, int]:
+            answer = fake.client.post("/sdapi/v1/txt2img", json=body | fields).json()
+            info = json.loads(answer["info"])
+            return info["sd_model_name"], info["clip_skip"]
+
+        assert made() == ("shapes", 1)
+        chosen = {"sd_model_checkpoint": "mine", "CLIP_stop_at_last_layers": 2}
+        fake.client.post(OPTIONS, json=chosen)
+        assert made() == ("mine", 2)
+        assert made(**override) == ("shapes", 1)
 
 
 def test_choices_outlive_the_server(tmp_path: Path) -> None:
