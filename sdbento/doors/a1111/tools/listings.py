@@ -114,7 +114,8 @@ async def sd_models(app: TheApp, choices: TheChoices) -> list[Checkpoint]:
     """The models; the one that the caller uses comes first."""
     current = title_of(app, choices.of(current_caller()).checkpoint)
     listed = await run_in_threadpool(app.list_models)
-    titles = dict.fromkeys([current, *(public_name(model.spec.name) for model in listed)])
+    titles = [public_name(model.spec.name) for model in listed]
+    titles.sort(key=lambda title: title != current)
     return [Checkpoint(title=title, model_name=title, filename=title) for title in titles]
 
 
