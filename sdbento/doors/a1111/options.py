@@ -24,7 +24,7 @@ router = door("AUTOMATIC1111")
 FILE = "a1111.json"  # in SDBENTO_STATE_DIR
 
 
-def choices_of(request: Request) -> Choices:
+async def choices_of(request: Request) -> Choices:
     state = request.app.state
     if not hasattr(state, "a1111_choices"):
         state.a1111_choices = Choices(state.app.settings.state_dir / FILE)
@@ -32,7 +32,7 @@ def choices_of(request: Request) -> Choices:
     return choices
 
 
-def preloads_of(request: Request) -> Preloads:
+async def preloads_of(request: Request) -> Preloads:
     state = request.app.state
     if not hasattr(state, "a1111_preloads"):
         state.a1111_preloads = Preloads()

@@ -30,7 +30,7 @@ from sdbento.request.parse import explain_first
 LARGE_BODY = 64 * 1024  # bytes from which on a body is parsed on a thread
 
 
-def app_of(request: Request) -> App:
+async def app_of(request: Request) -> App:  # on the event loop: a thread may have to be waited for
     app: App = request.app.state.app
     return app
 

@@ -48,6 +48,8 @@ class Choices:
     def keep(self, caller: Caller, choice: Choice) -> None:
         """Blocking. A choice that cannot be written holds until the server stops."""
         with self._lock:
+            if self.of(caller) == choice:
+                return
             self._by_name[_name(caller)] = choice
             try:
                 _write(self._path, _FILE.dump_json(self._by_name))
