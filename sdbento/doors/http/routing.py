@@ -30,9 +30,14 @@ from sdbento.request.parse import explain_first
 LARGE_BODY = 64 * 1024  # bytes from which on a body is parsed on a thread
 
 
-async def app_of(request: Request) -> App:  # on the event loop: a thread may have to be waited for
+def app_of(request: Request) -> App:
     app: App = request.app.state.app
     return app
+
+
+async def _app_of(request: Request) -> App:
+    """FastAPI calls a function that is not async on a thread, which may have to be waited for."""
+    return app_of(request)
 
 
 # The App, as a parameter of a handler. FastAPI would want to import its class, and torch with it.
@@ -41,7 +46,7 @@ if TYPE_CHECKING:
 
     TheApp = App
 else:
-    TheApp = Annotated[Any, Depends(app_of)]
+    TheApp = Annotated[Any, Depends(_app_of)]
 
 
 def door(tag: str) -> APIRouter:
