@@ -93,7 +93,7 @@ async def set_options(
     title = changes.sd_model_checkpoint
     if title is not None and title != title_of(app, chosen.checkpoint):
         name = await find_checkpoint(app, title)
-        spec = await asyncio.to_thread(app.catalog.resolve, name or title)
+        spec = await app.find_model(name or title)
         chosen = chosen.model_copy(update={"checkpoint": spec.name})
         preloads.begin(caller, spec, app.pipelines)
     if changes.CLIP_stop_at_last_layers is not None:
@@ -106,8 +106,7 @@ async def reload_checkpoint(
     app: TheApp, choices: TheChoices, preloads: ThePreloads
 ) -> dict[str, str]:
     """Load the chosen model in the background, if it is not in memory."""
-    name = choices.of(current_caller()).checkpoint or app.settings.sd_model
-    spec = await asyncio.to_thread(app.catalog.resolve, name)
+    spec = await app.find_model(choices.of(current_caller()).checkpoint)
     preloads.begin(current_caller(), spec, app.pipelines)
     return {}
 

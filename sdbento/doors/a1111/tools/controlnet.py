@@ -135,8 +135,7 @@ async def detect(app: TheApp, body: Detection) -> Response:
 
 
 async def _known_types(app: TheApp, choices: TheChoices) -> list[str]:
-    name = choices.of(current_caller()).checkpoint or app.settings.sd_model
-    return list(controlnets_for(await run_in_threadpool(app.catalog.resolve, name)))
+    return list(controlnets_for(await app.find_model(choices.of(current_caller()).checkpoint)))
 
 
 def _preprocessors() -> list[str]:

@@ -5,20 +5,17 @@ Files are called by their names, without folders. Lists of what this server does
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
 from sdbento.access.caller import current_caller
+from sdbento.catalog.specs import ModelSpec
 from sdbento.doors.a1111.options import TheChoices, title_of
 from sdbento.doors.a1111.tools.extras import FILTERS, NONE
 from sdbento.doors.http.routing import TheApp, door
 from sdbento.images.redaction import public_name
 from sdbento.lora.lookup import known_names
-
-if TYPE_CHECKING:
-    from sdbento.app import App
+from sdbento.settings import Settings
 
 router = door("AUTOMATIC1111")
 
@@ -129,8 +126,8 @@ async def loras(app: TheApp) -> list[Lora]:
 @router.get("/sdapi/v1/embeddings")
 async def embeddings(app: TheApp, choices: TheChoices) -> Embeddings:
     """The textual inversions that a prompt may name; `skipped` are those for other models."""
-    name = choices.of(current_caller()).checkpoint or app.settings.sd_model
-    return await run_in_threadpool(_embeddings, app, name)
+    model = await app.find_model(choices.of(current_caller()).checkpoint)
+    return await run_in_threadpool(_embeddings, model, app.settings)
 
 
 @router.get("/sdapi/v1/sd-vae")
@@ -153,13 +150,13 @@ async def refresh() -> None:
     """There is nothing to do: each list is read from the disk when it is asked for."""
 
 
-def _embeddings(app: App, model: str) -> Embeddings:
+def _embeddings(model: ModelSpec, settings: Settings) -> Embeddings:
     from sdbento.prompts.check import encoder_indices
     from sdbento.prompts.inversions import read_all
 
-    encoders = encoder_indices(app.catalog.resolve(model))
+    encoders = encoder_indices(model)
     answer = Embeddings(loaded={}, skipped={})
-    for inversion in read_all(app.settings.embeddings_dir):
+    for inversion in read_all(settings.embeddings_dir):
         listed = answer.loaded if inversion.is_for(encoders) else answer.skipped
         num_vectors, width = inversion.vectors[min(inversion.vectors)].shape
         listed[inversion.name] = Embedding(shape=width, vectors=num_vectors)
