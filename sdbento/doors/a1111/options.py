@@ -113,8 +113,10 @@ async def reload_checkpoint(
 
 @router.post("/sdapi/v1/unload-checkpoint")
 async def unload_checkpoint() -> dict[str, str]:
-    """Unload nothing, and say so: others may be using the model, and a model leaves memory by
-    itself when another needs the room."""
+    """Unload nothing, and say so.
+
+    Others may be using the model, and a model leaves memory by itself when another needs the room.
+    """
     return {"detail": "nothing was unloaded: models leave memory when others need the room"}
 
 

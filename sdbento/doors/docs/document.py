@@ -48,7 +48,7 @@ def document(app: FastAPI, shapes: Mapping[str, ErrorShape]) -> Schema:
         operation["operationId"] = _name(path, method, only=len(written["paths"][path]) == 1)
         _describe_path(operation, path)
         _summarise(operation)
-        if path in EXAMPLES:
+        if path in EXAMPLES and "requestBody" in operation:
             operation["requestBody"]["content"][JSON]["example"] = EXAMPLES[path]
     name_bodies(written)
     add_errors(written, shapes)

@@ -15,6 +15,7 @@ CIRCLE: dict[str, Any] = {
     "seed": 7,
 }
 WEB_UI: dict[str, Any] = {"prompt": CIRCLE["prompt"], "steps": 4, "seed": 7}
+ENLARGED: dict[str, Any] = {"upscaler_1": "Lanczos", "upscaling_resize": 2}
 EXAMPLES: dict[str, dict[str, Any]] = {
     "/generate": CIRCLE | {"num_images": 2},
     "/generate_stream": CIRCLE | {"preview_every": 2},
@@ -26,6 +27,11 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "/v1/images/variations": {"image": SQUARE, "num_inference_steps": 4},
     "/sdapi/v1/txt2img": WEB_UI,
     "/sdapi/v1/img2img": WEB_UI | {"init_images": [SQUARE]},
+    "/sdapi/v1/options": {"CLIP_stop_at_last_layers": 1},
+    "/sdapi/v1/png-info": {"image": SQUARE},
+    "/sdapi/v1/extra-single-image": ENLARGED | {"image": SQUARE},
+    "/sdapi/v1/extra-batch-images": ENLARGED | {"imageList": [{"data": SQUARE, "name": "square"}]},
+    "/controlnet/detect": {"controlnet_module": "canny", "controlnet_input_images": [SQUARE]},
     "/run": {"input": CIRCLE},
     "/runsync": {"input": CIRCLE},
 }

@@ -39,9 +39,9 @@ async def png_info(app: TheApp, body: File) -> PngInfo:
     return await threads.run(_read, body.image, app.settings)
 
 
-@router.post("/sdapi/v1/interrogate")
+@router.post("/sdapi/v1/interrogate", status_code=501, response_description="It is not offered")
 async def interrogate() -> None:
-    """Describing an image is not offered: 501."""
+    """Say that describing an image is not offered."""
     raise NotOffered("describing an image is not offered: this server has no model for it")
 
 
