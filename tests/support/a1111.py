@@ -11,7 +11,7 @@ from starlette.datastructures import Headers
 from starlette.testclient import TestClient
 from starlette.types import Receive, Scope, Send
 
-from sdbento.access.caller import Caller, acting_for
+from sdbento.access.caller import Allowance, Caller, acting_for
 from sdbento.app import App
 from sdbento.doors.a1111 import options
 from sdbento.doors.a1111.failures import ERRORS
@@ -33,8 +33,10 @@ def serving_a1111(folder: Path, **settings: Any) -> Iterator[TestClient]:
     app = routes.state.app = App(chosen, FakeRunner())
 
     async def on_behalf(scope: Scope, receive: Receive, send: Send) -> None:
-        """Of whom the header says, as if it were a key."""
-        with acting_for(Caller(Headers(scope=scope).get("x-caller"))):
+        """Of whom the header says, as if it were a key; that of "limited" allows one model."""
+        name = Headers(scope=scope).get("x-caller")
+        models = frozenset({"shapes"}) if name == "limited" else None
+        with acting_for(Caller(name, Allowance(models=models))):
             await routes(scope, receive, send)
 
     shapes = {"/sdapi/": ERRORS, "/controlnet/": ERRORS}

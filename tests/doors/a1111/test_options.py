@@ -126,6 +126,14 @@ def test_each_caller_has_a_choice_of_its_own(client: TestClient) -> None:
     assert current(client) == current(client, "carol") == "shapes"
 
 
+def test_a_key_chooses_only_what_it_allows(client: TestClient) -> None:
+    assert_failed(choose(client, SDXL, "limited"), 403, SDXL)
+    assert current(client, "limited") == "shapes"
+    models = client.get("/sdapi/v1/sd-models", headers=caller("limited")).json()
+    assert [model["title"] for model in models] == ["shapes"]
+    assert app_of(client).pipelines.loaded() == []
+
+
 def test_images_are_made_by_the_callers_choice(tmp_path: Path) -> None:
     save_tiny("sd15", tmp_path / "models" / "mine")
     settings = Settings(
