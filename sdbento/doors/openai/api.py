@@ -39,7 +39,7 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {
         "model": answers.ImagesAnswer,
         "description": "The images; with `stream`, events that end in one for each image",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "content": {"text/event-stream": {}},
         "headers": {
             "X-SDBento-Model": {
                 "description": "The model that was used",
@@ -95,12 +95,12 @@ async def create_variation(request: Request, app: TheApp) -> Response:
         return await _answer(request, app, order, "image_edit")
 
 
+@router.head(PUBLIC_PREFIX + "{name}", include_in_schema=False)
 @router.get(
     PUBLIC_PREFIX + "{name}",
     response_class=Response,
     responses={200: {"content": dict.fromkeys(MEDIA_TYPES.values(), _FILE)}},
 )
-@router.head(PUBLIC_PREFIX + "{name}", include_in_schema=False)
 async def get_file(name: str, request: Request) -> Response:
     """An image that an answer named by its URL; it needs no key, and is kept for a while."""
     files = _files(request)
@@ -122,6 +122,11 @@ async def get_file(name: str, request: Request) -> Response:
 async def ping() -> Response:
     """Some clients ask in this way whether there is such a server."""
     return Response(status_code=204, headers={"Allow": "POST, OPTIONS"})
+
+
+@router.options(PUBLIC_PREFIX + "{name}", include_in_schema=False)
+async def ping_file() -> Response:
+    return Response(status_code=204, headers={"Allow": "GET, HEAD, OPTIONS"})
 
 
 async def _answer(request: Request, app: App, order: Order, kind: Kind) -> Response:

@@ -109,6 +109,14 @@ def test_urls_name_files_that_need_nothing_but_their_name(
     assert head.content == b""
 
 
+def test_files_say_how_they_can_be_had(client: TestClient) -> None:
+    path = PUBLIC_PREFIX + "no.png"
+    assert client.options(path).headers["allow"] == "GET, HEAD, OPTIONS"
+    response = client.post(path)
+    assert_refused(response, 405, None)
+    assert "GET" in response.headers["allow"]
+
+
 @pytest.mark.parametrize("name", ["no.png", "", "a/b.png", "..%2F..%2Fetc%2Fpasswd", "%00"])
 def test_names_of_no_files_are_404(client: TestClient, name: str) -> None:
     assert_refused(client.get(PUBLIC_PREFIX + name), 404, None)
