@@ -147,7 +147,8 @@ class App:
 
     async def read_image(self, source: str, *, param: str) -> Image.Image:
         """The image that a field `param` of a request holds: a URL, a data URI or base64."""
-        return await self._resolver.read_image(source, param)
+        with self._counted():
+            return await self._resolver.read_image(source, param)
 
     async def generate(self, request: GenerateRequest) -> GenerateResponse:
         """Make the images of `request`. Raises errors of the `errors` tree only."""
@@ -185,19 +186,27 @@ class App:
 
     @contextmanager
     def _admitted(self, request: GenerateRequest) -> Iterator[None]:
-        """Count a request in; refuse it when too many are unfinished. Remember a lost GPU."""
+        """Count a request and its images in; refuse it when too many are unfinished."""
+        pause = self.seconds_per_request
+        with (
+            self._counted(),
+            self._images_at_once.hold(current_caller(), request.num_images, pause),
+        ):
+            yield
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Count a request in; refuse it when there is no room. Remember a lost GPU."""
         caller = current_caller()
         self._check_room(caller)
-        pause = self.seconds_per_request
-        with self._images_at_once.hold(caller, request.num_images, pause):
-            self._count_requests(caller.name, 1)
-            try:
-                yield
-            except Exception as error:
-                self._notice_sickness(error)
-                raise
-            finally:
-                self._count_requests(caller.name, -1)
+        self._count_requests(caller.name, 1)
+        try:
+            yield
+        except Exception as error:
+            self._notice_sickness(error)
+            raise
+        finally:
+            self._count_requests(caller.name, -1)
 
     def _check_room(self, caller: Caller) -> None:
         """Raises Overloaded when the queue is full, or this caller's share of it."""

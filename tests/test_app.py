@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from sdbento.app import App
 from sdbento.environment import load_settings
-from sdbento.errors import DeadlineExceeded, InvalidParameter, SDBentoError
+from sdbento.errors import DeadlineExceeded, InvalidParameter, Overloaded, SDBentoError
 from sdbento.request.schema import GenerateRequest
 from tests.support.device_errors import AcceleratorError
 from tests.support.fakes import FakeRunner
@@ -279,6 +279,24 @@ async def test_a_request_that_is_refused_frees_its_place(app: App) -> None:
         with pytest.raises(InvalidParameter):
             await made(app, strength=0.5)
     assert (await made(app)).shape == (64, 64, 3)
+
+
+async def test_an_image_that_is_read_takes_a_place_of_the_queue(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    app = App(load_settings(sd_model="shapes", max_queue_size=1, max_batch_size=1), FakeRunner())
+    goes_on = asyncio.Event()
+
+    async def wait(*_: object) -> None:
+        await goes_on.wait()
+
+    monkeypatch.setattr(app._resolver, "read_image", wait)
+    reading = [asyncio.create_task(app.read_image(EDGES, param="image")) for _ in range(2)]
+    await asyncio.sleep(0)
+    with pytest.raises(Overloaded):
+        await app.read_image(EDGES, param="image")
+    goes_on.set()
+    await asyncio.gather(*reading, app.read_image(EDGES, param="image"))
 
 
 async def test_a_gpu_that_failed_for_good_is_remembered_and_a_request_that_failed_is_not() -> None:

@@ -31,7 +31,8 @@ from sdbento.settings import Settings
 log = logging.getLogger(__name__)
 
 REQUEST = "sdbento.request"  # the key of the parsed request in the ASGI scope
-READABLE = ("Retry-After", "X-Seed", "X-SDBento-Model")  # headers that pages of others may read
+# Headers that pages of others may read.
+READABLE = ("Retry-After", "X-Seed", "X-SDBento-Model", "X-SDBento-Warnings")
 
 
 async def parsed_request(request: Request, _: object = None) -> GenerateRequest:

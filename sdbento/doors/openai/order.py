@@ -74,6 +74,8 @@ def in_clients_words(body: ImageBody) -> Iterator[None]:
     except SDBentoError as error:
         if error.param in ("width", "height") and body.size is not None:
             error.param = "size"
+        elif error.param == "num_images":
+            error.param = "n"
         raise
 
 

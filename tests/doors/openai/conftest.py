@@ -14,6 +14,7 @@ from sdbento.doors.http.guard import Guard
 from sdbento.doors.http.routing import mounted
 from sdbento.doors.openai import api, models
 from sdbento.doors.openai.failures import ERRORS
+from sdbento.doors.openai.files import PUBLIC_PREFIX
 from sdbento.settings import Settings
 from tests.support.fakes import FakeRunner
 
@@ -31,7 +32,8 @@ def serve() -> Iterator[Serve]:
             app = routes.state.app = App(settings, runner or FakeRunner())
             app.start()
             stack.callback(app.close)
-            guarded = Guard(routes, lambda: settings, {}, {api.PREFIX: ERRORS})
+            shapes = {api.PREFIX: ERRORS}
+            guarded = Guard(routes, lambda: settings, {}, shapes, (PUBLIC_PREFIX,))
             return stack.enter_context(TestClient(guarded))
 
         yield serve

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from base64 import b64decode
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -192,6 +194,31 @@ def test_a_full_queue_is_a_rate_limit(serve: Serve, monkeypatch: pytest.MonkeyPa
         with pytest.raises(openai.RateLimitError) as raised:
             sdk(client).images.generate(prompt="x", stream=stream)
         assert raised.value.response.headers["retry-after"] == "3"
+
+
+def test_keys_are_asked_for_and_urls_need_none(serve: Serve, tmp_path: Path) -> None:
+    digest = hashlib.sha256(b"right").hexdigest()
+    keys = [{"name": "a", "hash": f"sha256:{digest}", "models": ["shapes"], "images_at_once": 2}]
+    (tmp_path / "keys.json").write_text(json.dumps(keys))
+    client = serve(api_keys=tmp_path / "keys.json")
+    with pytest.raises(openai.AuthenticationError) as wrong:
+        sdk(client).images.generate(prompt="x")
+    assert (wrong.value.code, wrong.value.type) == ("invalid_api_key", "authentication_error")
+    allowed = sdk(client).with_options(api_key="right")
+    with pytest.raises(openai.PermissionDeniedError) as forbidden:
+        allowed.images.generate(prompt="x", model="sdxl")
+    assert forbidden.value.type == "permission_error"
+    with pytest.raises(openai.PermissionDeniedError) as too_many:
+        allowed.images.generate(prompt="x", n=3)
+    assert too_many.value.param == "n"
+    assert [model.id for model in allowed.models.list()] == ["shapes"]
+    with pytest.raises(openai.NotFoundError):
+        allowed.models.retrieve("sdxl")
+    data = allowed.images.generate(prompt="x", model="dall-e-3").data
+    assert data is not None and data[0].url is not None
+    assert client.get(data[0].url).status_code == 200
+    assert client.get("/v1/models").status_code == 401
+    assert client.options(GENERATIONS).status_code == 204
 
 
 def test_several_images_are_one_and_a_warning(client: TestClient) -> None:
