@@ -61,7 +61,7 @@ _FILE = {"schema": parts.FILE}
 async def create_image(body: ImageBody, request: Request, app: TheApp) -> Response:
     """Make images from a prompt, as OpenAI's `images.generate`."""
     with in_clients_words(body):
-        order = await to_order(app, body, {})
+        order = await to_order(app, body)
         return await _answer(request, app, order, "image_generation")
 
 
@@ -75,11 +75,11 @@ async def create_edit(request: Request, app: TheApp) -> Response:
     sent = await parts.read(request)
     body = _validated(ImageBody, sent.fields)
     with in_clients_words(body):
+        order = await to_order(app, body)
         inputs = await edits.edit_inputs(app, body, sent.images[0], sent.mask)
-        order = await to_order(app, body, inputs)
         if len(sent.images) > 1:
             order.warnings.append(f"only the first of {len(sent.images)} images was edited")
-        return await _answer(request, app, order, "image_edit")
+        return await _answer(request, app, order.with_fields(**inputs), "image_edit")
 
 
 @router.post(
@@ -91,8 +91,9 @@ async def create_variation(request: Request, app: TheApp) -> Response:
     sent = await parts.read(request)
     body = _validated(VariationBody, sent.fields)
     with in_clients_words(body):
-        order = await to_order(app, body, edits.variation_inputs(body, sent.images[0]))
-        return await _answer(request, app, order, "image_edit")
+        order = await to_order(app, body)
+        inputs = edits.variation_inputs(body, sent.images[0])
+        return await _answer(request, app, order.with_fields(**inputs), "image_edit")
 
 
 @router.head(PUBLIC_PREFIX + "{name}", include_in_schema=False)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from sdbento.catalog.families import VAE_FACTOR
@@ -45,9 +45,13 @@ class Order:
         quality = self.body.quality or "auto"
         return {"auto": "medium", "standard": "medium", "hd": "high"}.get(quality, quality)
 
+    def with_fields(self, **fields: Any) -> Order:
+        """The same with these fields of its request."""
+        return replace(self, request=self.request.model_copy(update=fields))
 
-async def to_order(app: App, body: ImageBody, inputs: dict[str, Any]) -> Order:
-    """`inputs`: fields of the request that do not come from `body`. Raises errors of the tree."""
+
+async def to_order(app: App, body: ImageBody) -> Order:
+    """Raises errors of the `errors` tree."""
     if body.background == "transparent":
         raise InvalidParameter(
             "background cannot be transparent: these models paint every pixel", param="background"
@@ -59,10 +63,8 @@ async def to_order(app: App, body: ImageBody, inputs: dict[str, Any]) -> Order:
         warnings.append(f"there is no model {body.model[:80]!r} here: {spec.name} was used")
     if body.stream and body.response_format == "url":
         warnings.append("streams have images as b64_json only")
-    fields = {field: getattr(body, field) for field in GenerateRequest.model_fields} | inputs
+    fields = {field: getattr(body, field) for field in GenerateRequest.model_fields}
     fields |= {"model": name, **_size(body, warnings), **_steps(body, spec, warnings)}
-    if body.partial_images and not body.preview_every:
-        fields["preview_every"] = _preview_every(body.partial_images, fields, spec)
     return Order(body, GenerateRequest.model_construct(**fields), spec, warnings)
 
 
@@ -109,9 +111,3 @@ def _steps(body: ImageBody, spec: ModelSpec, warnings: list[str]) -> dict[str, i
         warnings.append(f"quality has no effect on {spec.name}, which is made for few steps")
         return {}
     return {"num_inference_steps": min(MAX_STEPS, round(share * spec.num_inference_steps))}
-
-
-def _preview_every(num_previews: int, fields: Mapping[str, Any], spec: ModelSpec) -> int:
-    """So many steps that the previews are spread over them."""
-    steps = fields["num_inference_steps"] or spec.num_inference_steps
-    return max(1, int(steps * (fields["strength"] or 1.0)) // (num_previews + 1))

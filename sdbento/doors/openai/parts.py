@@ -49,8 +49,8 @@ async def read(request: Request) -> Parts:
     """Raises MalformedRequest, or InvalidParameter for images that are none."""
     body = await request.body()
     if is_form(request.headers):
-        parts = await read_parts(request.headers, body)
-        fields = await asyncio.to_thread(_from_form, parts)
+        sent = await read_parts(request.headers, body)
+        fields = await asyncio.to_thread(_from_form, sent)
     else:
         fields = await _from_json(request)
     images = [*_sources(fields.pop("image", None), "image")]

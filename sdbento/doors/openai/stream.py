@@ -48,11 +48,20 @@ class EventStream(StreamingResponse):
 
 async def stream(app: App, order: Order, kind: Kind) -> EventStream:
     """Raises what refuses the request; later errors become an event."""
+    if order.body.partial_images and not order.request.preview_every:
+        order = order.with_fields(preview_every=preview_every(order))
     events = app.stream(order.request)
     first = await anext(events)
     assert isinstance(first, Queued) and first.size is not None
     texts = _texts(events, order, kind, first.size)
     return EventStream(kept_alive(texts), headers(order))
+
+
+def preview_every(order: Order) -> int:
+    """So many steps that the partial images are spread over all of them."""
+    request = order.request
+    steps = request.num_inference_steps or order.spec.num_inference_steps
+    return max(1, int(steps * (request.strength or 1.0)) // (order.body.partial_images + 1))
 
 
 async def _texts(

@@ -242,6 +242,12 @@ def test_images_that_are_none_are_named(client: TestClient, param: str) -> None:
     assert_refused(client.post(EDITS, files=files, data={"prompt": "x"}), 400, param)
 
 
+def test_what_is_wrong_without_an_image_is_said_before_one_is_read(client: TestClient) -> None:
+    for wrong in ({"size": "big"}, {"background": "transparent"}):
+        body = {"prompt": "x", "image": "https://127.0.0.1/a.png"} | wrong
+        assert_refused(client.post(EDITS, json=body), 400, next(iter(wrong)))
+
+
 def test_private_addresses_are_not_fetched(client: TestClient) -> None:
     url = "https://127.0.0.1/a.png"
     for body in ({"image": url}, {"image": png().hex(), "mask": url}):

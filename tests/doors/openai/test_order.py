@@ -12,6 +12,7 @@ from sdbento.catalog.lookup import Catalog
 from sdbento.catalog.specs import ModelSpec
 from sdbento.doors.openai.body import ImageBody
 from sdbento.doors.openai.order import Order, to_order
+from sdbento.doors.openai.stream import preview_every
 from sdbento.errors import InvalidParameter
 from sdbento.request.schema import GenerateRequest
 from sdbento.settings import Settings
@@ -35,7 +36,7 @@ def app(**options: Any) -> Any:
 
 
 async def ordered(**fields: Any) -> Order:
-    return await to_order(app(), ImageBody.model_validate({"prompt": "x"} | fields), {})
+    return await to_order(app(), ImageBody.model_validate({"prompt": "x"} | fields))
 
 
 async def requested(**fields: Any) -> GenerateRequest:
@@ -135,8 +136,8 @@ async def test_models_of_ours_are_taken_by_any_of_their_names() -> None:
 async def test_hub_ids_are_ours_only_where_requests_may_name_them() -> None:
     body = ImageBody(prompt="x", model="somebody/something")
     with pytest.raises(AssertionError, match="the Hub is asked about somebody/something"):
-        await to_order(app(), body, {})
-    order = await to_order(app(allow_any_model=False), body, {})
+        await to_order(app(), body)
+    order = await to_order(app(allow_any_model=False), body)
     assert order.spec.name == "shapes"
 
 
@@ -157,9 +158,6 @@ async def test_hub_ids_are_ours_only_where_requests_may_name_them() -> None:
         ({"guidance_rescale": None}, "guidance_rescale", 0.0),
         ({"output_format": "JPG"}, "output_format", "jpeg"),
         ({"original_size": "[64, 32]"}, "original_size", (64, 32)),
-        ({"partial_images": 3}, "preview_every", 5),
-        ({"partial_images": 3, "strength": 0.2}, "preview_every", 1),
-        ({"partial_images": 3, "preview_every": 2}, "preview_every", 2),
     ],
 )
 async def test_fields_of_ours_come_under_many_names_and_as_text(
@@ -211,6 +209,19 @@ async def test_a_transparent_background_is_refused() -> None:
         await ordered(background="transparent")
     for background in ("auto", "opaque", None):
         await ordered(background=background)
+
+
+@pytest.mark.parametrize(
+    ("given", "every"),
+    [
+        ({"partial_images": 3}, 5),
+        ({"partial_images": 1}, 10),
+        ({"partial_images": 3, "steps": 2}, 1),
+        ({"partial_images": 3, "strength": 0.4}, 2),
+    ],
+)
+async def test_partial_images_are_spread_over_the_steps(given: dict[str, Any], every: int) -> None:
+    assert preview_every(await ordered(**given)) == every
 
 
 @pytest.mark.parametrize(
