@@ -145,6 +145,10 @@ def _parse(path: Path, text: str) -> list[Entry]:
     names = [entry.name for entry in entries]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise _problem(path, f"several entries are called {', '.join(twice)}")
+    owners: dict[str, str] = {}
+    for entry in entries:  # whose key would it be?
+        if (other := owners.setdefault(entry.hash, entry.name)) != entry.name:
+            raise _problem(path, f"{other} and {entry.name} have the same hash")
     return entries
 
 

@@ -23,7 +23,7 @@ from argon2 import PasswordHasher
 from argon2.exceptions import Argon2Error
 from cachetools import TTLCache
 
-from sdbento.access.caller import Allowance, Caller
+from sdbento.access.caller import Caller
 from sdbento.access.credentials import Credential
 from sdbento.access.entries import SINGLE, Entry, hash_of, read
 from sdbento.errors import Overloaded, Unauthorized
@@ -151,10 +151,6 @@ class Keyring:
     def _gather(self, entries: list[Entry]) -> _Keys:
         shares = len(entries) + (self._single is not None) > 1
         keys = _Keys({}, {}, {})
-        if self._single is not None:
-            caller = Caller(SINGLE, Allowance(), shares)
-            keys.by_name[SINGLE] = caller
-            keys.by_mac[self._mac_of_hash(hash_of(self._single.get_secret_value()))] = caller
         for entry in entries:
             caller = Caller(entry.name, entry.allowance, shares)
             keys.by_name[entry.name] = caller
@@ -162,6 +158,11 @@ class Keyring:
                 keys.passwords[entry.name] = entry.hash, caller
             else:
                 keys.by_mac[self._mac_of_hash(entry.hash)] = caller
+        if self._single is not None:
+            caller = keys.by_name[SINGLE] = Caller(SINGLE, shares=shares)
+            # If it is also in the file, it is that user's, with his limits.
+            mac = self._mac_of_hash(hash_of(self._single.get_secret_value()))
+            keys.by_mac.setdefault(mac, caller)
         return keys
 
     def _mac_of_hash(self, text: str) -> bytes:

@@ -98,6 +98,7 @@ def test_names_that_cannot_be_used_are_refused(file: Path, name: str) -> None:
         ("- {name: a, hash: 'sha256:abc'}", "sha256:HEX"),
         ("- {name: a, hash: '$argon2id$v=19$m=99999999,t=3,p=4$c2FsdHNhbHQ$aGFzaA'}", "argon2"),
         (f"- {{name: a, hash: '{HASH}'}}\n- {{name: a, hash: '{HASH}'}}", "are called a"),
+        (f"- {{name: a, hash: '{HASH}'}}\n- {{name: b, hash: '{HASH}'}}", "a and b have the same"),
         ("- {name: default, hash: x}", "not 'default'"),
     ],
 )

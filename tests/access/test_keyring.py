@@ -60,6 +60,11 @@ async def test_a_single_key_shares_with_nobody() -> None:
     assert not caller.shares
 
 
+async def test_a_single_key_that_is_also_in_the_file_is_that_users(file: Path) -> None:
+    key = entries.add(file, "alice", images_at_once=2)
+    assert await whose(ring(file, key), str(key)) == "alice"
+
+
 async def test_one_valid_key_of_two_is_enough() -> None:
     caller = await ring(key="sesame").identify([Credential(b"wrong"), Credential(b"sesame")])
     assert caller.name == "default"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from huggingface_hub import constants
 
+from sdbento.access import entries
 from sdbento.doors.cli import doctor
 from sdbento.doors.cli.doctor import Finding
 from sdbento.models import attention, device
@@ -117,6 +119,20 @@ def test_a_port_that_is_taken_is_noted() -> None:
         finding = doctor.examine_port("127.0.0.1", taken.getsockname()[1])
     assert finding.verdict == "note"
     assert "`sdbento serve --port` takes another" in finding.text
+
+
+def test_a_server_for_others_without_a_key_is_a_problem(tmp_path: Path) -> None:
+    [(verdict, text)] = found(*doctor.examine_keys(Settings(), "0.0.0.0"))
+    assert verdict == "bad" and "listens on 0.0.0.0" in text and "SDBENTO_API_KEY" in text
+    [(verdict, text)] = found(*doctor.examine_keys(Settings(), "127.0.0.1"))
+    assert verdict == "note" and text.startswith("none")
+    entries.add(tmp_path / "keys.yaml", "alice")
+    guarded = {"api_key": "sesame", "api_keys": tmp_path / "keys.yaml"}
+    settings = Settings.model_validate(guarded)
+    assert found(*doctor.examine_keys(settings, "0.0.0.0")) == [("good", "of alice, default")]
+    (tmp_path / "keys.yaml").write_text("- [")
+    [(verdict, text)] = found(*doctor.examine_keys(settings, "127.0.0.1"))
+    assert verdict == "bad" and "neither YAML nor JSON" in text
 
 
 def test_models_that_do_not_fit_are_noted() -> None:
