@@ -33,7 +33,10 @@ log = logging.getLogger(__name__)
 
 CHECK_SECONDS = 1.0  # between two looks at the file
 MAX_CHECKS = 8  # requests that may wait until their password is checked
-PAUSE = 4.0  # after a wrong one, as a multiple of the time that it took
+PAUSE = 4.0  # after a wrong one, as a multiple of the time that it took,
+MAX_PAUSE = (
+    1.0  # and no more than so many seconds: on a busy machine that time is waiting, not work
+)
 REMEMBERED = 1024  # passwords, right or wrong
 REMEMBER_SECONDS = 300.0
 
@@ -119,7 +122,7 @@ class Keyring:
                 if keys is self._keys:
                     self._remembered[mac] = name
                 if name is None:
-                    await asyncio.sleep(PAUSE * (time.monotonic() - started))
+                    await asyncio.sleep(min(PAUSE * (time.monotonic() - started), MAX_PAUSE))
                     return None
                 return keys.passwords[name][1]
         finally:

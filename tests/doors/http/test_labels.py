@@ -21,6 +21,8 @@ LABELS = RouteLabels([listings.router, openai_api.router, runpod_api.router], ["
         ("/generate", "/generate"),
         ("/livez", "/livez"),
         ("/models", "/models"),
+        ("/models/", "/models"),
+        ("/", "/"),
         ("/status/0c1a-secret", "/status/{id}"),
         ("/v2/mine/cancel/0c1a-secret", "/v2/{endpoint_id}/cancel/{id}"),
         ("/v1/images/files/secret.png", "/v1/images/files/{name}"),
