@@ -31,7 +31,7 @@ class RouteLabels:
         ]
 
     def label(self, path: str) -> str:
-        path = path.removesuffix("/") or path  # as the Guard has it
+        path = path.rstrip("/") or path  # as the Guard has it
         if path in self._paths:
             return path
         found = (route.path for route in self._routes if route.path_regex.match(path))

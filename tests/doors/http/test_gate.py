@@ -106,7 +106,7 @@ async def test_health_is_open_and_nothing_that_looks_like_it() -> None:
                 assert answer.status_code == 200
             assert (await ask.post(path)).status_code == 401
         for path in (
-            "//generate", "/livez/../generate", "/livez/%2e%2e/generate", "/livez//", "/LIVEZ",
+            "//generate", "/livez/../generate", "/livez/%2e%2e/generate", "/LIVEZ",
             "/livez%00", "/livez%20", "/ping/x", "/files/", "/files/../generate", "/files/a/b",
             "/files", "/xfiles/a",
         ):  # fmt: skip
