@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from base64 import b64decode
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from PIL import Image
@@ -153,15 +155,25 @@ class Job(_Answer):
     def unfinished(self) -> bool:
         return self.status in UNFINISHED
 
+    @property
+    def urls(self) -> list[str]:
+        """Where its images are, as far as they were uploaded to a bucket."""
+        images = self.output.get("images") if isinstance(self.output, dict) else self.output
+        if not isinstance(images, list):
+            return []
+        return [image for image in images if str(image).startswith(("https://", "http://"))]
 
-def to_generation(answer: Any) -> Generation:
-    """The answer of /generate, an object of JSON. Raises ValueError for any other."""
+
+def to_generation(answer: Any, files: Mapping[str, bytes] = MappingProxyType({})) -> Generation:
+    """The answer of /generate, an object of JSON. Raises ValueError for any other.
+
+    files: by their URLs, where the images were uploaded to a bucket.
+    """
     response = GenerateResponse.model_validate(answer)
-    each = zip(response.images, response.seeds, response.infotexts, strict=True)
+    data = [files.get(image) or b64decode(image, validate=True) for image in response.images]
+    each = zip(data, response.seeds, response.infotexts, strict=True)
     return Generation(
-        images=[
-            GeneratedImage(b64decode(data, validate=True), seed, text) for data, seed, text in each
-        ],
+        images=[GeneratedImage(*one) for one in each],
         model=response.model,
         parameters=response.parameters,
         timings=response.timings,

@@ -35,8 +35,9 @@ TOLERANCE = 30.0  # seconds that an answer may take beyond the request's own `ti
 class Call(Generic[T]):
     """`read` makes the result of a successful answer; it may raise ValueError and TypeError.
 
-    harmless: it may be sent twice, for that changes nothing and costs no work. patience: seconds to
-    wait for the answer, where the client itself would wait for less.
+    harmless: it may be sent twice, for that changes nothing and costs no work. foreign: `path` is a
+    URL of any host, which must not learn the key. patience: seconds to wait for the answer, where
+    the client itself would wait for less.
     """
 
     method: str
@@ -46,6 +47,7 @@ class Call(Generic[T]):
     params: Mapping[str, str] | None = None
     harmless: bool = False
     patience: float = 0.0
+    foreign: bool = False
 
     def result(self, response: httpx.Response) -> T:
         """What the answer means. Raises SDBentoError. The answer's body must have been read."""
@@ -121,6 +123,11 @@ def cancel(job_id: str) -> Call[Job]:
 
 def retry(job_id: str) -> Call[Job]:
     return Call("POST", f"/retry/{_segment(job_id)}", _job)
+
+
+def file(url: str) -> Call[bytes]:
+    """What lies at a URL that a job's output names."""
+    return Call("GET", url, lambda answer: answer.content, harmless=True, foreign=True)
 
 
 def _get(path: str, read: Callable[[httpx.Response], T]) -> Call[T]:

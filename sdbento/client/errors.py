@@ -58,7 +58,8 @@ class JobUnfinished(SDBentoError):
     status, type = 0, "job_unfinished"
 
 
-def no_answer(error: httpx.RequestError) -> NoAnswer:
+def no_answer(error: Exception) -> NoAnswer:
+    """The error for one of httpx's that came in place of an answer."""
     kind = NotConnected if isinstance(error, NOT_CONNECTED) else NoAnswer
     return kind(f"{type(error).__name__}: {error}".removesuffix(": "))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Generator, Mapping
 from math import inf
 from typing import Any, Unpack
 
@@ -52,7 +52,7 @@ class Jobs:
         while True:
             job = self._transport.send(calls.job_end(job_id, give_up - time.monotonic()))
             if not _unfinished(job, give_up):
-                return _images_of(job)
+                return self._images_of(job)
             time.sleep(PAUSE)
 
     def stream(self, job_id: str) -> Generator[Event, None, None]:
@@ -67,7 +67,7 @@ class Jobs:
             yield from events
             if not events:
                 time.sleep(PAUSE)
-        yield Done(_images_of(self.status(job_id)))
+        yield Done(self._images_of(self.status(job_id)))
 
     def cancel(self, job_id: str) -> Job:
         """Stop a job; one that runs stops between two steps. One that has ended stays as it is."""
@@ -76,6 +76,10 @@ class Jobs:
     def retry(self, job_id: str) -> Job:
         """Queue a job again that failed or timed out. Raises MalformedRequest for any other."""
         return self._transport.send(calls.retry(job_id))
+
+    def _images_of(self, job: Job) -> Generation:
+        files = {url: self._transport.send(calls.file(url)) for url in job.urls}
+        return _generation(job, files)
 
 
 class AsyncJobs:
@@ -103,7 +107,7 @@ class AsyncJobs:
         while True:
             job = await self._transport.send(calls.job_end(job_id, give_up - time.monotonic()))
             if not _unfinished(job, give_up):
-                return await asyncio.to_thread(_images_of, job)
+                return await self._images_of(job)
             await asyncio.sleep(PAUSE)
 
     async def stream(self, job_id: str) -> AsyncGenerator[Event, None]:
@@ -115,13 +119,17 @@ class AsyncJobs:
                 yield event
             if not events:
                 await asyncio.sleep(PAUSE)
-        yield Done(await asyncio.to_thread(_images_of, await self.status(job_id)))
+        yield Done(await self._images_of(await self.status(job_id)))
 
     async def cancel(self, job_id: str) -> Job:
         return await self._transport.send(calls.cancel(job_id))
 
     async def retry(self, job_id: str) -> Job:
         return await self._transport.send(calls.retry(job_id))
+
+    async def _images_of(self, job: Job) -> Generation:
+        files = {url: await self._transport.send(calls.file(url)) for url in job.urls}
+        return await asyncio.to_thread(_generation, job, files)
 
 
 def _unfinished(job: Job, give_up: float) -> bool:
@@ -141,12 +149,12 @@ def _events_in(answer: dict[str, Any]) -> tuple[str, list[Event]]:
         raise NotUnderstood(f"/stream answered something unknown: {str(error)[:500]}") from error
 
 
-def _images_of(job: Job) -> Generation:
+def _generation(job: Job, files: Mapping[str, bytes]) -> Generation:
     """Raises JobFailed, and NotUnderstood for a job that did not ask for what `submit` asks for."""
     if job.status != "COMPLETED":
         raise JobFailed(job)
     try:
-        return to_generation(job.output)
+        return to_generation(job.output, files)
     except ValueError as error:
         raise NotUnderstood(
             f"the output of job {job.id} has not the form that jobs.submit asks for; "

@@ -45,24 +45,20 @@ class Options:
     max_retries: int
 
     def __post_init__(self) -> None:
-        if not self.base_url.lower().startswith(("http://", "https://")):
-            raise ValueError(f"base_url must begin with http:// or https://: {self.base_url!r}")
+        try:
+            url = httpx.URL(self.base_url)
+        except httpx.InvalidURL as error:
+            raise ValueError(f"base_url is not valid: {error}") from None
+        if url.scheme not in ("http", "https") or not url.host:
+            raise ValueError("base_url must begin with http:// or https:// and a host")
         if self.api_key is not None and not (self.api_key.isascii() and self.api_key.isprintable()):
             raise ValueError("api_key must be printable ASCII, without a line break")
         if self.max_retries < 0:
             raise ValueError(f"max_retries must not be negative: {self.max_retries}")
 
     def for_httpx(self) -> dict[str, Any]:
-        headers = {"User-Agent": f"sdbento-client/{__version__}"}
-        if self.api_key:
-            headers["Authorization"] = f"Bearer {self.api_key}"
-        timeout = httpx.Timeout(self.timeout, connect=CONNECT_TIMEOUT, pool=None)
-        return {
-            "base_url": self.base_url,
-            "headers": headers,
-            "timeout": timeout,
-            "limits": LIMITS,
-        }
+        agent = f"sdbento-client/{__version__}"
+        return {"base_url": self.base_url, "headers": {"User-Agent": agent}, "limits": LIMITS}
 
     def of_request(self, call: Call[Any]) -> dict[str, Any]:
         """The arguments that build httpx's request of `call`."""
@@ -72,9 +68,18 @@ class Options:
             "url": call.path,
             "params": call.params,
             "content": call.body,
-            "headers": {} if call.body is None else {"Content-Type": "application/json"},
+            "headers": self._headers(call),
+            # A call waits for a free connection as long as it has to.
             "timeout": httpx.Timeout(wait, connect=CONNECT_TIMEOUT, pool=None),
         }
+
+    def _headers(self, call: Call[Any]) -> dict[str, str]:
+        headers = {}
+        if call.body is not None:
+            headers["Content-Type"] = "application/json"
+        if self.api_key and not call.foreign:
+            headers["Authorization"] = f"Bearer {self.api_key}"
+        return headers
 
     def retries(self, call: Call[Any]) -> Retries:
         return Retries(self.max_retries, harmless=call.harmless)
@@ -132,7 +137,7 @@ class Transport:
         try:
             request = self._http.build_request(**self._options.of_request(call))
             return self._http.send(request, stream=stream)
-        except httpx.RequestError as error:
+        except (httpx.RequestError, httpx.InvalidURL) as error:
             raise no_answer(error) from error
 
 
@@ -184,5 +189,5 @@ class AsyncTransport:
         try:
             request = self._http.build_request(**self._options.of_request(call))
             return await self._http.send(request, stream=stream)
-        except httpx.RequestError as error:
+        except (httpx.RequestError, httpx.InvalidURL) as error:
             raise no_answer(error) from error
