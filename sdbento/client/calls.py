@@ -28,6 +28,7 @@ from sdbento.client.fields import Policy, as_request
 
 T = TypeVar("T")
 
+LONGEST_WAIT = 50.0  # seconds for one call; many proxies hang up after a minute
 TOLERANCE = 30.0  # seconds that an answer may take beyond the request's own `timeout`
 
 
@@ -106,10 +107,10 @@ def job_status(job_id: str) -> Call[Job]:
 
 
 def job_end(job_id: str, seconds: float) -> Call[Job]:
-    """The job when it has ended, or as it is after so many seconds, 1 to 90."""
-    wait = {"wait": str(round(1000 * min(max(seconds, 1.0), 90.0)))}
-    path = f"/status-sync/{_segment(job_id)}"
-    return Call("GET", path, _job, params=wait, harmless=True, patience=90.0 + TOLERANCE)
+    """The job when it has ended, or as it is after so many seconds, 1 to LONGEST_WAIT."""
+    seconds = min(max(seconds, 1.0), LONGEST_WAIT)
+    path, params = f"/status-sync/{_segment(job_id)}", {"wait": str(round(1000 * seconds))}
+    return Call("GET", path, _job, params=params, harmless=True, patience=seconds + TOLERANCE)
 
 
 def job_events(job_id: str) -> Call[dict[str, Any]]:
@@ -139,5 +140,5 @@ def _job(response: httpx.Response) -> Job:
 
 
 def _segment(job_id: str) -> str:
-    """An id as one part of a path, whatever characters it has."""
-    return quote(job_id, safe="")
+    """An id as one part of a path, whatever characters it has; ".." would be the part above."""
+    return quote(job_id, safe="").replace(".", "%2E")

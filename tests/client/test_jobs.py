@@ -61,7 +61,7 @@ def test_uploaded_images_are_fetched_without_the_key(wait: Any) -> None:
 def test_a_server_that_answers_early_is_asked_again(wait: Any) -> None:
     wire = Wire(job("IN_QUEUE"), job("IN_PROGRESS"), completed())
     assert wait(wire).seeds == [7]
-    assert {request.url.params["wait"] for request in wire.requests} == {"90000"}
+    assert {request.url.params["wait"] for request in wire.requests} == {"50000"}
 
 
 @pytest.mark.parametrize("wait", [waited, awaited])

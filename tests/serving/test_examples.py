@@ -31,6 +31,13 @@ EXAMPLES = {
         "seeds [3, 4]",
         "a stream of 5 steps, done: True",
     ],
+    "openai_client.py": [
+        "the server's model: shapes",
+        "one image: 128x128",
+        "another one out of it: 128x128",
+        "events: image_generation.partial_image, ",
+        "image_generation.completed",
+    ],
     "runpod_client.py": ["one image: seed 3", "steps: COMPLETED"],
     "curl.sh": ["one image: ", "another one out of it: ", "5 step", "1 done"],
 }
