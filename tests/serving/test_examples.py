@@ -39,6 +39,10 @@ EXAMPLES = {
         "image_generation.completed",
     ],
     "runpod_client.py": ["one image: seed 3", "steps: COMPLETED"],
+    "webuiapi_client.py": [
+        "one image by shapes: (128, 128), seed 3",
+        "another one out of it: (128, 128)",
+    ],
     "curl.sh": ["one image: ", "another one out of it: ", "5 step", "1 done"],
 }
 
