@@ -6,6 +6,7 @@ Knows nothing of HTTP, nor of how requests are run.
 from __future__ import annotations
 
 import random
+import re
 from base64 import b64encode
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,6 +32,13 @@ ROUNDING = 1e-9  # lest a size that is asked for be missed by a fraction of a pi
 UPSCALERS = {"none": "lanczos", "lanczos": "lanczos", "bicubic": "bicubic", "nearest": "nearest"}
 # Values at which a setting changes nothing.
 OFF: tuple[Any, ...] = (False, 0, [], {}, "None", "none", "Automatic", "automatic", "png")
+
+# What the web UI reads in a prompt, and we do not.
+SYNTAX = {
+    "AND in a prompt": re.compile(r"\bAND\b"),
+    "[a|b] in a prompt": re.compile(r"\[[^\[\]|]*\|[^\[\]]*\]"),
+    "tags other than <lora:...>": re.compile(r"<(?!lora:)\w+:[^<>]*>", re.IGNORECASE),
+}
 
 Fields = dict[str, Any]
 
@@ -243,7 +251,10 @@ def _refiner(body: Processing, model: str | None, fields: Fields, notes: Notes) 
 
 
 def _not_applied(body: Txt2Img | Img2Img, sampler: str) -> Iterator[str]:
-    """The fields that are known to the web UI, have no effect here, and would have one there."""
+    """What is known to the web UI, has no effect here, and would have one there."""
+    for name, pattern in SYNTAX.items():
+        if any(map(pattern.search, (body.prompt, body.negative_prompt))):
+            yield name
     second_pass = isinstance(body, Txt2Img) and body.enable_hr
     for name, value in body.undeclared.items():
         if name in NEUTRAL and value not in NEUTRAL[name]:

@@ -178,6 +178,20 @@ def test_what_is_not_applied_is_listed() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("prompt", "listed"),
+    [
+        ("a cat AND a dog", ["AND in a prompt"]),
+        ("a [cat|dog] in the garden", ["[a|b] in a prompt"]),
+        ("a <hypernet:style:1> cat", ["tags other than <lora:...>"]),
+        ("sand, a <lora:outline:1> [cat:dog:0.5] (cat:1.2) a|b SAND <3", []),
+    ],
+)
+def test_syntax_that_is_the_web_uis_alone_is_listed(prompt: str, listed: list[str]) -> None:
+    assert txt2img(prompt=prompt).notes.not_applied == listed
+    assert txt2img(negative_prompt=prompt).notes.not_applied == listed
+
+
 def test_what_is_off_anyhow_is_not_listed() -> None:
     body = {
         "restore_faces": False,
