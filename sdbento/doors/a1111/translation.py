@@ -19,7 +19,7 @@ from sdbento.catalog.families import VAE_FACTOR
 from sdbento.doors.a1111.bodies import MAX_IMAGES, NEUTRAL, Img2Img, Processing, Txt2Img, Unit
 from sdbento.doors.a1111.notes import Notes
 from sdbento.doors.a1111.sampling import sampling_fields
-from sdbento.doors.a1111.units import RESIZE_MODES, controlnet, read_units
+from sdbento.doors.a1111.units import controlnet, read_units, resize_mode
 from sdbento.errors import InvalidParameter, NotFound
 from sdbento.images import codec
 from sdbento.request.parse import explain
@@ -78,9 +78,9 @@ def translate(
     if isinstance(body, Img2Img):
         fields |= _from_image(body, fields, mask, notes)
     else:
-        fields |= _hires(body, fields, notes) | _resize_mode(units, notes)
+        fields |= _hires(body, fields, notes)
     if units:
-        fields["controlnet"] = [controlnet(unit, i, notes) for i, unit in enumerate(units)]
+        fields |= _controlnets(units, fields.get("resize_mode"), notes)
     fields |= _refiner(body, refiner, fields, notes)
     for name in _not_applied(body, fields["scheduler"]):
         notes.ignore(name)
@@ -172,17 +172,6 @@ def _upscaler(name: str, notes: Notes) -> str:
     return upscaler
 
 
-def _resize_mode(units: list[Unit], notes: Notes) -> Fields:
-    """How control images are brought to the size of the image: for all of them as for the first."""
-    modes = [RESIZE_MODES.get(str(unit.resize_mode).casefold()) for unit in units]
-    if not modes:
-        return {}
-    for i, mode in enumerate(modes):
-        if mode != modes[0] or mode is None:
-            notes.ignore(f"ControlNet {i} resize_mode")
-    return {"resize_mode": modes[0] or "crop"}
-
-
 def _from_image(body: Img2Img, fields: Fields, mask: Image.Image | None, notes: Notes) -> Fields:
     if not body.init_images:
         raise NotFound("Init image not found")
@@ -240,6 +229,17 @@ def _as_base64(image: Image.Image) -> str:
     return b64encode(codec.encode(image, "png")).decode("ascii")
 
 
+def _controlnets(units: list[Unit], mode: str | None, notes: Notes) -> Fields:
+    """`mode`: how the image to start from is brought to its size. Control images are brought to it
+    in the same way; without such an image, as the first unit says."""
+    mode = mode or resize_mode(units[0]) or "crop"
+    for i, unit in enumerate(units):
+        if "resize_mode" in unit.model_fields_set and resize_mode(unit) != mode:
+            notes.ignore(f"ControlNet {i} resize_mode")
+    controls = [controlnet(unit, i, notes) for i, unit in enumerate(units)]
+    return {"controlnet": controls, "resize_mode": mode}
+
+
 def _refiner(body: Processing, model: str | None, fields: Fields, notes: Notes) -> Fields:
     switch_at = 0.8 if body.refiner_switch_at is None else body.refiner_switch_at
     if model is None or switch_at == 1:
@@ -255,14 +255,8 @@ def _not_applied(body: Txt2Img | Img2Img, sampler: str) -> Iterator[str]:
     for name, pattern in SYNTAX.items():
         if any(map(pattern.search, (body.prompt, body.negative_prompt))):
             yield name
-    second_pass = isinstance(body, Txt2Img) and body.enable_hr
     for name, value in body.undeclared.items():
-        if name in NEUTRAL and value not in NEUTRAL[name]:
-            if not name.startswith("hr_") or (
-                second_pass and not _as_first_pass(name, value, body)
-            ):
-                yield name
-        elif name == "enable_hr" and value not in OFF:
+        if _would_matter(name, value, body):
             yield name
     if body.eta is not None and not _is_usual_eta(body.eta, sampler):
         yield f"eta {body.eta:g}"
@@ -274,8 +268,16 @@ def _not_applied(body: Txt2Img | Img2Img, sampler: str) -> Iterator[str]:
         yield "override_settings_restore_afterwards"
 
 
-def _as_first_pass(name: str, value: Any, body: Processing) -> bool:
-    return bool(value == getattr(body, name.removeprefix("hr_"), None))
+def _would_matter(name: str, value: Any, body: Processing) -> bool:
+    """Whether a field that is not declared for `body` has an effect in the web UI."""
+    if name == "enable_hr":  # of img2img
+        return value not in OFF
+    if name not in NEUTRAL or value in NEUTRAL[name]:
+        return False
+    if name.startswith("hr_"):
+        second_pass = isinstance(body, Txt2Img) and body.enable_hr
+        return second_pass and value != getattr(body, name.removeprefix("hr_"), None)
+    return True
 
 
 def _is_usual_eta(eta: float, name: str) -> bool:

@@ -18,18 +18,18 @@ from sdbento.request.parse import explain
 # What names of models and preprocessors have in them, by the type of ControlNet that they mean.
 _MARKS = {
     "canny": ("canny",),
+    "normal": ("normal",),  # before depth: there is a "normal_midas"
     "depth": ("depth", "midas"),
     "openpose": ("openpose", "dw_pose"),
     "scribble": ("scribble",),
     "softedge": ("softedge", "hed", "pidinet"),
     "lineart": ("lineart",),
     "mlsd": ("mlsd",),
-    "normal": ("normal",),
     "seg": ("seg", "oneformer"),
     "tile": ("tile",),
     "inpaint": ("inpaint",),
 }
-RESIZE_MODES = {
+_RESIZE_MODES = {
     "0": "stretch",
     "just resize": "stretch",
     "1": "crop",
@@ -48,15 +48,20 @@ def read_units(scripts: dict[str, Script], notes: Notes) -> list[Unit]:
             units += [_unit(args, i) for i, args in enumerate(script.args)]
         elif script.args and script.args[0] is not False:  # by which ADetailer is turned off
             notes.ignore(f"script {name}")
-    return [unit for unit in units if unit.enabled and _is_named(unit.model, unit)]
+    return [unit for unit in units if unit.enabled and _works(unit)]
+
+
+def resize_mode(unit: Unit) -> str | None:
+    """How the control image is brought to the size of the image; None: in no way of ours."""
+    return _RESIZE_MODES.get(str(unit.resize_mode).casefold())
 
 
 def controlnet(unit: Unit, number: int, notes: Notes) -> dict[str, Any]:
     """The ControlNet of a request that a unit stands for. Raises InvalidParameter."""
     kind = _type_of(unit.model)
-    module = unit.preprocessor or unit.module
-    preprocess = _preprocesses(module, kind, f"ControlNet {number}", notes)
-    _note_what_is_not_done(unit, preprocess and kind == "canny", f"ControlNet {number}", notes)
+    title = f"ControlNet {number}"
+    preprocess = _preprocesses(_module(unit), kind, title, notes)
+    _note_what_is_not_done(unit, preprocess and kind == "canny", title, notes)
     image = unit.image or unit.input_image
     if isinstance(image, dict):  # {"image": ..., "mask": ...}
         image = image.get("image")
@@ -77,15 +82,20 @@ def _unit(args: Any, number: int) -> Unit:
         raise explain(error, f"ControlNet unit {number}") from None
 
 
-def _is_named(model: str, unit: Unit) -> bool:
-    if model.casefold() != "none":
+def _works(unit: Unit) -> bool:
+    """Whether it has a model. Raises InvalidParameter for a module that works without one."""
+    if unit.model.casefold() != "none":
         return True
-    if (unit.preprocessor or unit.module).casefold() == "none":
+    if _module(unit).casefold() == "none":
         return False
     raise InvalidParameter(
-        f"a ControlNet unit with the module {unit.preprocessor or unit.module} needs a model",
+        f"a ControlNet unit with the module {_module(unit)} needs a model",
         param="alwayson_scripts.controlnet",
     )
+
+
+def _module(unit: Unit) -> str:
+    return unit.preprocessor or unit.module
 
 
 def _type_of(model: str) -> str:
@@ -101,18 +111,18 @@ def kind_of(name: str) -> str | None:
     return next(kinds, None)
 
 
-def _preprocesses(module: str, kind: str, unit: str, notes: Notes) -> bool:
+def _preprocesses(module: str, kind: str, title: str, notes: Notes) -> bool:
     """Whether the control image is made out of an ordinary one."""
     if module.casefold() == "none":
         return False
     made = kind_of(module)
-    if made is None or ("/" not in kind and made != kind):
+    if made != kind:
         raise InvalidParameter(
-            f"{unit}: the module {module} makes no control images for {kind}; send a finished one "
+            f"{title}: the module {module} makes no control images for {kind}; send a finished one "
             f'with the module "none", or take a module for {kind}',
             param="alwayson_scripts.controlnet",
         )
-    notes.change(f"{unit} module", module, made)
+    notes.change(f"{title} module", module, made)
     return made != "inpaint"  # which reads the image and its mask themselves
 
 

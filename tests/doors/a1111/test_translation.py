@@ -467,6 +467,16 @@ def test_what_units_cannot_do_is_said() -> None:
     ]
 
 
+def test_control_images_get_their_size_as_the_image_does() -> None:
+    fill = UNIT | {"resize_mode": "Resize and Fill"}
+    assert controlled(UNIT).request.resize_mode == "crop"
+    assert controlled(fill).request.resize_mode == "fit"
+    scripts = {"controlnet": {"args": [fill]}}
+    from_image = img2img(alwayson_scripts=scripts, resize_mode=1)
+    assert from_image.request.resize_mode == "crop"
+    assert from_image.notes.not_applied == ["ControlNet 0 resize_mode"]
+
+
 def test_without_an_image_a_unit_takes_the_one_to_start_from() -> None:
     request = img2img(alwayson_scripts={"controlnet": {"args": [{"model": "canny"}]}}).request
     assert request.controlnet is not None and request.controlnet[0].image is None
