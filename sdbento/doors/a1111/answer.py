@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 import sdbento
+from sdbento.catalog.specs import ModelSpec
 from sdbento.doors.a1111.bodies import NEUTRAL, Img2Img, Txt2Img, without_images
 from sdbento.doors.a1111.translation import Translated
 from sdbento.images import infotext
@@ -22,14 +23,17 @@ _IN_INFO |= {"Denoising strength", "Clip skip", "Version"}
 
 
 def to_json(
-    body: Txt2Img | Img2Img, translated: Translated, responses: list[GenerateResponse]
+    body: Txt2Img | Img2Img,
+    translated: Translated,
+    model: ModelSpec,
+    responses: list[GenerateResponse],
 ) -> bytes:
     """The answer. `responses`: those that are finished, which are not all if it was interrupted."""
     images = [image for response in responses for image in response.images]
     answer = {
         "images": images if body.send_images else [],
         "parameters": _parameters(body),
-        "info": json.dumps(_info(body, translated, responses)),
+        "info": json.dumps(_info(body, translated, model, responses)),
     }
     return json.dumps(answer).encode()  # in ASCII: prompts may hold half a character
 
@@ -45,7 +49,10 @@ def _parameters(body: Txt2Img | Img2Img) -> dict[str, Any]:
 
 
 def _info(
-    body: Txt2Img | Img2Img, translated: Translated, responses: list[GenerateResponse]
+    body: Txt2Img | Img2Img,
+    translated: Translated,
+    model: ModelSpec,
+    responses: list[GenerateResponse],
 ) -> dict[str, Any]:
     request = translated.request
     infotexts = [text for response in responses for text in response.infotexts]
@@ -71,7 +78,7 @@ def _info(
         "batch_size": body.batch_size,
         "restore_faces": False,
         "face_restoration_model": None,
-        "sd_model_name": public_name(responses[0].model) if responses else None,
+        "sd_model_name": public_name(model.name),
         "sd_model_hash": None,
         "sd_vae_name": None,
         "sd_vae_hash": None,
@@ -89,7 +96,7 @@ def _info(
         "styles": [],
         "job_timestamp": time.strftime("%Y%m%d%H%M%S"),
         "clip_skip": 1 + (request.clip_skip or 0),
-        "is_using_inpainting_conditioning": False,
+        "is_using_inpainting_conditioning": model.inpaints,
         "version": f"sdbento {sdbento.__version__}",
     }
 

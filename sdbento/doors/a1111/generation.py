@@ -136,14 +136,16 @@ async def _generate(
     from sdbento.doors.a1111.translation import translate
 
     model = await find_checkpoint(app, body.override_settings.sd_model_checkpoint or body.model)
-    model = model or chosen.checkpoint
+    spec = await app.find_model(model or chosen.checkpoint)
     refiner = await find_checkpoint(app, body.refiner_checkpoint)
     mask = None
     if isinstance(body, Img2Img) and body.mask is not None:
         mask = await app.read_image(body.mask, param="mask")
-    translated = await asyncio.to_thread(translate, body, model, refiner, mask, chosen.clip_stop)
+    translated = await asyncio.to_thread(
+        translate, body, spec.name, refiner, mask, chosen.clip_stop
+    )
     generation = Generation(app, job, translated.request, translated.num_images)
     with work.listing(generation):
         responses = await generation.run()
-    answer = await asyncio.to_thread(to_json, body, translated, responses)
+    answer = await asyncio.to_thread(to_json, body, translated, spec, responses)
     return Response(answer, media_type="application/json")
