@@ -198,7 +198,8 @@ class Catalog(Names[ModelSpec]):
     def _unknown(self, name: str) -> UnknownModel:
         names = [n for spec in catalogued() for n in spec.names]
         names += [*self._models_dir(), self._settings.sd_model]
-        names = [n for n in names if n != name]  # the default model itself may be the missing one
+        # The default model itself may be the missing one; its folder is nobody's business.
+        names = [n for n in names if n != name and not Path(n).is_absolute()]
         near = nearest_names(name, names) or names
         hint = f"the nearest: {', '.join(dict.fromkeys(near))}"
         if not self._settings.allow_any_model:

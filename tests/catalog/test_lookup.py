@@ -108,6 +108,13 @@ def test_other_models_can_be_forbidden(tmp_path: Path) -> None:
             catalog.resolve(name)
 
 
+def test_the_folder_of_the_default_model_is_not_told(tmp_path: Path) -> None:
+    folder = save_tiny("sd15", tmp_path / "private" / "mine")
+    with pytest.raises(UnknownModel) as caught:
+        make(sd_model=str(folder)).resolve(str(folder.with_name("mime")))
+    assert str(folder) not in caught.value.message
+
+
 def test_a_default_model_that_is_unknown_is_not_the_nearest_to_itself() -> None:
     with pytest.raises(UnknownModel) as caught:
         make(sd_model="shaeps").resolve("shaeps")
