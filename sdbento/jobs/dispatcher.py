@@ -33,9 +33,11 @@ from sdbento.errors import (
     classify,
     unexplained,
 )
-from sdbento.jobs.delivery.deliver import Delivery
+from sdbento.jobs.delivery.deliver import Delivery, Result
 from sdbento.jobs.delivery.s3_config import S3Config
-from sdbento.jobs.formats.native import JobInput, parse_input
+from sdbento.jobs.formats.a1111 import AnswerCall, Call
+from sdbento.jobs.formats.inputs import read_input
+from sdbento.jobs.formats.native import JobInput
 from sdbento.jobs.progress import ProgressOfJobs
 from sdbento.jobs.retry import retry_while_refused
 from sdbento.jobs.runpod_format import one_line
@@ -75,7 +77,8 @@ class _Run:
 class Dispatcher:
     """`run` it as a task; `wake` it when a job was queued.
 
-    on_change: called with the id of every job whose status may have changed.
+    on_change: called with the id of every job whose status may have changed. answer_call: answers
+    the jobs that are calls of AUTOMATIC1111's API.
     """
 
     def __init__(
@@ -87,6 +90,7 @@ class Dispatcher:
         settings: Settings,
         intervals: Intervals,
         on_change: Callable[[str], None],
+        answer_call: AnswerCall,
     ) -> None:
         self._app = app
         self._store = store
@@ -94,6 +98,7 @@ class Dispatcher:
         self._progress = progress
         self._intervals = intervals
         self._on_change = on_change
+        self._answer_call = answer_call
         # Twice what fits into a batch: the next jobs are prepared while these are denoised.
         room = settings.max_queue_size + settings.max_batch_size
         self._max_running = min(2 * settings.max_batch_size, room)
@@ -224,31 +229,35 @@ class Dispatcher:
         if current is None or (current.status, current.run) != ("IN_PROGRESS", job.run):
             return None
         given = await self._threads.run(_input_of, job)
-        response = await self._generate(job, given)
-        return await self._delivery_threads.run(self._deliver, job, given, response)
+        result = await self._compute(job, given)
+        return await self._delivery_threads.run(self._deliver, job, result)
 
-    def _deliver(self, job: Job, given: JobInput, response: GenerateResponse) -> bytes:
-        return json.dumps(self._delivery.deliver(job.id, response, given)).encode()
+    def _deliver(self, job: Job, result: Result) -> bytes:
+        return json.dumps(self._delivery.deliver(job.id, result)).encode()
 
-    async def _generate(self, job: Job, given: JobInput) -> GenerateResponse:
-        """The response to a job's request, whose other events become the job's progress.
-
-        Raises DeadlineExceeded when the job's time is over, and the errors of `App.stream`.
-        """
+    async def _compute(self, job: Job, given: JobInput | Call) -> Result:
+        """What a job makes. Raises DeadlineExceeded when its time is over, and App's errors."""
         seconds, reason = _time_limit(job)
-        stream = self._app.stream(_with_timeout(given.request, seconds))
         try:
-            async with asyncio.timeout(seconds) as limit, aclosing(stream) as events:
-                async for event in events:
-                    if isinstance(event, Done):
-                        response = event.response
-                        continue
-                    for message in messages(event):
-                        self._progress.of(job.id).push(message)
+            async with asyncio.timeout(seconds) as limit:
+                if isinstance(given, Call):
+                    return given.result(await self._answer_call(given))
+                request = _with_timeout(given.request, seconds)
+                return given.result(await self._generate(job, request))
         except TimeoutError:
             if not limit.expired():
                 raise
             raise DeadlineExceeded(reason) from None
+
+    async def _generate(self, job: Job, request: GenerateRequest) -> GenerateResponse:
+        """The response to a job's request, whose other events become the job's progress."""
+        async with aclosing(self._app.stream(request)) as events:
+            async for event in events:
+                if isinstance(event, Done):
+                    response = event.response
+                    continue
+                for message in messages(event):
+                    self._progress.of(job.id).push(message)
         return response
 
     async def _store_failure(self, job: Job, error: SDBentoError) -> None:
@@ -276,10 +285,10 @@ class Dispatcher:
         )
 
 
-def _input_of(job: Job) -> JobInput:
+def _input_of(job: Job) -> JobInput | Call:
     assert job.input is not None  # the store forgets it only when the job has finished
     s3_config = None if job.s3_config is None else S3Config.of_stored(job.s3_config)
-    return parse_input(json.loads(job.input), s3_config)
+    return read_input(json.loads(job.input), s3_config)
 
 
 def _time_limit(job: Job) -> tuple[float, str]:

@@ -7,7 +7,6 @@ and outputs carry images: call these functions on a thread.
 from __future__ import annotations
 
 import json
-import random
 import uuid
 from typing import Any
 
@@ -16,13 +15,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from sdbento.errors import MalformedRequest, SDBentoError
 from sdbento.jobs.delivery.bucket import BucketOfJob
 from sdbento.jobs.delivery.s3_config import s3_config_of
-from sdbento.jobs.formats.native import parse_input
-from sdbento.jobs.table import Job, NewJob
+from sdbento.jobs.formats.inputs import settle_seed
+from sdbento.jobs.table import SYNC_PREFIX, Job, NewJob
 from sdbento.outbound import check_send
 from sdbento.request.parse import explain
 from sdbento.settings import Settings
 
-SYNC_PREFIX = "sync-"  # of the ids of /runsync jobs, here and on RunPod
 MAX_SYNC_KEEP = 60_000  # ms for which the result of a /runsync job is kept
 MAX_EVENT_BYTES = 1_000_000  # RunPod's limit for one event of /stream
 WEEK = 604_800_000  # ms
@@ -69,10 +67,9 @@ def new_job(body: bytes, settings: Settings, *, sync: bool) -> NewJob:
         check_send(submission.webhook, settings, param="webhook")
     if (s3_config := s3_config_of(submission.s3_config)) is not None:
         BucketOfJob(s3_config, settings)  # refused now rather than when the images are made
-    given, error = dict(submission.input), None
+    given, error = submission.input, None
     try:
-        if parse_input(given).request.seed in (None, -1):
-            given["seed"] = random.SystemRandom().randrange(2**32)
+        given = settle_seed(given)
     except SDBentoError as exc:
         error = one_line(exc)
     policy = submission.policy or Policy()

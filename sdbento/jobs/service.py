@@ -28,6 +28,7 @@ from sdbento.errors import (
     unexplained,
 )
 from sdbento.jobs.dispatcher import Dispatcher, Intervals
+from sdbento.jobs.formats.a1111 import AnswerCall
 from sdbento.jobs.progress import ProgressOfJobs
 from sdbento.jobs.runpod_format import MAX_EVENT_BYTES, status_body
 from sdbento.jobs.store import Counts, JobStore
@@ -55,6 +56,7 @@ class Jobs:
         store: JobStore,
         settings: Settings,
         *,
+        answer_call: AnswerCall,
         intervals: Intervals | None = None,
         webhooks: Webhooks | None = None,
     ) -> None:
@@ -72,6 +74,7 @@ class Jobs:
             settings,
             self._intervals,
             on_change=self._announce,
+            answer_call=answer_call,
         )
         self._waiting: dict[str, set[asyncio.Event]] = {}  # set when the job of that id changes
         self._stopping = False

@@ -14,6 +14,7 @@ from sqlalchemy import BigInteger, Column, Integer, MetaData, Row, String, Table
 
 Status = Literal["IN_QUEUE", "IN_PROGRESS", "COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"]
 
+SYNC_PREFIX = "sync-"  # of the ids of /runsync jobs, here and on RunPod
 UNFINISHED: tuple[Status, ...] = ("IN_QUEUE", "IN_PROGRESS")
 RETRIABLE: tuple[Status, ...] = ("FAILED", "TIMED_OUT")
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 import time
+from base64 import b64decode
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ import pytest
 from sdbento.engine.handle import Stepped
 from sdbento.errors import (
     GenerationFailed,
+    InvalidParameter,
     MalformedRequest,
     NotFound,
     Overloaded,
@@ -81,6 +85,55 @@ async def test_a_job_whose_bucket_refuses_fails_and_is_not_retried(tmp_path: Pat
             assert "its host answered 404" in answer["error"]
             with pytest.raises(MalformedRequest, match="s3Config"):
                 await server.jobs.retry(job_id)
+
+
+CALL = {"prompt": "quick", "steps": 4}
+
+
+async def test_a_job_may_be_a_call_of_another_api(server: Server) -> None:
+    job_id = await server.submit(input=CALL)
+    await server.ended(job_id)
+    output = (await server.answer(job_id))["output"]
+    assert set(output) == {"images", "parameters", "info"}
+    assert output["info"] == "POST /sdapi/v1/txt2img"
+    assert int(b64decode(output["images"][0])) >= 0  # the fake's picture is the seed
+
+
+async def test_a_call_that_finds_no_room_is_made_again_and_one_that_is_refused_fails(
+    server: Server,
+) -> None:
+    failures: list[Exception] = [Overloaded("full"), InvalidParameter("no such thing")]
+    server.app.failures["/sdapi/v1/txt2img"] = failures
+    job_id = await server.submit(input=CALL)
+    await server.ended(job_id)
+    assert (await server.answer(job_id))["error"] == "no such thing"
+    assert failures == []
+
+
+async def test_a_call_is_cancelled_and_timed_out_like_any_job(server: Server) -> None:
+    slow = {**CALL, "prompt": "slow"}
+    cancelled = await server.submit(input=slow)
+    await until(lambda: server.jobs.num_running)
+    await server.jobs.cancel(cancelled)
+    await until(lambda: not server.jobs.num_running)
+    store = server.store
+    store.add(replace(new_job(as_body(slow), SETTINGS, sync=False), execution_timeout=50))
+    await until(lambda: store.counts().by_status["TIMED_OUT"])
+
+
+def as_body(given: dict[str, Any]) -> bytes:
+    return json.dumps({"input": given}).encode()
+
+
+async def test_the_images_of_a_call_go_to_the_bucket_of_its_job(tmp_path: Path) -> None:
+    given = {"accessId": "a", "accessSecret": SECRET, "bucketName": "pictures"}
+    with storing() as store:
+        async with serving(tmp_path) as server:
+            job_id = await server.submit(input=CALL, s3Config={**given, "endpointUrl": store.url})
+            await server.ended(job_id)
+            output = (await server.answer(job_id))["output"]
+        assert output["images"][0].startswith(f"{store.url}/pictures/{job_id}/0-")
+        assert output["info"] == "POST /sdapi/v1/txt2img"
 
 
 async def test_too_many_jobs_are_refused(tmp_path: Path) -> None:

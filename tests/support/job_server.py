@@ -13,6 +13,7 @@ from typing import Any, cast
 from sdbento.app import App
 from sdbento.engine.handle import Stepped
 from sdbento.jobs.dispatcher import Intervals
+from sdbento.jobs.formats.a1111 import Call
 from sdbento.jobs.runpod_format import new_job
 from sdbento.jobs.service import Jobs
 from sdbento.jobs.store import JobStore, Limits
@@ -42,6 +43,15 @@ class FakeApp:
 
     def report_broken(self, reason: str) -> None:
         self.broken.append(reason)
+
+    async def answer(self, call: Call) -> Any:
+        """A call of AUTOMATIC1111's API, answered with what it is."""
+        if failures := self.failures.get(call.path):
+            raise failures.pop(0)
+        if call.payload.get("prompt") == "slow":
+            await self.gate.wait()
+        images = [b64encode(str(call.payload.get("seed")).encode()).decode()]
+        return {"images": images, "parameters": {}, "info": f"{call.method} {call.path}"}
 
     async def stream(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
         self.begun.append(request)
@@ -120,7 +130,14 @@ async def serving(
     app = app or FakeApp()
     store = JobStore(folder, limits=limits)
     webhooks = Webhooks(store, settings, pauses=(0.05,))
-    jobs = Jobs(cast(App, app), store, settings, intervals=intervals, webhooks=webhooks)
+    jobs = Jobs(
+        cast(App, app),
+        store,
+        settings,
+        answer_call=app.answer,
+        intervals=intervals,
+        webhooks=webhooks,
+    )
     await jobs.start()
     try:
         yield Server(app, store, jobs)

@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
@@ -16,6 +17,7 @@ from starlette.applications import Starlette
 from sdbento.background import start_task
 from sdbento.backoff import Backoff
 from sdbento.doors.http.termination import on_termination
+from sdbento.doors.runpod.a1111_calls import answer
 from sdbento.errors import SDBentoError
 from sdbento.jobs.service import Jobs
 from sdbento.jobs.store import JobStore, Limits
@@ -81,7 +83,7 @@ async def _open(routes: Starlette) -> bool:
     """
     routes.state.jobs = None
     try:
-        routes.state.jobs = await _start_jobs(routes.state.app)
+        routes.state.jobs = await _start_jobs(routes.state.app, routes)
     except Exception as exc:
         reason = exc.message if isinstance(exc, SDBentoError) else str(exc).partition("\n")[0]
         log.error("jobs cannot be kept (JOB_STORE_URL, SDBENTO_STATE_DIR), so 503: %s", reason)
@@ -89,10 +91,10 @@ async def _open(routes: Starlette) -> bool:
     return True
 
 
-async def _start_jobs(app: App) -> Jobs:
+async def _start_jobs(app: App, routes: Starlette) -> Jobs:
     store = await asyncio.to_thread(_open_store, app.settings)
     try:
-        jobs = Jobs(app, store, app.settings)
+        jobs = Jobs(app, store, app.settings, answer_call=partial(answer, routes))
         await jobs.start()
     except BaseException:
         await asyncio.to_thread(store.close)  # frees its locks for the next attempt

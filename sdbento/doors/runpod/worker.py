@@ -16,6 +16,7 @@ import os
 import signal
 import sys
 from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from runpod.serverless.modules.rp_logger import LOG_LEVELS, RunPodLogger
 from runpod.serverless.modules.worker_state import IS_LOCAL_TEST
 
 from sdbento.background import ThreadPool
+from sdbento.doors.runpod.a1111_calls import answer, routes_on
 from sdbento.doors.runpod.loop import DrainingScaler
 from sdbento.doors.runpod.stream import EventPoster
 from sdbento.doors.runpod.volume import use_volume
@@ -31,12 +33,14 @@ from sdbento.doors.runpod.wire import WireJob
 from sdbento.environment import load_settings
 from sdbento.errors import MalformedRequest, classify, is_sick, unexplained
 from sdbento.heavy_imports import without_collector
-from sdbento.jobs.delivery.deliver import Delivery
+from sdbento.jobs.delivery.deliver import Delivery, Result
 from sdbento.jobs.delivery.s3_config import s3_config_of
-from sdbento.jobs.formats.native import JobInput, Output, parse_input
+from sdbento.jobs.formats.a1111 import AnswerCall, Call
+from sdbento.jobs.formats.inputs import read_input
+from sdbento.jobs.formats.native import JobInput
 from sdbento.jobs.runpod_format import one_line
 from sdbento.request.events import Done, messages
-from sdbento.request.schema import GenerateRequest, GenerateResponse
+from sdbento.request.schema import GenerateRequest
 from sdbento.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
@@ -77,7 +81,7 @@ def run(settings: Settings) -> int:
 
     num_jobs = concurrency(settings)
     app = App(settings)
-    worker = Worker(app, delivery, num_jobs)
+    worker = Worker(app, delivery, num_jobs, partial(answer, routes_on(app)))
     app.start()
     runpod.serverless.register_fitness_check(worker.check_fitness)
     DrainingScaler.install(settings.runpod_drain_seconds)
@@ -118,19 +122,22 @@ def configure_logging(settings: Settings) -> None:
         sdk.level = "INFO"  # below that it prints whole outputs, base64 and all
 
 
-def input_of(job: WireJob) -> JobInput:
+def input_of(job: WireJob) -> JobInput | Call:
     """Validate the job's input. Blocking, as it may carry images. Raises SDBentoError."""
     given = job.get("input")
     if not isinstance(given, dict):
         raise MalformedRequest("input must be a JSON object")
-    return parse_input(given, s3_config_of(job.get("s3Config")))
+    return read_input(given, s3_config_of(job.get("s3Config")))
 
 
 class Worker:
     """Runs jobs of the queue on the App, at most `num_jobs` at once."""
 
-    def __init__(self, app: App, delivery: Delivery, num_jobs: int) -> None:
+    def __init__(
+        self, app: App, delivery: Delivery, num_jobs: int, answer_call: AnswerCall
+    ) -> None:
         self._app = app
+        self._answer_call = answer_call
         self._delivery = delivery
         # Not asyncio's own threads: uploads to a bucket that hangs would keep all of them busy.
         self._threads = ThreadPool(num_jobs, "sdbento-delivery")
@@ -139,18 +146,19 @@ class Worker:
         """Load the model and make a small image. Raises what the SDK reports as unfit."""
         await self._app.generate(GenerateRequest.model_validate(FITNESS_REQUEST))
 
-    async def handle(self, job: WireJob) -> Output:
+    async def handle(self, job: WireJob) -> Any:
         """The job's output, or {"error": one line}. If this is cancelled the work stops."""
         try:
             given = await asyncio.to_thread(input_of, job)
+            if isinstance(given, Call):
+                return await self._deliver(job, given.result(await self._answer_call(given)))
             if given.flags.stream:
                 return await self._handle_with_stream(job, given)
-            response = await self._app.generate(given.request)
-            return await self._deliver(job, response, given)
+            return await self._deliver(job, given.result(await self._app.generate(given.request)))
         except Exception as exc:
             return self._failure(job, exc)
 
-    async def _handle_with_stream(self, job: WireJob, given: JobInput) -> Output:
+    async def _handle_with_stream(self, job: WireJob, given: JobInput) -> Any:
         async with (
             EventPoster(str(job["id"])) as poster,
             aclosing(self._app.stream(given.request)) as events,
@@ -161,12 +169,12 @@ class Worker:
                     continue
                 for message in messages(event):
                     poster.push(message)
-            output = await self._deliver(job, response, given)
+            output = await self._deliver(job, given.result(response))
             await poster.finish(output)
             return output
 
-    async def _deliver(self, job: WireJob, response: GenerateResponse, given: JobInput) -> Output:
-        return await self._threads.run(self._delivery.deliver, str(job["id"]), response, given)
+    async def _deliver(self, job: WireJob, result: Result) -> Any:
+        return await self._threads.run(self._delivery.deliver, str(job["id"]), result)
 
     def _failure(self, job: WireJob, exc: Exception) -> dict[str, Any]:
         """The output of a job that failed; after a device failure no more jobs are taken."""

@@ -11,25 +11,45 @@ import json
 import re
 import secrets
 from base64 import b64decode, b64encode
+from collections.abc import Callable
+from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
 from PIL import Image
 
 from sdbento.errors import SDBentoError, TooLarge
-from sdbento.images import codec
+from sdbento.images.codec import MEDIA_TYPES, encode
 from sdbento.images.metadata import read_metadata
 from sdbento.jobs.delivery.bucket import VARIABLES, Bucket, BucketOfJob
-from sdbento.jobs.formats.native import JobInput, Output
-from sdbento.jobs.runpod_format import SYNC_PREFIX
-from sdbento.request.schema import GenerateResponse
+from sdbento.jobs.delivery.s3_config import S3Config
+from sdbento.jobs.table import SYNC_PREFIX
+from sdbento.request.schema import OutputFormat
 from sdbento.settings import Settings
 
 EXTENSIONS = {"png": "png", "jpeg": "jpg", "webp": "webp"}
 
 
+@dataclass(frozen=True)
+class Result:
+    """What a job has made, before it is known where its images go.
+
+    images: in base64. write: makes the output, which is JSON, from them or from their URLs, and
+    from warnings that have arisen since.
+    """
+
+    images: list[str]
+    write: Callable[[list[str], list[str]], Any]
+    output_format: OutputFormat = "png"
+    allow_jpeg: bool = False
+    s3_config: S3Config | None = None
+
+    def output(self) -> Any:
+        return self.write(self.images, [])
+
+
 class Delivery:
-    """Turns a response into the output of a job.
+    """Turns the result of a job into its output.
 
     limited: whether RunPod posts the output, and so drops what is too large.
     """
@@ -40,32 +60,32 @@ class Delivery:
         self._limited = limited
         self._bucket = Bucket.configured(settings)
 
-    def deliver(self, job_id: str, response: GenerateResponse, given: JobInput) -> Output:
+    def deliver(self, job_id: str, result: Result) -> Any:
         """The job's output, with the images in base64 or as URLs of a bucket.
 
         They go into the job's own bucket, if it brings one; into the operator's, if the output is
         above the limit or all are to be uploaded. Without a bucket, an output above RunPod's limit
-        has JPEGs if the job's input allows them. Raises TooLarge if nothing helps; Unavailable or
+        has JPEGs if the job allows them. Raises TooLarge if nothing helps; Unavailable or
         InvalidParameter if an upload fails.
         """
-        if given.s3_config is not None:
-            bucket = BucketOfJob(given.s3_config, self._settings)
-            return _uploaded(bucket, job_id, response, given)
+        if result.s3_config is not None:
+            return _uploaded(BucketOfJob(result.s3_config, self._settings), job_id, result)
         if self._bucket is not None and self._settings.upload == "always":
-            return _uploaded(self._bucket, job_id, response, given)
-        output = given.output(response)
+            return _uploaded(self._bucket, job_id, result)
+        output = result.output()
         if self._bucket is None and not self._limited:
             return output
         limit, variable = self._limit(job_id)
         if (size := posted_size(output)) <= limit:
             return output
         if self._bucket is not None:
-            return _uploaded(self._bucket, job_id, response, given)
-        if given.flags.allow_jpeg and given.request.output_format != "jpeg":
-            output = given.output(_as_jpegs(response, size, limit))
+            return _uploaded(self._bucket, job_id, result)
+        if result.allow_jpeg and result.output_format != "jpeg":
+            warning = f"sent as JPEG: the result had {size} bytes, the limit is {limit}"
+            output = result.write([_as_jpeg(image) for image in result.images], [warning])
             if posted_size(output) <= limit:
                 return output
-        raise _too_large(size, limit, variable, given)
+        raise _too_large(size, limit, variable, result)
 
     def _limit(self, job_id: str) -> tuple[int, str]:
         """The limit in bytes, and the variable that sets it."""
@@ -79,40 +99,29 @@ def posted_size(output: Any) -> int:
     return len(json.dumps({"output": output}, ensure_ascii=False).encode())
 
 
-def _uploaded(bucket: Bucket, job_id: str, response: GenerateResponse, given: JobInput) -> Output:
+def _uploaded(bucket: Bucket, job_id: str, result: Result) -> Any:
     """The output with URLs in place of the images."""
     folder = re.sub(r"[^\w.-]", "_", job_id)
-    output_format = given.request.output_format
-    extension, media_type = EXTENSIONS[output_format], codec.MEDIA_TYPES[output_format]
-    urls = [
-        # Nobody can guess such a name, should the bucket be public.
-        bucket.upload(
-            f"{folder}/{i}-{secrets.token_hex(8)}.{extension}", b64decode(image), media_type
-        )
-        for i, image in enumerate(response.images)
-    ]
-    return given.output(response.model_copy(update={"images": urls}))
+    extension, media_type = EXTENSIONS[result.output_format], MEDIA_TYPES[result.output_format]
+    urls = []
+    for i, image in enumerate(result.images):
+        unguessable = secrets.token_hex(8)  # should the bucket be public
+        key = f"{folder}/{i}-{unguessable}.{extension}"
+        urls.append(bucket.upload(key, b64decode(image), media_type))
+    return result.write(urls, [])
 
 
-def _as_jpegs(response: GenerateResponse, size: int, limit: int) -> GenerateResponse:
-    """The response with JPEG images, metadata and all, and a warning that says why."""
-
-    def convert(image: str) -> str:
-        data = b64decode(image)
-        with Image.open(BytesIO(data)) as opened:
-            jpeg = codec.encode(opened.convert("RGB"), "jpeg", read_metadata(data))
-        return b64encode(jpeg).decode("ascii")
-
-    converted = [convert(image) for image in response.images]
-    warning = f"sent as JPEG: the result had {size} bytes, the limit is {limit}"
-    return response.model_copy(
-        update={"images": converted, "warnings": [*response.warnings, warning]}
-    )
+def _as_jpeg(image: str) -> str:
+    """A JPEG with the metadata of `image`; both in base64."""
+    data = b64decode(image)
+    with Image.open(BytesIO(data)) as opened:
+        jpeg = encode(opened.convert("RGB"), "jpeg", read_metadata(data))
+    return b64encode(jpeg).decode("ascii")
 
 
-def _too_large(size: int, limit: int, variable: str, given: JobInput) -> SDBentoError:
+def _too_large(size: int, limit: int, variable: str, result: Result) -> SDBentoError:
     advice = "ask for fewer or smaller images"
-    if given.request.output_format == "png" and not given.flags.allow_jpeg:
+    if result.output_format == "png" and not result.allow_jpeg:
         advice += ', for output_format "jpeg" or "webp", or set "allow_jpeg": true'
     return TooLarge(
         f"the result has {size} bytes; the limit is {limit} ({variable}); {advice}; or let the "

@@ -12,13 +12,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from sdbento.jobs.delivery.deliver import Result
 from sdbento.jobs.delivery.s3_config import S3Config
 from sdbento.jobs.formats import worker_sdxl
 from sdbento.request.parse import explain, parse
 from sdbento.request.schema import GenerateRequest, GenerateResponse
 
 OutputShape = Literal["images", "full", "worker-sdxl"]
-Output = list[str] | dict[str, Any]
 
 
 class Flags(BaseModel):
@@ -54,7 +54,15 @@ class JobInput:
     warnings: tuple[str, ...] = ()
     s3_config: S3Config | None = None  # the bucket that the job brings along
 
-    def output(self, response: GenerateResponse) -> Output:
+    def result(self, response: GenerateResponse) -> Result:
+        def write(images: list[str], warnings: list[str]) -> Any:
+            changed = {"images": images, "warnings": [*response.warnings, *warnings]}
+            return self.output(response.model_copy(update=changed))
+
+        output_format, allow_jpeg = self.request.output_format, self.flags.allow_jpeg
+        return Result(response.images, write, output_format, allow_jpeg, self.s3_config)
+
+    def output(self, response: GenerateResponse) -> Any:
         """What the job returns: JSON, in the shape that its input asks for.
 
         The images of `response` are base64, or URLs if they were uploaded.
@@ -64,8 +72,7 @@ class JobInput:
             case "full":
                 return response.model_dump(mode="json") | {"warnings": warnings}
             case "worker-sdxl":
-                media_type = self.request.output_format
-                return worker_sdxl.output(response, media_type, warnings)
+                return worker_sdxl.output(response, self.request.output_format, warnings)
             case "images":
                 return response.images
 

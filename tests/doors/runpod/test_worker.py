@@ -24,6 +24,8 @@ from sdbento.errors import (
     classify,
 )
 from sdbento.jobs.delivery.deliver import Delivery
+from sdbento.jobs.formats.a1111 import Call
+from sdbento.jobs.formats.native import JobInput
 from sdbento.request.events import Done, Event
 from sdbento.request.schema import GenerateRequest, GenerateResponse
 from tests.support.device_errors import SICK, AcceleratorError
@@ -307,9 +309,13 @@ class FakeApp:
         yield Done(await self.generate(request))
 
 
+async def no_calls(call: Call) -> Any:
+    raise AssertionError(f"{call} was called")
+
+
 def worker_with(response: GenerateResponse | Exception) -> Worker:
     app: Any = FakeApp(response)
-    return Worker(app, Delivery(load_settings(), limited=True), num_jobs=1)
+    return Worker(app, Delivery(load_settings(), limited=True), num_jobs=1, answer_call=no_calls)
 
 
 @pytest.mark.parametrize(("error", "sick"), SICK)
@@ -328,11 +334,10 @@ async def test_results_that_cannot_be_delivered_do_not_block_the_threads_of_othe
             release.wait()
             return []
 
-    response: Any = None
-    app: Any = FakeApp(response)
+    app: Any = FakeApp(response_to(GenerateRequest(prompt="x")))
     delivery: Any = Hanging()
     num_jobs = 64  # more than asyncio has threads
-    worker = Worker(app, delivery, num_jobs)
+    worker = Worker(app, delivery, num_jobs, no_calls)
     jobs = [{"id": str(i), "input": {"prompt": "x"}} for i in range(num_jobs)]
     answering = [asyncio.create_task(worker.handle(job)) for job in jobs]
     try:
@@ -377,7 +382,7 @@ async def test_a_job_of_the_queue_may_bring_a_bucket() -> None:
     with storing() as store:
         given = {"accessId": "a", "accessSecret": SECRET, "bucketName": "pictures"}
         job = {"id": "a", "input": {"prompt": "x"}}
-        worker = Worker(app, delivery, num_jobs=1)
+        worker = Worker(app, delivery, num_jobs=1, answer_call=no_calls)
         output = await worker.handle({**job, "s3Config": {**given, "endpointUrl": store.url}})
         assert isinstance(output, list)
         assert output[0].startswith(f"{store.url}/pictures/a/0-")
@@ -386,9 +391,24 @@ async def test_a_job_of_the_queue_may_bring_a_bucket() -> None:
     assert refused == {"error": "s3Config.endpointUrl is required"}
 
 
+async def test_a_job_of_the_queue_may_be_a_call_of_another_api() -> None:
+    async def answer(call: Call) -> Any:
+        if "steps" in call.payload:
+            return {"images": ["AAAA"], "info": call.path}
+        raise InvalidParameter("steps is missing")
+
+    app: Any = FakeApp(response_to(GenerateRequest(prompt="x")))
+    worker = Worker(app, Delivery(load_settings(), limited=True), 1, answer)
+    output = await worker.handle({"id": "a", "input": {"prompt": "x", "steps": 4}})
+    assert output == {"images": ["AAAA"], "info": "/sdapi/v1/txt2img"}
+    output = await worker.handle({"id": "a", "input": {"prompt": "x", "cfg_scale": 4}})
+    assert output == {"error": "steps is missing"}
+
+
 def test_the_flags_are_no_part_of_the_request() -> None:
     given = {"prompt": "x", "stream": True, "return": "full", "allow_jpeg": True, "seed": 3}
     parsed = input_of({"id": "a", "input": given})
+    assert isinstance(parsed, JobInput)
     flags = parsed.flags
     assert (flags.stream, flags.shape, flags.allow_jpeg) == (True, "full", True)
     assert parsed.request == GenerateRequest(prompt="x", seed=3)

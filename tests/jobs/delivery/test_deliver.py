@@ -16,7 +16,7 @@ from sdbento import outbound
 from sdbento.environment import load_settings
 from sdbento.errors import InvalidParameter, TooLarge, Unavailable
 from sdbento.jobs.delivery import bucket
-from sdbento.jobs.delivery.deliver import Delivery, posted_size
+from sdbento.jobs.delivery.deliver import Delivery, Result, posted_size
 from sdbento.jobs.delivery.s3_config import S3Config, s3_config_of
 from sdbento.jobs.formats.native import Flags, JobInput
 from sdbento.request.schema import GenerateRequest, GenerateResponse, Timings
@@ -47,9 +47,11 @@ def response_of(num_images: int = 1, side: int = 64) -> GenerateResponse:
     )
 
 
-def asking(allow_jpeg: bool = False, s3_config: S3Config | None = None) -> JobInput:
+def result_of(
+    response: GenerateResponse, allow_jpeg: bool = False, s3_config: S3Config | None = None
+) -> Result:
     flags, request = Flags(allow_jpeg=allow_jpeg), GenerateRequest(prompt="x")
-    return JobInput(flags, request, s3_config=s3_config)
+    return JobInput(flags, request, s3_config=s3_config).result(response)
 
 
 def test_sizes_are_measured_on_the_posted_body() -> None:
@@ -63,23 +65,23 @@ def test_a_result_within_the_limit_is_sent_unchanged_and_one_byte_more_is_not() 
     response = response_of()
     size = posted_size(response.images)
     exact = Delivery(load_settings(runpod_max_run_bytes=size), limited=True)
-    assert exact.deliver("a", response, asking()) == response.images
+    assert exact.deliver("a", result_of(response)) == response.images
     short = Delivery(load_settings(runpod_max_run_bytes=size - 1), limited=True)
     with pytest.raises(TooLarge, match=f"{size} bytes; the limit is {size - 1}"):
-        short.deliver("a", response, asking())
-    assert short.deliver("sync-a", response, asking()) == response.images
+        short.deliver("a", result_of(response))
+    assert short.deliver("sync-a", result_of(response)) == response.images
 
 
 def test_a_jpeg_that_is_too_large_as_well_is_an_error() -> None:
     delivery = Delivery(load_settings(runpod_max_run_bytes=1024), limited=True)
     with pytest.raises(TooLarge, match="the limit is 1024"):
-        delivery.deliver("a", response_of(3), asking(allow_jpeg=True))
+        delivery.deliver("a", result_of(response_of(3), allow_jpeg=True))
 
 
 def test_an_upload_that_fails_fails_the_job(platform: Platform) -> None:
     delivery = Delivery(bucket_settings(platform.url, key_id="nobody"), limited=True)
     with pytest.raises(Unavailable, match=r"could not be uploaded to bucket bucket: 403"):
-        delivery.deliver("a", response_of(), asking())
+        delivery.deliver("a", result_of(response_of()))
 
 
 def test_a_bucket_that_cannot_be_reached_is_not_named_to_clients(
@@ -87,7 +89,7 @@ def test_a_bucket_that_cannot_be_reached_is_not_named_to_clients(
 ) -> None:
     delivery = Delivery(bucket_settings("http://127.0.0.1:1"), limited=False)
     with pytest.raises(Unavailable) as caught:
-        delivery.deliver("a", response_of(), asking())
+        delivery.deliver("a", result_of(response_of()))
     assert "127.0.0.1" not in caught.value.message
     assert "127.0.0.1" in caplog.text and "hush" not in caplog.text
 
@@ -101,7 +103,7 @@ def read_from(urls: Any, start: str) -> list[bytes]:
 def test_a_server_without_a_bucket_has_no_limit() -> None:
     delivery = Delivery(load_settings(runpod_max_run_bytes=1024), limited=False)
     response = response_of(3)
-    assert delivery.deliver("a", response, asking()) == response.images
+    assert delivery.deliver("a", result_of(response)) == response.images
 
 
 @pytest.mark.parametrize("limited", [True, False])
@@ -109,13 +111,13 @@ def test_results_above_the_limit_or_all_are_uploaded(platform: Platform, limited
     response, bucket = response_of(2), f"{platform.url}/bucket/"
     images = [base64.b64decode(image) for image in response.images]
     settings = bucket_settings(platform.url)
-    large = Delivery(settings, limited=limited).deliver("a", response, asking())
+    large = Delivery(settings, limited=limited).deliver("a", result_of(response))
     assert read_from(large, bucket) == images
     roomy = settings.model_copy(update={"runpod_max_run_bytes": 10**7})
-    small = Delivery(roomy, limited=limited).deliver("a", response, asking())
+    small = Delivery(roomy, limited=limited).deliver("a", result_of(response))
     assert small == response.images
     always = roomy.model_copy(update={"upload": "always"})
-    again = Delivery(always, limited=limited).deliver("a", response, asking())
+    again = Delivery(always, limited=limited).deliver("a", result_of(response))
     assert read_from(again, bucket) == images
     assert not set(platform.bucket) & {"a/0.png", "a/1.png"}  # nobody can guess their names
 
@@ -135,7 +137,7 @@ def delivered(
     given = {"accessId": "AKIA/x+y", "accessSecret": secret, "bucketName": "pictures"}
     s3_config = s3_config_of({**given, "endpointUrl": f"{store.url}/ignored"})
     delivery = Delivery(load_settings(**{"allow_private_urls": True} | settings), limited=False)
-    return delivery.deliver(job_id, response_of(num_images), asking(s3_config=s3_config))
+    return delivery.deliver(job_id, result_of(response_of(num_images), s3_config=s3_config))
 
 
 def test_every_result_goes_to_the_bucket_of_the_job(store: Store) -> None:

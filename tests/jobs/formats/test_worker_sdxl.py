@@ -129,5 +129,5 @@ def test_its_output_has_data_uris_and_the_first_image_beside_them() -> None:
 
 def test_the_full_response_has_the_warnings_too() -> None:
     parsed = parse_input({"prompt": "x", "return": "full", "refiner_inference_steps": 9})
-    warnings = parsed.output(response_of("AAAA"))["warnings"]  # type: ignore[call-overload]
+    warnings = parsed.output(response_of("AAAA"))["warnings"]
     assert [warning.split()[0] for warning in warnings] == ["refiner_inference_steps", "from"]
