@@ -19,6 +19,7 @@ import yaml
 from sdbento.catalog.lookup import Catalog
 from sdbento.doors.runpod.worker import input_of
 from sdbento.environment import load_settings
+from sdbento.jobs.formats.native import JobInput
 from sdbento.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -238,8 +239,9 @@ def test_every_gpu_of_the_hub_holds_every_model_that_it_offers() -> None:
 @pytest.mark.parametrize("test", load(".runpod/tests.json")["tests"], ids=lambda test: test["name"])
 def test_the_hubs_tests_are_jobs_that_the_worker_accepts(test: dict[str, Any]) -> None:
     assert isinstance(test["timeout"], int)
-    request = input_of({"input": test["input"]}).request
-    assert request.prompt == test["input"]["prompt"]
+    given = input_of({"input": test["input"]})
+    assert isinstance(given, JobInput)
+    assert given.request.prompt == test["input"]["prompt"]
 
 
 def test_the_hubs_tests_need_no_download(monkeypatch: pytest.MonkeyPatch) -> None:
