@@ -73,6 +73,16 @@ async def test_a_route_that_is_not_there_is_said(app: App, method: str, path: st
         await answered(app, path, method)
 
 
+@pytest.mark.parametrize("path", ["samplers", "schedulers", "sd-models", "options", "cmd-flags"])
+async def test_what_is_listed_can_be_asked_for(app: App, path: str) -> None:
+    assert await answered(app, f"/sdapi/v1/{path}", "GET")
+
+
+async def test_a_route_that_is_not_done_here_says_so(app: App) -> None:
+    with pytest.raises(SDBentoError, match="describing an image is not offered"):
+        await answered(app, "/sdapi/v1/interrogate", image="AAAA")
+
+
 async def test_a_call_that_is_cancelled_stops_its_work(app: App) -> None:
     runner: Any = app.engine._runner
     runner.seconds = 0.02
