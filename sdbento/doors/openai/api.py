@@ -45,6 +45,10 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
                 "description": "The model that was used",
                 "schema": {"type": "string"},
             },
+            "X-Seed": {
+                "description": "The seed of the first image",
+                "schema": {"type": "string"},
+            },
             "X-SDBento-Warnings": {
                 "description": "A JSON list of what is not as the request says",
                 "schema": {"type": "string"},
@@ -140,7 +144,7 @@ async def _answer(request: Request, app: App, order: Order, kind: Kind) -> Respo
     return Response(
         await asyncio.to_thread(answers.render, order, response, urls),
         media_type="application/json",
-        headers=answers.headers(order, response.warnings),
+        headers=answers.headers(order, response.warnings) | {"X-Seed": str(response.seeds[0])},
     )
 
 

@@ -1,8 +1,7 @@
 """GET /v1/models, the models of this server, and which of them a client means by a name.
 
-A name without a slash is one of ours or means the default model; the Hub is never asked about
-"dall-e-3". A name with a slash is the id of a model on the Hub, or a path, where the settings let
-requests name those, and an error if there is no such model.
+A name that is not ours means the default model. The Hub is never asked about "dall-e-3": only a
+name with a slash can be the id of a model there, where the settings let requests name those.
 """
 
 from __future__ import annotations
@@ -15,10 +14,11 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from sdbento.doors.http.routing import TheApp, door
-from sdbento.errors import UnknownModel
+from sdbento.errors import ModelLoadFailed, UnknownModel
 
 if TYPE_CHECKING:
     from sdbento.app import App, ListedModel
+    from sdbento.catalog.specs import ModelSpec
 
 OPENAI = "openai/"  # how routers of many providers begin the names of OpenAI's models
 STARTED = int(time.time())  # models have no date; clients want one
@@ -58,15 +58,31 @@ async def ping() -> Response:
     return Response(status_code=204, headers={"Allow": "GET, OPTIONS"})
 
 
-async def ours(app: App, name: str | None) -> str | None:
-    """`name` where it is one of ours, whether the caller may use it or not; None means the default
-    model."""
-    if name is None or app.catalog.known(name) is not None:
-        return name
-    if any(name in spec.names for spec in await run_in_threadpool(app.catalog.list)):
-        return name
-    may_be_unlisted = app.settings.allow_any_model and not name.startswith(OPENAI)
-    return name if may_be_unlisted and "/" in name else None
+async def meant(app: App, name: str | None) -> tuple[str | None, ModelSpec]:
+    """The model that `name` means, with the name that it has in requests; None: the default.
+
+    Raises Forbidden, and what keeps the Hub from being asked.
+    """
+    if name is not None and (await _is_listed(app, name) or _may_be_unlisted(app, name)):
+        try:
+            return name, await app.find_model(name)
+        except UnknownModel:
+            pass
+        except ModelLoadFailed:
+            if not app.settings.offline:  # else it is not on this machine, and will not be
+                raise
+    return None, await app.find_model()
+
+
+async def _is_listed(app: App, name: str) -> bool:
+    """Whether this server has a model of that name, even one that the caller may not use."""
+    if app.catalog.known(name) is not None:
+        return True
+    return any(name in spec.names for spec in await run_in_threadpool(app.catalog.list))
+
+
+def _may_be_unlisted(app: App, name: str) -> bool:
+    return app.settings.allow_any_model and "/" in name and not name.startswith(OPENAI)
 
 
 async def listed(app: App) -> list[ListedModel]:

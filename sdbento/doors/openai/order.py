@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sdbento.catalog.families import VAE_FACTOR
 from sdbento.catalog.specs import ModelSpec
 from sdbento.doors.openai.body import ImageBody
-from sdbento.doors.openai.models import ours
+from sdbento.doors.openai.models import meant
 from sdbento.errors import InvalidParameter, SDBentoError
 from sdbento.request.schema import MAX_SIDE, MAX_STEPS, MIN_SIDE, GenerateRequest
 
@@ -56,8 +56,7 @@ async def to_order(app: App, body: ImageBody) -> Order:
         raise InvalidParameter(
             "background cannot be transparent: these models paint every pixel", param="background"
         )
-    name = await ours(app, body.model)
-    spec = await app.find_model(name)
+    name, spec = await meant(app, body.model)
     warnings = []
     if body.model is not None and name is None:
         warnings.append(f"there is no model {body.model[:80]!r} here: {spec.name} was used")

@@ -76,6 +76,7 @@ def test_an_answer_has_all_that_openais_has(client: TestClient) -> None:
         },
     }
     assert response.headers["x-sdbento-model"] == "shapes"
+    assert response.headers["x-seed"] == "7"
     assert "x-sdbento-warnings" not in response.headers
 
 
@@ -87,6 +88,16 @@ def test_what_is_not_as_asked_is_told_in_a_header(client: TestClient) -> None:
     replaced, rounded = json.loads(response.headers["x-sdbento-warnings"])
     assert "näme" in replaced and "shapes was used" in replaced
     assert rounded == "size 65x65 was rounded to 64x64"
+
+
+@pytest.mark.parametrize("model", ["a/b", "/etc/passwd", "../x.safetensors", "\0/\n", " / "])
+def test_paths_and_hub_ids_that_are_nothing_mean_the_default_model(
+    client: TestClient, model: str
+) -> None:
+    response = client.post(GENERATIONS, json={"prompt": "x", "model": model})
+    assert response.status_code == 200, response.text
+    assert response.headers["x-sdbento-model"] == "shapes"
+    assert "shapes was used" in response.headers["x-sdbento-warnings"]
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from pydantic import ValidationError
@@ -13,7 +13,13 @@ from sdbento.catalog.specs import ModelSpec
 from sdbento.doors.openai.body import ImageBody
 from sdbento.doors.openai.order import Order, to_order
 from sdbento.doors.openai.stream import preview_every
-from sdbento.errors import InvalidParameter
+from sdbento.errors import (
+    InvalidParameter,
+    ModelLoadFailed,
+    Overloaded,
+    SDBentoError,
+    UnknownModel,
+)
 from sdbento.request.schema import GenerateRequest
 from sdbento.settings import Settings
 
@@ -23,7 +29,7 @@ def app(**options: Any) -> Any:
     settings = Settings(sd_model="shapes", **options)
     catalog = Catalog(settings)
 
-    async def find_model(name: str | None) -> ModelSpec:
+    async def find_model(name: str | None = None) -> ModelSpec:
         spec = catalog.known(name or settings.sd_model)
         assert spec is not None, f"the Hub is asked about {name}"
         return spec
@@ -131,6 +137,36 @@ async def test_models_of_ours_are_taken_by_any_of_their_names() -> None:
         assert order.request.model == name
         assert order.spec.name == "runwayml/stable-diffusion-v1-5"
         assert order.warnings == []
+
+
+@pytest.mark.parametrize(
+    ("error", "offline", "replaced"),
+    [
+        (UnknownModel, False, True),
+        (ModelLoadFailed, True, True),
+        (ModelLoadFailed, False, False),
+        (Overloaded, True, False),
+    ],
+)
+async def test_hub_ids_that_are_none_mean_the_default_model_and_a_hub_that_fails_is_an_error(
+    error: type[SDBentoError], offline: bool, replaced: bool
+) -> None:
+    fake = app(offline=offline)
+    found = fake.find_model
+
+    async def find_model(name: str | None = None) -> ModelSpec:
+        if name is not None:
+            raise error("no")
+        return cast(ModelSpec, await found(name))
+
+    fake.find_model = find_model
+    body = ImageBody(prompt="x", model="somebody/something")
+    if replaced:
+        order = await to_order(fake, body)
+        assert order.request.model is None and "somebody/something" in order.warnings[0]
+    else:
+        with pytest.raises(error):
+            await to_order(fake, body)
 
 
 async def test_hub_ids_are_ours_only_where_requests_may_name_them() -> None:
