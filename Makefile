@@ -17,7 +17,7 @@ PYTEST := pytest -q --numprocesses logical --maxprocesses 4 --dist loadfile
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test coverage check docs-check bench bench-cold bench-gpu gpu-wheels gpu-rehearsal soak lock image image-smoke
+.PHONY: help install serve test coverage check docs-check docs-fuzz bench bench-cold bench-gpu gpu-wheels gpu-rehearsal soak lock image image-smoke
 
 help: ## show these words
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ check: $(STAMP) ## lint, formatting and types
 
 docs-check: $(STAMP) ## validate the OpenAPI document, and see that every route is in it
 	@$(BIN)/python -W ignore -m tools.docs_check
+
+docs-fuzz: $(STAMP) ## send a server what its OpenAPI document allows and forbids, for five minutes
+	@$(BIN)/python -W ignore -m tests.fuzz $(ARGS)
 
 bench: $(STAMP) ## measure throughput and latency over HTTP
 	@$(BIN)/python -m bench.http $(ARGS)

@@ -48,6 +48,25 @@ def pins(path: str) -> dict[str, str]:
     return dict(line.split("==") for line in lines)
 
 
+# BentoCloud
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of importing BentoML
+def test_the_deployment_for_bentocloud_has_only_fields_that_bentoml_reads() -> None:
+    from bentoml._internal.cloud.schemas import modelschemas, schemasv2
+
+    def fields(schema: Any) -> set[str]:
+        return {field.name for field in schema.__attrs_attrs__}
+
+    deployment = load("configs/bentocloud.yaml")
+    assert deployment.keys() <= fields(schemasv2.CreateDeploymentSchema)
+    assert deployment["services"].keys() == {load("bentofile.yaml")["name"]}
+    [service] = deployment["services"].values()
+    assert service.keys() <= fields(modelschemas.DeploymentServiceConfig)
+    assert service["scaling"].keys() <= fields(modelschemas.DeploymentTargetHPAConf)
+    assert {env["name"] for env in deployment["envs"]} <= DEFAULTS.keys()
+
+
 # The entrypoint
 
 

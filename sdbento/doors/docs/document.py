@@ -17,9 +17,10 @@ from sdbento import __version__
 from sdbento.doors.docs.bodies import JSON
 from sdbento.doors.docs.errors import add_errors
 from sdbento.doors.docs.examples import EXAMPLES
-from sdbento.doors.docs.schemas import Schema, name_bodies, operations
+from sdbento.doors.docs.schemas import Schema, name_schemas, operations
 from sdbento.doors.docs.served_by_bentoml import described
 from sdbento.doors.http.failures import ErrorShape
+from sdbento.doors.http.gate import OPEN_PATHS
 
 DESCRIPTION = """\
 Stable Diffusion with step-level continuous batching.
@@ -41,26 +42,32 @@ KEYS = {
 }
 
 
-def document(app: FastAPI, shapes: Mapping[str, ErrorShape]) -> Schema:
-    """The document of the routes of `app` and of BentoML; `shapes` of errors as the Guard's."""
+def document(app: FastAPI, shapes: Mapping[str, ErrorShape], *, needs_keys: bool = True) -> Schema:
+    """The document of the routes of `app` and of BentoML; `shapes` of errors as the Guard's.
+
+    `needs_keys`: whether the server has keys, or answers everybody.
+    """
     written = _described_by_fastapi(app)
+    written["components"]["securitySchemes"] = KEYS
+    written["security"] = [{name: []} for name in KEYS] + ([] if needs_keys else [{}])
     for path, method, operation in operations(written):
         operation["operationId"] = _name(path, method, only=len(written["paths"][path]) == 1)
         _describe_path(operation, path)
         _summarise(operation)
+        if path in OPEN_PATHS:
+            operation["security"] = []
         if path in EXAMPLES and "requestBody" in operation:
             operation["requestBody"]["content"][JSON]["example"] = EXAMPLES[path]
-    name_bodies(written)
+    name_schemas(written)
     add_errors(written, shapes)
     return written
 
 
 def _described_by_fastapi(app: FastAPI) -> Schema:
-    with (
-        warnings.catch_warnings()
-    ):  # of names that two methods of a route share: `_name` gives others
+    with warnings.catch_warnings():
+        # FastAPI gives one name to all methods of a route; `_name` gives them others.
         warnings.filterwarnings("ignore", "Duplicate Operation ID")
-        written = get_openapi(
+        return get_openapi(
             title="sdbento",
             version=__version__,
             description=DESCRIPTION,
@@ -68,9 +75,6 @@ def _described_by_fastapi(app: FastAPI) -> Schema:
             tags=[{"name": name, "description": text} for name, text in TAGS.items()],
             license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         )
-    written["components"]["securitySchemes"] = KEYS
-    written["security"] = [{name: []} for name in KEYS]
-    return written
 
 
 def _name(path: str, method: str, *, only: bool) -> str:

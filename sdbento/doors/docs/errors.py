@@ -39,7 +39,7 @@ def add_errors(document: Schema, shapes: Mapping[str, ErrorShape]) -> None:
     for path, _, operation in operations(document):
         prefix = next((prefix for prefix in shapes if path.startswith(prefix)), "")
         shape = shapes.get(prefix, OURS)
-        name = "_".join(["Error", *prefix.split("/")]).strip("_")
+        name = "_".join(["Error", *prefix.strip("/").split("/")]).strip("_")
         schema = reference(name, _schema_of(shape), document)
         answers = operation.setdefault("responses", {})
         for status in sorted(_statuses(operation)):

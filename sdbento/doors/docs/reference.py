@@ -104,4 +104,6 @@ async def index() -> Response:
 
 @lru_cache(maxsize=1)
 def _document(app: FastAPI) -> bytes:
-    return json.dumps(document(app, app.state.error_shapes)).encode()
+    settings = app.state.app.settings
+    needs_keys = settings.api_key is not None or settings.api_keys is not None
+    return json.dumps(document(app, app.state.error_shapes, needs_keys=needs_keys)).encode()

@@ -17,8 +17,10 @@ def operations(document: Schema) -> Iterator[tuple[str, str, Schema]]:
             yield path, method, operation
 
 
-def name_bodies(document: Schema) -> None:
+def name_schemas(document: Schema) -> None:
     """Give the schemas of all bodies, and what pydantic has defined within them, their names."""
+    schemas = document["components"]["schemas"]
+    document["components"]["schemas"] = {_short(name): schemas[name] for name in schemas}
     for _, _, operation in operations(document):
         for media in operation.get("requestBody", {}).get("content", {}).values():
             media["schema"] = _named(media.get("schema", {}), document)
@@ -38,11 +40,18 @@ def _named(schema: Schema, document: Schema) -> Schema:
     return reference(schema["title"], schema, document) if is_model else schema
 
 
+def _short(name: str) -> str:
+    """FastAPI names classes of one name by their modules: `sdbento__doors__openai__models__Model`.
+    Here that is `Model_openai`."""
+    parts = name.split("__")
+    return f"{parts[-1]}_{parts[2]}" if name.startswith("sdbento__doors__") else name
+
+
 def _refer_to_components(node: Any) -> None:
-    """Correct the references to definitions that have moved, in place."""
+    """Correct the references to definitions that have moved or been renamed, in place."""
     if isinstance(node, dict):
         if isinstance(target := node.get("$ref"), str):
-            node["$ref"] = target.replace("#/$defs/", COMPONENTS)
+            node["$ref"] = COMPONENTS + _short(target.rpartition("/")[2])
         for child in node.values():
             _refer_to_components(child)
     elif isinstance(node, list):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from fastapi import APIRouter
@@ -20,7 +21,7 @@ IMAGE = {
 EVENT = {"event": "step", "image": 0, "step": 5, "num_steps": 20, "eta": 0.402}
 EVENTS = {
     "description": "Server-sent events: queued, step, preview, and done or error",
-    "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    "content": {"text/event-stream": {"example": f"event: step\ndata: {json.dumps(EVENT)}\n\n"}},
 }
 IMAGES: dict[str, tuple[str, dict[str, Any]]] = {
     "/generate": (

@@ -105,6 +105,7 @@ async def create_variation(request: Request, app: TheApp) -> Response:
     PUBLIC_PREFIX + "{name}",
     response_class=Response,
     responses={200: {"content": dict.fromkeys(MEDIA_TYPES.values(), _FILE)}},
+    openapi_extra={"security": []},
 )
 async def get_file(name: str, request: Request) -> Response:
     """An image that an answer named by its URL; it needs no key, and is kept for a while."""

@@ -46,6 +46,14 @@ Word = BeforeValidator(_word)
 Quality = Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"]
 
 
+def _nulls_count_as_absent(schema: dict[str, Any]) -> None:
+    """Say in the JSON schema of a body that every field but the required ones may be null."""
+    for name in schema["properties"].keys() - set(schema.get("required", ())):
+        field = schema["properties"][name]
+        if "type" in field:
+            field["type"] = [field["type"], "null"]
+
+
 class ImageBody(GenerateRequest):
     """What to make. Beside OpenAI's fields, any field of `/generate` is understood.
 
@@ -57,9 +65,7 @@ class ImageBody(GenerateRequest):
         extra="ignore",
         strict=False,
         alias_generator=AliasGenerator(validation_alias=_names),
-        json_schema_extra={
-            "examples": [{"prompt": "a red circle on a blue background", "n": 1, "size": "auto"}]
-        },
+        json_schema_extra=_nulls_count_as_absent,
     )
 
     size: str | None = Field(
