@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 
+from sdbento.access.caller import Caller, acting_for
 from sdbento.app import App
 from sdbento.environment import load_settings
 from sdbento.errors import DeadlineExceeded, InvalidParameter, Overloaded, SDBentoError
@@ -356,3 +357,26 @@ async def test_a_gpu_that_fails_during_a_request_is_remembered(
         assert not app.alive
     finally:
         await asyncio.to_thread(app.close)
+
+
+@pytest.mark.parametrize("owner", ["a", "b"])
+async def test_one_image_goes_before_most_of_another_owners_many(owner: str) -> None:
+    """With the same owner it waits for its turn."""
+    app = App(load_settings(sd_model="shapes", max_batch_size=4))
+    app.start()
+    done: list[str] = []
+
+    async def make(name: str, owner: str, num_images: int, num_steps: int) -> None:
+        with acting_for(Caller(owner)):
+            await app.run(
+                GenerateRequest(
+                    prompt="a red circle", num_images=num_images, num_inference_steps=num_steps
+                )
+            )
+        done.append(name)
+
+    many = [asyncio.create_task(make("many", "a", 2, 20)) for _ in range(6)]
+    await until(lambda: len(done) > 0)
+    await asyncio.gather(make("one", owner, 1, 4), *many)
+    await asyncio.to_thread(app.close)
+    assert done.index("one") <= 3 if owner == "b" else done.index("one") > 3

@@ -80,7 +80,7 @@ class Engine:
         self._lock = threading.Lock()
         self._accepting = True
         self._unfinished: set[Handle] = set()
-        self._owner: dict[Trajectory, Handle] = {}
+        self._handles: dict[Trajectory, Handle] = {}
         self._under_way: deque[_UnderWay] = deque()
         self._busy_until = 0.0  # when the device is expected to have done all that is under way
         self._launch_seconds = deque([0.0], maxlen=LAUNCHES)
@@ -210,7 +210,7 @@ class Engine:
             return
         middle = len(plan.trajectories) // 2
         for half in (plan.trajectories[:middle], plan.trajectories[middle:]):
-            unfinished = tuple(trajectory for trajectory in half if trajectory in self._owner)
+            unfinished = tuple(trajectory for trajectory in half if trajectory in self._handles)
             if unfinished:
                 self._launch(StepPlan(plan.stage, plan.key, unfinished), is_part=True)
 
@@ -277,7 +277,7 @@ class Engine:
         if handle not in self._unfinished:  # cancelled before the loop saw it
             return
         for trajectory in handle.trajectories:
-            self._owner[trajectory] = handle
+            self._handles[trajectory] = handle
         if (hopeless := self._hopeless(handle)) is not None:
             self._finish(handle, hopeless)
             return
@@ -298,7 +298,7 @@ class Engine:
 
     def _attribute(self, plan: StepPlan, result: StepResult) -> None:
         """Note on the handles when denoising began and how long decoding took."""
-        for handle in {self._owner[t] for t in plan.trajectories if t in self._owner}:
+        for handle in {self._handles[t] for t in plan.trajectories if t in self._handles}:
             if plan.stage is Stage.DECODE:
                 handle.decoding += result.seconds
             elif handle.started is None:
@@ -318,7 +318,7 @@ class Engine:
         if plan.stage is not Stage.STEP:
             return
         for trajectory, steps_done in zip(plan.trajectories, under_way.steps_done, strict=True):
-            handle = self._owner.get(trajectory)
+            handle = self._handles.get(trajectory)
             preview, trajectory.preview = trajectory.preview, None
             if handle is not None and handle.has_listeners:
                 handle.emit(
@@ -333,7 +333,7 @@ class Engine:
 
     def _end(self, trajectory: Trajectory) -> None:
         """A trajectory is finished: so is its request, if this one failed or was the last."""
-        handle = self._owner.get(trajectory)
+        handle = self._handles.get(trajectory)
         if handle is None:  # a sibling's failure has ended the request already
             return
         if trajectory.error is not None or all(t.finished for t in handle.trajectories):
@@ -347,7 +347,7 @@ class Engine:
             self._unfinished.remove(handle)
         self._planner.remove(handle.trajectories)
         for trajectory in handle.trajectories:
-            self._owner.pop(trajectory, None)
+            self._handles.pop(trajectory, None)
             trajectory.release()
         if error is None:
             self._note_completion(handle)

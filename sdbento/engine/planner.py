@@ -13,14 +13,15 @@ from scratch, and nobody keeps a place in the batch.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from itertools import accumulate
 
 from sdbento.engine.caps import Cap
 from sdbento.engine.cost import CostModel
 from sdbento.engine.policy import num_together, turn
-from sdbento.engine.trajectory import BatchKey, Pass, Stage, StepPlan, StepResult, Trajectory
+from sdbento.engine.shares import Shares
+from sdbento.engine.trajectory import BatchKey, Owner, Pass, Stage, StepPlan, StepResult, Trajectory
 from sdbento.errors import DeadlineExceeded, SDBentoError
 
 ROWS_PER_IMAGE = 2  # at most: with guidance
@@ -41,6 +42,7 @@ class Planner:
         self._decoding: set[Trajectory] = set()  # launched, and the image is not there yet
         self._caps: dict[tuple[BatchKey, Stage], Cap] = {}  # where memory was too small
         self._num_plans: Counter[BatchKey] = Counter()
+        self._shares = Shares()
 
     def add(self, trajectories: Iterable[Trajectory]) -> None:
         self._active.update(dict.fromkeys(trajectories))
@@ -54,14 +56,16 @@ class Planner:
     def plan(self) -> StepPlan | None:
         """The next plan, or None when nobody can advance."""
         waiting = [trajectory for trajectory in self._active if trajectory not in self._decoding]
-        for trajectory in waiting:
-            if trajectory.stage is Stage.DECODE:  # short work that frees the batch
-                return self._decode(trajectory.key, waiting)
-        queue = sorted(waiting, key=self._turn)
+        self._shares.update(waiting)
+        if finished := [t for t in waiting if t.stage is Stage.DECODE]:
+            return self._decode(self._in_turn(finished))  # short work that frees the batch
+        queue = self._in_turn(sorted(waiting, key=self._turn))
         return self._prepare_new(self._step(queue)) if queue else None
 
     def advance(self, plan: StepPlan) -> None:
         """A plan was launched: its trajectories are one step further, or being decoded."""
+        if plan.stage is not Stage.PREPARE:
+            self._shares.charge(plan, self.expected_seconds(plan))
         if plan.stage is Stage.STEP:
             self._num_plans[plan.key] += 1
             for trajectory in plan.trajectories:
@@ -102,16 +106,23 @@ class Planner:
         return sum(self._work(one, step) for one, step in trajectory.remaining)
 
     def eta(self, trajectories: Iterable[Trajectory]) -> float:
-        """Seconds until all of `trajectories` are done, whether they run already or arrive now.
+        """Seconds until all of `trajectories`, images of one owner, are done.
 
-        An image that runs alone takes longer than its share of a full batch.
+        They run already or arrive now. Ahead of them are images of the same owner; what other
+        owners get meanwhile are rows in the same calls, and calls of their own up to their share.
         """
         mine = list(trajectories)
-        last = max(self._turn(trajectory) for trajectory in mine)
-        others = (t for t in self._active if t not in mine)
-        ahead = sum(self.work(t) for t in others if self._turn(t) <= last)
-        own = sum(self.work(trajectory) for trajectory in mine)
-        return ahead + max(own, max(self.seconds_alone(trajectory) for trajectory in mine))
+        owner, last = mine[0].owner, max(self._turn(trajectory) for trajectory in mine)
+        active = [trajectory for trajectory in self._active if trajectory not in mine]
+        ahead = sum(self.work(t) for t in active if t.owner == owner and self._turn(t) <= last)
+        others = [trajectory for trajectory in active if trajectory.owner != owner]
+        work: defaultdict[Owner, float] = defaultdict(float)
+        for trajectory in others:
+            work[trajectory.owner] += self.work(trajectory)
+        calls, theirs = self._in_company(mine, others, sum(work.values()))
+        own = max(calls, sum(self.work(trajectory) for trajectory in mine))
+        share = self._shares.seconds_for_others(owner, ahead + own - theirs, work)
+        return ahead + own + max(0.0, share - theirs)
 
     def seconds_alone(self, trajectory: Trajectory) -> float:
         """Seconds that `trajectory` needs if it has the device for itself."""
@@ -127,9 +138,44 @@ class Planner:
         """Seconds that it needs at least: what was never measured counts as nothing."""
         return sum(_alone(*part, self.cost.lower_bound) for part in trajectory.remaining)
 
-    def _decode(self, key: BatchKey, waiting: list[Trajectory]) -> StepPlan:
-        finished = [t for t in waiting if t.key == key and t.stage is Stage.DECODE]
-        return StepPlan(Stage.DECODE, key, tuple(finished[: self._max_size(key, Stage.DECODE)]))
+    def _in_turn(self, queue: list[Trajectory]) -> list[Trajectory]:
+        """The same trajectories, with each owner's share of the device in mind."""
+        return self._shares.order(queue, self._seconds_of_step)
+
+    def _seconds_of_step(self, trajectory: Trajectory) -> float:
+        """Its share of the seconds of a full batch."""
+        bound = self._max_size(trajectory.key, Stage.STEP)
+        return trajectory.rows * self.cost.seconds_per_row(trajectory.key, bound)
+
+    def _in_company(
+        self, mine: list[Trajectory], others: list[Trajectory], work: float
+    ) -> tuple[float, float]:
+        """Seconds until `mine` are done if nobody has calls that they take no part in, and how many
+        of these seconds are for rows of `others`.
+
+        As many of the others join as would join now, until their `work` is done.
+        """
+        rows: defaultdict[BatchKey, list[int]] = defaultdict(list)
+        for trajectory in others:
+            rows[trajectory.key].append(trajectory.rows)
+        alone = together = theirs = 0.0
+        longest = max(mine, key=self.seconds_alone)
+        for key, own, num_calls in longest.remaining_calls:
+            queue = [own] * len(mine) + rows[key]
+            chosen = queue[: self._num_together(key, queue, len(others) - len(rows[key]))]
+            num_mine = own * min(len(mine), len(chosen))
+            seconds = num_calls * self.cost.seconds(key, Stage.STEP, sum(chosen))
+            alone += num_calls * self.cost.seconds(key, Stage.STEP, num_mine)
+            together += seconds
+            theirs += seconds * (1 - num_mine / sum(chosen))
+        part = min(1.0, work / theirs) if theirs else 0.0
+        decoding = sum(self.cost.seconds(one.key, Stage.DECODE, 1) for one, _ in longest.remaining)
+        return decoding + alone + part * (together - alone), part * theirs
+
+    def _decode(self, finished: list[Trajectory]) -> StepPlan:
+        key = finished[0].key
+        same = [trajectory for trajectory in finished if trajectory.key == key]
+        return StepPlan(Stage.DECODE, key, tuple(same[: self._max_size(key, Stage.DECODE)]))
 
     def _step(self, queue: list[Trajectory]) -> StepPlan:
         """A step of the first in the queue, and of those that should join it.
@@ -139,22 +185,27 @@ class Planner:
         """
         key = queue[0].key
         same = [trajectory for trajectory in queue if trajectory.key == key]
-        bound = self._max_size(key, Stage.STEP)
-        num_chosen = self._num_fitting(same, bound)
-        if self._num_plans[key] % EXPLORE_EVERY != EXPLORE_EVERY - 1:
-            num_chosen = num_together(
-                [trajectory.rows for trajectory in same],
-                num_chosen,
-                len(queue) - len(same),
-                lambda rows: self.cost.seconds(key, Stage.STEP, rows),
-                self.cost.knee(key, bound),
-            )
+        rows = [trajectory.rows for trajectory in same]
+        if self._num_plans[key] % EXPLORE_EVERY == EXPLORE_EVERY - 1:
+            num_chosen = self._num_fitting(key, rows)
+        else:
+            num_chosen = self._num_together(key, rows, len(queue) - len(same))
         return StepPlan(Stage.STEP, key, tuple(same[:num_chosen]))
 
-    def _num_fitting(self, queue: list[Trajectory], bound: int) -> int:
-        """How many of the first a call of `bound` rows can take; always at least one."""
-        totals = accumulate(trajectory.rows for trajectory in queue[: self.max_images])
-        return max(1, sum(total <= bound for total in totals))
+    def _num_together(self, key: BatchKey, rows: list[int], others: int) -> int:
+        """How many of the first should share a call, by the rows of each in the queue of `key`."""
+        return num_together(
+            rows,
+            self._num_fitting(key, rows),
+            others,
+            lambda rows: self.cost.seconds(key, Stage.STEP, rows),
+            self.cost.knee(key, self._max_size(key, Stage.STEP)),
+        )
+
+    def _num_fitting(self, key: BatchKey, rows: list[int]) -> int:
+        """How many of the first a call of `key` can take; always at least one."""
+        bound = self._max_size(key, Stage.STEP)
+        return max(1, sum(total <= bound for total in accumulate(rows[: self.max_images])))
 
     def _work(self, one: Pass, step: int = 0) -> float:
         """Seconds of what is left of a pass from `step` on, in full batches."""

@@ -43,6 +43,7 @@ class BatchKey:
         return self.latent_height * self.latent_width
 
 
+Owner = str | None  # whose images get equal shares of the device: whoever has sent them
 Calls = tuple[BatchKey, int, int]  # UNet calls of a key: the rows of each, and how many
 
 
@@ -127,6 +128,7 @@ class Trajectory:
     passes: tuple[Pass, ...]
     seed: int
     preview_every: int = 0  # may change while it runs, by its handle
+    owner: Owner = None
     submitted: float = 0.0  # monotonic seconds; set by the engine
     deadline: float = inf  # monotonic seconds; set by the engine
     pass_index: int = 0  # set by the planner
@@ -170,6 +172,12 @@ class Trajectory:
         yield self.current, self.step
         for later in self.passes[self.pass_index + 1 :]:
             yield later, 0
+
+    @property
+    def remaining_calls(self) -> Iterator[Calls]:
+        """The UNet calls of all passes that are not done."""
+        for one, step in self.remaining:
+            yield from one.remaining_calls(step)
 
     @property
     def steps_done(self) -> int:

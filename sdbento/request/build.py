@@ -5,6 +5,7 @@ Blocking: samplers are compiled, LoRAs read. Knows nothing of doors or of the en
 
 from __future__ import annotations
 
+from sdbento.access.caller import current_caller
 from sdbento.engine.trajectory import Trajectory
 from sdbento.errors import InvalidParameter
 from sdbento.lora.cache import AdapterCache
@@ -24,16 +25,16 @@ class TrajectoryBuilder:
         self._inversions = inversions
 
     def build(self, request: ResolvedRequest, models: ResidentModels) -> list[Trajectory]:
-        """One trajectory an image.
+        """One trajectory an image, owned by the current caller.
 
         Raises InvalidParameter and its kin for what only the resident models can tell.
         """
         adapters = self._load_adapters(request, models.pipeline)
         _check_controlnets(request, models)
         passes = PassBuilder(request, models, adapters, self._inversions).passes()
-        settled = request.settled
+        settled, owner = request.settled, current_caller().name
         return [
-            Trajectory(passes, settled.seed + image, settled.preview_every)
+            Trajectory(passes, settled.seed + image, settled.preview_every, owner)
             for image in range(settled.num_images)
         ]
 

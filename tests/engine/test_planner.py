@@ -1,10 +1,11 @@
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
+from random import Random
 from typing import Any, cast
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdbento.engine.planner import Planner
@@ -328,3 +329,200 @@ def test_every_mix_runs_to_its_end_in_plans_within_the_bounds(
 def test_keys_differ_by_model_and_size_only() -> None:
     assert BatchKey("m", 8, 8) == BatchKey("m", 8, 8)
     assert len({BatchKey("m", 8, 8), BatchKey("n", 8, 8), BatchKey("m", 8, 16)}) == 3
+
+
+def priced(side: int, rows: int) -> float:
+    return (1.0 + rows) * (side / 8) ** 2
+
+
+def planner_of(max_images: int, sides: tuple[int, ...]) -> Planner:
+    """A planner that has learned `priced`."""
+    planner = Planner(max_images)
+    for side in sides:
+        key = BatchKey("a", side, side)
+        for _ in range(4):
+            for rows in range(1, 2 * max_images + 1):
+                planner.cost.observe(key, Stage.STEP, rows, priced(side, rows))
+            planner.cost.observe(key, Stage.DECODE, 1, priced(side, 1))
+    return planner
+
+
+class Served:
+    """A planner with a device of which every call takes as long as `priced` says."""
+
+    def __init__(self, planner: Planner) -> None:
+        self.planner = planner
+        self.now = 0.0
+        self.plans: list[StepPlan] = []
+        self.seconds: defaultdict[str | None, float] = defaultdict(float)  # of the device
+
+    def add(self, *members: Trajectory) -> None:
+        for member in members:
+            member.submitted = self.now
+            prepared(member)
+        self.planner.add(members)
+
+    def call(self) -> list[Trajectory]:
+        """One plan; returns the trajectories that it ends."""
+        plan = next_plan(self.planner)
+        seconds = priced(plan.key.latent_width, plan.size)
+        for trajectory in plan.trajectories:
+            self.seconds[trajectory.owner] += seconds * trajectory.rows / plan.rows
+        self.planner.advance(plan)
+        if plan.stage is Stage.DECODE:
+            for trajectory in plan.trajectories:
+                trajectory.image = cast(Any, 0)
+        self.now += seconds
+        self.plans.append(plan)
+        return self.planner.record(plan, StepResult(seconds), self.now)
+
+    def until(self, *members: Trajectory) -> float:
+        """Seconds until all of `members` are done."""
+        began, left = self.now, set(members)
+        while left:
+            left.difference_update(self.call())
+        return self.now - began
+
+
+class InOrderOfArrival(Planner):
+    def _in_turn(self, queue: list[Trajectory]) -> list[Trajectory]:
+        return queue
+
+
+@pytest.mark.parametrize("owner", [None, "a"])
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 30), st.integers(1, 12), st.integers(1, 2), st.integers(1, 2)),
+        min_size=1,
+        max_size=20,
+    ),
+    st.integers(1, 5),
+)
+def test_a_single_owner_changes_no_plan(
+    owner: str | None, mix: list[tuple[int, int, int, int]], max_images: int
+) -> None:
+    def plans(planner: Planner) -> list[tuple[Stage, list[int]]]:
+        arriving = sorted(mix)
+        members = [
+            make_trajectory(steps, rows=rows, side=8 * size, owner=owner)
+            for _, steps, rows, size in arriving
+        ]
+        served, made = Served(planner), []
+        for number in range(2000):
+            served.add(*(m for m, (at, *_) in zip(members, arriving, strict=True) if at == number))
+            if planner.plan() is not None:
+                served.call()
+                plan = served.plans[-1]
+                made.append((plan.stage, [members.index(t) for t in plan.trajectories]))
+            elif number > 30:
+                break
+        assert all(member.finished for member in members)
+        return made
+
+    assert plans(Planner(max_images)) == plans(InOrderOfArrival(max_images))
+
+
+def test_a_single_image_joins_the_next_call_however_many_another_owner_has() -> None:
+    served = Served(planner_of(4, (8,)))
+    served.add(*(make_trajectory(20, owner="many") for _ in range(100)))
+    served.call()
+    one = make_trajectory(4, owner="one")
+    served.add(one)
+    del served.plans[:]
+    served.until(one)
+    calls = [plan for plan in served.plans if plan.stage is Stage.STEP]
+    assert all(one in plan.trajectories for plan in calls)
+    assert all(plan.rows == 8 for plan in calls)  # the others fill what it leaves
+
+
+@pytest.mark.parametrize("sides", [(8, 8), (8, 16), (16, 8)])
+def test_owners_with_many_images_get_equal_shares_of_the_device(sides: tuple[int, int]) -> None:
+    served = Served(planner_of(4, tuple(set(sides))))
+    for owner, side in zip("ab", sides, strict=True):
+        served.add(*(make_trajectory(50, owner=owner, side=side) for _ in range(20)))
+    for _ in range(200):
+        served.call()
+    assert abs(served.seconds["a"] - served.seconds["b"]) <= priced(16, 8)
+
+
+def test_sixteen_images_take_twice_as_long_beside_an_owner_with_a_hundred() -> None:
+    def seconds(num_others: int) -> float:
+        served = Served(planner_of(4, (8,)))
+        served.add(*(make_trajectory(20, owner="many") for _ in range(num_others)))
+        mine = [make_trajectory(10, owner="mine") for _ in range(16)]
+        served.add(*mine)
+        return served.until(*mine)
+
+    assert seconds(100) == pytest.approx(2 * seconds(0), rel=0.05)
+
+
+def test_no_image_starves_while_its_owners_others_join_somebody_else() -> None:
+    served = Served(planner_of(4, (8, 16)))
+    large = make_trajectory(10, side=16, owner="many")
+    served.add(large)
+    while not large.finished:
+        waiting = Counter(t.owner for t in served.planner._active)
+        served.add(*(make_trajectory(4, owner="many") for _ in range(12 - waiting["many"])))
+        served.add(*(make_trajectory(4, owner="one") for _ in range(1 - waiting["one"])))
+        served.call()
+        assert served.now < 2000, "the large image starves"
+
+
+def test_images_are_decoded_with_those_of_other_owners_first() -> None:
+    done = finished(5)
+    for trajectory, owner in zip(done, "aaaab", strict=True):
+        trajectory.owner = owner
+    planner = planner_with(*done, max_images=2)
+    assert {t.owner for t in next_plan(planner).trajectories} == {"a", "b"}
+
+
+@settings(max_examples=40)
+@given(st.randoms(use_true_random=False))
+def test_each_step_waits_for_about_one_call_of_every_other_owner(rng: Random) -> None:
+    sides, others, num_steps = (8, 12, 16), rng.randint(1, 3), rng.choice([1, 4, 20])
+    served = Served(planner_of(rng.choice([1, 2, 4]), sides))
+    wanted = {str(owner): rng.choice([1, 3, 20]) for owner in range(others)}
+
+    def call() -> list[Trajectory]:
+        waiting = Counter(trajectory.owner for trajectory in served.planner._active)
+        for owner, count in wanted.items():
+            for _ in range(count - waiting[owner]):
+                side, rows = rng.choice(sides), rng.choice([1, 2])
+                steps = rng.choice([1, 5, 20])
+                served.add(make_trajectory(steps, owner=owner, side=side, rows=rows))
+        return served.call()
+
+    for _ in range(rng.randint(0, 30)):
+        call()
+    one, began, decoding = make_trajectory(num_steps, owner="one"), served.now, 0.0
+    served.add(one)
+    while one not in call():
+        plan = served.plans[-1]
+        if plan.stage is Stage.DECODE:
+            decoding += priced(plan.key.latent_width, plan.size)
+    longest = priced(16, 2 * served.planner.max_images)
+    assert served.now - began - decoding <= (others + 1) * (num_steps + 2) * longest
+
+
+@pytest.mark.parametrize(
+    ("num_mine", "num_others", "side"),
+    [(1, 0, 8), (4, 0, 8), (20, 0, 8), (1, 3, 8), (1, 50, 8), (1, 50, 16), (8, 50, 8), (8, 50, 16)],
+)
+def test_the_eta_knows_what_other_owners_get(num_mine: int, num_others: int, side: int) -> None:
+    served = Served(planner_of(4, (8, 16)))
+    served.add(*(make_trajectory(20, owner="many", side=side) for _ in range(num_others)))
+    for _ in range(min(num_others, 2)):
+        served.call()
+    mine = [make_trajectory(20, owner="mine") for _ in range(num_mine)]
+    served.add(*mine)
+    eta = served.planner.eta(mine)
+    assert eta == pytest.approx(served.until(*mine), rel=0.2)
+
+
+def test_the_eta_counts_no_more_company_than_there_is_work_for() -> None:
+    served = Served(planner_of(4, (8,)))
+    served.add(*(make_trajectory(1, owner="many") for _ in range(3)))
+    mine = make_trajectory(50, owner="mine")
+    served.add(mine)
+    eta = served.planner.eta([mine])
+    assert eta == pytest.approx(served.until(mine), rel=0.2)

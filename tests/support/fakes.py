@@ -34,6 +34,7 @@ def make_trajectory(
     model: str = "a",
     side: int = 8,
     deep_cache_interval: int = 1,
+    owner: str | None = None,
     submitted: float = 0.0,
     deadline: float = inf,
 ) -> Trajectory:
@@ -43,7 +44,7 @@ def make_trajectory(
     key = BatchKey(model, side, side)
     interval = deep_cache_interval
     one = Pass(key, num_steps, guided, inputs, nothing, deep_cache_interval=interval)
-    return Trajectory((one,), seed, submitted=submitted, deadline=deadline)
+    return Trajectory((one,), seed, owner=owner, submitted=submitted, deadline=deadline)
 
 
 def chained(first: Trajectory, second: Trajectory, *, decodes: bool) -> Trajectory:
