@@ -3,6 +3,7 @@
     python -m bench.simulate                                   every curve in bench/curves
     python -m bench.simulate --curve FILE --trace FILE         a curve and requests of one's own
     python -m bench.simulate --fleet                           1,000 workers with cold starts
+    python -m bench.simulate --owners                          one with many images, one with few
     python -m bench.simulate --measure-cpu                     writes bench/curves/cpu-shapes.json
     python -m bench.simulate --from-gpu bench/results/gpu      writes curves of GPUs
 
@@ -30,6 +31,7 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--curve", type=Path, action="append", help="a file; may be repeated")
     parser.add_argument("--trace", type=Path, help="requests, one JSON object a line")
     parser.add_argument("--fleet", action="store_true")
+    parser.add_argument("--owners", action="store_true")
     parser.add_argument("--requests", type=int, help="of each run")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--measure-cpu", action="store_true")
@@ -47,17 +49,19 @@ def main(args: Sequence[str] | None = None) -> None:
     size = report.Size(requests, options.seeds)
     for path in options.curve or sorted(CURVES.glob("*.json")):
         try:
-            run(curves.read(path), options.trace, size, with_fleet=options.fleet)
+            run(curves.read(path), options, size)
         except (OSError, ValueError) as error:
             parser.error(str(error))
 
 
-def run(one: curves.Curves, trace: Path | None, size: report.Size, *, with_fleet: bool) -> None:
+def run(one: curves.Curves, options: argparse.Namespace, size: report.Size) -> None:
     print(f"\n### {one.name}\n\nCosts: {one.origin}.\n", flush=True)
-    if trace is not None:
-        lines = report.own_trace(one, traces.read(trace, one.side))
-    elif with_fleet:
+    if options.trace is not None:
+        lines = report.own_trace(one, traces.read(options.trace, one.side))
+    elif options.fleet:
         lines = report.fleet(one, size.requests)
+    elif options.owners:
+        lines = report.owners(one, size)
     else:
         for line in report.in_full(one, size):
             print(line, flush=True)

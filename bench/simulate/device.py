@@ -75,7 +75,7 @@ def closed_loop(curves: Curves, make: MakePolicy, requests: list[Request], clien
     """Each client sends its next request when it has the image of its last."""
     waiting = iter(requests)
 
-    def send() -> None:
+    def send(_: Request | None = None) -> None:
         request = next(waiting, None)
         if request is not None:
             load.device.submit(replace(request, at=load.clock()))
@@ -90,21 +90,26 @@ class Load:
     """A device, and the latencies of what it was sent."""
 
     def __init__(
-        self, curves: Curves, make: MakePolicy, answered: Callable[[], None] = lambda: None
+        self,
+        curves: Curves,
+        make: MakePolicy,
+        answered: Callable[[Request], None] = lambda _: None,
     ) -> None:
         self.clock = Clock()
         self._policy = make(curves, self.clock)
         self.device = Device(self.clock, self._policy, self._done)
         self._answered = answered
         self._latencies: list[float] = []
+        self._last = 0.0  # when the last image was done
 
     def run(self) -> Outcome:
         self.clock.run()
-        return Outcome(self._latencies, self.clock(), self._policy.packing)
+        return Outcome(self._latencies, self._last, self._policy.packing)
 
     def _done(self, request: Request) -> None:
-        self._latencies.append(self.clock() - request.at)
-        self._answered()
+        self._last = self.clock()
+        self._latencies.append(self._last - request.at)
+        self._answered(request)
 
 
 def capacity(curves: Curves, requests: list[Request]) -> float:

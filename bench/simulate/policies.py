@@ -146,7 +146,8 @@ class Steps:
         self._seconds = 0.0
 
     def add(self, request: Request) -> None:
-        trajectory = Trajectory((pass_of(request),), seed=0, submitted=self._clock())
+        owner, now = self._owner_of(request), self._clock()
+        trajectory = Trajectory((pass_of(request),), seed=0, owner=owner, submitted=now)
         self._requests[trajectory] = request
         self._planner.add([trajectory])
 
@@ -168,6 +169,9 @@ class Steps:
                 trajectory.image = SOMETHING
         ended = self._planner.record(self._plan, StepResult(self._seconds), self._clock())
         return [self._requests.pop(trajectory) for trajectory in ended]
+
+    def _owner_of(self, request: Request) -> str | None:
+        return request.owner
 
     def _cost(self, plan: StepPlan) -> float:
         side = PIXELS_PER_LATENT * plan.key.latent_width
@@ -210,6 +214,15 @@ class Ours(Steps):
             for rows in (1, 2, 4, 8, 16, 32):
                 planner.cost.observe(key, Stage.STEP, rows, curves.step(curves.side, rows))
             planner.cost.observe(key, Stage.DECODE, 1, curves.decode(curves.side, 1))
+
+
+class OneQueue(Ours):
+    """The server's planner where nobody has a key: all requests have the same owner."""
+
+    name = "one queue"
+
+    def _owner_of(self, request: Request) -> None:
+        return None
 
 
 def pass_of(request: Request) -> Pass:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from statistics import mean
+from statistics import mean, quantiles
 
 from bench.simulate.curves import Curves
 from bench.simulate.device import MakePolicy, Outcome, capacity, closed_loop, open_loop
 from bench.simulate.fleet import COLD_START, Fleet, FleetOutcome
-from bench.simulate.policies import POLICIES, OneAtATime, Ours
+from bench.simulate.owners import HEAVIES, LIGHTS, TwoOwners
+from bench.simulate.policies import POLICIES, OneAtATime, OneQueue, Ours
 from bench.simulate.traces import BURST, MIXED, MIXES, Mix, Request, poisson
 
 CLIENTS = 8
@@ -124,6 +125,23 @@ def fleet(curves: Curves, requests: int) -> Iterator[str]:
         yield f"| {policy.name} | {together} | {_fleet_cells(made)} |"
 
 
+def owners(curves: Curves, size: Size) -> Iterator[str]:
+    """What an owner who asks now and then waits beside one who has many images waiting."""
+    yield f"{MIXED.name} of the heavy owner, {size.requests} images, {size.seeds} seeds;"
+    yield "how long requests of the light owner take, as a multiple of one alone:\n"
+    yield "| heavy owner | light owner | policy | p50 | p99 | images/s | packing |"
+    yield "| --- | --- | --- | --- | --- | --- | --- |"
+    for heavy in HEAVIES:
+        for light in LIGHTS:
+            for policy in (OneQueue, Ours):
+                runs = [
+                    TwoOwners(curves, policy, heavy, light, size.requests, seed).run()
+                    for seed in range(size.seeds)
+                ]
+                cells = _owners_cells(runs)
+                yield f"| {heavy.name} | {light.name} | {policy.name} | {cells} |"
+
+
 def _cells(made: Figures) -> str:
     seconds = (made.p50, made.p95, made.p99, made.worst, made.throughput)
     return " | ".join([*(f"{value:.2f}" for value in seconds), f"{made.packing:.0%}"])
@@ -134,6 +152,13 @@ def _fleet_cells(made: FleetOutcome) -> str:
     percentiles = [f"{outcome.percentile(percent):.2f}" for percent in (50, 95, 99)]
     cost = made.worker_seconds / len(outcome.latencies)
     return " | ".join([str(made.most_workers), *percentiles, f"{cost:.2f}"])
+
+
+def _owners_cells(runs: list[tuple[list[float], Outcome]]) -> str:
+    waits = quantiles([wait for took, _ in runs for wait in took], n=100, method="inclusive")
+    throughput = mean(outcome.throughput for _, outcome in runs)
+    packing = mean(o.packing.best / o.packing.seconds for _, o in runs)
+    return f"{waits[49]:.1f} | {waits[98]:.1f} | {throughput:.2f} | {packing:.0%}"
 
 
 def _load(curves: Curves, trace: list[Request]) -> str:

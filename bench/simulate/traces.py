@@ -29,6 +29,7 @@ class Request:
     model: str = "a"
     sampler: str = "0"
     at: float = 0.0  # seconds after the start
+    owner: str | None = None
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from bench.simulate.curves import Curves, Side, read, write
 from bench.simulate.device import MakePolicy, Outcome, capacity, closed_loop, open_loop
 from bench.simulate.fleet import COLD_START, Fleet
 from bench.simulate.gpu_rows import curves_of
-from bench.simulate.policies import WINDOW, OneAtATime, Ours, StaticBatches, StepsInOrder
+from bench.simulate.owners import HEAVIES, LIGHTS, Heavy, Light, TwoOwners
+from bench.simulate.policies import WINDOW, OneAtATime, OneQueue, Ours, StaticBatches, StepsInOrder
 from bench.simulate.traces import MIXED, Mix, Request, poisson
 from bench.simulate.traces import read as read_trace
 
@@ -164,6 +165,27 @@ def test_where_enough_rows_wait_they_are_packed_nearly_perfectly() -> None:
     curves = read(CURVES / "cpu-shapes.json")
     packing = closed_loop(curves, Ours, MIXED.draw(400, curves.side, 1), 64).packing
     assert packing.best >= 0.97 * packing.seconds
+
+
+def test_two_owners_send_until_the_many_images_of_one_are_done() -> None:
+    took, outcome = TwoOwners(SIMPLE, Ours, HEAVIES[1], Light("one", steps=1), 100, seed=0).run()
+    assert min(took) >= 1.0
+    assert len(outcome.latencies) == 100 + len(took)
+    assert outcome.seconds >= 100 * 1.0  # of decoding
+
+
+@pytest.mark.parametrize("path", ["cpu-shapes", "predicted-h100-sdxl-fp8"])
+def test_who_asks_now_and_then_does_not_wait_for_another_ones_flood(path: str) -> None:
+    curves = read(CURVES / f"{path}.json")
+
+    def both(make: MakePolicy) -> tuple[float, Outcome]:
+        took, outcome = TwoOwners(curves, make, Heavy("", 150, 150), LIGHTS[0], 150, seed=2).run()
+        return max(took), outcome
+
+    (before, one_queue), (after, ours) = both(OneQueue), both(Ours)
+    assert after < before / 4
+    assert ours.throughput >= 0.97 * one_queue.throughput
+    assert ours.packing.best / ours.packing.seconds >= 0.95
 
 
 @pytest.mark.parametrize(
