@@ -3,9 +3,10 @@
 `plan` picks one stage for trajectories that share a BatchKey. Once it is launched, `advance` counts
 its steps, so that the next can be planned while the device works; `record` learns from its result.
 
-Trajectories go in order of arrival, except that long ones let short ones pass for a while; whoever
-shares the BatchKey of the first may join it, as long as that costs everybody less waiting than it
-saves (`policy.py`). Nobody starves, since nobody passes a trajectory that came long before.
+Trajectories go in order of arrival, except that long ones let short ones pass for a while; those of
+several owners take turns (`shares.py`). Whoever shares the BatchKey of the first may join it, as
+long as that costs everybody less waiting than it saves (`policy.py`). Nobody starves, since nobody
+passes a trajectory of the same owner that came long before, and owners have equal shares.
 
 Pausing a trajectory costs nothing, since its state is a few latents. Every plan is therefore made
 from scratch, and nobody keeps a place in the batch.
