@@ -36,11 +36,10 @@ class FakeServer:
 def fake_server(
     *doors: APIRouter,
     error_shapes: Mapping[str, ErrorShape],
+    settings: Settings,
     seconds: float = 0.0,
-    settings: Settings | None = None,
 ) -> Iterator[FakeServer]:
     """`seconds`: that a step takes."""
-    settings = settings or Settings(sd_model="shapes")
     routes, runner = mounted(*doors), FakeRunner(seconds=seconds)
     app = routes.state.app = App(settings, runner)
     app.start()

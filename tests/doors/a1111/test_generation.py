@@ -10,6 +10,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -32,17 +33,24 @@ PHOTO = images.data_uri(images.gradient())
 
 
 @pytest.fixture(scope="module")
-def fake() -> Iterator[FakeServer]:
-    with fake_server(generation.router, error_shapes=SHAPES) as fake:
+def fake(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeServer]:
+    settings = Settings(sd_model="shapes", state_dir=tmp_path_factory.mktemp("state"))
+    with fake_server(generation.router, error_shapes=SHAPES, settings=settings) as fake:
         yield fake
 
 
-@pytest.fixture
-def slow() -> Iterator[FakeServer]:
-    settings = Settings(sd_model="shapes", max_queue_size=1, max_batch_size=1)
+@contextmanager
+def slow_server(folder: Path, **options: Any) -> Iterator[FakeServer]:
+    settings = Settings(sd_model="shapes", state_dir=folder, **options)
     with fake_server(
-        generation.router, error_shapes=SHAPES, seconds=0.02, settings=settings
+        generation.router, error_shapes=SHAPES, settings=settings, seconds=0.02
     ) as slow:
+        yield slow
+
+
+@pytest.fixture
+def slow(tmp_path: Path) -> Iterator[FakeServer]:
+    with slow_server(tmp_path, max_queue_size=1, max_batch_size=1) as slow:
         yield slow
 
 
@@ -357,8 +365,10 @@ def test_other_methods_and_routes(fake: FakeServer) -> None:
     ["[" * 500 + "]" * 500, '{"a": 1e999}', '{"a": NaN}', '"\\ud800"', '{"\\ud800": 1}', "[[1]]"],
 )
 def test_anything_may_be_in_fields_that_are_not_looked_at(fake: FakeServer, value: str) -> None:
-    for field in ("unknown", "styles", "script_args", "s_churn"):
-        content = f'{{"prompt": "x", "steps": 1, "{field}": {value}}}'
+    ignored = ("unknown", "styles", "script_args", "s_churn")
+    script = f'"alwayson_scripts": {{"x": {{"args": [{value}]}}}}'
+    for field in (*(f'"{name}": {value}' for name in ignored), script):
+        content = f'{{"prompt": "x", "steps": 1, {field}}}'
         response = fake.client.post("/sdapi/v1/txt2img", content=content)
         assert response.status_code == 200, response.text
         assert "NaN" not in response.text
@@ -441,11 +451,8 @@ def test_an_interrupted_call_answers_with_what_is_finished(slow: FakeServer, pat
 
 def test_keys_see_and_interrupt_their_own_calls_only(tmp_path: Path) -> None:
     file = tmp_path / "keys.yaml"
-    settings = Settings(sd_model="shapes", api_keys=file)
     keys = [str(entries.add(file, name)) for name in ("ann", "bob")]
-    with fake_server(
-        generation.router, error_shapes=SHAPES, seconds=0.02, settings=settings
-    ) as slow:
+    with slow_server(tmp_path / "state", api_keys=file) as slow:
         assert_error(slow.client.get("/sdapi/v1/progress"), 401)
         slow.client.auth = ("anyone", keys[0])  # Basic, as A1111's clients do
         answer = in_background(slow, steps=150)
