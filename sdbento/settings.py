@@ -288,7 +288,8 @@ class Settings(BaseModel):
     state_dir: Path = Field(
         Path("state"),
         validation_alias=_names("SDBENTO_STATE_DIR"),
-        description="Folder for the jobs of /run and their results; each server needs its own",
+        description="Folder for the jobs of /run, their results, and what clients of "
+        "AUTOMATIC1111's API chose; each server needs its own",
     )
     job_store_url: SecretStr | None = Field(
         None,
