@@ -13,11 +13,12 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from sdbento.access.caller import current_caller
+from sdbento.background import ThreadPool
 from sdbento.catalog.specs import controlnets_for
 from sdbento.doors.a1111.bodies import Lenient, Name, Whole
 from sdbento.doors.a1111.notes import Notes
 from sdbento.doors.a1111.options import TheChoices
-from sdbento.doors.a1111.tools.encoded import EncodedImage, answer, as_base64, threads
+from sdbento.doors.a1111.tools.encoded import EncodedImage, answer, as_base64
 from sdbento.doors.a1111.units import kind_of
 from sdbento.doors.http.routing import TheApp, door
 from sdbento.errors import InvalidParameter
@@ -33,6 +34,9 @@ MAX_IMAGES = 16  # of one call of detect
 RESOLUTION = 512  # of control images, where a call does not say
 LABELS = {"mlsd": "MLSD", "normal": "NormalMap", "openpose": "OpenPose"}
 LABELS |= {"seg": "Segmentation", "softedge": "SoftEdge"}
+
+# Apart from those of other routes: a network may have to be downloaded first.
+_threads = ThreadPool(2, "sdbento-detect")
 
 
 class Version(BaseModel):
@@ -127,7 +131,7 @@ async def detect(app: TheApp, body: Detection) -> Response:
     """Make control images, such as edges, out of ordinary ones."""
     kind, notes = await run_in_threadpool(_understand, body)
     images = [
-        await threads.run(_detect, kind, source, i, body.controlnet_processor_res, app.settings)
+        await _threads.run(_detect, kind, source, i, body.controlnet_processor_res, app.settings)
         for i, source in enumerate(body.controlnet_input_images)
     ]
     differences = (f"{title}: {text}" for title, text in notes.as_params().items())
