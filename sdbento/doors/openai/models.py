@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sdbento.app import App, ListedModel
     from sdbento.catalog.specs import ModelSpec
 
-OPENAI = "openai/"  # how routers of many providers begin the names of OpenAI's models
+OPENAI = "openai/"  # how routers of many providers begin the names of models with OpenAI's API
 STARTED = int(time.time())  # models have no date; clients want one
 
 router = door("OpenAI models")
@@ -63,7 +63,8 @@ async def meant(app: App, name: str | None) -> tuple[str | None, ModelSpec]:
 
     Raises Forbidden, and what keeps the Hub from being asked.
     """
-    if name is not None and (await _is_listed(app, name) or _may_be_unlisted(app, name)):
+    name = name and name.removeprefix(OPENAI)
+    if name and (await _is_listed(app, name) or _may_be_unlisted(app, name)):
         try:
             return name, await app.find_model(name)
         except UnknownModel:
@@ -82,7 +83,7 @@ async def _is_listed(app: App, name: str) -> bool:
 
 
 def _may_be_unlisted(app: App, name: str) -> bool:
-    return app.settings.allow_any_model and "/" in name and not name.startswith(OPENAI)
+    return app.settings.allow_any_model and "/" in name
 
 
 async def listed(app: App) -> list[ListedModel]:

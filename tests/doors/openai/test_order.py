@@ -132,9 +132,9 @@ async def test_the_models_of_others_mean_the_default_one_and_the_hub_is_not_aske
 
 
 async def test_models_of_ours_are_taken_by_any_of_their_names() -> None:
-    for name in ("sd15", "SD15", "runwayml/stable-diffusion-v1-5"):
+    for name in ("sd15", "SD15", "openai/sd15", "runwayml/stable-diffusion-v1-5"):
         order = await ordered(model=name)
-        assert order.request.model == name
+        assert order.request.model == name.removeprefix("openai/")
         assert order.spec.name == "runwayml/stable-diffusion-v1-5"
         assert order.warnings == []
 
