@@ -32,8 +32,8 @@ def presented(headers: Headers) -> list[Credential]:
 
 
 def _authorization(header: bytes) -> Iterator[Credential]:
-    scheme, _, rest = header.partition(b" ")
-    match scheme.lower(), rest.strip():
+    scheme, rest = (*header.split(None, 1), b"", b"")[:2]
+    match scheme.lower(), rest:
         case b"basic", encoded:
             yield from _basic(encoded)
         case b"bearer", key:

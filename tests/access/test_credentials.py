@@ -19,6 +19,7 @@ def basic(text: str) -> bytes:
         (b"Bearer the-key", None),
         (b"bearer   the-key  ", None),
         (b"BEARER the-key", None),
+        (b"Bearer\tthe-key", None),
         (b"the-key", None),
         (basic("anybody:the-key"), "anybody"),
         (basic(":the-key"), ""),

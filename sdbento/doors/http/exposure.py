@@ -17,10 +17,6 @@ ADVICE = (
 )
 
 
-def has_keys(settings: Settings) -> bool:
-    return settings.api_key is not None or settings.api_keys is not None
-
-
 def is_local(host: str) -> bool:
     """Whether only this machine can reach an address; a name that is not one is `localhost`."""
     try:
@@ -34,7 +30,7 @@ def warn_if_open(settings: Settings) -> None:
 
     BentoML passes the socket that it listens on to its worker, without a word on its address.
     """
-    if has_keys(settings):
+    if settings.api_key is not None or settings.api_keys is not None:
         return
     sockets = psutil.Process().net_connections("inet")
     hosts = {one.laddr.ip for one in sockets if one.status == psutil.CONN_LISTEN}
