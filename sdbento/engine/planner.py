@@ -164,11 +164,11 @@ class Planner:
         for key, own, num_calls in longest.remaining_calls:
             queue = [own] * len(mine) + rows[key]
             chosen = queue[: self._num_together(key, queue, len(others) - len(rows[key]))]
-            num_mine = own * min(len(mine), len(chosen))
+            rows_mine = own * min(len(mine), len(chosen))
             seconds = num_calls * self.cost.seconds(key, Stage.STEP, sum(chosen))
-            alone += num_calls * self.cost.seconds(key, Stage.STEP, num_mine)
+            alone += num_calls * self.cost.seconds(key, Stage.STEP, rows_mine)
             together += seconds
-            theirs += seconds * (1 - num_mine / sum(chosen))
+            theirs += seconds * (1 - rows_mine / sum(chosen))
         part = min(1.0, work / theirs) if theirs else 0.0
         decoding = sum(self.cost.seconds(one.key, Stage.DECODE, 1) for one, _ in longest.remaining)
         return decoding + alone + part * (together - alone), part * theirs

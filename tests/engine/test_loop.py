@@ -95,6 +95,18 @@ def test_requests_share_calls_and_newcomers_join_at_the_next_step() -> None:
     assert len(shared) >= 5
 
 
+def test_another_owners_single_image_does_not_wait_for_many_that_came_before() -> None:
+    runner = FakeDevice()
+    with running(runner) as engine:
+        many = [submit(engine, make_trajectory(50, seed=i, owner="many")) for i in range(40)]
+        until(lambda: any(plan.stage is Stage.STEP for plan in runner.plans))
+        one = submit(engine, make_trajectory(4, owner="one"))
+        assert_right(one)
+        assert not any(handle.done.done() for handle in many)
+        for handle in many:
+            handle.cancel()
+
+
 @pytest.mark.parametrize("decodes", [True, False])
 def test_a_second_pass_goes_on_where_the_first_ends(decodes: bool) -> None:
     runner = FakeRunner()

@@ -307,16 +307,24 @@ def test_the_eta_counts_the_work_ahead_and_not_the_work_behind() -> None:
 
 @given(
     st.lists(
-        st.tuples(st.integers(1, 12), st.sampled_from([1, 2]), st.sampled_from([8, 16])),
+        st.tuples(
+            st.integers(1, 12),
+            st.sampled_from([1, 2]),
+            st.sampled_from([8, 16]),
+            st.sampled_from([None, "a", "b"]),
+        ),
         min_size=1,
         max_size=20,
     ),
     st.integers(1, 5),
 )
 def test_every_mix_runs_to_its_end_in_plans_within_the_bounds(
-    mix: list[tuple[int, int, int]], max_images: int
+    mix: list[tuple[int, int, int, str | None]], max_images: int
 ) -> None:
-    members = [make_trajectory(steps, rows=rows, side=side) for steps, rows, side in mix]
+    members = [
+        make_trajectory(steps, rows=rows, side=side, owner=owner)
+        for steps, rows, side, owner in mix
+    ]
     planner, runner = planner_with(*members, max_images=max_images), FakeRunner()
     while (plan := planner.plan()) is not None:
         assert len({(t.stage, t.key) for t in plan.trajectories}) == 1

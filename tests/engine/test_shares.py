@@ -110,7 +110,7 @@ def test_clocks_of_those_who_are_gone_are_not_kept_for_ever() -> None:
         guest = images(str(i), 1, side=16)
         call(shares, stays + guest, guest)
         call(shares, stays, stays)
-    assert len(vars(shares)["_clocks"]) < 5
+    assert len(shares._clocks) < 5
 
 
 def test_others_get_as_much_as_oneself_and_no_more_than_they_need() -> None:
