@@ -82,3 +82,12 @@ def test_a_form_has_files_where_json_has_text(written: Any) -> None:
     assert schemas["MaskedRequestForm"]["properties"]["mask_image"]["format"] == "binary"
     assert "format" not in schemas["MaskedRequest"]["properties"]["mask_image"]
     assert schemas["MaskedRequestForm"]["required"] == schemas["MaskedRequest"]["required"]
+
+
+def test_the_document_says_which_routes_need_a_key(written: Any) -> None:
+    assert written["security"] == [{"bearer": []}, {"basic": []}]
+    assert document(mounted(), {}, needs_keys=False)["security"][-1] == {}
+    for path, _, operation in operations(written):
+        is_open = path in ("/livez", "/readyz", "/ping", "/v1/images/files/{name}")
+        assert (operation.get("security") == []) is is_open, path
+        assert ("401" in operation["responses"]) is not is_open, path
