@@ -353,14 +353,18 @@ class JobStore:
             retries = connection.execute(retried).scalar_one()
         return Counts({status: found.get(status, 0) for status in get_args(Status)}, retries or 0)
 
-    def due_webhooks(self, limit: int) -> list[Job]:
-        """Finished jobs whose webhook is to be posted now.
+    def due_webhooks(
+        self, limit: int, *, except_jobs: Collection[str] = (), except_of: Collection[str] = ()
+    ) -> list[Job]:
+        """Finished jobs whose webhook is to be posted now; those posted least often go first.
 
-        First those that were posted least often: a host that answers nobody makes others wait less.
+        except_jobs, except_of: jobs by id, and all those of some owners, that are left out.
         """
         due = jobs.c.webhook_due <= self._now()
+        others = or_(jobs.c.owner.is_(None), jobs.c.owner.not_in(except_of))
         first = jobs.c.webhook_posts, jobs.c.webhook_due
-        query = select(jobs).where(due).order_by(*first).limit(limit)
+        query = select(jobs).where(due, others, jobs.c.id.not_in(except_jobs)).order_by(*first)
+        query = query.limit(limit)
         with self._snapshot() as connection:
             return [Job.of(row) for row in connection.execute(query)]
 

@@ -10,12 +10,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from collections import Counter
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 
 from standardwebhooks import Webhook
 
+from sdbento.access.limits import has_share
 from sdbento.background import ThreadPool, start_task
 from sdbento.errors import classify, unexplained
 from sdbento.jobs.retry import retry_while_refused
@@ -50,6 +52,7 @@ class Webhooks:
         self._signer = None if secret is None else Webhook(secret.get_secret_value())
         self._awake = asyncio.Event()  # a post may be due, or there is room for one
         self._posting: dict[str, asyncio.Task[None]] = {}  # by the job's id
+        self._num_posts: Counter[str | None] = Counter()  # of these, by the job's owner
         self._post_threads = ThreadPool(MAX_POSTS, "sdbento-webhook")
         self._store_thread = ThreadPool(1, "sdbento-webhook-store")
 
@@ -73,23 +76,36 @@ class Webhooks:
             await asyncio.to_thread(self._store_thread.shutdown, cancel_futures=True)
 
     async def _start_due(self) -> None:
-        free = MAX_POSTS - len(self._posting)
-        if not free:
-            return
+        under_way = list(self._posting)
+        full = [owner for owner in self._num_posts if owner and not self._has_room(owner)]
+        find = partial(self._store.due_webhooks, except_jobs=under_way, except_of=full)
         try:
-            # Posts that are under way are due as well, and are listed first.
-            due = await self._store_thread.run(self._store.due_webhooks, MAX_POSTS)
+            due = await self._store_thread.run(find, MAX_POSTS)
         except Exception as exc:
             reason = classify(exc).message
             log.error("due webhooks cannot be read: %s", reason, exc_info=unexplained(exc))
             return
-        for job in [job for job in due if job.id not in self._posting][:free]:
+        for job in due:
+            if not self._has_room(job.owner):
+                continue
             task = start_task(self._post_and_note(job), f"sdbento webhook of job {job.id}")
             self._posting[job.id] = task
-            task.add_done_callback(partial(self._post_ended, job.id))
+            self._num_posts[job.owner] += 1
+            task.add_done_callback(partial(self._post_ended, job))
 
-    def _post_ended(self, job_id: str, _: asyncio.Task[None]) -> None:
-        del self._posting[job_id]
+    def _has_room(self, owner: str | None) -> bool:
+        """Whether one more post for `owner` leaves room for those of others, whose hosts may be
+        faster."""
+        total = len(self._posting)
+        if owner is None:
+            return total < MAX_POSTS
+        return has_share(self._num_posts[owner], total, MAX_POSTS)
+
+    def _post_ended(self, job: Job, _: asyncio.Task[None]) -> None:
+        del self._posting[job.id]
+        self._num_posts[job.owner] -= 1
+        if not self._num_posts[job.owner]:
+            del self._num_posts[job.owner]
         self.wake()
 
     async def _post_and_note(self, job: Job) -> None:

@@ -12,11 +12,12 @@ from sqlalchemy import select
 from sqlalchemy.exc import OperationalError
 from standardwebhooks import Webhook, WebhookVerificationError
 
+from sdbento.access.caller import Caller, acting_for
 from sdbento.errors import GenerationFailed
 from sdbento.jobs.runpod_format import new_job
 from sdbento.jobs.store import JobStore
 from sdbento.jobs.table import Job, jobs, milliseconds
-from sdbento.jobs.webhooks import milliseconds_until_next
+from sdbento.jobs.webhooks import MAX_POSTS, milliseconds_until_next
 from sdbento.outbound import Answer
 from tests.support.job_server import SETTINGS, Server, serving, until
 from tests.support.listener import Listener
@@ -191,6 +192,21 @@ async def test_an_unsent_webhook_is_posted_after_a_restart(
         await until(lambda: listener.heard)
         assert listener.heard[0]["output"] == ["picture"]
         assert server.app.begun == []
+
+
+async def test_the_slow_host_of_one_key_does_not_keep_the_posts_of_another_waiting(
+    server: Server, listener: Listener
+) -> None:
+    listener.hold.clear()
+    with acting_for(Caller("slow")):
+        slow = [await server.submit(webhook=listener.url) for _ in range(2 * MAX_POSTS)]
+    await until(lambda: len(server.jobs._webhooks._posting) >= MAX_POSTS // 2)
+    with acting_for(Caller("quick")):
+        quick = await server.submit(webhook=listener.url)
+    await until(lambda: quick in server.jobs._webhooks._posting)
+    assert len(set(slow) & set(server.jobs._webhooks._posting)) <= MAX_POSTS // 2
+    listener.hold.set()
+    await until(lambda: {heard["id"] for heard in listener.heard} >= {quick, *slow})
 
 
 async def test_failures_and_cancellations_are_posted_to_the_webhook(

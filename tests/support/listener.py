@@ -21,6 +21,8 @@ class Listener(ThreadingHTTPServer):
         self.heard: list[dict[str, Any]] = []
         self.posts: list[tuple[dict[str, str], bytes]] = []  # headers and body
         self.retry_after: str | None = None
+        self.hold = threading.Event()  # no answer is given until it is set
+        self.hold.set()
         self.url = f"http://127.0.0.1:{self.server_port}/hook?token=1"
 
 
@@ -31,6 +33,7 @@ class Answering(BaseHTTPRequestHandler):
         assert self.path == "/hook?token=1"
         assert self.headers["Content-Type"] == "application/json"
         body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.hold.wait(10)
         self.server.posts.append((dict(self.headers), body))
         self.server.heard.append(json.loads(body))
         self.send_response(self.server.statuses.pop(0) if self.server.statuses else 200)

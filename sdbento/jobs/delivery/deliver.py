@@ -35,13 +35,13 @@ class Result:
     """What a job has made, before it is known where its images go.
 
     images: in base64. write: makes the output, which is JSON, from them or from their URLs, and
-    from warnings that have arisen since.
+    from warnings that have arisen since. allow_jpeg: None where the format has no such choice.
     """
 
     images: list[str]
     write: Callable[[list[str], list[str]], Any]
     output_format: OutputFormat = "png"
-    allow_jpeg: bool = False
+    allow_jpeg: bool | None = None
     s3_config: S3Config | None = None
 
     def output(self) -> Any:
@@ -121,7 +121,7 @@ def _as_jpeg(image: str) -> str:
 
 def _too_large(size: int, limit: int, variable: str, result: Result) -> SDBentoError:
     advice = "ask for fewer or smaller images"
-    if result.output_format == "png" and not result.allow_jpeg:
+    if result.output_format == "png" and result.allow_jpeg is False:
         advice += ', for output_format "jpeg" or "webp", or set "allow_jpeg": true'
     return TooLarge(
         f"the result has {size} bytes; the limit is {limit} ({variable}); {advice}; or let the "

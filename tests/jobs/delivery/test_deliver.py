@@ -18,6 +18,7 @@ from sdbento.errors import InvalidParameter, TooLarge, Unavailable
 from sdbento.jobs.delivery import bucket
 from sdbento.jobs.delivery.deliver import Delivery, Result, posted_size
 from sdbento.jobs.delivery.s3_config import S3Config, s3_config_of
+from sdbento.jobs.formats.a1111 import Call
 from sdbento.jobs.formats.native import Flags, JobInput
 from sdbento.request.schema import GenerateRequest, GenerateResponse, Timings
 from tests.jobs.delivery.test_bucket import bucket_settings
@@ -70,6 +71,16 @@ def test_a_result_within_the_limit_is_sent_unchanged_and_one_byte_more_is_not() 
     with pytest.raises(TooLarge, match=f"{size} bytes; the limit is {size - 1}"):
         short.deliver("a", result_of(response))
     assert short.deliver("sync-a", result_of(response)) == response.images
+
+
+def test_only_choices_that_a_format_has_are_advised() -> None:
+    delivery = Delivery(load_settings(runpod_max_run_bytes=1024), limited=True)
+    with pytest.raises(TooLarge, match="allow_jpeg"):
+        delivery.deliver("a", result_of(response_of()))
+    answer = {"images": response_of().images, "info": "{}"}
+    with pytest.raises(TooLarge) as caught:
+        delivery.deliver("a", Call("POST", "/sdapi/v1/txt2img", {}).result(answer))
+    assert "jpeg" not in caught.value.message
 
 
 def test_a_jpeg_that_is_too_large_as_well_is_an_error() -> None:
