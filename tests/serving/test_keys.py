@@ -15,6 +15,7 @@ import runpod
 import webuiapi
 
 from sdbento.access import entries
+from sdbento.doors.http.labels import RouteLabels
 from tests.support.server import QUICK, Server, serving
 
 LONG = {**QUICK, "num_inference_steps": 150, "num_images": 16}
@@ -55,6 +56,24 @@ def until(condition: Callable[[], object]) -> None:
     while not condition():
         assert time.monotonic() < give_up
         time.sleep(0.02)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of importing BentoML
+def test_bentoml_serve_listens_on_loopback_unless_an_address_is_named() -> None:
+    from service import StableDiffusion
+
+    assert str(StableDiffusion.config["http"]["host"]) == "127.0.0.1"  # type: ignore[attr-defined]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of importing BentoML
+@pytest.mark.parametrize("module", ["bentoml.no_such_module", "bentoml.exceptions"])
+def test_a_bentoml_without_those_metrics_is_served_as_it_is(
+    module: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    from service import count_by_route
+
+    count_by_route(RouteLabels([], []), module)
+    assert "counts requests by path" in caplog.text
 
 
 # Clients
