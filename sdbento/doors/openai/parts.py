@@ -142,15 +142,17 @@ def _source(item: Any, param: str) -> str | None:
 def describe(kind: type[ImageBody]) -> dict[str, Any]:
     """`openapi_extra` of a route whose body `parts.read` reads and `kind` validates."""
     form = {"image": {"anyOf": [FILE, {"type": "array", "items": FILE}]}, "mask": FILE}
-    sources = {"images": {"type": "array", "minItems": 1, "items": _SOURCE}, "mask": _SOURCE}
+    sources = {"type": "array", "minItems": 1, "items": _SOURCE}
+    in_json = {"image": _SOURCE, "images": sources, "mask": _SOURCE}
+    either = {"anyOf": [{"required": ["image"]}, {"required": ["images"]}]}
     content = {
         "multipart/form-data": {"schema": _schema(kind, form, "image")},
-        "application/json": {"schema": _schema(kind, sources, "images")},
+        "application/json": {"schema": _schema(kind, in_json) | either},
     }
     return {"requestBody": {"required": True, "content": content}}
 
 
-def _schema(kind: type[ImageBody], images: dict[str, Any], image: str) -> dict[str, Any]:
+def _schema(kind: type[ImageBody], images: dict[str, Any], *required: str) -> dict[str, Any]:
     """Without the fields that are objects, which refer to schemas of their own."""
     schema = kind.model_json_schema()
     fields = {
@@ -158,5 +160,8 @@ def _schema(kind: type[ImageBody], images: dict[str, Any], image: str) -> dict[s
         for name, field in schema["properties"].items()
         if name != "image" and "$ref" not in json.dumps(field)
     }
-    required = [image, *schema.get("required", ())]
-    return {"type": "object", "required": required, "properties": images | fields}
+    return {
+        "type": "object",
+        "required": [*required, *schema.get("required", ())],
+        "properties": images | fields,
+    }

@@ -7,9 +7,11 @@ from typing import Any
 
 import httpx
 import pytest
+from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 from starlette.requests import Request
 
-from sdbento.doors.openai.parts import Parts, read
+from sdbento.doors.openai.body import ImageBody, VariationBody
+from sdbento.doors.openai.parts import Parts, describe, read
 from sdbento.errors import InvalidParameter, MalformedRequest, SDBentoError
 
 PNG = ("a.png", b"\x89PNG", "image/png")
@@ -102,3 +104,13 @@ async def test_bodies_without_an_image_say_what_is_wrong(
 ) -> None:
     with pytest.raises(kind, match=words):
         await read_sent(content=body)
+
+
+@pytest.mark.parametrize("kind", [ImageBody, VariationBody])
+def test_the_document_demands_an_image_under_either_name(kind: type[ImageBody]) -> None:
+    content = describe(kind)["requestBody"]["content"]
+    accepts = Draft202012Validator(content["application/json"]["schema"]).is_valid
+    assert accepts({"prompt": "x", "image": "abc", "n": 2})
+    assert accepts({"prompt": "x", "images": [{"image_url": "abc"}]})
+    assert not accepts({"prompt": "x"})
+    assert "image" in content["multipart/form-data"]["schema"]["required"]
