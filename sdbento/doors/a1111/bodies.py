@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from sdbento.doors.docs.bodies import empty_counts_as_absent
 from sdbento.request.schema import MAX_CLIP_SKIP, MAX_PROMPT_CHARS, MAX_SEED, MAX_SIDE, Prompt
 
 MAX_IMAGES = 64  # of one call: batch_size x n_iter
@@ -66,7 +67,9 @@ Name = Annotated[str, Field(max_length=500)]
 class Lenient(BaseModel):
     """null and "" are as good as no field at all; what is not declared is kept in `model_extra`."""
 
-    model_config = ConfigDict(extra="allow", protected_namespaces=())
+    model_config = ConfigDict(
+        extra="allow", protected_namespaces=(), json_schema_extra=empty_counts_as_absent
+    )
 
     @model_validator(mode="before")
     @classmethod

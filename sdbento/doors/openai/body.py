@@ -19,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from sdbento.doors.docs.bodies import empty_counts_as_absent
 from sdbento.doors.http.forms import string_fields
 from sdbento.request.parse import ELSEWHERE
 from sdbento.request.schema import GenerateRequest, OutputFormat, Prompt
@@ -46,14 +47,6 @@ Word = BeforeValidator(_word)
 Quality = Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"]
 
 
-def _nulls_count_as_absent(schema: dict[str, Any]) -> None:
-    """Say in the JSON schema of a body that every field but the required ones may be null."""
-    for name in schema["properties"].keys() - set(schema.get("required", ())):
-        field = schema["properties"][name]
-        if "type" in field:
-            field["type"] = [field["type"], "null"]
-
-
 class ImageBody(GenerateRequest):
     """What to make. Beside OpenAI's fields, any field of `/generate` is understood.
 
@@ -65,7 +58,7 @@ class ImageBody(GenerateRequest):
         extra="ignore",
         strict=False,
         alias_generator=AliasGenerator(validation_alias=_names),
-        json_schema_extra=_nulls_count_as_absent,
+        json_schema_extra=empty_counts_as_absent,
     )
 
     size: str | None = Field(

@@ -91,3 +91,13 @@ def test_the_document_says_which_routes_need_a_key(written: Any) -> None:
         is_open = path in ("/livez", "/readyz", "/ping", "/v1/images/files/{name}")
         assert (operation.get("security") == []) is is_open, path
         assert ("401" in operation["responses"]) is not is_open, path
+
+
+@pytest.mark.parametrize("name", ["ImageBody", "Txt2Img"])
+def test_lenient_bodies_may_leave_fields_empty(written: Any, name: str) -> None:
+    schema = written["components"]["schemas"][name] | {"components": written["components"]}
+    validator: Any = OAS31Validator(schema)
+    fields = [field for field in schema["properties"] if field != "prompt"]
+    for empty in (None, ""):
+        validator.validate({"prompt": "x", **dict.fromkeys(fields, empty)})
+    assert not validator.is_valid({"prompt": "x", "width": []})
