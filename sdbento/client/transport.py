@@ -128,15 +128,16 @@ class Transport:
     def _open(self, call: Call[Any]) -> httpx.Response:
         response = self._begin(call, stream=True)
         if not response.is_success:
-            with closing(response):
-                response.read()
             raise error_of(response)
         return response
 
     def _begin(self, call: Call[Any], *, stream: bool) -> httpx.Response:
         try:
             request = self._http.build_request(**self._options.of_request(call))
-            return self._http.send(request, stream=stream)
+            response = self._http.send(request, stream=stream)
+            if not response.is_success:
+                response.read()  # the error, which is not streamed
+            return response
         except (httpx.RequestError, httpx.InvalidURL) as error:
             raise no_answer(error) from error
 
@@ -180,14 +181,15 @@ class AsyncTransport:
     async def _open(self, call: Call[Any]) -> httpx.Response:
         response = await self._begin(call, stream=True)
         if not response.is_success:
-            async with aclosing(response):
-                await response.aread()
             raise error_of(response)
         return response
 
     async def _begin(self, call: Call[Any], *, stream: bool) -> httpx.Response:
         try:
             request = self._http.build_request(**self._options.of_request(call))
-            return await self._http.send(request, stream=stream)
+            response = await self._http.send(request, stream=stream)
+            if not response.is_success:
+                await response.aread()
+            return response
         except (httpx.RequestError, httpx.InvalidURL) as error:
             raise no_answer(error) from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import httpx
@@ -255,6 +255,26 @@ def test_a_refused_stream_raises_the_error(read: Read) -> None:
     error = InvalidParameter("no such sampler", param="scheduler")
     with pytest.raises(InvalidParameter, match="no such sampler"):
         list(read(Wire(httpx.Response(422, json=error.to_body()))))
+
+
+class Broken(httpx.SyncByteStream, httpx.AsyncByteStream):
+    """A body whose connection breaks."""
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield b": keep-alive\n\n"
+        raise httpx.ReadError("reset")
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield b": keep-alive\n\n"
+        raise httpx.ReadError("reset")
+
+
+@pytest.mark.parametrize("status", [200, 429, 500])
+def test_a_stream_whose_connection_breaks_is_an_error(read: Read, status: int) -> None:
+    wire = Wire(httpx.Response(status, stream=Broken()))
+    with pytest.raises(NoAnswer, match="reset"):
+        list(read(wire))
+    assert len(wire.requests) == 1
 
 
 def test_an_error_in_a_stream_is_raised(read: Read) -> None:

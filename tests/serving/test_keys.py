@@ -15,7 +15,9 @@ import runpod
 import webuiapi
 
 from sdbento.access import entries
+from sdbento.client import Client
 from sdbento.doors.http.labels import RouteLabels
+from sdbento.errors import Forbidden, NotFound, Unauthorized
 from tests.support.server import QUICK, Server, serving
 
 LONG = {**QUICK, "num_inference_steps": 150, "num_images": 16}
@@ -97,6 +99,22 @@ def test_openais_client_uses_its_key(guarded: Guarded, monkeypatch: pytest.Monke
     assert [model.id for model in bob.models.list()] == ["shapes"]
     with pytest.raises(openai.PermissionDeniedError):
         bob.images.generate(prompt="x", model="stabilityai/sd-turbo")
+
+
+def test_our_own_client_uses_its_key(guarded: Guarded) -> None:
+    def client(key: str) -> Client:
+        return Client(guarded.server.url, api_key=key, transport=httpx.HTTPTransport())
+
+    with client(guarded.alice) as alice, client(guarded.bob) as bob, client("wrong") as stranger:
+        job = alice.jobs.submit("a red circle", num_inference_steps=2)
+        with pytest.raises(NotFound):
+            bob.jobs.status(job.id)
+        assert len(alice.jobs.wait(job.id).images) == 1
+        with pytest.raises(Forbidden):
+            bob.generate("a red circle", model="stabilityai/sd-turbo")
+        with pytest.raises(Unauthorized):
+            list(stranger.stream("a red circle"))
+        assert stranger.ready()
 
 
 def test_webuiapi_uses_its_key_as_a_password(
