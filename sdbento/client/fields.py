@@ -136,12 +136,13 @@ def as_request(prompt: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     MalformedRequest), OSError for a file, and TypeError for what no JSON can hold.
     """
     request = {"prompt": prompt, **_with_sources(fields)}
-    if isinstance(controlnet := request.get("controlnet"), Mapping):
-        request["controlnet"] = [controlnet]
-    if isinstance(nets := request.get("controlnet"), list | tuple):
-        request["controlnet"] = [
-            _with_sources(net) if isinstance(net, Mapping) else net for net in nets
-        ]
+    match request.get("controlnet"):
+        case Mapping() as net:
+            request["controlnet"] = _with_sources(net)
+        case list() | tuple() as nets:
+            request["controlnet"] = [
+                _with_sources(net) if isinstance(net, Mapping) else net for net in nets
+            ]
     parse(json.dumps(request), what="the request")
     return request
 

@@ -163,8 +163,9 @@ def test_other_objects_are_no_images() -> None:
 
 
 def test_images_of_controlnets_are_sent_too() -> None:
-    for given in ({"type": "canny", "image": png()}, [{"type": "canny", "image": picture()}]):
-        [net] = as_request("x", {"controlnet": given})["controlnet"]
+    one = as_request("x", {"controlnet": {"type": "canny", "image": png()}})["controlnet"]
+    [first] = as_request("x", {"controlnet": [{"type": "canny", "image": picture()}]})["controlnet"]
+    for net in (one, first):
         assert Image.open(BytesIO(b64decode(net["image"]))).size == (3, 2)
 
 
