@@ -43,7 +43,7 @@ check: $(STAMP) ## lint, formatting and types
 docs-check: $(STAMP) ## validate the OpenAPI document, and see that every route is in it
 	@$(BIN)/python -W ignore -m tools.docs_check
 
-docs-fuzz: $(STAMP) ## send a server what its OpenAPI document allows and forbids, for five minutes
+docs-fuzz: $(STAMP) ## send a server what its OpenAPI document allows and forbids, for some minutes
 	@$(BIN)/python -W ignore -m tests.fuzz $(ARGS)
 
 bench: $(STAMP) ## measure throughput and latency over HTTP

@@ -4,7 +4,7 @@ It makes requests out of the OpenAPI document: the examples, the edges of every 
 that fit and that do not, and calls that follow one another. What is answered must be described
 there, and nothing may be answered with 500; 503 and 504 are described. Not checked is that all
 that fits is accepted: no schema knows which fields go together, and what a model or sampler can do.
-ARGS goes to schemathesis. It takes about five minutes on two cores.
+ARGS goes to schemathesis; `--phases coverage`, the edges, takes most of the time.
 
 The module is also read by schemathesis itself, for the functions that are marked as hooks.
 """
@@ -25,6 +25,7 @@ from tests.support.server import ROOT, serving
 # Less work than the document allows, so that a machine without a GPU is soon done.
 MOST = dict.fromkeys(("num_images", "n", "batch_size", "n_iter"), 1)
 MOST |= dict.fromkeys(("num_inference_steps", "steps", "hr_second_pass_steps"), 2)
+CONFIG = Path(__file__).with_suffix(".toml")
 UNCHECKED = "positive_data_acceptance,not_a_server_error"
 
 
@@ -50,7 +51,8 @@ def main() -> int:
     ):
         server.wait_until_ready()
         program = str(Path(sys.executable).with_name("schemathesis"))
-        command = [program, "run", f"{server.url}/docs.json", "--max-examples", "10", "--seed", "1"]
+        command = [program, "--config-file", str(CONFIG), "run", f"{server.url}/docs.json"]
+        command += ["--max-examples", "10", "--seed", "1"]
         command += ["--request-timeout", "60", "--exclude-checks", UNCHECKED, *sys.argv[1:]]
         environment = os.environ | {"SCHEMATHESIS_HOOKS": "tests.fuzz", "PYTHONPATH": str(ROOT)}
         return subprocess.run(command, env=environment, cwd=folder).returncode  # it leaves a cache
