@@ -52,7 +52,13 @@ class Submission(BaseModel):
     input: dict[str, Any]
     webhook: str | None = Field(None, max_length=2000)
     policy: Policy | None = None
-    s3_config: dict[str, Any] | None = Field(None, alias="s3Config", repr=False)
+    s3_config: dict[str, Any] | None = Field(
+        None,
+        alias="s3Config",
+        repr=False,
+        description="A bucket for the images of this job: accessId, accessSecret, bucketName and "
+        "endpointUrl",
+    )
 
 
 def new_job(body: bytes, settings: Settings, *, sync: bool) -> NewJob:

@@ -77,6 +77,8 @@ def _leave_out(fields: Fields, has_image: bool) -> list[str]:
     warnings = [f"{name} is not used: {reason}" for name in unread if name in fields]
     for name in unread:
         fields.pop(name, None)
-    if not has_image and "refiner" not in fields:
+    if has_image:
+        warnings.append("the image is changed by the request's model, there by the refiner")
+    elif "refiner" not in fields:
         warnings.append("no refiner took part: high_noise_frac says where it takes over")
     return warnings

@@ -79,7 +79,9 @@ def test_an_image_is_changed_in_the_steps_of_its_refiner() -> None:
     request = parsed.request
     assert (request.image, request.strength, request.num_inference_steps) == (IMAGE, 0.3, 50)
     assert (request.width, request.height, request.scheduler) == (None, None, None)
-    assert [warning.split()[0] for warning in parsed.warnings] == ["width", "height"]
+    *sizes, model = parsed.warnings
+    assert [warning.split()[0] for warning in sizes] == ["width", "height"]
+    assert model == "the image is changed by the request's model, there by the refiner"
     again = own(image_url=IMAGE, refiner_inference_steps=12, num_inference_steps=25, strength=0.5)
     assert (again.request.num_inference_steps, again.request.strength) == (12, 0.5)
     assert again.warnings[0].startswith("num_inference_steps is not used")
