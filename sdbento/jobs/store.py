@@ -247,7 +247,7 @@ class JobStore:
                 if interruptions >= SUSPECT_INTERRUPTIONS and num_running:
                     break
                 if shared and not has_share(running[row.owner], num_running, places):
-                    break  # the others have as many or more
+                    continue
                 values = {"status": "IN_PROGRESS", "started": now, "run": row.run + 1}
                 this = jobs.c.number == row.number, jobs.c.status == "IN_QUEUE"
                 if connection.execute(update(jobs).where(*this).values(values)).rowcount:

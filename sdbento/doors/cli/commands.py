@@ -17,6 +17,7 @@ from typing import Any
 import click
 
 import sdbento
+from sdbento.access.keyring import Keyring
 from sdbento.doors.cli import inspection
 from sdbento.doors.cli.generate import build_request, generate_with_progress, write_images
 from sdbento.doors.cli.keys import keys
@@ -70,6 +71,7 @@ model_option = click.option(
 def serve(host: str | None, port: int | None, model: str | None) -> None:
     """Serve over HTTP. All other settings come from the environment."""
     settings = with_default_model(use_volume(load_settings(sd_model=model)))
+    Keyring(settings)  # a bad file of keys is told here, in one line
     environment = child_environment(settings, BENTOML_DO_NOT_TRACK="1")
     host = host or environment.get("BENTOML_HOST") or DEFAULT_HOST
     port = port or settings.port or int(environment.get("BENTOML_PORT") or DEFAULT_PORT)

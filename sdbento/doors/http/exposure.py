@@ -7,6 +7,7 @@ import logging
 
 import psutil
 
+from sdbento.access.keyring import Keyring
 from sdbento.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -29,8 +30,9 @@ def warn_if_open(settings: Settings) -> None:
     """Say so in the log if this process listens on more than loopback, and there are no keys.
 
     BentoML passes the socket that it listens on to its worker, without a word on its address.
+    Raises SettingsError if the file of keys cannot be read.
     """
-    if settings.api_key is not None or settings.api_keys is not None:
+    if Keyring(settings).required:
         return
     sockets = psutil.Process().net_connections("inet")
     hosts = {one.laddr.ip for one in sockets if one.status == psutil.CONN_LISTEN}

@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import cached_property
 from types import MappingProxyType
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -61,13 +62,26 @@ class Guard:
         error_shapes: Mapping[str, ErrorShape] = MappingProxyType({}),
         open_prefixes: tuple[str, ...] = (),
     ) -> None:
-        settings = load_settings()
         self.app = app
-        self._max_body_bytes = settings.max_body_bytes
+        self._load_settings = load_settings
         self._request_models = request_models
         self._error_shapes = error_shapes
-        self._gate = Gate(settings, open_prefixes)
-        self._answer = _with_cors(self._handle, settings.cors_origins)
+        self._open_prefixes = open_prefixes
+
+    # At the first request, not before: a bad setting is told by the service when it starts, which
+    # it could not if the application in which it starts had failed already.
+
+    @cached_property
+    def _settings(self) -> Settings:
+        return self._load_settings()
+
+    @cached_property
+    def _gate(self) -> Gate:
+        return Gate(self._settings, self._open_prefixes)
+
+    @cached_property
+    def _answer(self) -> ASGIApp:
+        return _with_cors(self._handle, self._settings.cors_origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -105,7 +119,7 @@ class Guard:
         return next(shapes, OURS)
 
     async def _read_body(self, scope: Scope, receive: Receive) -> bytes:
-        limit = self._max_body_bytes
+        limit = self._settings.max_body_bytes
         declared = Headers(scope=scope).get("content-length", "0")
         if declared.isdigit() and int(declared) > limit:
             raise _too_large(int(declared), limit)

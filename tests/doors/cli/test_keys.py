@@ -48,3 +48,10 @@ def test_a_file_must_be_named(
     assert main(["keys", "add", "alice"]) == 1
     assert "SDBENTO_API_KEYS" in capsys.readouterr().err
     assert main(["keys", "add", "alice", "--file", str(tmp_path / "new" / "keys.yaml")]) == 0
+
+
+def test_a_server_is_not_started_with_a_file_that_cannot_be_read(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["serve", "--model", "shapes"]) == 1
+    assert "no such file; `sdbento keys add NAME` makes it" in capsys.readouterr().err

@@ -15,7 +15,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from sdbento.doors.http.guard import Guard, parsed_request
 from sdbento.request.schema import GenerateRequest
-from sdbento.settings import Settings
+from sdbento.settings import Settings, SettingsError
 
 LIMIT = 1024
 Handler = Callable[[Request], Awaitable[bytes]]
@@ -212,3 +212,19 @@ async def test_what_follows_the_answer_is_not_cancelled(caplog: pytest.LogCaptur
     with caplog.at_level(logging.INFO):
         await guard(scope, receive, send)
     assert done == ["closed"] and len(sent) == 2 and "went away" not in caplog.text
+
+
+async def test_a_bad_setting_does_not_keep_the_service_from_telling_of_it() -> None:
+    seen: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append(scope["type"])
+
+    async def nothing(*_: Any) -> Any:
+        pytest.fail("it was read or answered")
+
+    def bad() -> Settings:
+        raise SettingsError("PRECISION='fp4': there is no such precision")
+
+    await Guard(app, bad, {})({"type": "lifespan"}, nothing, nothing)
+    assert seen == ["lifespan"]
