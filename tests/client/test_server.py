@@ -12,9 +12,11 @@ from typing import TypedDict
 import httpx
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from sdbento.client import AsyncClient, Client
+from sdbento.client.answers import GeneratedImage
 from sdbento.client.errors import JobFailed, JobUnfinished, NotConnected, NotUnderstood
 from sdbento.client.events import Done, Preview, Queued, Step
 from sdbento.client.fields import Fields
@@ -47,6 +49,11 @@ async def async_client(server: Server) -> AsyncIterator[AsyncClient]:
         yield client
 
 
+def assert_alike(image: GeneratedImage, expected: NDArray[np.int16]) -> None:
+    """Whoever shares the batch meanwhile may change how the last bit is rounded."""
+    assert np.abs(pixels(image.data) - expected).max() <= 1
+
+
 def until(condition: Callable[[], object]) -> None:
     give_up = time.monotonic() + SOON
     while not condition():
@@ -68,7 +75,7 @@ def idle(server: Server) -> bool:
 def test_pictures_are_those_of_generate(server: Server, client: Client) -> None:
     made = client.generate(PROMPT, num_images=2, **QUICKLY)
     for image, expected in zip(made.images, generated(server, **QUICK, num_images=2), strict=True):
-        assert np.array_equal(pixels(image.data), expected)
+        assert_alike(image, expected)
     assert made.seeds == [7, 8]
     assert made.parameters["num_inference_steps"] == 4
     embedded = read_metadata(made.image.data)
@@ -85,7 +92,7 @@ def test_an_edit_takes_files_of_any_kind(server: Server, client: Client) -> None
         for image in (source, buffer.getvalue(), BytesIO(buffer.getvalue()))
     ]
     for one in made[1:]:
-        assert np.array_equal(pixels(one.image.data), pixels(made[0].image.data))
+        assert_alike(one.image, pixels(made[0].image.data))
 
 
 def test_the_servers_errors_are_raised(client: Client) -> None:
@@ -143,7 +150,7 @@ def test_a_stream_tells_each_step(server: Server, client: Client) -> None:
     assert previews and previews[0].to_pil().size == (256, 256)
     assert isinstance(events[-1], Done)
     [image] = events[-1].generation.images
-    assert np.array_equal(pixels(image.data), generated(server, **QUICK)[0])
+    assert_alike(image, generated(server, **QUICK)[0])
 
 
 def test_a_stream_that_is_left_stops_the_work(server: Server, client: Client) -> None:
@@ -182,7 +189,7 @@ def test_a_job_is_submitted_and_waited_for(server: Server, client: Client) -> No
     job = client.jobs.submit(PROMPT, policy={"executionTimeout": 60_000}, **QUICKLY)
     assert job.status == "IN_QUEUE"
     [image] = client.jobs.wait(job.id, timeout=SOON).images
-    assert np.array_equal(pixels(image.data), generated(server, **QUICK)[0])
+    assert_alike(image, generated(server, **QUICK)[0])
     ended = client.jobs.status(job.id)
     assert ended.status == "COMPLETED" and not ended.unfinished
     assert ended.execution is not None and ended.execution > 0
