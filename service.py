@@ -12,31 +12,21 @@ import sys
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from functools import partial
-from importlib import import_module
 
 import bentoml
 from PIL.Image import Image as PILImage
 from starlette.responses import Response
 
-from sdbento.doors.a1111 import generation as a1111_generation
-from sdbento.doors.a1111 import options as a1111_options
-from sdbento.doors.a1111.failures import ERRORS as A1111_ERRORS
-from sdbento.doors.a1111.tools import controlnet, extras, machine, png_info
-from sdbento.doors.a1111.tools import listings as a1111_listings
-from sdbento.doors.docs import reference
-from sdbento.doors.http import listings, ping
+from sdbento.doors.bentoml.arguments import REQUEST_MODELS, arguments
+from sdbento.doors.bentoml.labels import RouteLabels
+from sdbento.doors.bentoml.private import count_by_route, leave_out_timeouts
+from sdbento.doors.every import ERROR_SHAPES, OPEN_PREFIXES, ROUTERS
+from sdbento.doors.http import ping
 from sdbento.doors.http.events import guarded_stream, server_sent_events
 from sdbento.doors.http.exposure import warn_if_open
 from sdbento.doors.http.failures import guarded
 from sdbento.doors.http.guard import Guard, parsed_request
-from sdbento.doors.http.labels import RouteLabels
 from sdbento.doors.http.routing import mounted
-from sdbento.doors.http.typed import REQUEST_MODELS, arguments
-from sdbento.doors.openai import api as openai_api
-from sdbento.doors.openai import models as openai_models
-from sdbento.doors.openai.failures import ERRORS as OPENAI_ERRORS
-from sdbento.doors.openai.files import PUBLIC_PREFIX
-from sdbento.doors.runpod import api as runpod_api
 from sdbento.doors.runpod.lifespan import run_jobs
 from sdbento.environment import load_settings
 from sdbento.errors import InvalidParameter
@@ -53,64 +43,14 @@ from sdbento.request.schema import (
 )
 from sdbento.settings import SettingsError
 
-log = logging.getLogger("sdbento.service")
-
 keep_freed_memory()  # here, while the process that serves still has only one thread
 
 
-def leave_out_timeouts(module: str = "bentoml._internal.server.http.traffic") -> None:
-    """Serve without BentoML's middleware for timeouts, which cannot be turned off (1.4.40).
-
-    It starts a timer for each request, even a health check, that keeps 5 KB of it until the
-    timeout, however soon the request is answered: memory grows with the number of requests. The
-    engine has its own deadlines. The middleware is a private part of BentoML; where another version
-    has none by that name, the server serves with whatever that version does.
-    """
-    try:
-        middleware = import_module(module)
-        middleware.TimeoutMiddleware  # noqa: B018  # raises if it is gone
-    except (ImportError, AttributeError):
-        log.warning("BentoML %s keeps its timeouts: no TimeoutMiddleware", bentoml.__version__)
-    else:
-        middleware.TimeoutMiddleware = lambda app, **_: app  # type: ignore[attr-defined]
-
+# BentoML's own routes are POST only and cannot have parameters in their paths.
+routes = mounted(*ROUTERS, lifespan=run_jobs, error_shapes=ERROR_SHAPES)
 
 leave_out_timeouts()
-
-
-def count_by_route(
-    labels: RouteLabels, module: str = "bentoml._internal.server.http.instruments"
-) -> None:
-    """Let BentoML's metrics count by route; see `labels`. This middleware is private as well."""
-    try:
-        middleware = import_module(module)
-        counting = middleware.RunnerTrafficMetricsMiddleware
-    except (ImportError, AttributeError):
-        log.warning("BentoML %s counts requests by path: no middleware", bentoml.__version__)
-    else:
-        middleware.RunnerTrafficMetricsMiddleware = labels.around(counting)  # type: ignore[attr-defined]
-
-
-ERROR_SHAPES = {"/v1/": OPENAI_ERRORS, "/sdapi/": A1111_ERRORS, "/controlnet/": A1111_ERRORS}
-
-# BentoML's own routes are POST only and cannot have parameters in their paths.
-DOORS = (
-    listings.router,
-    ping.router,
-    runpod_api.router,
-    openai_api.router,
-    openai_models.router,
-    a1111_generation.router,
-    a1111_options.router,
-    a1111_listings.router,
-    controlnet.router,
-    extras.router,
-    machine.router,
-    png_info.router,
-    reference.router,
-)
-routes = mounted(*DOORS, lifespan=run_jobs, error_shapes=ERROR_SHAPES)
-count_by_route(RouteLabels(DOORS, REQUEST_MODELS))
+count_by_route(RouteLabels(ROUTERS, REQUEST_MODELS))
 
 
 @bentoml.service(
@@ -203,7 +143,7 @@ StableDiffusion.add_asgi_middleware(  # type: ignore[attr-defined]  # it is a Se
     load_settings=load_settings,
     request_models=REQUEST_MODELS,
     error_shapes=ERROR_SHAPES,
-    open_prefixes=(PUBLIC_PREFIX,),
+    open_prefixes=OPEN_PREFIXES,
 )
 
 # The Guard has parsed the body. Without this BentoML would parse it again: twice the time on the

@@ -17,12 +17,13 @@ from starlette.routing import BaseRoute, Mount, Route
 import service
 from sdbento.doors.docs.document import document
 from sdbento.doors.docs.schemas import operations
+from sdbento.doors.every import ERROR_SHAPES
 
 AGAIN = "/v2/{endpoint_id}"  # before the job routes, which have been described without it
 
 
 def written() -> dict[str, Any]:
-    return document(service.routes, service.ERROR_SHAPES)
+    return document(service.routes, ERROR_SHAPES)
 
 
 def problems(document: dict[str, Any]) -> Iterator[str]:

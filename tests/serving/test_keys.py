@@ -16,7 +16,6 @@ import webuiapi
 
 from sdbento.access import entries
 from sdbento.client import Client
-from sdbento.doors.http.labels import RouteLabels
 from sdbento.errors import Forbidden, NotFound, Unauthorized
 from tests.support.server import QUICK, Server, serving
 
@@ -65,17 +64,6 @@ def test_bentoml_serve_listens_on_loopback_unless_an_address_is_named() -> None:
     from service import StableDiffusion
 
     assert str(StableDiffusion.config["http"]["host"]) == "127.0.0.1"  # type: ignore[attr-defined]
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of importing BentoML
-@pytest.mark.parametrize("module", ["bentoml.no_such_module", "bentoml.exceptions"])
-def test_a_bentoml_without_those_metrics_is_served_as_it_is(
-    module: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    from service import count_by_route
-
-    count_by_route(RouteLabels([], []), module)
-    assert "counts requests by path" in caplog.text
 
 
 # Clients

@@ -196,17 +196,6 @@ async def test_nothing_is_kept_of_an_answered_request() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of importing BentoML
-@pytest.mark.parametrize("module", ["bentoml.no_such_module", "bentoml.exceptions"])
-def test_a_bentoml_without_that_timer_is_served_as_it_is(
-    module: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    from service import leave_out_timeouts
-
-    leave_out_timeouts(module)
-    assert "keeps its timeouts: no TimeoutMiddleware" in caplog.text
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of importing BentoML
 async def test_a_body_is_parsed_once() -> None:
     """By default BentoML parses it a second time."""
     from sdbento.doors.http.guard import REQUEST

@@ -8,8 +8,8 @@ from typing import Any
 from fastapi import APIRouter
 from starlette.responses import Response
 
+from sdbento.doors.bentoml.arguments import REQUEST_MODELS
 from sdbento.doors.docs.bodies import BINARY, json_or_form_body
-from sdbento.doors.http.typed import REQUEST_MODELS
 from sdbento.images.codec import MEDIA_TYPES
 from sdbento.request.schema import GenerateResponse
 

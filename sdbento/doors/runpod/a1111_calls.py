@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 from starlette.applications import Starlette
 
-from sdbento.doors.a1111 import generation, options
-from sdbento.doors.a1111.tools import controlnet, extras, listings, machine, png_info
+from sdbento.doors.a1111.every import ROUTERS
 from sdbento.doors.http.failures import watch
 from sdbento.doors.http.routing import mounted
 from sdbento.errors import InvalidParameter, NotFound
@@ -22,10 +21,6 @@ from sdbento.jobs.formats.a1111 import Call
 if TYPE_CHECKING:
     from sdbento.app import App
 
-ROUTERS = tuple(
-    module.router
-    for module in (generation, options, controlnet, extras, listings, machine, png_info)
-)
 MAX_DETAIL = 300  # characters of an answer that refuses
 
 

@@ -14,7 +14,8 @@ import pytest
 
 from sdbento.app import App
 from sdbento.doors import a1111
-from sdbento.doors.runpod.a1111_calls import ROUTERS, answer, routes_on
+from sdbento.doors.a1111.every import ROUTERS
+from sdbento.doors.runpod.a1111_calls import answer, routes_on
 from sdbento.errors import NotFound, SDBentoError
 from sdbento.jobs.formats.a1111 import Call
 from sdbento.settings import Settings

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from sdbento.doors.bentoml.labels import OTHERS, RouteLabels
 from sdbento.doors.http import listings
-from sdbento.doors.http.labels import OTHERS, RouteLabels
 from sdbento.doors.openai import api as openai_api
 from sdbento.doors.runpod import api as runpod_api
 

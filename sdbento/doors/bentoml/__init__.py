@@ -1,0 +1,1 @@
+"""BentoML's own endpoints, and what of BentoML is replaced."""

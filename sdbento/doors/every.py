@@ -1,0 +1,32 @@
+"""All doors of the server, and how each tells of errors. BentoML's own endpoints are in service.py.
+
+A new door is added here; nothing else needs to know of it.
+"""
+
+from __future__ import annotations
+
+from sdbento.doors.a1111 import every as a1111
+from sdbento.doors.a1111 import failures as a1111_failures
+from sdbento.doors.docs import reference
+from sdbento.doors.http import listings, ping
+from sdbento.doors.openai import api as openai
+from sdbento.doors.openai import failures as openai_failures
+from sdbento.doors.openai import files as openai_files
+from sdbento.doors.openai import models as openai_models
+from sdbento.doors.runpod import api as runpod
+
+ROUTERS = (
+    listings.router,
+    ping.router,
+    runpod.router,
+    openai.router,
+    openai_models.router,
+    *a1111.ROUTERS,
+    reference.router,
+)
+ERROR_SHAPES = {  # by the beginning of a path
+    "/v1/": openai_failures.ERRORS,
+    "/sdapi/": a1111_failures.ERRORS,
+    "/controlnet/": a1111_failures.ERRORS,
+}
+OPEN_PREFIXES = (openai_files.PUBLIC_PREFIX,)  # below which nothing needs a key

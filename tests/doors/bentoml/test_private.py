@@ -1,0 +1,26 @@
+"""A BentoML without the parts that are replaced is served as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from sdbento.doors.bentoml.labels import RouteLabels
+from sdbento.doors.bentoml.private import count_by_route, leave_out_timeouts
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of importing BentoML
+@pytest.mark.parametrize("module", ["sdbento.no_such_module", "bentoml.exceptions"])
+@pytest.mark.parametrize(
+    ("replace", "name"),
+    [
+        (leave_out_timeouts, "TimeoutMiddleware"),
+        (lambda module: count_by_route(RouteLabels([], []), module), "RunnerTrafficMetrics"),
+    ],
+)
+def test_a_part_that_is_gone_is_told(
+    replace: Callable[[str], None], name: str, module: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    replace(module)
+    assert f"has no {name}" in caplog.text
