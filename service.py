@@ -56,8 +56,10 @@ count_by_route(RouteLabels(ROUTERS, REQUEST_MODELS))
 @bentoml.service(
     name="sdbento",
     workers=1,
+    resources={"gpu": 1, "gpu_type": "nvidia-l4"},  # what BentoCloud gives it
     http={"host": "127.0.0.1"},  # BentoML's own default is all addresses; `--host` names others
-    traffic={"timeout": MAX_TIMEOUT + 60},  # for proxies before the server, such as BentoCloud's
+    # For what stands before the server, such as BentoCloud: when to give up, when to add a server.
+    traffic={"timeout": MAX_TIMEOUT + 60, "concurrency": 8},
 )
 @bentoml.asgi_app(routes, path="/")
 class StableDiffusion:

@@ -78,7 +78,7 @@ class ImagesAtOnce:
 def has_share(own: int, total: int, limit: int, more: int = 1) -> bool:
     """Whether a key that has `own` of the `total` places taken may take `more` of `limit`.
 
-    None may have more places than it leaves free: a single key gets half, of three that want all
+    It is refused once it has as many as are free: a single key gets half, of three that want all
     each gets a quarter, and one who comes later always finds room (dynamic thresholds; Choudhury
     and Hahne 1998). For keys that share the places with others; one alone may have them all.
     """

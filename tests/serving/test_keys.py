@@ -66,6 +66,17 @@ def test_bentoml_serve_listens_on_loopback_unless_an_address_is_named() -> None:
     assert str(StableDiffusion.config["http"]["host"]) == "127.0.0.1"  # type: ignore[attr-defined]
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of importing BentoML
+def test_bentocloud_is_told_what_the_document_says() -> None:
+    from service import StableDiffusion
+
+    config: Any = StableDiffusion.config  # type: ignore[attr-defined]
+    assert config["workers"] == 1
+    assert config["resources"]["gpu"] == 1
+    assert config["resources"]["gpu_type"] == "nvidia-l4"
+    assert config["traffic"]["concurrency"] == 8
+
+
 # Clients
 
 

@@ -39,4 +39,4 @@ def _replace(module: str, name: str, replacement: Callable[[Any], Any]) -> None:
         part = import_module(module)
         setattr(part, name, replacement(getattr(part, name)))
     except (ImportError, AttributeError):
-        log.warning("BentoML %s has no %s to replace: it stays", version("bentoml"), name)
+        log.warning("BentoML %s has no %s, which would be replaced", version("bentoml"), name)
