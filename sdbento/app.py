@@ -156,41 +156,50 @@ class App:
 
     async def run(self, request: GenerateRequest) -> Result:
         """As `generate`, but the images come as they are. Cancelling this stops the work."""
-        with self._admitted(request):
+        with self._admitted(request.num_images):
             arrived = time.monotonic()
             running = await self._begin(await self._resolver.resolve(request, arrived))
             return await running.result()
 
     async def stream(
-        self, request: GenerateRequest, on_start: Callable[[Handle], None] = lambda _: None
+        self, *requests: GenerateRequest, on_start: Callable[[Handle], None] = lambda _: None
     ) -> AsyncGenerator[Event, None]:
         """What happens to a request, and at last Done.
 
         A refused request raises before the first event. Closing the iterator stops the work.
-        `on_start` is given the request's handle once the engine has it.
+        `on_start` is given the request's handle once the engine has it. Several requests are
+        admitted as one, with the images of all, and made one after another.
         """
-        with self._admitted(request):
-            resolved = await self._resolver.resolve(request, time.monotonic())
-            yield Queued(self._num_requests.total() - 1, size=resolved.size)
-            running = await self._begin(resolved)
-            del resolved  # and its images, while it runs
-            on_start(running.handle)
-            async with aclosing(running.handle.events()) as events:
-                async for event in events:
-                    match event:
-                        case Estimated(eta):
-                            yield Queued(self._num_requests.total() - 1, eta)
-                        case Stepped():
-                            yield event
-            yield Done(await (await running.result()).to_response())
+        with self._admitted(sum(request.num_images for request in requests)):
+            for request in requests:
+                async with aclosing(self._events(request, on_start)) as events:
+                    async for event in events:
+                        yield event
+
+    async def _events(
+        self, request: GenerateRequest, on_start: Callable[[Handle], None]
+    ) -> AsyncGenerator[Event, None]:
+        resolved = await self._resolver.resolve(request, time.monotonic())
+        yield Queued(self._num_requests.total() - 1, size=resolved.size)
+        running = await self._begin(resolved)
+        del resolved  # and its images, while it runs
+        on_start(running.handle)
+        async with aclosing(running.handle.events()) as events:
+            async for event in events:
+                match event:
+                    case Estimated(eta):
+                        yield Queued(self._num_requests.total() - 1, eta)
+                    case Stepped():
+                        yield event
+        yield Done(await (await running.result()).to_response())
 
     @contextmanager
-    def _admitted(self, request: GenerateRequest) -> Iterator[None]:
+    def _admitted(self, num_images: int) -> Iterator[None]:
         """Count a request and its images in; refuse it when too many are unfinished."""
         pause = self.seconds_per_request
         with (
             self._counted(),
-            self._images_at_once.hold(current_caller(), request.num_images, pause),
+            self._images_at_once.hold(current_caller(), num_images, pause),
         ):
             yield
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import binascii
 import re
+from base64 import b64encode
 from contextlib import suppress
 from io import BytesIO
 from urllib.parse import unquote_to_bytes
@@ -51,6 +52,11 @@ def encode(
         exif = metadata.as_exif()
         image.save(buffer, output_format.upper(), quality=quality, exif=exif)
     return buffer.getvalue()
+
+
+def as_base64(image: Image.Image, metadata: Metadata | None = None) -> str:
+    """A PNG file, as base64 without a prefix."""
+    return b64encode(encode(image, "png", metadata)).decode("ascii")
 
 
 def read(source: str, settings: Settings, *, param: str) -> Image.Image:

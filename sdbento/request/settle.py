@@ -104,6 +104,11 @@ def floor_side(side: float) -> int:
     return max(MIN_SIDE, int(side) // VAE_FACTOR * VAE_FACTOR)
 
 
+def nearest_side(side: float) -> int:
+    """The nearest such length; of two that are as near, the larger."""
+    return floor_side(side + VAE_FACTOR / 2)
+
+
 def _strength(request: GenerateRequest) -> float | None:
     if request.upscale is not None:
         return request.upscale.strength

@@ -70,6 +70,12 @@ def test_an_image_survives_in_every_format(output_format: str) -> None:
 # Where an image may come from
 
 
+def test_an_image_as_base64_is_a_png_file() -> None:
+    image = Image.new("RGB", (3, 2), "red")
+    data = base64.b64decode(codec.as_base64(image), validate=True)
+    assert (data[1:4], decode(data, Settings(), param="image")) == (b"PNG", image)
+
+
 def test_base64_and_data_uris_are_read() -> None:
     data = text(file(RED))
     for source in (

@@ -9,7 +9,7 @@ from sdbento.catalog.specs import ModelSpec
 from sdbento.environment import load_settings
 from sdbento.errors import InvalidParameter, UnknownSampler
 from sdbento.request.schema import GenerateRequest
-from sdbento.request.settle import SettledRequest, check_fields, settle
+from sdbento.request.settle import SettledRequest, check_fields, nearest_side, settle
 from tests.support.images import base64, data_uri, gradient, half_mask
 
 SETTINGS = load_settings()
@@ -100,6 +100,11 @@ def test_the_size_is_that_of_the_sent_image_else_the_models() -> None:
     assert sized((203, 101), image=IMAGE) == (200, 96)
     assert sized((203, 101), image=IMAGE, width=64) == (64, 96)
     assert sized((203, 101), image=IMAGE, width=64, height=72) == (64, 72)
+
+
+def test_a_side_is_rounded_up_where_both_are_as_near() -> None:
+    sides = [nearest_side(side) for side in (1, 515.9, 516, 519, 524, 4096)]
+    assert sides == [64, 512, 520, 520, 528, 4096]
 
 
 def test_an_upscaled_image_has_the_size_that_its_scale_gives() -> None:

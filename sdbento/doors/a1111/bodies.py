@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from sdbento.doors.docs.bodies import empty_counts_as_absent
 from sdbento.request.schema import MAX_CLIP_SKIP, MAX_PROMPT_CHARS, MAX_SEED, MAX_SIDE, Prompt
 
-MAX_IMAGES = 64  # of one call: batch_size x n_iter
+MAX_CALL_IMAGES = 64  # batch_size x n_iter
 
 # Fields that have no effect here, each with the values at which they have none there either.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -54,7 +54,7 @@ Whole = Annotated[int, _CUT]
 Natural = Annotated[int, Field(ge=0), _CUT]
 Steps = Annotated[int, Field(ge=1), _CUT]
 Seed = Annotated[int, Field(le=MAX_SEED), _CUT]
-Count = Annotated[int, Field(ge=1, le=MAX_IMAGES), _CUT]
+Count = Annotated[int, Field(ge=1, le=MAX_CALL_IMAGES), _CUT]
 Side = Annotated[int, Field(ge=1, le=MAX_SIDE), _CUT]
 Pixels = Annotated[int, Field(ge=0, le=MAX_SIDE), _CUT]
 Layers = Annotated[int, Field(ge=-1, le=MAX_CLIP_SKIP + 1), _CUT]
@@ -116,7 +116,7 @@ class Processing(Lenient):
     height: Side = Field(512, description="Rounded to a multiple of 8")
     batch_size: Count = 1
     n_iter: Count = Field(
-        1, description=f"batch_size x n_iter images are made, at most {MAX_IMAGES}"
+        1, description=f"batch_size x n_iter images are made, at most {MAX_CALL_IMAGES}"
     )
     denoising_strength: Share = 0.75
     eta: Real | None = None

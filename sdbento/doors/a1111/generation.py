@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from base64 import b64encode
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import Depends
@@ -21,6 +20,8 @@ from sdbento.images import codec
 
 if TYPE_CHECKING:
     from sdbento.app import App
+    from sdbento.catalog.specs import ModelSpec
+    from sdbento.doors.a1111.translation import Translated
 
 router = door("AUTOMATIC1111")
 
@@ -96,7 +97,7 @@ async def progress(work: TheWork, skip_current_image: bool = False) -> Progress:
         for generation in running:
             generation.watch()
         if (preview := oldest.preview) is not None:
-            image = await asyncio.to_thread(codec.encode, preview, "png")
+            image = await asyncio.to_thread(codec.as_base64, preview)
     return Progress(
         progress=max(LEAST, sum(one.progress for one in running) / len(running)),
         eta_relative=max(one.eta for one in running),
@@ -108,7 +109,7 @@ async def progress(work: TheWork, skip_current_image: bool = False) -> Progress:
             sampling_step=oldest.step,
             sampling_steps=oldest.num_steps,
         ),
-        current_image=None if image is None else b64encode(image).decode("ascii"),
+        current_image=image,
     )
 
 
@@ -122,7 +123,7 @@ async def interrupt(work: TheWork) -> dict[str, Any]:
 
 @router.post("/sdapi/v1/skip")
 async def skip(work: TheWork) -> dict[str, Any]:
-    """As interrupt: the images of a call are made at the same time, so that none is the next."""
+    """As interrupt: most images of a call are made at the same time, so that none is the next."""
     return await interrupt(work)
 
 
@@ -130,9 +131,21 @@ async def _generate(
     job: str, body: Txt2Img | Img2Img, app: App, work: Work, chosen: Choice
 ) -> Response:
     """`chosen` holds where `body` does not say."""
-    # Imported here: they import torch, which BentoML's supervisor does not need.
+    # Imported here: it imports torch, which BentoML's supervisor does not need.
     from sdbento.doors.a1111.answer import to_json
-    from sdbento.doors.a1111.checkpoints import find_checkpoint
+
+    generation = Generation(app, job, body.batch_size * body.n_iter)
+    with work.listing(generation):  # from here on, though models and images may have to come first
+        translated, spec = await _prepare(body, app, chosen)
+        responses = await generation.run(translated.request)
+    answer = await asyncio.to_thread(to_json, body, translated, spec, responses)
+    return Response(answer, media_type="application/json")
+
+
+async def _prepare(
+    body: Txt2Img | Img2Img, app: App, chosen: Choice
+) -> tuple[Translated, ModelSpec]:
+    from sdbento.doors.a1111.checkpoints import find_checkpoint  # imports torch, as above
     from sdbento.doors.a1111.translation import translate
 
     model = await find_checkpoint(app, body.override_settings.sd_model_checkpoint or body.model)
@@ -144,8 +157,4 @@ async def _generate(
     translated = await asyncio.to_thread(
         translate, body, spec.name, refiner, mask, chosen.clip_stop
     )
-    generation = Generation(app, job, translated.request, translated.num_images)
-    with work.listing(generation):
-        responses = await generation.run()
-    answer = await asyncio.to_thread(to_json, body, translated, spec, responses)
-    return Response(answer, media_type="application/json")
+    return translated, spec

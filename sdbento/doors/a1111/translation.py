@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import random
 import re
-from base64 import b64encode
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,16 +14,15 @@ from typing import Any
 from PIL import Image, ImageOps
 from pydantic import ValidationError
 
-from sdbento.catalog.families import VAE_FACTOR
-from sdbento.doors.a1111.bodies import MAX_IMAGES, NEUTRAL, Img2Img, Processing, Txt2Img, Unit
+from sdbento.doors.a1111.bodies import MAX_CALL_IMAGES, NEUTRAL, Img2Img, Processing, Txt2Img, Unit
 from sdbento.doors.a1111.notes import Notes
 from sdbento.doors.a1111.sampling import sampling_fields
 from sdbento.doors.a1111.units import controlnet, read_units, resize_mode
 from sdbento.errors import InvalidParameter, NotFound
 from sdbento.images import codec
 from sdbento.request.parse import explain
-from sdbento.request.schema import MAX_STEPS, MAX_TOKEN_MERGING_RATIO, MIN_SIDE, GenerateRequest
-from sdbento.request.settle import floor_side
+from sdbento.request.schema import MAX_STEPS, MAX_TOKEN_MERGING_RATIO, GenerateRequest
+from sdbento.request.settle import floor_side, nearest_side
 from sdbento.samplers.names import look_up
 
 MAX_BLUR = 128
@@ -68,9 +66,10 @@ def translate(
     if body.script_name is not None:
         raise InvalidParameter(f"Script '{body.script_name}' not found", param="script_name")
     num_images = body.batch_size * body.n_iter
-    if num_images > MAX_IMAGES:
+    if num_images > MAX_CALL_IMAGES:
         raise InvalidParameter(
-            f"batch_size x n_iter must be at most {MAX_IMAGES}; given: {num_images}", param="n_iter"
+            f"batch_size x n_iter must be at most {MAX_CALL_IMAGES}; given: {num_images}",
+            param="n_iter",
         )
     notes = Notes()
     fields = _common(body, clip_stop, notes) | {"model": model}
@@ -119,7 +118,7 @@ def _clip_skip(body: Processing, clip_stop: int) -> int | None:
 
 
 def _side(name: str, asked: int, notes: Notes) -> int:
-    side = max(MIN_SIDE, int(asked / VAE_FACTOR + 0.5) * VAE_FACTOR)
+    side = nearest_side(asked)
     notes.change(name, asked, side)
     return side
 
@@ -211,22 +210,18 @@ def _blur(body: Img2Img, notes: Notes) -> int:
 
 
 def _usable(mask: Image.Image, invert: bool) -> str | None:
-    """A mask as ours are, white where to repaint; None if it is one. One with transparent parts is
+    """The mask with white where to repaint; None if it is so already. One with transparent parts is
     meant to repaint what is opaque (`create_binary_mask` in modules/processing.py)."""
     if not (invert or mask.has_transparency_data):
         return None
     if mask.has_transparency_data:
         mask = mask.getchannel("A").point(_binary)
     mask = mask.convert("L")
-    return _as_base64(ImageOps.invert(mask) if invert else mask)
+    return codec.as_base64(ImageOps.invert(mask) if invert else mask)
 
 
 def _binary(value: int) -> int:
     return 255 if value > 128 else 0
-
-
-def _as_base64(image: Image.Image) -> str:
-    return b64encode(codec.encode(image, "png")).decode("ascii")
 
 
 def _controlnets(units: list[Unit], mode: str | None, notes: Notes) -> Fields:

@@ -27,24 +27,26 @@ PREVIEWS = 10  # of an image, at most
 
 
 class Generation:
-    """One call: `num_images` images like those of `request`, in requests of at most 16 images.
+    """One call, which may be seen and interrupted from the moment it has come in.
 
-    They have consecutive seeds; `request` has that of the first. They run at the same time; if one
-    of them fails, so does the call, and the others are cancelled.
+    Its `num_images` images have consecutive seeds. They are made in requests of at most 16, one
+    after another, so that a call takes no more room than a request; all are admitted at once, lest
+    a call that has begun be refused in the middle.
     """
 
-    def __init__(self, app: App, job: str, request: GenerateRequest, num_images: int) -> None:
+    def __init__(self, app: App, job: str, num_images: int) -> None:
         self.job = job
         self.num_images = num_images
         self.num_steps = 0  # of each image; 0 until one has been done
         self.interrupted = False
-        self.preview: Image.Image | None = None  # of the first image
+        self.preview: Image.Image | None = None  # of an image that is being made
         self._app = app
-        self._requests = _split(request, num_images)
         self._steps_done = [0] * num_images
-        self._etas = [0.0] * len(self._requests)
-        self._tasks: list[asyncio.Task[GenerateResponse]] = []
-        self._first: Handle | None = None  # of the first request, once the engine has it
+        self._responses: list[GenerateResponse] = []
+        self._eta = 0.0  # seconds until the present request is done
+        self._began = 0.0  # the present request; monotonic seconds
+        self._task: asyncio.Task[None] | None = None
+        self._handle: Handle | None = None  # of the present request, once the engine has it
         self._watched_until = 0.0  # monotonic seconds
 
     @property
@@ -63,53 +65,58 @@ class Generation:
 
     @property
     def eta(self) -> float:
-        """Seconds until all is done, as far as that is known."""
-        return max(self._etas)
+        """Seconds until all is done, as far as that is known: later images take as long as those
+        that are being made."""
+        left = self.num_images - MAX_IMAGES * len(self._responses)
+        if left <= MAX_IMAGES:
+            return self._eta
+        seconds = time.monotonic() - self._began + self._eta
+        return self._eta + seconds * (left / MAX_IMAGES - 1)
 
-    async def run(self) -> list[GenerateResponse]:
-        """What is finished, in order: everything, unless the call is interrupted meanwhile."""
+    async def run(self, request: GenerateRequest) -> list[GenerateResponse]:
+        """Images like those of `request`, which has the first one's seed, as far as they are
+        finished: all, unless the call was or is interrupted."""
+        if self.interrupted:
+            return []
         try:
-            async with asyncio.TaskGroup() as group:
-                self._tasks = [
-                    group.create_task(self._follow(i, request))
-                    for i, request in enumerate(self._requests)
-                ]
+            async with asyncio.TaskGroup() as group:  # a task that can be cancelled by itself
+                self._task = group.create_task(self._follow(_split(request, self.num_images)))
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
-        return [task.result() for task in self._tasks if not task.cancelled()]
+        return self._responses
 
     def interrupt(self) -> None:
         """Stop what is not finished."""
         self.interrupted = True
-        for task in self._tasks:
-            task.cancel()
+        if self._task is not None:
+            self._task.cancel()
 
     def watch(self) -> None:
         """Make previews for a while, for somebody who looks at them."""
         self._watched_until = time.monotonic() + WATCHED
         self._set_previews()
 
-    async def _follow(self, number: int, request: GenerateRequest) -> GenerateResponse:
-        on_start = self._note_start if number == 0 else lambda _: None
-        async with aclosing(self._app.stream(request, on_start)) as events:
+    async def _follow(self, requests: list[GenerateRequest]) -> None:
+        self._began = time.monotonic()
+        events = self._app.stream(*requests, on_start=self._note_start)
+        async with aclosing(events):
             async for event in events:
                 match event:
                     case Queued(eta=float(eta)):
-                        self._etas[number] = eta
+                        self._eta = eta
                     case Stepped():
-                        self._note_step(number, event)
+                        self._note_step(event)
                     case Done(response):
-                        self._etas[number] = 0.0
-                        return response
-        raise AssertionError("a stream of events ends with Done, or raises")
+                        self._responses.append(response)
+                        self._eta, self._began = 0.0, time.monotonic()
 
     def _note_start(self, handle: Handle) -> None:
-        self._first = handle
+        self._handle = handle
         self._set_previews()
 
-    def _note_step(self, number: int, event: Stepped) -> None:
-        self._etas[number] = event.eta
-        self._steps_done[number * MAX_IMAGES + event.image] = event.step
+    def _note_step(self, event: Stepped) -> None:
+        self._eta = event.eta
+        self._steps_done[MAX_IMAGES * len(self._responses) + event.image] = event.step
         self.num_steps = event.num_steps
         if event.preview is not None:
             self.preview = event.preview
@@ -117,10 +124,10 @@ class Generation:
 
     def _set_previews(self) -> None:
         """A preview costs every step that makes one, so there are none unless somebody looks."""
-        if self._first is not None:
+        if self._handle is not None:
             watched = time.monotonic() < self._watched_until
-            steps = self._first.trajectories[0].steps_in_all
-            self._first.preview_every(max(1, steps // PREVIEWS) if watched else 0)
+            steps = self._handle.trajectories[0].steps_in_all
+            self._handle.preview_every(max(1, steps // PREVIEWS) if watched else 0)
 
 
 class Work:

@@ -5,6 +5,7 @@ The images are a fake runner's; test_clients.py has real ones.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import threading
@@ -468,13 +469,52 @@ def test_keys_see_and_interrupt_their_own_calls_only(tmp_path: Path) -> None:
 
 
 def test_a_full_queue_is_429_with_a_time_to_retry(slow: FakeServer) -> None:
-    answer = in_background(slow, steps=150, batch_size=20)  # two requests of ours
-    until(lambda: progress(slow)["state"]["sampling_steps"])
+    answers = [in_background(slow, steps=150) for _ in range(2)]
+    until(lambda: progress(slow)["state"]["job_count"] == 2)
     refused = slow.client.post("/sdapi/v1/txt2img", json={"prompt": "x"})
     assert_error(refused, 429, "queue is full")
     assert int(refused.headers["retry-after"]) >= 1
     slow.client.post("/sdapi/v1/interrupt")
-    answer()
+    for answer in answers:
+        answer()
+
+
+def test_a_call_of_many_images_takes_one_place_in_the_queue(tmp_path: Path) -> None:
+    settings = Settings(sd_model="shapes", state_dir=tmp_path, max_queue_size=1, max_batch_size=1)
+    with fake_server(generation.router, error_shapes=SHAPES, settings=settings) as small:
+        assert len(post(small, prompt="x", steps=1, batch_size=64)["images"]) == 64
+
+
+def test_more_images_than_a_key_may_ever_have_are_403(tmp_path: Path) -> None:
+    file = tmp_path / "keys.yaml"
+    key = str(entries.add(file, "ann", images_at_once=16))
+    settings = Settings(sd_model="shapes", state_dir=tmp_path / "state", api_keys=file)
+    with fake_server(generation.router, error_shapes=SHAPES, settings=settings) as fake:
+        fake.client.auth = ("", key)
+        body: dict[str, Any] = {"prompt": "x", "steps": 1}
+        refused = fake.client.post("/sdapi/v1/txt2img", json=body | {"batch_size": 17})
+        assert_error(refused, 403, "16 images at once; given: 17")
+        assert len(post(fake, **body, batch_size=16)["images"]) == 16
+
+
+def test_a_call_is_seen_and_interrupted_while_its_model_is_looked_up(
+    slow: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find_model, asked, go_on = slow.app.find_model, threading.Event(), threading.Event()
+
+    async def find_slowly(name: str | None = None) -> Any:
+        asked.set()
+        await asyncio.to_thread(go_on.wait, SOON)
+        return await find_model(name)
+
+    monkeypatch.setattr(slow.app, "find_model", find_slowly)
+    answer = in_background(slow, steps=150)
+    assert asked.wait(SOON)
+    state = progress(slow)
+    assert (state["progress"], state["state"]["job_count"]) == (generation.LEAST, 1)
+    slow.client.post("/sdapi/v1/interrupt")
+    go_on.set()
+    assert answer().json()["images"] == []
 
 
 def test_a_client_that_leaves_stops_its_work(slow: FakeServer) -> None:

@@ -20,34 +20,35 @@ REQUEST = GenerateRequest(prompt="x", seed=5)
 
 
 class FakeApp:
-    """Answers each request once its `gate` is open; remembers what it was asked, and stopped."""
+    """Makes requests one after another, each done once its `gate` is open; remembers them."""
 
     def __init__(self) -> None:
         self.requests: list[GenerateRequest] = []
-        self.gates: list[asyncio.Event] = []
-        self.num_stopped = 0
+        self.gates = [asyncio.Event() for _ in range(4)]
+        self.stopped = False
         self.fails: dict[int, Exception] = {}
         self.handles: list[Handle] = []
 
     async def stream(
-        self, request: GenerateRequest, on_start: Callable[[Handle], None]
+        self, *requests: GenerateRequest, on_start: Callable[[Handle], None]
     ) -> AsyncGenerator[Event, None]:
-        number = len(self.requests)
-        self.requests.append(request)
-        self.gates.append(asyncio.Event())
-        handle = Handle([make_trajectory(20)], lambda _: None, lambda _: None)
-        self.handles.append(handle)
+        self.requests = list(requests)
         try:
-            yield Queued(0, 3.0)
-            on_start(handle)
-            for image in range(request.num_images):
-                yield Stepped(image, 10, 20, 2.0)
-            await self.gates[number].wait()
-            if number in self.fails:
-                raise self.fails[number]
-            yield Done(response(request))
+            for number, request in enumerate(requests):
+                yield Queued(0, 3.0)
+                handle = Handle([make_trajectory(20)], lambda _: None, lambda _: None)
+                on_start(handle)
+                for image in range(request.num_images):
+                    yield Stepped(image, 10, 20, 2.0)
+                self.handles.append(handle)
+                await self.gates[number].wait()
+                if number in self.fails:
+                    raise self.fails[number]
+                for image in range(request.num_images):
+                    yield Stepped(image, 20, 20, 0.0)
+                yield Done(response(request))
         finally:
-            self.num_stopped += 1
+            self.stopped = True
 
 
 def response(request: GenerateRequest) -> GenerateResponse:
@@ -61,14 +62,12 @@ def response(request: GenerateRequest) -> GenerateResponse:
 
 
 def begin(app: FakeApp, num_images: int = 1) -> tuple[Generation, asyncio.Task[Any]]:
-    generation = Generation(cast(Any, app), "txt2img", REQUEST, num_images)
-    return generation, asyncio.create_task(generation.run())
+    generation = Generation(cast(Any, app), "txt2img", num_images)
+    return generation, asyncio.create_task(generation.run(REQUEST))
 
 
 async def started(app: FakeApp, num_requests: int) -> None:
     while len(app.handles) < num_requests:
-        await asyncio.sleep(0)
-    for _ in range(100):
         await asyncio.sleep(0)
 
 
@@ -79,9 +78,9 @@ def seeds_of(responses: list[GenerateResponse]) -> list[int]:
 async def test_many_images_are_several_requests_with_consecutive_seeds() -> None:
     app = FakeApp()
     _, task = begin(app, num_images=37)
-    await started(app, 3)
+    await started(app, 1)
     assert [request.num_images for request in app.requests] == [16, 16, 5]
-    for gate in reversed(app.gates):
+    for gate in app.gates:
         gate.set()
     assert seeds_of(await task) == [*range(5, 42)]
 
@@ -90,44 +89,55 @@ async def test_progress() -> None:
     app = FakeApp()
     generation, task = begin(app, num_images=20)
     assert (generation.progress, generation.num_steps, generation.step) == (0, 0, 0)
+    await started(app, 1)
+    assert (generation.progress, generation.num_steps, generation.step) == (0.4, 20, 8)
+    assert generation.num_finished == 0
+    assert generation.eta > 2.0  # what comes after the first 16 takes time as well
+    app.gates[0].set()
     await started(app, 2)
-    assert (generation.progress, generation.num_steps, generation.step) == (0.5, 20, 10)
-    assert (generation.eta, generation.num_finished) == (2.0, 0)
-    for gate in app.gates:
-        gate.set()
+    assert (generation.progress, generation.num_finished) == (0.9, 16)
+    assert generation.eta == 2.0
+    app.gates[1].set()
     await task
 
 
-async def test_one_failure_fails_all_and_stops_the_others() -> None:
+async def test_one_failure_fails_all() -> None:
     app = FakeApp()
     app.fails = {1: GenerationFailed("this one")}
     _, task = begin(app, num_images=48)
-    await started(app, 3)
-    app.gates[1].set()
+    for gate in app.gates:
+        gate.set()
     with pytest.raises(GenerationFailed, match="this one"):
         await task
-    assert app.num_stopped == 3
+    assert app.stopped and len(app.handles) == 2
 
 
 async def test_an_interrupt_leaves_what_is_finished() -> None:
     app = FakeApp()
     generation, task = begin(app, num_images=32)
-    await started(app, 2)
     app.gates[0].set()
     await started(app, 2)
     generation.interrupt()
     assert seeds_of(await task) == [*range(5, 21)]
-    assert generation.interrupted and app.num_stopped == 2
+    assert generation.interrupted and app.stopped
+
+
+async def test_what_is_interrupted_before_it_runs_makes_nothing() -> None:
+    app = FakeApp()
+    generation = Generation(cast(Any, app), "txt2img", 1)
+    generation.interrupt()
+    assert await generation.run(REQUEST) == []
+    assert app.requests == []
 
 
 async def test_a_client_that_leaves_stops_everything() -> None:
     app = FakeApp()
     _, task = begin(app, num_images=32)
-    await started(app, 2)
+    await started(app, 1)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert app.num_stopped == 2
+    assert app.stopped
 
 
 async def test_previews_are_made_while_somebody_looks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,7 +157,7 @@ async def test_previews_are_made_while_somebody_looks(monkeypatch: pytest.Monkey
 async def test_nobody_sees_or_interrupts_the_work_of_another_key() -> None:
     work, app = Work(), FakeApp()
     with acting_for(Caller("a")):
-        generation = Generation(cast(Any, app), "txt2img", REQUEST, 1)
+        generation = Generation(cast(Any, app), "txt2img", 1)
         with work.listing(generation):
             assert work.of_caller() == [generation]
             for other in (Caller("b"), Caller(), Caller("")):

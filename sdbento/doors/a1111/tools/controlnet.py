@@ -18,7 +18,7 @@ from sdbento.catalog.specs import controlnets_for
 from sdbento.doors.a1111.bodies import Lenient, Name, Whole
 from sdbento.doors.a1111.notes import Notes
 from sdbento.doors.a1111.options import TheChoices
-from sdbento.doors.a1111.tools.encoded import EncodedImage, answer, as_base64
+from sdbento.doors.a1111.tools.encoded import EncodedImage, answer
 from sdbento.doors.a1111.units import kind_of
 from sdbento.doors.http.routing import TheApp, door
 from sdbento.errors import InvalidParameter
@@ -30,7 +30,7 @@ router = door("AUTOMATIC1111")
 
 VERSION = 3  # of the extension's API
 NO_MODEL, NO_MODULE = "None", "none"
-MAX_IMAGES = 16  # of one call of detect
+MAX_DETECTED = 16  # of one call of detect
 RESOLUTION = 512  # of control images, where a call does not say
 LABELS = {"mlsd": "MLSD", "normal": "NormalMap", "openpose": "OpenPose"}
 LABELS |= {"seg": "Segmentation", "softedge": "SoftEdge"}
@@ -75,7 +75,7 @@ class Detection(Lenient):
     controlnet_module: Name = Field(NO_MODULE, description="One of module_list")
     controlnet_input_images: list[EncodedImage] = Field(
         min_length=1,
-        max_length=MAX_IMAGES,
+        max_length=MAX_DETECTED,
         validation_alias=AliasChoices("controlnet_input_images", "controlnet_images"),
     )
     controlnet_processor_res: Annotated[Whole, Field(le=2048)] = Field(
@@ -183,10 +183,10 @@ def _detect(kind: str, source: str, number: int, resolution: int, settings: Sett
     param = f"controlnet_input_images.{number}"
     image = codec.decode(codec.read_encoded(source, settings, param=param), settings, param=param)
     if kind == NO_MODULE:
-        return as_base64(image)
+        return codec.as_base64(image)
     from sdbento.images.preprocessors import preprocess
 
-    return as_base64(preprocess(kind, _resized(image, resolution, param, settings)))
+    return codec.as_base64(preprocess(kind, _resized(image, resolution, param, settings)))
 
 
 def _resized(image: Image.Image, resolution: int, param: str, settings: Settings) -> Image.Image:

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-from base64 import b64encode
 from typing import Annotated, Any
 
-from PIL import Image
 from pydantic import AfterValidator, Field, StringConstraints
 from pydantic_core import PydanticCustomError
 from starlette.responses import Response
 
 from sdbento.background import ThreadPool
-from sdbento.images import codec
-from sdbento.images.metadata import Metadata
 from sdbento.outbound import is_url
 
 # Few, because each may hold an image of the largest size.
@@ -34,11 +30,6 @@ EncodedImage = Annotated[
     AfterValidator(_is_no_url),
     Field(description="Base64 or data URI"),
 ]
-
-
-def as_base64(image: Image.Image, metadata: Metadata | None = None) -> str:
-    """A PNG file, without a prefix."""
-    return b64encode(codec.encode(image, "png", metadata)).decode("ascii")
 
 
 async def answer(body: dict[str, Any]) -> Response:

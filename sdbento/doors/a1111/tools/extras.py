@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from sdbento.doors.a1111.bodies import Lenient, Name, Share, Whole
-from sdbento.doors.a1111.tools.encoded import EncodedImage, answer, as_base64, threads
+from sdbento.doors.a1111.tools.encoded import EncodedImage, answer, threads
 from sdbento.doors.http.routing import TheApp, door
 from sdbento.errors import InvalidParameter, TooLarge
 from sdbento.images import codec
@@ -149,7 +149,7 @@ def _enlarge(body: Extras, source: str, param: str, room: int, settings: Setting
         metadata = read_metadata(data)
     except InvalidParameter:  # a format without any
         metadata = Metadata()
-    return _Enlarged(as_base64(image, metadata), width * height, _html(body, steps))
+    return _Enlarged(codec.as_base64(image, metadata), width * height, _html(body, steps))
 
 
 def _size(body: Extras, image: Image.Image) -> tuple[int, int]:
