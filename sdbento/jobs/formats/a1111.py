@@ -16,6 +16,8 @@ from typing import Any
 from sdbento.errors import InvalidParameter
 from sdbento.jobs.delivery.deliver import Result
 from sdbento.jobs.delivery.s3_config import S3Config
+from sdbento.jobs.formats import worker_sdxl
+from sdbento.jobs.formats.native import FLAG_NAMES
 from sdbento.request.schema import GenerateRequest
 
 TXT2IMG, IMG2IMG = "/sdapi/v1/txt2img", "/sdapi/v1/img2img"
@@ -36,7 +38,7 @@ TELLING = {
 }
 SHARED = {"prompt", "negative_prompt", "width", "height", "seed", "scheduler", "eta", "clip_skip"}
 SHARED |= {"model", "mask_blur", "resize_mode"}
-OURS = GenerateRequest.model_fields.keys() - SHARED
+OURS = (GenerateRequest.model_fields.keys() - SHARED) | FLAG_NAMES | worker_sdxl.NAMES
 
 
 @dataclass(frozen=True)
@@ -62,9 +64,12 @@ AnswerCall = Callable[[Call], Awaitable[Any]]  # raises SDBentoError
 def call_of(given: Mapping[str, Any], s3_config: S3Config | None = None) -> Call | None:
     """The call that an input means; None if it is a request of ours. Raises InvalidParameter.
 
-    An input with fields of both is one of ours, which is then refused with the names to use.
+    An input with fields of both is one of ours, which is then refused with the names to use. Beside
+    `api`, fields of ours are refused here.
     """
     if "api" in given:
+        for name in sorted(given.keys() & OURS):
+            raise InvalidParameter(f"{name} does not go together with api", param=name)
         return Call(*_named(given), s3_config)
     if not given.keys() & TELLING or given.keys() & OURS:
         return None

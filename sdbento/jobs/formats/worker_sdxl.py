@@ -18,6 +18,8 @@ from sdbento.request.schema import GenerateResponse, OutputFormat
 
 Fields = dict[str, Any]
 
+NAMES = {"image_url", "high_noise_frac", "refiner_inference_steps"}  # that only it has
+
 # What that worker does with fields that are absent.
 SIZE = {"width": 1024, "height": 1024}
 DRAWING = {"num_inference_steps": 25, "guidance_scale": 7.5, "scheduler": "DDIM", **SIZE}

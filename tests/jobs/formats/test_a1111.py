@@ -22,6 +22,9 @@ BODY: dict[str, Any] = {
     "sampler_name": "DPM++ 2M Karras",
 }
 
+# Fields that no call has, with values that requests of ours take.
+VALID: dict[str, Any] = {"stream": True, "return": "full", "allow_jpeg": True}
+
 
 def named(endpoint: Any = "/sdapi/v1/txt2img", method: Any = "POST", **payload: Any) -> Any:
     return {"api": {"method": method, "endpoint": endpoint}, "payload": payload}
@@ -48,6 +51,17 @@ def test_what_could_be_both_is_ours() -> None:
 def test_a_mixture_is_refused_with_the_names_to_use() -> None:
     with pytest.raises(InvalidParameter, match="it is called num_inference_steps here"):
         read_input({"prompt": "x", "steps": 20, "guidance_scale": 7})
+
+
+@pytest.mark.parametrize(
+    "field", ["stream", "return", "allow_jpeg", "image_url", "high_noise_frac", "hires"]
+)
+def test_no_field_that_a_call_has_not_is_lost(field: str) -> None:
+    with pytest.raises(InvalidParameter, match="denoising_strength is not a known field"):
+        read_input({"prompt": "x", "denoising_strength": 0.5, field: VALID.get(field)})
+    with pytest.raises(InvalidParameter, match="does not go together with api") as caught:
+        read_input({**named(**BODY), field: VALID.get(field)})
+    assert caught.value.param == field
 
 
 @pytest.mark.parametrize(
