@@ -69,9 +69,9 @@ class Delivery:
         InvalidParameter if an upload fails.
         """
         if result.s3_config is not None:
-            return _uploaded(BucketOfJob(result.s3_config, self._settings), job_id, result)
+            return self._uploaded(BucketOfJob(result.s3_config, self._settings), job_id, result)
         if self._bucket is not None and self._settings.upload == "always":
-            return _uploaded(self._bucket, job_id, result)
+            return self._uploaded(self._bucket, job_id, result)
         output = result.output()
         if self._bucket is None and not self._limited:
             return output
@@ -79,13 +79,23 @@ class Delivery:
         if (size := posted_size(output)) <= limit:
             return output
         if self._bucket is not None:
-            return _uploaded(self._bucket, job_id, result)
+            return self._uploaded(self._bucket, job_id, result)
         if result.allow_jpeg and result.output_format != "jpeg":
             warning = f"sent as JPEG: the result had {size} bytes, the limit is {limit}"
             output = result.write([_as_jpeg(image) for image in result.images], [warning])
             if posted_size(output) <= limit:
                 return output
         raise _too_large(size, limit, variable, result)
+
+    def _uploaded(self, bucket: Bucket, job_id: str, result: Result) -> Any:
+        """The output with URLs in place of the images. Raises TooLarge if the rest is too large."""
+        output = result.write(_upload(bucket, job_id, result), [])
+        limit, variable = self._limit(job_id)
+        if self._limited and (size := posted_size(output)) > limit:
+            raise TooLarge(
+                f"without its images the result has {size} bytes; the limit is {limit} ({variable})"
+            )
+        return output
 
     def _limit(self, job_id: str) -> tuple[int, str]:
         """The limit in bytes, and the variable that sets it."""
@@ -99,8 +109,8 @@ def posted_size(output: Any) -> int:
     return len(json.dumps({"output": output}, ensure_ascii=False).encode())
 
 
-def _uploaded(bucket: Bucket, job_id: str, result: Result) -> Any:
-    """The output with URLs in place of the images."""
+def _upload(bucket: Bucket, job_id: str, result: Result) -> list[str]:
+    """The URLs of the images, once they are in the bucket."""
     folder = re.sub(r"[^\w.-]", "_", job_id)
     extension, media_type = EXTENSIONS[result.output_format], MEDIA_TYPES[result.output_format]
     urls = []
@@ -108,7 +118,7 @@ def _uploaded(bucket: Bucket, job_id: str, result: Result) -> Any:
         unguessable = secrets.token_hex(8)  # should the bucket be public
         key = f"{folder}/{i}-{unguessable}.{extension}"
         urls.append(bucket.upload(key, b64decode(image), media_type))
-    return result.write(urls, [])
+    return urls
 
 
 def _as_jpeg(image: str) -> str:

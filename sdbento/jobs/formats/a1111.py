@@ -51,11 +51,18 @@ class Call:
     s3_config: S3Config | None = None  # the bucket that the job brings along
 
     def result(self, answer: Any) -> Result:
-        """`answer`: JSON, as the API answers this call. Where it has images, they are PNGs."""
-        if not isinstance(answer, dict) or not isinstance(answer.get("images"), list):
-            return Result([], lambda *_: answer)
-        images, s3_config = answer["images"], self.s3_config
-        return Result(images, lambda images, _: {**answer, "images": images}, s3_config=s3_config)
+        """`answer`: JSON, as the API answers this call. Its `images` or its `image` are PNGs."""
+        match answer:
+            case {"images": [*images]}:
+                return Result(
+                    images, lambda made, _: answer | {"images": made}, s3_config=self.s3_config
+                )
+            case {"image": str(image)}:
+                return Result(
+                    [image], lambda made, _: answer | {"image": made[0]}, s3_config=self.s3_config
+                )
+            case _:
+                return Result([], lambda *_: answer)
 
 
 AnswerCall = Callable[[Call], Awaitable[Any]]  # raises SDBentoError

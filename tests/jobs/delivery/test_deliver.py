@@ -133,6 +133,20 @@ def test_results_above_the_limit_or_all_are_uploaded(platform: Platform, limited
     assert not set(platform.bucket) & {"a/0.png", "a/1.png"}  # nobody can guess their names
 
 
+def test_an_output_that_is_too_large_without_its_images_is_an_error(platform: Platform) -> None:
+    settings = bucket_settings(platform.url).model_copy(update={"runpod_max_run_bytes": 1000})
+    [image] = response_of().images
+    result = Call("POST", "/sdapi/v1/img2img", {}).result(
+        {"images": [image], "parameters": {"init_images": [image]}}
+    )
+    for upload in ("oversize", "always"):
+        delivery = Delivery(settings.model_copy(update={"upload": upload}), limited=True)
+        with pytest.raises(TooLarge, match=r"without its images .* the limit is 1000"):
+            delivery.deliver("a", result)
+    server = Delivery(settings, limited=False)
+    assert server.deliver("a", result)["parameters"] == {"init_images": [image]}
+
+
 # A bucket that the job brings along
 
 

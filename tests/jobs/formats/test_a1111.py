@@ -124,6 +124,12 @@ def test_the_whole_answer_is_the_output() -> None:
     assert call.result(answer).write(["https://a.example/b"], [])["images"] == [
         "https://a.example/b"
     ]
-    for other in ([{"name": "Euler"}], None, "x", {"images": None}, {"image": "AAAA"}):
+    enlarged = call.result({"image": "AAAA", "html_info": ""})
+    assert (enlarged.images, enlarged.output()["image"]) == (["AAAA"], "AAAA")
+    assert enlarged.write(["https://a.example/b"], []) == {
+        "image": "https://a.example/b",
+        "html_info": "",
+    }
+    for other in ([{"name": "Euler"}], None, "x", {"images": None}, {"image": None}):
         assert call.result(other).output() == other
         assert call.result(other).images == []
