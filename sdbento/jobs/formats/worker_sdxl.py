@@ -36,7 +36,8 @@ def translated(given: Fields, *, own: bool) -> tuple[Fields, list[str]]:
     fields = {name: value for name, value in given.items() if value is not None or not own}
     if (image := _taken(fields, "image_url", instead_of="image")) not in (None, ""):
         fields["image"] = image
-    if (share := _taken(fields, "high_noise_frac", instead_of="refiner")) is not None:
+    share = _taken(fields, "high_noise_frac", instead_of="refiner")
+    if share not in (None, 1):  # 1: the model does it all
         fields["refiner"] = {"switch_at": share}
     has_image = fields.get("image") is not None
     warnings = _use_refiner_steps(fields, has_image)

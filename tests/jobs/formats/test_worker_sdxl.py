@@ -90,6 +90,8 @@ def test_an_image_is_changed_in_the_steps_of_its_refiner() -> None:
 def test_that_no_refiner_takes_part_is_said() -> None:
     assert own().warnings == ("no refiner took part: high_noise_frac says where it takes over",)
     assert own(image_url="").warnings == own().warnings
+    all_noise = own(high_noise_frac=1.0)
+    assert (all_noise.request.refiner, all_noise.warnings) == (None, own().warnings)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +99,7 @@ def test_that_no_refiner_takes_part_is_said() -> None:
     [
         ({"image_url": IMAGE, "image": IMAGE}, "image_url"),
         ({"high_noise_frac": 0.8, "refiner": {}}, "high_noise_frac"),
-        ({"high_noise_frac": 1.0}, "refiner.switch_at"),
+        ({"high_noise_frac": 1.1}, "refiner.switch_at"),
         ({"high_noise_frac": "most"}, "refiner.switch_at"),
         ({"high_noise_frac": [0.8]}, "refiner.switch_at"),
         ({"image_url": 5}, "image"),
