@@ -15,8 +15,8 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from contextlib import aclosing, suppress
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
@@ -36,15 +36,13 @@ from sdbento.errors import (
 from sdbento.jobs.delivery.deliver import Delivery, Result
 from sdbento.jobs.delivery.s3_config import S3Config
 from sdbento.jobs.formats.a1111 import AnswerCall, Call
-from sdbento.jobs.formats.inputs import read_input
+from sdbento.jobs.formats.inputs import read_input, run_input
 from sdbento.jobs.formats.native import JobInput
 from sdbento.jobs.progress import ProgressOfJobs
 from sdbento.jobs.retry import retry_while_refused
 from sdbento.jobs.runpod_format import one_line
 from sdbento.jobs.store import JobStore
 from sdbento.jobs.table import Job, milliseconds
-from sdbento.request.events import Done, messages
-from sdbento.request.schema import GenerateRequest, GenerateResponse
 from sdbento.settings import Settings
 
 if TYPE_CHECKING:
@@ -238,27 +236,19 @@ class Dispatcher:
     async def _compute(self, job: Job, given: JobInput | Call) -> Result:
         """What a job makes. Raises DeadlineExceeded when its time is over, and App's errors."""
         seconds, reason = _time_limit(job)
+        given = _with_timeout(given, seconds)
         try:
             async with asyncio.timeout(seconds) as limit:
-                if isinstance(given, Call):
-                    return given.result(await self._answer_call(given))
-                request = _with_timeout(given.request, seconds)
-                return given.result(await self._generate(job, request))
+                return await run_input(
+                    self._app,
+                    given,
+                    self._answer_call,
+                    lambda message: self._progress.of(job.id).push(message),
+                )
         except TimeoutError:
             if not limit.expired():
                 raise
             raise DeadlineExceeded(reason) from None
-
-    async def _generate(self, job: Job, request: GenerateRequest) -> GenerateResponse:
-        """The response to a job's request, whose other events become the job's progress."""
-        async with aclosing(self._app.stream(request)) as events:
-            async for event in events:
-                if isinstance(event, Done):
-                    response = event.response
-                    continue
-                for message in messages(event):
-                    self._progress.of(job.id).push(message)
-        return response
 
     async def _store_failure(self, job: Job, error: SDBentoError) -> None:
         """End a job whose run failed, or put it back into the queue if the job is not to blame."""
@@ -299,6 +289,9 @@ def _time_limit(job: Job) -> tuple[float, str]:
     return allowed / 1000, f"the job ran for longer than its executionTimeout of {allowed} ms"
 
 
-def _with_timeout(request: GenerateRequest, seconds: float) -> GenerateRequest:
-    """The request with the job's time limit, or its own where that is shorter."""
-    return request.model_copy(update={"timeout": min(seconds, request.timeout or seconds)})
+def _with_timeout(given: JobInput | Call, seconds: float) -> JobInput | Call:
+    """A request with the job's time limit, or its own where that is shorter; a call has none."""
+    if isinstance(given, Call):
+        return given
+    timeout = min(seconds, given.request.timeout or seconds)
+    return replace(given, request=given.request.model_copy(update={"timeout": timeout}))

@@ -15,7 +15,6 @@ import multiprocessing
 import os
 import signal
 import sys
-from contextlib import aclosing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,10 +35,9 @@ from sdbento.heavy_imports import without_collector
 from sdbento.jobs.delivery.deliver import Delivery, Result
 from sdbento.jobs.delivery.s3_config import s3_config_of
 from sdbento.jobs.formats.a1111 import AnswerCall, Call
-from sdbento.jobs.formats.inputs import read_input
+from sdbento.jobs.formats.inputs import read_input, run_input
 from sdbento.jobs.formats.native import JobInput
 from sdbento.jobs.runpod_format import one_line
-from sdbento.request.events import Done, messages
 from sdbento.request.schema import GenerateRequest
 from sdbento.settings import Settings, SettingsError
 
@@ -150,26 +148,16 @@ class Worker:
         """The job's output, or {"error": one line}. If this is cancelled the work stops."""
         try:
             given = await asyncio.to_thread(input_of, job)
-            if isinstance(given, Call):
-                return await self._deliver(job, given.result(await self._answer_call(given)))
-            if given.flags.stream:
+            if isinstance(given, JobInput) and given.flags.stream:
                 return await self._handle_with_stream(job, given)
-            return await self._deliver(job, given.result(await self._app.generate(given.request)))
+            return await self._deliver(job, await run_input(self._app, given, self._answer_call))
         except Exception as exc:
             return self._failure(job, exc)
 
     async def _handle_with_stream(self, job: WireJob, given: JobInput) -> Any:
-        async with (
-            EventPoster(str(job["id"])) as poster,
-            aclosing(self._app.stream(given.request)) as events,
-        ):
-            async for event in events:
-                if isinstance(event, Done):
-                    response = event.response
-                    continue
-                for message in messages(event):
-                    poster.push(message)
-            output = await self._deliver(job, given.result(response))
+        async with EventPoster(str(job["id"])) as poster:
+            result = await run_input(self._app, given, self._answer_call, poster.push)
+            output = await self._deliver(job, result)
             await poster.finish(output)
             return output
 

@@ -1,13 +1,21 @@
-"""Reads the input of a job, whichever program it is for."""
+"""Reads and runs the input of a job, whichever program it is for."""
 
 from __future__ import annotations
 
 import random
-from typing import Any
+from collections.abc import Callable
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
 
+from sdbento.jobs.delivery.deliver import Result
 from sdbento.jobs.delivery.s3_config import S3Config
-from sdbento.jobs.formats.a1111 import Call, call_of, with_seed
+from sdbento.jobs.formats.a1111 import AnswerCall, Call, call_of, with_seed
 from sdbento.jobs.formats.native import JobInput, parse_input
+from sdbento.jobs.progress import Message
+from sdbento.request.events import Done, messages
+
+if TYPE_CHECKING:
+    from sdbento.app import App
 
 
 def read_input(given: dict[str, Any], s3_config: S3Config | None = None) -> JobInput | Call:
@@ -30,3 +38,27 @@ def settle_seed(given: dict[str, Any]) -> dict[str, Any]:
     if parsed.request.seed in (None, -1):
         return {**given, "seed": random.SystemRandom().randrange(2**32)}
     return given
+
+
+async def run_input(
+    app: App,
+    given: JobInput | Call,
+    answer_call: AnswerCall,
+    push: Callable[[Message], None] | None = None,
+) -> Result:
+    """What a validated input makes. Raises SDBentoError.
+
+    push: is given the events of a request before its last, as JSON. A call has none.
+    """
+    if isinstance(given, Call):
+        return given.result(await answer_call(given))
+    if push is None:
+        return given.result(await app.generate(given.request))
+    async with aclosing(app.stream(given.request)) as events:
+        async for event in events:
+            if isinstance(event, Done):
+                result = given.result(event.response)
+                continue
+            for message in messages(event):
+                push(message)
+    return result
