@@ -83,8 +83,8 @@ def _pairs(request: SettledRequest, sampler: str, seed: int) -> Pairs:
 def _passes(request: SettledRequest) -> Pairs:
     if (hires := request.hires) is not None:
         yield "Hires upscale", f"{hires.scale:g}"
-        if hires.steps is not None:
-            yield "Hires steps", hires.steps
+        steps = hires.steps or request.num_inference_steps
+        yield "Hires steps", int(steps * hires.strength)  # the web UI counts those that are done
         yield "Hires upscaler", hires.upscaler.capitalize()
     if (refiner := request.refiner) is not None:
         yield "Refiner", public_name(refiner.model)

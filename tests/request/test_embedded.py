@@ -61,7 +61,7 @@ def test_later_passes() -> None:
     read = written(hires={"scale": 1.5, "steps": 10, "strength": 0.7, "upscaler": "latent"})
     assert read["Denoising strength"] == "0.7"
     assert read["Hires upscale"] == "1.5"
-    assert read["Hires steps"] == "10"
+    assert read["Hires steps"] == "7"
     assert read["Hires upscaler"] == "Latent"
     read = written(refiner={"model": "org/refiner", "switch_at": 0.8})
     assert (read["Refiner"], read["Refiner switch at"]) == ("org/refiner", "0.8")

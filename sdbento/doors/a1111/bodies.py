@@ -17,9 +17,10 @@ from sdbento.request.schema import MAX_CLIP_SKIP, MAX_PROMPT_CHARS, MAX_SEED, MA
 
 MAX_CALL_IMAGES = 64  # batch_size x n_iter
 
-# Fields that have no effect here, each with the values at which they have none there either.
+# Fields that have no effect here, each with the values that do nothing in the web UI either.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "disable_extra_networks": (False,),
+    "hr_cfg": (),
     "hr_checkpoint_name": ("Use same checkpoint",),
     "hr_negative_prompt": (),
     "hr_prompt": (),
@@ -40,6 +41,18 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "subseed_strength": (0,),
     "tiling": (False,),
 }
+# As NEUTRAL, for a unit of ControlNet.
+NEUTRAL_IN_UNIT: dict[str, tuple[Any, ...]] = {
+    "advanced_weighting": (),
+    "control_mode": ("Balanced", 0),
+    "effective_region_mask": (),
+    "guidance": (1,),
+    "hr_option": ("Both", "HiResFixOption.BOTH", 0),
+    "inpaint_crop_input_image": (True,),
+    "ipadapter_input": (),
+    "mask": (),
+    "mask_image": (),
+}
 
 
 def _whole(value: Any) -> Any:
@@ -47,6 +60,12 @@ def _whole(value: Any) -> Any:
     if isinstance(value, float) and math.isfinite(value):
         return int(value)
     return value
+
+
+def _present(values: Any) -> Any:
+    if not isinstance(values, dict):
+        return values
+    return {name: value for name, value in values.items() if value is not None and value != ""}
 
 
 _CUT = BeforeValidator(_whole)
@@ -74,9 +93,7 @@ class Lenient(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _drop_absent(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
-            return values
-        return {name: value for name, value in values.items() if value is not None and value != ""}
+        return _present(values)
 
     @property
     def undeclared(self) -> dict[str, Any]:
@@ -98,6 +115,9 @@ class Script(Lenient):
     """The arguments of a script that runs along."""
 
     args: list[Any] = []
+
+
+Scripts = Annotated[dict[str, Script], BeforeValidator(_present)]
 
 
 class Processing(Lenient):
@@ -127,7 +147,7 @@ class Processing(Lenient):
     override_settings: OverrideSettings = OverrideSettings()
     override_settings_restore_afterwards: bool = True
     script_name: Name | None = Field(None, description="There are none: 422")
-    alwayson_scripts: dict[str, Script] = Field({}, description="ControlNet is the one there is")
+    alwayson_scripts: Scripts = Field({}, description="ControlNet is the one there is")
     send_images: bool = True
 
 
@@ -140,7 +160,7 @@ class Txt2Img(Processing):
     hr_second_pass_steps: Natural = Field(0, description="0: as `steps`")
     hr_resize_x: Pixels = 0
     hr_resize_y: Pixels = 0
-    firstphase_width: Pixels = 0
+    firstphase_width: Pixels = Field(0, description="Of the first pass, in place of `width`")
     firstphase_height: Pixels = 0
 
 
@@ -175,8 +195,10 @@ class Unit(Lenient):
     guidance_start: Share = 0.0
     guidance_end: Share = 1.0
     resize_mode: int | str = "Crop and Resize"
-    control_mode: int | str = "Balanced"
-    hr_option: int | str = "Both"
+    processor_res: Real = -1
+    threshold_a: Real = -1
+    threshold_b: Real = -1
+    pixel_perfect: bool = False
 
 
 def without_images(value: Any, depth: int = 8) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import Depends, Request
 from pydantic import BaseModel, ConfigDict, Field
@@ -89,16 +89,15 @@ async def set_options(
     It is loaded in the background. Settings that are not in the body's schema change nothing.
     """
     caller = current_caller()
-    chosen = choices.of(caller)
-    title = changes.sd_model_checkpoint
-    if title is not None and title != title_of(app, chosen.checkpoint):
+    title, changed = changes.sd_model_checkpoint, dict[str, Any]()
+    if title is not None and title != title_of(app, choices.of(caller).checkpoint):
         name = await find_checkpoint(app, title)
         spec = await app.find_model(name or title)
-        chosen = chosen.model_copy(update={"checkpoint": spec.name})
+        changed["checkpoint"] = spec.name
         preloads.begin(caller, spec, app.pipelines)
     if changes.CLIP_stop_at_last_layers is not None:
-        chosen = chosen.model_copy(update={"clip_stop": changes.CLIP_stop_at_last_layers})
-    await asyncio.to_thread(choices.keep, caller, chosen)
+        changed["clip_stop"] = changes.CLIP_stop_at_last_layers
+    await asyncio.to_thread(choices.change, caller, changed)
 
 
 @router.post("/sdapi/v1/reload-checkpoint")

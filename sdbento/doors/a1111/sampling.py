@@ -50,8 +50,6 @@ _BY_NAME = {comparable(name): one for one in SCHEDULES for name in (one.name, on
 _NEAREST = {
     "DPM++ 2S a": "DPM++ 2S",
     "DPM++ 2M SDE Heun": "DPM++ 2M SDE",
-    "DPM++ 2M Turbo": "DPM++ 2M",
-    "DPM++ 2M SDE Turbo": "DPM++ 2M SDE",
     "DPM++ 2M v2": "DPM++ 2M",
     "DPM fast": "DPM++ 2M",
     "DPM adaptive": "DPM++ 2M",

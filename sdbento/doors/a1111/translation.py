@@ -23,7 +23,7 @@ from sdbento.images import codec
 from sdbento.request.parse import explain
 from sdbento.request.schema import MAX_STEPS, MAX_TOKEN_MERGING_RATIO, GenerateRequest
 from sdbento.request.settle import floor_side, nearest_side
-from sdbento.samplers.names import look_up
+from sdbento.samplers.names import comparable, look_up
 
 MAX_BLUR = 128
 ROUNDING = 1e-9  # lest a size that is asked for be missed by a fraction of a pixel
@@ -79,7 +79,7 @@ def translate(
     else:
         fields |= _hires(body, fields, notes)
     if units:
-        fields |= _controlnets(units, fields.get("resize_mode"), notes)
+        fields |= _controlnets(units, fields, notes)
     fields |= _refiner(body, refiner, fields, notes)
     for name in _not_applied(body, fields["scheduler"]):
         notes.ignore(name)
@@ -101,8 +101,7 @@ def _common(body: Processing, clip_stop: int, notes: Notes) -> Fields:
         "prompt": body.prompt,
         "negative_prompt": body.negative_prompt or None,
         "clip_skip": _clip_skip(body, clip_stop),
-        "width": _side("width", body.width, notes),
-        "height": _side("height", body.height, notes),
+        **_size(body, notes),
         "num_inference_steps": steps,
         "guidance_scale": body.cfg_scale,
         "token_merging_ratio": token_merging_ratio,
@@ -115,6 +114,13 @@ def _clip_skip(body: Processing, clip_stop: int) -> int | None:
     """The web UI counts the layer to stop at, from the end; we count those that are left out."""
     stop_at = body.override_settings.CLIP_stop_at_last_layers or body.clip_skip or clip_stop
     return stop_at - 1 if stop_at > 1 else None
+
+
+def _size(body: Processing, notes: Notes) -> Fields:
+    width, height = body.width, body.height
+    if isinstance(body, Txt2Img):  # without `enable_hr` too, as there
+        width, height = body.firstphase_width or width, body.firstphase_height or height
+    return {"width": _side("width", width, notes), "height": _side("height", height, notes)}
 
 
 def _side(name: str, asked: int, notes: Notes) -> int:
@@ -139,15 +145,21 @@ def _hires(body: Txt2Img, fields: Fields, notes: Notes) -> Fields:
     if scale <= 1:
         notes.ignore("enable_hr (the second pass would be no larger than the first)")
         return {}
-    steps = min(body.hr_second_pass_steps, MAX_STEPS) or None
-    in_all = steps or fields["num_inference_steps"]
-    strength = _strength(body.denoising_strength, in_all, notes)
-    # There all of them are done, however little is denoised; here only those that do it.
-    notes.change(
-        "hr_second_pass_steps", body.hr_second_pass_steps or in_all, int(strength * in_all)
-    )
+    asked = body.hr_second_pass_steps or fields["num_inference_steps"]
+    strength = _strength(body.denoising_strength, MAX_STEPS, notes)
+    steps = _steps_in_all(asked, strength)
+    notes.change("hr_second_pass_steps", asked, int(strength * steps))
     upscaler = _upscaler(body.hr_upscaler, notes)
     return {"hires": {"scale": scale, "steps": steps, "strength": strength, "upscaler": upscaler}}
+
+
+def _steps_in_all(asked: int, strength: float) -> int:
+    """Of which as many are done as are asked for, as far as there can be so many: the web UI does
+    all of them, however little is denoised (`setup_img2img_steps`)."""
+    steps = int(asked / strength)
+    if int(strength * steps) < asked:
+        steps += 1
+    return min(steps, MAX_STEPS)
 
 
 def _enlargement(body: Txt2Img, width: int, height: int, notes: Notes) -> float:
@@ -224,14 +236,15 @@ def _binary(value: int) -> int:
     return 255 if value > 128 else 0
 
 
-def _controlnets(units: list[Unit], mode: str | None, notes: Notes) -> Fields:
-    """`mode`: how the image to start from is brought to its size. Control images are brought to it
-    in the same way; without such an image, as the first unit says."""
-    mode = mode or resize_mode(units[0]) or "crop"
+def _controlnets(units: list[Unit], fields: Fields, notes: Notes) -> Fields:
+    """Control images are brought to their size as the image to start from; without one, as the
+    first unit says."""
+    mode = fields.get("resize_mode") or resize_mode(units[0]) or "crop"
+    side = min(fields["width"], fields["height"])
     for i, unit in enumerate(units):
         if "resize_mode" in unit.model_fields_set and resize_mode(unit) != mode:
             notes.ignore(f"ControlNet {i} resize_mode")
-    controls = [controlnet(unit, i, notes) for i, unit in enumerate(units)]
+    controls = [controlnet(unit, i, side, notes) for i, unit in enumerate(units)]
     return {"controlnet": controls, "resize_mode": mode}
 
 
@@ -270,9 +283,23 @@ def _would_matter(name: str, value: Any, body: Processing) -> bool:
     if name not in NEUTRAL or value in NEUTRAL[name]:
         return False
     if name.startswith("hr_"):
-        second_pass = isinstance(body, Txt2Img) and body.enable_hr
-        return second_pass and value != getattr(body, name.removeprefix("hr_"), None)
+        return (
+            isinstance(body, Txt2Img) and body.enable_hr and not _as_first_pass(name, value, body)
+        )
     return True
+
+
+def _as_first_pass(name: str, value: Any, body: Processing) -> bool:
+    first = {
+        "hr_cfg": body.cfg_scale,
+        "hr_negative_prompt": body.negative_prompt,
+        "hr_prompt": body.prompt,
+        "hr_sampler_name": body.sampler_name or body.sampler_index,
+        "hr_scheduler": body.scheduler,
+    }.get(name)
+    if name in ("hr_sampler_name", "hr_scheduler"):  # which may be written in several ways
+        return comparable(str(value)) == comparable(str(first))
+    return bool(value == first)
 
 
 def _is_usual_eta(eta: float, name: str) -> bool:

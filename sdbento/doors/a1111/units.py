@@ -6,16 +6,17 @@ Source: internal_controlnet/args.py and scripts/enums.py of Mikubill/sd-webui-co
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from pydantic import ValidationError
 
-from sdbento.doors.a1111.bodies import Script, Unit
+from sdbento.doors.a1111.bodies import NEUTRAL_IN_UNIT, Script, Unit
 from sdbento.doors.a1111.notes import Notes
 from sdbento.errors import InvalidParameter
 from sdbento.request.parse import explain
 
-# What names of models and preprocessors have in them, by the type of ControlNet that they mean.
+# Words in a model's or preprocessor's name, by ControlNet type.
 _MARKS = {
     "canny": ("canny",),
     "normal": ("normal",),  # before depth: there is a "normal_midas"
@@ -37,7 +38,14 @@ _RESIZE_MODES = {
     "2": "fit",
     "resize and fill": "fit",
 }
-_CANNY_THRESHOLDS = (100, 200)  # of ours, which no request can change
+# Of our preprocessors, where the extension has them too; and the range that it heeds.
+_THRESHOLDS: dict[str, dict[str, tuple[float, float, float]]] = {
+    "canny": {"threshold_a": (100, 1, 255), "threshold_b": (200, 1, 255)},
+    "mlsd": {"threshold_a": (0.1, 0.01, 2), "threshold_b": (0.1, 0.01, 20)},
+    "tile": {"threshold_a": (1, 1, 8)},
+}
+_AT_FULL_SIZE = ("canny", "scribble", "tile")  # preprocessors; the others are networks
+NETWORK_SIDE = 512  # pixels that they work on
 
 
 def read_units(scripts: dict[str, Script], notes: Notes) -> list[Unit]:
@@ -45,7 +53,7 @@ def read_units(scripts: dict[str, Script], notes: Notes) -> list[Unit]:
     units: list[Unit] = []
     for name, script in scripts.items():
         if name.casefold() == "controlnet":
-            units += [_unit(args, i) for i, args in enumerate(script.args)]
+            units += [_unit(args, i) for i, args in enumerate(script.args) if args is not None]
         elif script.args and script.args[0] is not False:  # by which ADetailer is turned off
             notes.ignore(f"script {name}")
     return [unit for unit in units if unit.enabled and _works(unit)]
@@ -56,15 +64,23 @@ def resize_mode(unit: Unit) -> str | None:
     return _RESIZE_MODES.get(str(unit.resize_mode).casefold())
 
 
-def controlnet(unit: Unit, number: int, notes: Notes) -> dict[str, Any]:
-    """The ControlNet of a request that a unit stands for. Raises InvalidParameter."""
+def controlnet(unit: Unit, number: int, side: int, notes: Notes) -> dict[str, Any]:
+    """The ControlNet of a request that a unit stands for. Raises InvalidParameter.
+
+    `side`: the shorter one of the image to come, in pixels.
+    """
     kind = _type_of(unit.model)
     title = f"ControlNet {number}"
     preprocess = _preprocesses(_module(unit), kind, title, notes)
-    _note_what_is_not_done(unit, preprocess and kind == "canny", title, notes)
+    ignored = [name for name, value in unit.undeclared.items() if _would_matter(name, value)]
+    if preprocess:
+        ignored += _ignored_of_preprocessor(unit, kind, side)
     image = unit.image or unit.input_image
-    if isinstance(image, dict):  # {"image": ..., "mask": ...}
+    if isinstance(image, dict):
+        ignored += ["image.mask"] if image.get("mask") else []
         image = image.get("image")
+    for name in ignored:
+        notes.ignore(f"{title} {name}")
     return {
         "type": kind,
         "image": image or None,
@@ -126,12 +142,18 @@ def _preprocesses(module: str, kind: str, title: str, notes: Notes) -> bool:
     return made != "inpaint"  # which reads the image and its mask themselves
 
 
-def _note_what_is_not_done(unit: Unit, by_canny: bool, title: str, notes: Notes) -> None:
-    if unit.control_mode not in ("Balanced", 0):
-        notes.ignore(f"{title} control_mode")
-    if unit.hr_option not in ("Both", "HiResFixOption.BOTH", 0):
-        notes.ignore(f"{title} hr_option")
-    if by_canny:
-        for name, ours in zip(("threshold_a", "threshold_b"), _CANNY_THRESHOLDS, strict=True):
-            if unit.undeclared.get(name, ours) not in (ours, -1):
-                notes.ignore(f"{title} {name}")
+def _would_matter(name: str, value: Any) -> bool:
+    return name in NEUTRAL_IN_UNIT and value not in NEUTRAL_IN_UNIT[name]
+
+
+def _ignored_of_preprocessor(unit: Unit, kind: str, side: int) -> Iterator[str]:
+    """The settings of a preprocessor that ours does not have, and would change its image."""
+    ours = side if kind in _AT_FULL_SIZE else NETWORK_SIDE
+    if unit.pixel_perfect and side != ours:
+        yield "pixel_perfect"
+    if not unit.pixel_perfect and unit.processor_res > 0 and unit.processor_res != ours:
+        yield "processor_res"
+    for name, (threshold, least, most) in _THRESHOLDS.get(kind, {}).items():
+        given = getattr(unit, name)
+        if least <= given <= most and given != threshold:
+            yield name

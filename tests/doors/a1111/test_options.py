@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +127,27 @@ def test_each_caller_has_a_choice_of_its_own(client: TestClient) -> None:
     assert current(client, "alice") == SDXL
     assert current(client, "bob") == "runwayml/stable-diffusion-v1-5"
     assert current(client) == current(client, "carol") == "shapes"
+
+
+def test_two_changes_at_once_are_both_kept(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find_model, asked, go_on = app_of(client).find_model, threading.Event(), threading.Event()
+
+    async def find_slowly(name: str | None = None) -> Any:
+        asked.set()
+        await asyncio.to_thread(go_on.wait, 30)
+        return await find_model(name)
+
+    monkeypatch.setattr(app_of(client), "find_model", find_slowly)
+    with ThreadPoolExecutor(1) as pool:
+        choosing = pool.submit(choose, client, SDXL)
+        assert asked.wait(30)
+        client.post(OPTIONS, json={"CLIP_stop_at_last_layers": 2})
+        go_on.set()
+        assert choosing.result().status_code == 200
+    assert client.get(OPTIONS).json()["CLIP_stop_at_last_layers"] == 2
+    assert current(client) == SDXL
 
 
 def test_a_key_chooses_only_what_it_allows(client: TestClient) -> None:

@@ -192,6 +192,12 @@ def test_syntax_that_is_the_web_uis_alone_is_listed(prompt: str, listed: list[st
     assert txt2img(negative_prompt=prompt).notes.not_applied == listed
 
 
+def test_a_script_may_be_null() -> None:
+    scripts = {"controlnet": None, "ADetailer": "", "ControlNet": {"args": [None]}}
+    translated = txt2img(alwayson_scripts=scripts)
+    assert translated.request.controlnet is None and said(translated) == "{}"
+
+
 def test_what_is_off_anyhow_is_not_listed() -> None:
     body = {
         "restore_faces": False,
@@ -233,13 +239,32 @@ def hires(**body: Any) -> dict[str, Any] | None:
 
 
 def test_the_second_pass_has_the_web_uis_defaults() -> None:
-    usual = {"scale": 2.0, "steps": None, "strength": 0.75, "upscaler": "latent"}
+    usual = {"scale": 2.0, "steps": 67, "strength": 0.75, "upscaler": "latent"}
     assert hires() == usual
     body = {"hr_second_pass_steps": 10, "hr_upscaler": "None"}
-    assert hires(**body) == usual | {
-        "steps": 10,
-        "upscaler": "lanczos",
-    }
+    assert hires(**body) == usual | {"steps": 14, "upscaler": "lanczos"}
+
+
+@pytest.mark.parametrize(
+    ("first", "body", "second"),
+    [
+        ((512, 384), {}, (1024, 768)),
+        ((512, 384), {"hr_scale": 1.5}, (768, 576)),
+        ((512, 384), {"hr_resize_x": 1024, "hr_resize_y": 768}, (1024, 768)),
+        ((0, 0), {}, (2048, 1536)),
+        ((512, 0), {"hr_scale": 2}, (1024, 1536)),
+    ],
+)
+def test_the_first_pass_may_have_a_size_of_its_own(
+    first: tuple[int, int], body: dict[str, Any], second: tuple[int, int]
+) -> None:
+    sizes = {"firstphase_width": first[0], "firstphase_height": first[1]}
+    request = txt2img(width=1024, height=768, enable_hr=True, **sizes, **body).request
+    assert (request.width, request.height) == (first[0] or 1024, first[1] or 768)
+    assert request.hires is not None
+    assert [int(request.hires.scale * side) for side in (first[0] or 1024, first[1] or 768)] == [
+        *second
+    ]
 
 
 @pytest.mark.parametrize(
@@ -287,8 +312,9 @@ def test_the_second_pass_has_the_size_that_is_asked_for(
 def test_a_second_pass_of_no_strength_does_one_step() -> None:
     translated = txt2img(enable_hr=True, denoising_strength=0, steps=20)
     assert translated.request.hires is not None
-    assert int(20 * translated.request.hires.strength) == 1
-    assert "denoising_strength 0.0 -> 0.05" in said(translated)
+    assert int(150 * translated.request.hires.strength) == 1
+    assert "denoising_strength 0.0 -> 0.00667" in said(translated)
+    assert "hr_second_pass_steps 20 -> 1" in said(translated)
 
 
 def test_prompts_of_the_second_pass_are_listed() -> None:
@@ -296,11 +322,38 @@ def test_prompts_of_the_second_pass_are_listed() -> None:
     assert set(translated.notes.not_applied) == {"hr_prompt", "hr_sampler_name"}
     same = txt2img(enable_hr=True, prompt="a", hr_prompt="a", hr_sampler_name="Use same sampler")
     assert same.notes.not_applied == []
+    assert txt2img(enable_hr=True, cfg_scale=5, hr_cfg=3).notes.not_applied == ["hr_cfg"]
 
 
-def test_the_second_pass_does_the_steps_that_denoise() -> None:
-    fewer = txt2img(enable_hr=True, steps=20, denoising_strength=0.5)
-    assert fewer.notes.changed == ["hr_second_pass_steps 20 -> 10"]
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"hr_scheduler": "Automatic"},
+        {"scheduler": "sgm_uniform", "hr_scheduler": "SGM Uniform"},
+        {"sampler_name": "Euler a", "hr_sampler_name": "euler_a"},
+        {"sampler_index": "DDIM", "hr_sampler_name": "DDIM"},
+        {"cfg_scale": 5, "hr_cfg": 5.0},
+    ],
+)
+def test_what_the_second_pass_shares_with_the_first_is_not_listed(body: dict[str, Any]) -> None:
+    assert txt2img(enable_hr=True, **body).notes.not_applied == []
+
+
+@pytest.mark.parametrize("steps", [1, 7, 14, 20, 29, 45])
+@pytest.mark.parametrize("strength", [0.29, 0.3, 0.5, 0.55, 0.7, 0.999, 1])
+def test_the_second_pass_does_all_steps_that_are_asked_for(steps: int, strength: float) -> None:
+    body: dict[str, Any] = {"denoising_strength": strength, "steps": 50}
+    translated = txt2img(enable_hr=True, hr_second_pass_steps=steps, **body)
+    hires = translated.request.hires
+    assert hires is not None and hires.steps is not None
+    if hires.steps < 150:
+        assert int(hires.steps * hires.strength) == steps
+        assert said(translated) == "{}"
+
+
+def test_a_second_pass_of_too_many_steps_is_cut_and_that_is_said() -> None:
+    fewer = txt2img(enable_hr=True, steps=100, denoising_strength=0.5)
+    assert fewer.notes.changed == ["hr_second_pass_steps 100 -> 75"]
     clipped = txt2img(enable_hr=True, hr_second_pass_steps=999, denoising_strength=1)
     assert clipped.notes.changed == ["hr_second_pass_steps 999 -> 150"]
 
@@ -384,7 +437,11 @@ def test_a_refiner_does_the_last_steps() -> None:
 
 # ControlNet
 
-UNIT = {"image": PHOTO, "model": "control_v11p_sd15_canny [d14c016b]", "module": "none"}
+UNIT: dict[str, Any] = {
+    "image": PHOTO,
+    "model": "control_v11p_sd15_canny [d14c016b]",
+    "module": "none",
+}
 
 
 def controlled(*units: Any, name: str = "ControlNet", **body: Any) -> Translated:
@@ -459,12 +516,48 @@ def test_units_that_do_nothing_are_left_out() -> None:
 
 def test_what_units_cannot_do_is_said() -> None:
     unit = UNIT | {"control_mode": "ControlNet is more important", "hr_option": "Low res only"}
-    listed = controlled(unit, UNIT | {"resize_mode": 0}).notes.not_applied
+    unit |= {"mask": MASK, "effective_region_mask": MASK, "inpaint_crop_input_image": False}
+    masked = UNIT | {"resize_mode": 0, "image": {"image": PHOTO, "mask": MASK}}
+    listed = controlled(unit, masked).notes.not_applied
     assert listed == [
         "ControlNet 1 resize_mode",
         "ControlNet 0 control_mode",
         "ControlNet 0 hr_option",
+        "ControlNet 0 mask",
+        "ControlNet 0 effective_region_mask",
+        "ControlNet 0 inpaint_crop_input_image",
+        "ControlNet 1 image.mask",
     ]
+
+
+def test_what_webuiapi_sends_with_every_unit_is_not_listed() -> None:
+    unit = UNIT | {"control_mode": "Balanced", "hr_option": "Both", "mask": None}
+    unit |= {"low_vram": False, "processor_res": 512, "threshold_a": 64, "threshold_b": 64}
+    assert said(controlled(unit | {"pixel_perfect": False})) == "{}"
+    mlsd = {"model": "mlsd", "module": "mlsd", "pixel_perfect": False}
+    assert said(controlled(unit | mlsd, width=1024)) == "{}"
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "listed"),
+    [
+        ("canny", {"processor_res": 768}, ["processor_res"]),
+        ("canny", {"processor_res": 1024}, []),
+        ("canny", {"processor_res": 768, "pixel_perfect": True}, []),
+        ("openpose", {"processor_res": 512}, []),
+        ("openpose", {"pixel_perfect": True}, ["pixel_perfect"]),
+        ("canny", {"threshold_a": 64, "threshold_b": 200.0}, ["threshold_a"]),
+        ("canny", {"threshold_a": 500}, []),  # as which the extension takes its own, ours too
+        ("mlsd", {"threshold_a": 0.5, "threshold_b": "0.1"}, ["threshold_a"]),
+        ("tile", {"threshold_a": 4}, ["threshold_a"]),
+    ],
+)
+def test_settings_of_preprocessors_that_ours_lack_are_listed(
+    kind: str, fields: dict[str, Any], listed: list[str]
+) -> None:
+    unit = {"image": PHOTO, "model": kind, "module": kind, **fields}
+    notes = controlled(unit, width=1024, height=1024).notes
+    assert notes.not_applied == [f"ControlNet 0 {name}" for name in listed]
 
 
 def test_control_images_get_their_size_as_the_image_does() -> None:

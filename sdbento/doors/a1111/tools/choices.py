@@ -9,7 +9,7 @@ import logging
 import os
 from pathlib import Path
 from threading import Lock
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
@@ -45,10 +45,13 @@ class Choices:
     def of(self, caller: Caller) -> Choice:
         return self._by_name.get(_name(caller), Choice())
 
-    def keep(self, caller: Caller, choice: Choice) -> None:
-        """Blocking. A choice that cannot be written holds until the server stops."""
+    def change(self, caller: Caller, changes: dict[str, Any]) -> None:
+        """Change fields of a Choice, and keep it: one that cannot be written holds until the server
+        stops. Blocking."""
         with self._lock:
-            if self.of(caller) == choice:
+            before = self.of(caller)
+            choice = before.model_copy(update=changes)
+            if choice == before:
                 return
             self._by_name[_name(caller)] = choice
             try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from concurrent.futures import Future
 from typing import Any, cast
 
-from sdbento.access.caller import Caller
+from sdbento.access.caller import Allowance, Caller
 from sdbento.doors.a1111.tools.preloads import Preloads
 from sdbento.errors import ModelLoadFailed
 from sdbento.models.cache import PipelineCache
@@ -47,6 +47,13 @@ def test_who_chooses_again_waits_for_the_last_choice_alone() -> None:
     assert pipelines.asked["a"].cancelled()
     assert not pipelines.asked["b"].done()
     assert not pipelines.asked["c"].done()  # which is another's
+
+
+def test_a_key_whose_limits_change_is_the_same_caller() -> None:
+    preloads, pipelines = Preloads(), FakePipelines()
+    begun(preloads, pipelines, ALICE, "a")
+    begun(preloads, pipelines, Caller("alice", Allowance(images_at_once=1)), "b")
+    assert pipelines.asked["a"].cancelled()
 
 
 def test_a_load_that_fails_is_over() -> None:
