@@ -13,9 +13,8 @@ from starlette.types import Receive, Scope, Send
 
 from sdbento.access.caller import Allowance, Caller, acting_for
 from sdbento.app import App
-from sdbento.doors.a1111 import options
 from sdbento.doors.a1111.failures import ERRORS
-from sdbento.doors.a1111.tools import controlnet, extras, listings, machine, png_info
+from sdbento.doors.a1111.tools import controlnet, extras, listings, machine, options, png_info
 from sdbento.doors.http.guard import Guard
 from sdbento.doors.http.routing import mounted
 from sdbento.settings import Settings

@@ -15,7 +15,7 @@ from sdbento.doors.a1111.bodies import NEUTRAL, Img2Img, Txt2Img, without_images
 from sdbento.doors.a1111.translation import Translated
 from sdbento.images import infotext
 from sdbento.images.redaction import public_name
-from sdbento.request.schema import GenerateResponse
+from sdbento.request.schema import GenerateRequest, GenerateResponse
 
 # What `info` has fields of its own for, of what an infotext says.
 _IN_INFO = {"Prompt", "Negative prompt", "Steps", "Sampler", "CFG scale", "Seed", "Size", "Model"}
@@ -35,7 +35,8 @@ def to_json(
         "parameters": _parameters(body),
         "info": json.dumps(_info(body, translated, model, responses)),
     }
-    return json.dumps(answer).encode()  # in ASCII: prompts may hold half a character
+    # In ASCII: a prompt may have a lone surrogate, which UTF-8 cannot encode.
+    return json.dumps(answer).encode()
 
 
 def _parameters(body: Txt2Img | Img2Img) -> dict[str, Any]:
@@ -54,50 +55,72 @@ def _info(
     model: ModelSpec,
     responses: list[GenerateResponse],
 ) -> dict[str, Any]:
-    request = translated.request
     infotexts = [text for response in responses for text in response.infotexts]
-    num = len(infotexts)
     used = infotext.read(infotexts[0]) if infotexts else {}
-    seed, seeds = request.seed, [seed for response in responses for seed in response.seeds]
-    strength = request.strength if request.hires is None else request.hires.strength
+    return {
+        **_of_images(body, translated.request, responses),
+        **_of_sampling(body, translated.request, used),
+        **_of_model(model),
+        "extra_generation_params": {
+            **{name: value for name, value in used.items() if name not in _IN_INFO},
+            **translated.notes.as_params(),
+            **_ended_early(translated.num_images, len(infotexts)),
+            **_warnings(responses),
+        },
+        "index_of_first_image": 0,
+        "infotexts": infotexts,
+        "job_timestamp": time.strftime("%Y%m%d%H%M%S"),
+        "version": f"sdbento {sdbento.__version__}",
+    }
+
+
+def _of_images(
+    body: Txt2Img | Img2Img, request: GenerateRequest, responses: list[GenerateResponse]
+) -> dict[str, Any]:
+    """What an image was made of, and lists of it for those that are finished."""
+    seeds = [seed for response in responses for seed in response.seeds]
     return {
         "prompt": body.prompt,
-        "all_prompts": [body.prompt] * num,
+        "all_prompts": [body.prompt] * len(seeds),
         "negative_prompt": body.negative_prompt,
-        "all_negative_prompts": [body.negative_prompt] * num,
-        "seed": seed,
+        "all_negative_prompts": [body.negative_prompt] * len(seeds),
+        "seed": request.seed,
         "all_seeds": seeds,
         "subseed": body.subseed,
-        "all_subseeds": [body.subseed] * num,
+        "all_subseeds": [body.subseed] * len(seeds),
         "subseed_strength": 0,
+        "styles": [],
+    }
+
+
+def _of_sampling(
+    body: Txt2Img | Img2Img, request: GenerateRequest, used: dict[str, str]
+) -> dict[str, Any]:
+    """`used`: the parameters in the first image's infotext."""
+    strength = request.strength if request.hires is None else request.hires.strength
+    return {
         "width": request.width,
         "height": request.height,
         "sampler_name": used.get("Sampler", request.scheduler),
         "cfg_scale": request.guidance_scale,
         "steps": request.num_inference_steps,
         "batch_size": body.batch_size,
+        "seed_resize_from_w": -1,
+        "seed_resize_from_h": -1,
+        "denoising_strength": strength,
+        "clip_skip": 1 + (request.clip_skip or 0),
+    }
+
+
+def _of_model(model: ModelSpec) -> dict[str, Any]:
+    return {
         "restore_faces": False,
         "face_restoration_model": None,
         "sd_model_name": public_name(model.name),
         "sd_model_hash": None,
         "sd_vae_name": None,
         "sd_vae_hash": None,
-        "seed_resize_from_w": -1,
-        "seed_resize_from_h": -1,
-        "denoising_strength": strength,
-        "extra_generation_params": {
-            **{name: value for name, value in used.items() if name not in _IN_INFO},
-            **translated.notes.as_params(),
-            **_ended_early(translated.num_images, num),
-            **_warnings(responses),
-        },
-        "index_of_first_image": 0,
-        "infotexts": infotexts,
-        "styles": [],
-        "job_timestamp": time.strftime("%Y%m%d%H%M%S"),
-        "clip_skip": 1 + (request.clip_skip or 0),
         "is_using_inpainting_conditioning": model.inpaints,
-        "version": f"sdbento {sdbento.__version__}",
     }
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from sdbento.doors.a1111 import generation, options
-from sdbento.doors.a1111.tools import controlnet, extras, listings, machine, png_info
+from sdbento.doors.a1111 import generation
+from sdbento.doors.a1111.tools import controlnet, extras, listings, machine, options, png_info
 
 ROUTERS = (
     generation.router,

@@ -12,8 +12,8 @@ from starlette.responses import Response
 
 from sdbento.access.caller import current_caller
 from sdbento.doors.a1111.bodies import Img2Img, Txt2Img
-from sdbento.doors.a1111.options import TheChoices
 from sdbento.doors.a1111.tools.choices import Choice
+from sdbento.doors.a1111.tools.options import TheChoices
 from sdbento.doors.a1111.work import Generation, Work
 from sdbento.doors.http.routing import TheApp, door
 from sdbento.images import codec

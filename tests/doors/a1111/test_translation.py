@@ -262,9 +262,8 @@ def test_the_first_pass_may_have_a_size_of_its_own(
     request = txt2img(width=1024, height=768, enable_hr=True, **sizes, **body).request
     assert (request.width, request.height) == (first[0] or 1024, first[1] or 768)
     assert request.hires is not None
-    assert [int(request.hires.scale * side) for side in (first[0] or 1024, first[1] or 768)] == [
-        *second
-    ]
+    width, height = request.width or 0, request.height or 0
+    assert (int(request.hires.scale * width), int(request.hires.scale * height)) == second
 
 
 @pytest.mark.parametrize(

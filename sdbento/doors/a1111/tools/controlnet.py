@@ -17,8 +17,8 @@ from sdbento.background import ThreadPool
 from sdbento.catalog.specs import controlnets_for
 from sdbento.doors.a1111.bodies import Lenient, Name, Whole
 from sdbento.doors.a1111.notes import Notes
-from sdbento.doors.a1111.options import TheChoices
 from sdbento.doors.a1111.tools.encoded import EncodedImage, answer
+from sdbento.doors.a1111.tools.options import TheChoices
 from sdbento.doors.a1111.units import kind_of
 from sdbento.doors.http.routing import TheApp, door
 from sdbento.errors import InvalidParameter

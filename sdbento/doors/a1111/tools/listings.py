@@ -10,8 +10,8 @@ from starlette.concurrency import run_in_threadpool
 
 from sdbento.access.caller import current_caller
 from sdbento.catalog.specs import ModelSpec
-from sdbento.doors.a1111.options import TheChoices, title_of
 from sdbento.doors.a1111.tools.extras import FILTERS, NONE
+from sdbento.doors.a1111.tools.options import TheChoices, title_of
 from sdbento.doors.http.routing import TheApp, door
 from sdbento.images.redaction import public_name
 from sdbento.lora.lookup import known_names

@@ -15,9 +15,10 @@ import pytest
 from starlette.testclient import TestClient
 
 from sdbento.app import App
-from sdbento.doors.a1111 import generation, options
+from sdbento.doors.a1111 import generation
 from sdbento.doors.a1111.failures import ERRORS
-from sdbento.doors.a1111.options import FILE
+from sdbento.doors.a1111.tools import options
+from sdbento.doors.a1111.tools.options import FILE
 from sdbento.settings import Settings
 from tests.support.a1111 import assert_failed, caller, serving_a1111
 from tests.support.fake_server import fake_server
