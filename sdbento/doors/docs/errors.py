@@ -7,24 +7,35 @@ from typing import Any
 
 from sdbento.doors.docs.schemas import Schema, operations, reference
 from sdbento.doors.http.failures import OURS, ErrorShape
-from sdbento.errors import InvalidParameter, SDBentoError
+from sdbento.errors import (
+    DeadlineExceeded,
+    Forbidden,
+    InvalidParameter,
+    MalformedRequest,
+    NotFound,
+    Overloaded,
+    SDBentoError,
+    TooLarge,
+    Unauthorized,
+    Unavailable,
+)
 
-MEANINGS = {
-    400: "The request cannot be read",
-    401: "No key, or one that the server does not know",
-    403: "The key does not allow this",
-    404: "What the request names is not there",
-    413: "The body or an image in it is too large",
-    422: "A field is wrong, or fields do not go together",
-    429: "Too many requests are waiting, or come from this key",
-    500: "An error of the server; its log explains the id in the message",
-    503: "Something that is needed is not available now",
-    504: "The request's timeout has passed, or cannot be met",
+MEANINGS: dict[type[SDBentoError], str] = {
+    MalformedRequest: "The request cannot be read",
+    Unauthorized: "No key, or one that the server does not know",
+    Forbidden: "The key does not allow this",
+    NotFound: "What the request names is not there",
+    TooLarge: "The body or an image in it is too large",
+    InvalidParameter: "A field is wrong, or fields do not go together",
+    Overloaded: "Too many requests are waiting, or come from this key",
+    SDBentoError: "An error of the server; its log explains the id in the message",
+    Unavailable: "Something that is needed is not available now",
+    DeadlineExceeded: "The request's timeout has passed, or cannot be met",
 }
-ANY_ROUTE = {500, 503}
-WITH_KEY = {401, 403, 429}
-WITH_PARAMETERS = {400, 404, 422}
-WITH_BODY = {400, 404, 413, 422, 504}
+ANY_ROUTE = {SDBentoError, Unavailable}
+WITH_KEY = {Unauthorized, Forbidden, Overloaded}
+WITH_PARAMETERS = {MalformedRequest, NotFound, InvalidParameter}
+WITH_BODY = {MalformedRequest, NotFound, TooLarge, InvalidParameter, DeadlineExceeded}
 SECONDS = {"description": "Seconds until it is worth trying again", "schema": {"type": "integer"}}
 SCHEME = {"description": "How to send a key", "schema": {"type": "string"}}
 HEADERS = {
@@ -42,25 +53,37 @@ def add_errors(document: Schema, shapes: Mapping[str, ErrorShape]) -> None:
         name = "_".join(["Error", *prefix.strip("/").split("/")]).strip("_")
         schema = reference(name, _schema_of(shape), document)
         answers = operation.setdefault("responses", {})
-        for status in sorted(_statuses(operation)):
+        answers.pop("422", None)  # FastAPI's, which the Guard replaces
+        for status, meaning in _meanings(operation, shape).items():
             answers[str(status)] = {
-                "description": MEANINGS[status],
+                "description": meaning,
                 "content": {"application/json": {"schema": schema}},
                 "headers": HEADERS.get(status, {}),
             }
-    for unused in ("HTTPValidationError", "ValidationError"):  # FastAPI's, which the Guard replaces
+    for unused in ("HTTPValidationError", "ValidationError"):
         document["components"]["schemas"].pop(unused, None)
 
 
-def _statuses(operation: Schema) -> set[int]:
-    statuses = set(ANY_ROUTE)
+def _meanings(operation: Schema, shape: ErrorShape) -> dict[int, str]:
+    """What can go wrong, by the status that the door tells it with."""
+    kinds = _kinds(operation)
+    told: dict[int, str] = {}
+    for kind, meaning in MEANINGS.items():
+        if kind in kinds:
+            status = shape.status(kind(meaning))
+            told[status] = f"{told[status]}. {meaning}" if status in told else meaning
+    return dict(sorted(told.items()))
+
+
+def _kinds(operation: Schema) -> set[type[SDBentoError]]:
+    kinds = set(ANY_ROUTE)
     if operation.get("security") != []:
-        statuses |= WITH_KEY
+        kinds |= WITH_KEY
     if operation.get("parameters"):
-        statuses |= WITH_PARAMETERS
+        kinds |= WITH_PARAMETERS
     if "requestBody" in operation:
-        statuses |= WITH_BODY
-    return statuses
+        kinds |= WITH_BODY
+    return kinds
 
 
 def _schema_of(shape: ErrorShape) -> Schema:

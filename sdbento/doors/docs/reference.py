@@ -1,8 +1,8 @@
 """GET /docs.json, the OpenAPI document, and GET /docs, a page to read it and to try the routes.
 
 The page is Swagger UI, from this server alone: the browser is told to load nothing from elsewhere.
-BentoML has documents of its own at / and /docs.json, which these routes stand before. Its page asks
-Google Tag Manager, and its document knows only its own routes.
+BentoML has documents of its own at / and /docs.json; these routes come first. Its page asks Google
+Tag Manager, and its document knows only its own routes.
 """
 
 from __future__ import annotations

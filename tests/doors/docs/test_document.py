@@ -77,6 +77,17 @@ def test_errors_are_described_in_the_shape_of_their_door() -> None:
         assert not validator.is_valid({})
 
 
+def test_statuses_are_those_of_their_door(written: Any) -> None:
+    for path, method, ours in (
+        ("/generate", "post", True),
+        ("/v1/images/edits", "post", False),
+        ("/v1/models/{id}", "get", False),
+    ):
+        answers = written["paths"][path][method]["responses"]
+        assert ("422" in answers) is ours
+        assert ("field is wrong" in answers["400"]["description"]) is not ours
+
+
 def test_a_form_has_files_where_json_has_text(written: Any) -> None:
     schemas = written["components"]["schemas"]
     assert schemas["MaskedRequestForm"]["properties"]["mask_image"]["format"] == "binary"
