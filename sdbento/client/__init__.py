@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Self, Unpack
 
 import httpx
@@ -24,12 +25,13 @@ class Client:
     """A server. May be used by many threads at a time; `close` it, or use it in `with`.
 
     timeout: seconds to wait for an answer, None: for ever; longer where a request's own `timeout`
-    is. max_retries: how often a call is sent again that the server has refused for the moment (429,
-    503), after the seconds that it tells, or that did not reach it. transport: in place of httpx's
-    own, as for certificates.
+    is. max_retries: how often a call is sent again. That is done where it did not reach the server,
+    or was refused for the moment (429, 503); then after the seconds that the server tells.
+    transport: in place of httpx's own, as for certificates.
 
     All methods raise SDBentoError: the server's own errors (`sdbento.errors`) and those of
-    `sdbento.client.errors`.
+    `sdbento.client.errors`. Those that take images also raise OSError for a file that cannot be
+    read, and TypeError for what is no image.
     """
 
     def __init__(
@@ -128,8 +130,9 @@ class AsyncClient:
         return await self.generate(prompt, image=image, mask_image=mask, **fields)
 
     def stream(self, prompt: str, **fields: Unpack[Fields]) -> AsyncStream:
-        call = calls.generate_stream(prompt, fields)
-        return AsyncStream(self._transport.messages(call), fields.get("num_images", 1))
+        """As Client.stream; but what is wrong with a field is raised by the first event."""
+        make_call = partial(calls.generate_stream, prompt, fields)
+        return AsyncStream(self._transport.messages(make_call), fields.get("num_images", 1))
 
     async def models(self) -> list[Model]:
         return await self._transport.send(calls.models())

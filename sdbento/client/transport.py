@@ -159,7 +159,11 @@ class AsyncTransport:
         response = await self._begin(call, stream=False)
         return await asyncio.to_thread(call.result, response)  # which may hold large images
 
-    async def messages(self, call: Call[Any]) -> AsyncGenerator[dict[str, Any], None]:
+    async def messages(
+        self, make_call: Callable[[], Call[Any]]
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        """As Transport.messages; `make_call` may read and encode images, and is run on a thread."""
+        call = await asyncio.to_thread(make_call)
         async with aclosing(await self._repeated(call, self._open)) as response:
             try:
                 async for line in response.aiter_lines():

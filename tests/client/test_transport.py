@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -297,6 +300,25 @@ def test_result_waits_for_the_images() -> None:
         assert stream.result().seeds == [7]
         assert stream.result().seeds == [7]  # also when it is over
         assert list(stream) == []
+
+
+async def test_images_of_a_stream_are_not_encoded_on_the_event_loop() -> None:
+    class File(BytesIO):
+        def read(self, *_: object) -> bytes:
+            threads.append(threading.current_thread())
+            return b"an image"
+
+    threads: list[threading.Thread] = []
+    async with AsyncClient(transport=Wire(events(END)).transport) as client:
+        await client.stream("a cat", image=File()).result()
+    assert threads and threading.current_thread() not in threads
+
+
+async def test_what_is_wrong_with_a_streams_fields_is_raised_by_its_first_event() -> None:
+    async with AsyncClient(transport=Wire().transport) as client:
+        for image, error in ((Path("no-such-file.png"), OSError), (7, TypeError)):
+            with pytest.raises(error):
+                await client.stream("a cat", image=image).result()  # type: ignore[arg-type]
 
 
 async def test_result_can_be_awaited() -> None:
