@@ -180,7 +180,8 @@ class App:
         self, request: GenerateRequest, on_start: Callable[[Handle], None]
     ) -> AsyncGenerator[Event, None]:
         resolved = await self._resolver.resolve(request, time.monotonic())
-        yield Queued(self._num_requests.total() - 1, size=resolved.size)
+        position = self._num_requests.total() - 1
+        yield Queued(position, size=resolved.size, warnings=resolved.warnings)
         running = await self._begin(resolved)
         del resolved  # and its images, while it runs
         on_start(running.handle)

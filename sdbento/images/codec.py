@@ -23,6 +23,7 @@ from sdbento.settings import Settings
 
 QUALITY = 95  # of JPEG and WebP, where a request does not say
 MEDIA_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
+SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # that are decoded
 ACCEPTED = "an https URL, a data URI or base64 of a PNG, JPEG, WebP, GIF, BMP or TIFF file"
@@ -38,11 +39,11 @@ def encode(
     output_format: str,
     metadata: Metadata | None = None,
     *,
-    quality: int = QUALITY,
+    quality: int | None = None,
 ) -> bytes:
     """`image` as a file in `output_format` (a key of MEDIA_TYPES), with its `metadata` embedded.
 
-    `quality`: of JPEG and WebP, 0 to 100.
+    `quality`: of JPEG and WebP, 0 to 100; None: QUALITY.
     """
     buffer = BytesIO()
     metadata = metadata or Metadata()
@@ -50,6 +51,7 @@ def encode(
         image.save(buffer, "PNG", pnginfo=metadata.as_png_info(), compress_level=1)
     else:
         exif = metadata.as_exif()
+        quality = QUALITY if quality is None else quality
         image.save(buffer, output_format.upper(), quality=quality, exif=exif)
     return buffer.getvalue()
 

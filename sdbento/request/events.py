@@ -16,13 +16,15 @@ from sdbento.request.schema import GenerateResponse
 class Queued:
     """The request waits beside `position` others that are not finished.
 
-    `eta`: seconds until it is done; None while its models may have to be loaded. `size`: width and
-    height of the images to come; only the first of these events has it.
+    `eta`: seconds until it is done; None while its models may have to be loaded. Only the first of
+    these events has `size`, width and height of the images to come, and `warnings`, those that Done
+    will have.
     """
 
     position: int
     eta: float | None = None
     size: tuple[int, int] | None = None
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -53,19 +53,22 @@ class Result:
     def encode(self, image: int = 0) -> bytes:
         """Image number `image` as a file, which says how it was made."""
         metadata = Metadata(self.infotext(image), public(self.parameters(image)))
-        quality = self.request.output_compression
         return codec.encode(
             self.images[image],
             self.request.output_format,
             metadata,
-            quality=codec.QUALITY if quality is None else quality,
+            quality=self.request.output_compression,
         )
 
+    def encode_all(self) -> list[bytes]:
+        """Every image, as by `encode`. Blocking, for milliseconds an image."""
+        return [self.encode(i) for i in range(len(self.images))]
+
     async def to_response(self) -> GenerateResponse:
-        """The answer; images are encoded off the event loop, which takes milliseconds for each."""
+        """The answer; images are encoded off the event loop."""
 
         def encode_all() -> list[str]:
-            return [b64encode(self.encode(i)).decode("ascii") for i in range(len(self.images))]
+            return [b64encode(image).decode("ascii") for image in self.encode_all()]
 
         return GenerateResponse(
             images=await asyncio.to_thread(encode_all),

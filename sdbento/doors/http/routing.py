@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -26,6 +26,8 @@ from sdbento.doors.http.failures import ErrorShape, guarded
 from sdbento.doors.http.forms import is_form
 from sdbento.errors import MalformedRequest
 from sdbento.request.parse import explain_first
+
+T = TypeVar("T")
 
 LARGE_BODY = 64 * 1024  # bytes from which on a body is parsed on a thread
 
@@ -47,6 +49,15 @@ if TYPE_CHECKING:
     TheApp = App
 else:
     TheApp = Annotated[Any, Depends(_app_of)]
+
+
+def shared(request: Request, kind: type[T], make: Callable[[], T]) -> T:
+    """The one object of this `kind` that all requests to the server share; the first makes it."""
+    state, name = request.app.state, f"shared_{kind.__module__}.{kind.__name__}"
+    if not hasattr(state, name):
+        setattr(state, name, make())
+    found: T = getattr(state, name)
+    return found
 
 
 def door(tag: str) -> APIRouter:

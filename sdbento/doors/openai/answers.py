@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 import re
 import time
-from base64 import b64decode
+from base64 import b64encode
 from collections.abc import Sequence
-from io import BytesIO
 from typing import Any, Literal
 from urllib.parse import quote
 
-from PIL import Image
 from pydantic import BaseModel, Field
 
 from sdbento.doors.openai.order import Order
-from sdbento.request.schema import GenerateResponse, OutputFormat
+from sdbento.request.schema import OutputFormat
 
 _WORDS = re.compile(r"\w+|[^\w\s]")
 
@@ -59,21 +57,28 @@ def usage_of(prompt: str) -> Usage:
     return Usage(input_tokens=count, input_tokens_details=details, total_tokens=count)
 
 
-def size_of(image: str) -> str:
-    """WIDTHxHEIGHT of an image file in base64."""
-    with Image.open(BytesIO(b64decode(image))) as opened:
-        return f"{opened.width}x{opened.height}"
+def size_in_words(size: tuple[int, int]) -> str:
+    """WIDTHxHEIGHT."""
+    return "{}x{}".format(*size)
 
 
-def render(order: Order, response: GenerateResponse, urls: Sequence[str] = ()) -> bytes:
-    """The answer as JSON, with `urls` instead of the images where there are any. Blocking."""
-    data = [ImageData(url=url) for url in urls]
+def render(
+    order: Order, size: tuple[int, int], images: Sequence[bytes], urls: Sequence[str] | None = None
+) -> bytes:
+    """The answer as JSON, with `urls` instead of the files in `images` where it has some. Blocking.
+
+    `size`: width and height of the images.
+    """
+    if urls is None:
+        data = [ImageData(b64_json=b64encode(image).decode("ascii")) for image in images]
+    else:
+        data = [ImageData(url=url) for url in urls]
     answer = ImagesAnswer(
         created=int(time.time()),
-        data=data or [ImageData(b64_json=image) for image in response.images],
+        data=data,
         output_format=order.request.output_format,
         quality=order.quality,
-        size=size_of(response.images[0]),
+        size=size_in_words(size),
         usage=usage_of(order.request.prompt),
     )
     return answer.model_dump_json(exclude_none=True).encode()

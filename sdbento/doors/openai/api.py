@@ -7,7 +7,6 @@ and X-SDBento-Warnings.
 from __future__ import annotations
 
 import asyncio
-from base64 import b64decode
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sdbento.access.caller import current_caller
-from sdbento.doors.http.routing import TheApp, app_of, door
+from sdbento.doors.docs.bodies import BINARY
+from sdbento.doors.http.routing import TheApp, app_of, door, shared
 from sdbento.doors.openai import answers, edits, parts
 from sdbento.doors.openai.body import ImageBody, VariationBody
 from sdbento.doors.openai.files import PUBLIC_PREFIX, Files
@@ -26,12 +26,9 @@ from sdbento.doors.openai.stream import Kind, stream
 from sdbento.errors import NotFound
 from sdbento.images.codec import MEDIA_TYPES
 from sdbento.request.parse import explain
-from sdbento.request.schema import GenerateResponse
 
 if TYPE_CHECKING:
     from sdbento.app import App
-
-PREFIX = "/v1/"  # of all paths whose errors have OpenAI's shape
 
 router = door("OpenAI images")
 
@@ -46,8 +43,8 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
                 "schema": {"type": "string"},
             },
             "X-Seed": {
-                "description": "The seed of the first image",
-                "schema": {"type": "string"},
+                "description": "The seed of the first image; streams do not have it",
+                "schema": {"type": "integer"},
             },
             "X-SDBento-Warnings": {
                 "description": "A JSON list of what is not as the request says",
@@ -57,11 +54,10 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
     }
 }
 
-_FILE = {"schema": parts.FILE}
+_FILE = {"schema": BINARY}
 
 
 @router.post("/v1/images/generations", responses=_ANSWERS)
-@router.post("/v1/images/generations/", include_in_schema=False)
 async def create_image(body: ImageBody, request: Request, app: TheApp) -> Response:
     """Make images from a prompt, as OpenAI's `images.generate`."""
     with in_clients_words(body):
@@ -70,39 +66,25 @@ async def create_image(body: ImageBody, request: Request, app: TheApp) -> Respon
 
 
 @router.post("/v1/images/edits", responses=_ANSWERS, openapi_extra=parts.describe(ImageBody))
-@router.post("/v1/images/edits/", include_in_schema=False)
 async def create_edit(request: Request, app: TheApp) -> Response:
     """Change an image, or repaint where its mask is transparent, as OpenAI's `images.edit`.
 
     The body is a form, or JSON. Of several images the first is edited.
     """
-    sent = await parts.read(request)
-    body = _validated(ImageBody, sent.fields)
-    with in_clients_words(body):
-        order = await to_order(app, body)
-        inputs = await edits.edit_inputs(app, body, sent.images[0], sent.mask)
-        if len(sent.images) > 1:
-            order.warnings.append(f"only the first of {len(sent.images)} images was edited")
-        return await _answer(request, app, order.with_fields(**inputs), "image_edit")
+    return await _change(request, app, ImageBody)
 
 
 @router.post(
     "/v1/images/variations", responses=_ANSWERS, openapi_extra=parts.describe(VariationBody)
 )
-@router.post("/v1/images/variations/", include_in_schema=False)
 async def create_variation(request: Request, app: TheApp) -> Response:
     """Make images that resemble one, as OpenAI's `images.create_variation`."""
-    sent = await parts.read(request)
-    body = _validated(VariationBody, sent.fields)
-    with in_clients_words(body):
-        order = await to_order(app, body)
-        inputs = edits.variation_inputs(body, sent.images[0])
-        return await _answer(request, app, order.with_fields(**inputs), "image_edit")
+    return await _change(request, app, VariationBody)
 
 
-@router.head(PUBLIC_PREFIX + "{name}", include_in_schema=False)
-@router.get(
+@router.api_route(
     PUBLIC_PREFIX + "{name}",
+    methods=["GET", "HEAD"],
     response_class=Response,
     responses={200: {"content": dict.fromkeys(MEDIA_TYPES.values(), _FILE)}},
     openapi_extra={"security": []},
@@ -122,38 +104,30 @@ async def get_file(name: str, request: Request) -> Response:
     )
 
 
-@router.options("/v1/images/generations", include_in_schema=False)
-@router.options("/v1/images/edits", include_in_schema=False)
-@router.options("/v1/images/variations", include_in_schema=False)
-async def ping() -> Response:
-    """Some clients ask in this way whether there is such a server."""
-    return Response(status_code=204, headers={"Allow": "POST, OPTIONS"})
-
-
-@router.options(PUBLIC_PREFIX + "{name}", include_in_schema=False)
-async def ping_file() -> Response:
-    return Response(status_code=204, headers={"Allow": "GET, HEAD, OPTIONS"})
+async def _change(request: Request, app: App, kind: type[ImageBody]) -> Response:
+    """The answer of a route whose body is of this `kind`, beside images."""
+    sent = await parts.read(request)
+    body = _validated(kind, sent.fields)
+    with in_clients_words(body):
+        order = await edits.with_images(app, await to_order(app, body), sent)
+        return await _answer(request, app, order, "image_edit")
 
 
 async def _answer(request: Request, app: App, order: Order, kind: Kind) -> Response:
     if order.body.stream:
         return await stream(app, order, kind)
-    response = await app.generate(order.request)
-    urls: Sequence[str] = ()
-    if order.wants_urls:
-        urls = await _stored(request, app, order, response)
+    result = await app.run(order.request)
+    images = await asyncio.to_thread(result.encode_all)
+    urls = _stored(request, app, order, images) if order.wants_urls else None
     return Response(
-        await asyncio.to_thread(answers.render, order, response, urls),
+        await asyncio.to_thread(answers.render, order, result.images[0].size, images, urls),
         media_type="application/json",
-        headers=answers.headers(order, response.warnings) | {"X-Seed": str(response.seeds[0])},
+        headers=answers.headers(order, result.warnings) | {"X-Seed": str(result.seeds[0])},
     )
 
 
-async def _stored(
-    request: Request, app: App, order: Order, response: GenerateResponse
-) -> list[str]:
-    """Keep the images of a response; the URLs where they can be had."""
-    images = await asyncio.to_thread(lambda: [b64decode(image) for image in response.images])
+def _stored(request: Request, app: App, order: Order, images: Sequence[bytes]) -> list[str]:
+    """Keep these files; the URLs where they can be had."""
     names = _files(request).add(images, order.request.output_format, current_caller().name)
     base = public_url(request, app.settings) + PUBLIC_PREFIX
     return [base + name for name in names]
@@ -161,11 +135,8 @@ async def _stored(
 
 def _files(request: Request) -> Files:
     """Those of the server, made when they are first needed."""
-    state, settings = request.app.state, app_of(request).settings
-    if not hasattr(state, "openai_files"):
-        state.openai_files = Files(settings.url_seconds, settings.url_bytes)
-    files: Files = state.openai_files
-    return files
+    settings = app_of(request).settings
+    return shared(request, Files, lambda: Files(settings.url_seconds, settings.url_bytes))
 
 
 def _validated(kind: type[ImageBody], fields: dict[str, Any]) -> ImageBody:

@@ -1,4 +1,4 @@
-"""The images of edits and variations as fields of a request: image, mask and strength.
+"""What edits and variations are made of, as fields of a request: image, mask and strength.
 
 OpenAI repaints where a mask, or without one the image itself, is fully transparent; we repaint
 where a mask is white. An image without holes is changed as a whole.
@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import asyncio
 from base64 import b64encode
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from sdbento.doors.openai.body import ImageBody
+from sdbento.doors.openai.body import ImageBody, VariationBody
+from sdbento.doors.openai.order import Order
+from sdbento.doors.openai.parts import Parts
 from sdbento.errors import InvalidParameter
 from sdbento.images import codec
 from sdbento.outbound import is_url
@@ -26,19 +29,42 @@ VARIATION_STRENGTH = 0.7
 _REPAINT = [255] + [0] * 255  # by alpha
 
 
-async def edit_inputs(app: App, body: ImageBody, image: str, mask: str | None) -> dict[str, Any]:
-    """`image` and `mask`: URL, data URI or base64. Raises errors of the tree."""
-    if mask is not None:
-        holes = await asyncio.to_thread(_holes, await app.read_image(mask, param="mask"))
-        if holes is None:
-            raise InvalidParameter(
-                "mask must be fully transparent where the image is to be repainted, and has no "
-                "such pixel; a mask that is white there goes into mask_image",
-                param="mask",
-            )
-        return {"image": image, "mask_image": holes}
-    if body.mask_image is not None or body.outpaint is not None or body.upscale is not None:
-        return {"image": image}
+async def with_images(app: App, order: Order, sent: Parts) -> Order:
+    """The order with the image that it is about, and with warnings of what is not used of `sent`.
+
+    Raises errors of the tree.
+    """
+    body, image = order.body, sent.images[0]
+    if isinstance(body, VariationBody):
+        fields = _variation(body)
+    elif sent.mask is not None:
+        fields = {"mask_image": await _as_mask(app, sent.mask)}
+    else:
+        fields = await _edit(app, body, image)
+    return order.with_fields(**{"image": image} | fields).with_warnings(*_unused(body, sent))
+
+
+def _variation(body: ImageBody) -> dict[str, Any]:
+    if body.strength is not None or _says_what_changes(body):
+        return {}
+    return {"strength": VARIATION_STRENGTH}
+
+
+async def _as_mask(app: App, mask: str) -> str:
+    holes = await asyncio.to_thread(_holes, await app.read_image(mask, param="mask"))
+    if holes is None:
+        raise InvalidParameter(
+            "mask must be fully transparent where the image is to be repainted, and has no "
+            "such pixel; a mask that is white there goes into mask_image",
+            param="mask",
+        )
+    return holes
+
+
+async def _edit(app: App, body: ImageBody, image: str) -> dict[str, Any]:
+    """Of an edit without a mask of OpenAI's kind."""
+    if _says_what_changes(body):
+        return {}
     pixels = await app.read_image(image, param="image")
     if is_url(image):  # which need not be fetched again
         image = await asyncio.to_thread(_as_base64, pixels)
@@ -47,13 +73,25 @@ async def edit_inputs(app: App, body: ImageBody, image: str, mask: str | None) -
     return {"image": image, "strength": _strength(body)}
 
 
+def _says_what_changes(body: ImageBody) -> bool:
+    """Whether a field of ours does. Then nothing is added to what the request says."""
+    return any(given is not None for given in (body.mask_image, body.outpaint, body.upscale))
+
+
 def _strength(body: ImageBody) -> float | None:
     faithful = body.strength is None and body.input_fidelity == "high"
     return FAITHFUL_STRENGTH if faithful else body.strength
 
 
-def variation_inputs(body: ImageBody, image: str) -> dict[str, Any]:
-    return {"image": image, "strength": body.strength or VARIATION_STRENGTH}
+def _unused(body: ImageBody, sent: Parts) -> Iterator[str]:
+    if len(sent.images) > 1:
+        yield f"only the first of {len(sent.images)} images was used"
+    if sent.mask is None:
+        return
+    if isinstance(body, VariationBody):
+        yield "mask was not used: variations are of the whole image; edits take a mask"
+    elif body.mask_image is not None:
+        yield "mask_image was not used: mask says where to repaint"
 
 
 def _holes(image: Image.Image) -> str | None:

@@ -1,8 +1,8 @@
 """Finished images for clients that want URLs: in memory, for a while, under names none can guess.
 
 Whoever knows a name may fetch the file, so that browsers and chat programs can, which have no key.
-All files together have a limit. When it is reached, the oldest file goes of the owner who has most
-bytes there, so that nobody's pictures make room for another's flood.
+All files together have a limit. When it is reached, the owner with the most bytes loses his oldest
+file, so that nobody's pictures make room for another's flood.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from sdbento.images.codec import SUFFIXES
+
 PUBLIC_PREFIX = "/v1/images/files/"  # of paths that need no key
-SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}  # by output format
 NAME_BYTES = 32  # of randomness
 
 
@@ -27,7 +28,7 @@ class File:
 
 
 class Files:
-    """Keeps files for `seconds`, and of them at most `max_bytes` or those that were last added."""
+    """Keeps files for `seconds`, at most `max_bytes` of them; the newest stay in any case."""
 
     def __init__(
         self, seconds: float, max_bytes: int, clock: Callable[[], float] = time.monotonic

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
-from starlette.responses import Response
 
 from sdbento.doors.http.routing import TheApp, door
 from sdbento.errors import ModelLoadFailed, UnknownModel
@@ -39,7 +38,6 @@ class Models(BaseModel):
 
 
 @router.get("/v1/models")
-@router.get("/v1/models/", include_in_schema=False)
 async def list_models(app: TheApp) -> Models:
     """The models that requests can name, the default first."""
     return Models(data=[_to_model(model) for model in await listed(app)])
@@ -48,20 +46,13 @@ async def list_models(app: TheApp) -> Models:
 @router.get("/v1/models/{id:path}")
 async def retrieve_model(id: str, app: TheApp) -> Model:
     """One of these models. An alias is answered with the model's own name."""
-    return _to_model(await find_listed(app, id.rstrip("/")))
-
-
-@router.options("/v1/models", include_in_schema=False)
-@router.options("/v1/models/{id:path}", include_in_schema=False)
-async def ping() -> Response:
-    """As for the routes that make images."""
-    return Response(status_code=204, headers={"Allow": "GET, OPTIONS"})
+    return _to_model(await find_listed(app, id.removeprefix(OPENAI)))
 
 
 async def meant(app: App, name: str | None) -> tuple[str | None, ModelSpec]:
     """The model that `name` means, with the name that it has in requests; None: the default.
 
-    Raises Forbidden, and what keeps the Hub from being asked.
+    Raises Forbidden, and the error if the Hub cannot be reached.
     """
     name = name and name.removeprefix(OPENAI)
     if name and (await _is_listed(app, name) or _may_be_unlisted(app, name)):

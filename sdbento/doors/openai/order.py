@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from sdbento.catalog.families import VAE_FACTOR
 from sdbento.catalog.specs import ModelSpec
 from sdbento.doors.openai.body import ImageBody
 from sdbento.doors.openai.models import meant
 from sdbento.errors import InvalidParameter, SDBentoError
-from sdbento.request.schema import MAX_SIDE, MAX_STEPS, MIN_SIDE, GenerateRequest
+from sdbento.request.schema import MAX_SIDE, MAX_STEPS, GenerateRequest
+from sdbento.request.settle import nearest_side
 
 if TYPE_CHECKING:
     from sdbento.app import App
@@ -31,7 +31,7 @@ class Order:
     body: ImageBody
     request: GenerateRequest
     spec: ModelSpec
-    warnings: list[str]
+    warnings: tuple[str, ...]
 
     @property
     def wants_urls(self) -> bool:
@@ -49,6 +49,9 @@ class Order:
         """The same with these fields of its request."""
         return replace(self, request=self.request.model_copy(update=fields))
 
+    def with_warnings(self, *warnings: str) -> Order:
+        return replace(self, warnings=(*self.warnings, *warnings))
+
 
 async def to_order(app: App, body: ImageBody) -> Order:
     """Raises errors of the `errors` tree."""
@@ -64,7 +67,7 @@ async def to_order(app: App, body: ImageBody) -> Order:
         warnings.append("streams have images as b64_json only")
     fields = {field: getattr(body, field) for field in GenerateRequest.model_fields}
     fields |= {"model": name, **_size(body, warnings), **_steps(body, spec, warnings)}
-    return Order(body, GenerateRequest.model_construct(**fields), spec, warnings)
+    return Order(body, GenerateRequest.model_construct(**fields), spec, tuple(warnings))
 
 
 @contextmanager
@@ -92,7 +95,7 @@ def _size(body: ImageBody, warnings: list[str]) -> dict[str, int]:
             f"{body.size[:80]!r}",
             param="size",
         )
-    width, height = (max(MIN_SIDE, VAE_FACTOR * round(side / VAE_FACTOR)) for side in asked)
+    width, height = (nearest_side(side) for side in asked)
     if (width, height) != asked:
         warnings.append(f"size {asked[0]}x{asked[1]} was rounded to {width}x{height}")
     return {"width": body.width or width, "height": body.height or height}

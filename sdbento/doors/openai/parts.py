@@ -17,11 +17,11 @@ from typing import Any
 
 from starlette.requests import Request
 
+from sdbento.doors.docs.bodies import BINARY, FORM, JSON
 from sdbento.doors.http.forms import is_form, read_parts
 from sdbento.doors.openai.body import ImageBody
 from sdbento.errors import InvalidParameter, MalformedRequest
 
-FILE = {"type": "string", "format": "binary"}
 _SOURCE = {
     "anyOf": [
         {"type": "string", "description": "https URL, data URI or base64"},
@@ -141,13 +141,13 @@ def _source(item: Any, param: str) -> str | None:
 
 def describe(kind: type[ImageBody]) -> dict[str, Any]:
     """`openapi_extra` of a route whose body `parts.read` reads and `kind` validates."""
-    form = {"image": {"anyOf": [FILE, {"type": "array", "items": FILE}]}, "mask": FILE}
+    form = {"image": {"anyOf": [BINARY, {"type": "array", "items": BINARY}]}, "mask": BINARY}
     sources = {"type": "array", "minItems": 1, "items": _SOURCE}
     in_json = {"image": _SOURCE, "images": sources, "mask": _SOURCE}
     either = {"anyOf": [{"required": ["image"]}, {"required": ["images"]}]}
     content = {
-        "multipart/form-data": {"schema": _schema(kind, form, "image")},
-        "application/json": {"schema": _schema(kind, in_json) | either},
+        FORM: {"schema": _schema(kind, form, "image")},
+        JSON: {"schema": _schema(kind, in_json) | either},
     }
     return {"requestBody": {"required": True, "content": content}}
 

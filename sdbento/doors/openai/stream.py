@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 from sdbento.doors.http import failures
 from sdbento.doors.http.events import as_text, kept_alive
-from sdbento.doors.openai.answers import headers, size_of, usage_of
+from sdbento.doors.openai.answers import headers, size_in_words, usage_of
 from sdbento.doors.openai.failures import to_body
 from sdbento.doors.openai.order import Order
 from sdbento.engine.handle import Stepped
@@ -54,7 +54,7 @@ async def stream(app: App, order: Order, kind: Kind) -> EventStream:
     first = await anext(events)
     assert isinstance(first, Queued) and first.size is not None
     texts = _texts(events, order, kind, first.size)
-    return EventStream(kept_alive(texts), headers(order))
+    return EventStream(kept_alive(texts), headers(order, first.warnings))
 
 
 def preview_every(order: Order) -> int:
@@ -79,7 +79,7 @@ async def _texts(
                         shown += 1
                     case Done(response):
                         for image in response.images:
-                            yield await asyncio.to_thread(_completed, order, kind, image)
+                            yield await asyncio.to_thread(_completed, order, kind, image, size)
     except Exception as exc:
         error = failures.note(exc)
         yield as_text("error", {"type": "error", **to_body(error)})
@@ -89,24 +89,18 @@ def _partial(
     order: Order, kind: Kind, preview: Image.Image, size: tuple[int, int], index: int
 ) -> str:
     request = order.request
-    quality = codec.QUALITY if request.output_compression is None else request.output_compression
     enlarged = preview.resize(size, Image.Resampling.BICUBIC)
-    data = codec.encode(enlarged, request.output_format, quality=quality)
-    return _event(
-        f"{kind}.partial_image",
-        order,
-        b64encode(data).decode("ascii"),
-        f"{size[0]}x{size[1]}",
-        partial_image_index=index,
-    )
+    data = codec.encode(enlarged, request.output_format, quality=request.output_compression)
+    image = b64encode(data).decode("ascii")
+    return _event(f"{kind}.partial_image", order, image, size, partial_image_index=index)
 
 
-def _completed(order: Order, kind: Kind, image: str) -> str:
+def _completed(order: Order, kind: Kind, image: str, size: tuple[int, int]) -> str:
     usage = usage_of(order.request.prompt).model_dump()
-    return _event(f"{kind}.completed", order, image, size_of(image), usage=usage)
+    return _event(f"{kind}.completed", order, image, size, usage=usage)
 
 
-def _event(name: str, order: Order, image: str, size: str, **more: Any) -> str:
+def _event(name: str, order: Order, image: str, size: tuple[int, int], **more: Any) -> str:
     message = {
         "type": name,
         "b64_json": image,
@@ -114,7 +108,7 @@ def _event(name: str, order: Order, image: str, size: str, **more: Any) -> str:
         "created_at": int(time.time()),
         "output_format": order.request.output_format,
         "quality": order.quality,
-        "size": size,
+        "size": size_in_words(size),
         **more,
     }
     return as_text(name, message)

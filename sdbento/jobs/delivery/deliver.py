@@ -19,15 +19,13 @@ from typing import Any
 from PIL import Image
 
 from sdbento.errors import SDBentoError, TooLarge
-from sdbento.images.codec import MEDIA_TYPES, encode
+from sdbento.images.codec import MEDIA_TYPES, SUFFIXES, encode
 from sdbento.images.metadata import read_metadata
 from sdbento.jobs.delivery.bucket import VARIABLES, Bucket, BucketOfJob
 from sdbento.jobs.delivery.s3_config import S3Config
 from sdbento.jobs.table import SYNC_PREFIX
 from sdbento.request.schema import OutputFormat
 from sdbento.settings import Settings
-
-EXTENSIONS = {"png": "png", "jpeg": "jpg", "webp": "webp"}
 
 
 @dataclass(frozen=True)
@@ -112,11 +110,11 @@ def posted_size(output: Any) -> int:
 def _upload(bucket: Bucket, job_id: str, result: Result) -> list[str]:
     """The URLs of the images, once they are in the bucket."""
     folder = re.sub(r"[^\w.-]", "_", job_id)
-    extension, media_type = EXTENSIONS[result.output_format], MEDIA_TYPES[result.output_format]
+    suffix, media_type = SUFFIXES[result.output_format], MEDIA_TYPES[result.output_format]
     urls = []
     for i, image in enumerate(result.images):
         unguessable = secrets.token_hex(8)  # should the bucket be public
-        key = f"{folder}/{i}-{unguessable}.{extension}"
+        key = f"{folder}/{i}-{unguessable}{suffix}"
         urls.append(bucket.upload(key, b64decode(image), media_type))
     return urls
 

@@ -32,7 +32,7 @@ def serve() -> Iterator[Serve]:
             app = routes.state.app = App(settings, runner or FakeRunner())
             app.start()
             stack.callback(app.close)
-            shapes = {api.PREFIX: ERRORS}
+            shapes = {"/v1/": ERRORS}
             guarded = Guard(routes, lambda: settings, {}, shapes, (PUBLIC_PREFIX,))
             return stack.enter_context(TestClient(guarded))
 

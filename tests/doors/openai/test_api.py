@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from base64 import b64decode
+from base64 import b64decode, b64encode
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -124,7 +124,8 @@ def test_urls_name_files_that_need_nothing_but_their_name(
 
 def test_files_say_how_they_can_be_had(client: TestClient) -> None:
     path = PUBLIC_PREFIX + "no.png"
-    assert client.options(path).headers["allow"] == "GET, HEAD, OPTIONS"
+    allowed = client.options(path).headers["allow"].split(", ")
+    assert sorted(allowed) == ["GET", "HEAD", "OPTIONS"]
     response = client.post(path)
     assert_refused(response, 405, None)
     assert "GET" in response.headers["allow"]
@@ -171,6 +172,17 @@ def test_a_stream_ends_with_each_image(client: TestClient) -> None:
         assert data["usage"]["total_tokens"] == 1
 
 
+def test_a_stream_tells_what_is_not_as_asked_before_it_begins(serve: Serve) -> None:
+    client = serve(max_pixels=64 * 64)
+    files, data = {"image": png(size=(128, 128))}, {"prompt": "x", "stream": "true"}
+    streamed = client.post(EDITS, files=files, data=data)
+    plain = client.post(EDITS, files=files, data={"prompt": "x"})
+    warnings = json.loads(streamed.headers["x-sdbento-warnings"])
+    assert warnings == json.loads(plain.headers["x-sdbento-warnings"])
+    assert "reduced to 64 x 64" in warnings[0]
+    assert events(streamed)[-1][1]["size"] == "64x64"
+
+
 def test_a_stream_that_is_refused_is_no_stream(client: TestClient) -> None:
     for wrong in ({"scheduler": "nope"}, {"size": "4096x4096"}, {"strength": 0.5}):
         response = client.post(GENERATIONS, json={"prompt": "x", "stream": True} | wrong)
@@ -199,7 +211,7 @@ def test_a_full_queue_is_a_rate_limit(serve: Serve, monkeypatch: pytest.MonkeyPa
         raise Overloaded("the queue is full", retry_after=2.5)
 
     client = serve()
-    monkeypatch.setattr(App, "generate", refuse)
+    monkeypatch.setattr(App, "run", refuse)
     monkeypatch.setattr(App, "stream", refuse)
     for stream in (False, True):
         with pytest.raises(openai.RateLimitError) as raised:
@@ -232,9 +244,10 @@ def test_keys_are_asked_for_and_urls_need_none(serve: Serve, tmp_path: Path) -> 
     assert client.options(GENERATIONS).status_code == 204
 
 
-def test_several_images_are_one_and_a_warning(client: TestClient) -> None:
+@pytest.mark.parametrize("path", [EDITS, VARIATIONS])
+def test_several_images_are_one_and_a_warning(client: TestClient, path: str) -> None:
     files = [("image[]", ("a.png", png())), ("image[]", ("b.png", b"not read"))]
-    response = client.post(EDITS, files=files, data={"prompt": "x"})
+    response = client.post(path, files=files, data={"prompt": "x"})
     assert response.status_code == 200
     assert "first of 2" in response.headers["x-sdbento-warnings"]
 
@@ -245,6 +258,23 @@ def test_masks_must_have_holes(client: TestClient) -> None:
         assert_refused(client.post(EDITS, files=files, data={"prompt": "x"}), 400, "mask")
     files = {"image": png(), "mask": png("RGBA", (0, 0, 0, 0), (16, 8))}
     assert client.post(EDITS, files=files, data={"prompt": "x"}).status_code == 200
+
+
+@pytest.mark.parametrize(("path", "unused"), [(EDITS, "mask_image"), (VARIATIONS, "mask")])
+def test_a_mask_that_is_not_used_is_a_warning(client: TestClient, path: str, unused: str) -> None:
+    files = {"image": png(), "mask": png("RGBA", (0, 0, 0, 0)), "mask_image": png("L", 255)}
+    response = client.post(path, files=files, data={"prompt": "x"})
+    assert response.status_code == 200, response.text
+    (warning,) = json.loads(response.headers["x-sdbento-warnings"])
+    assert warning.startswith(f"{unused} was not used")
+
+
+@pytest.mark.parametrize("path", [EDITS, VARIATIONS])
+def test_an_image_may_be_upscaled(client: TestClient, path: str) -> None:
+    body = {"prompt": "x", "image": b64encode(png()).decode(), "upscale": {"scale": 2}}
+    assert client.post(path, json=body).status_code == 200
+    refused = client.post(path, json=body | {"strength": 0.5})
+    assert_refused(refused, 400, "strength", "upscale")
 
 
 @pytest.mark.parametrize("param", ["image", "mask"])
@@ -327,7 +357,8 @@ def test_models_are_ours_with_the_default_first(client: TestClient) -> None:
     assert isinstance(first["created"], int)
     for model in listed["data"]:
         assert client.get(f"/v1/models/{model['id']}").json() == model
-    assert client.get("/v1/models/SDXL-Turbo").json()["id"] == "stabilityai/sdxl-turbo"
+    for name in ("SDXL-Turbo", "openai/sdxl-turbo"):  # as in the field `model`
+        assert client.get(f"/v1/models/{name}").json()["id"] == "stabilityai/sdxl-turbo"
     assert client.options("/v1/models").status_code == 204
 
 

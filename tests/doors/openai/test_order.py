@@ -60,6 +60,7 @@ async def requested(**fields: Any) -> GenerateRequest:
         (" 512 x 768\n", 512, 768),
         ("1×4096", 64, 4096),
         ("501x515", 504, 512),
+        ("516x524", 520, 528),
     ],
 )
 async def test_a_size_becomes_sides_that_models_take(
@@ -79,8 +80,8 @@ async def test_a_size_that_is_none_is_refused(size: str) -> None:
 
 
 async def test_rounding_is_told_and_an_exact_size_is_not() -> None:
-    assert (await ordered(size="501x512")).warnings == ["size 501x512 was rounded to 504x512"]
-    assert (await ordered(size="512x512")).warnings == []
+    assert (await ordered(size="501x512")).warnings == ("size 501x512 was rounded to 504x512",)
+    assert (await ordered(size="512x512")).warnings == ()
 
 
 async def test_a_width_of_ours_counts_more_than_size() -> None:
@@ -128,7 +129,7 @@ async def test_the_models_of_others_mean_the_default_one_and_the_hub_is_not_aske
     order = await ordered(model=model)
     assert order.request.model is None
     assert order.spec.name == "shapes"
-    assert order.warnings == [f"there is no model {model!r} here: shapes was used"]
+    assert order.warnings == (f"there is no model {model!r} here: shapes was used",)
 
 
 async def test_models_of_ours_are_taken_by_any_of_their_names() -> None:
@@ -136,7 +137,7 @@ async def test_models_of_ours_are_taken_by_any_of_their_names() -> None:
         order = await ordered(model=name)
         assert order.request.model == name.removeprefix("openai/")
         assert order.spec.name == "runwayml/stable-diffusion-v1-5"
-        assert order.warnings == []
+        assert order.warnings == ()
 
 
 @pytest.mark.parametrize(
