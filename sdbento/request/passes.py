@@ -34,8 +34,8 @@ from sdbento.prompts.inversions import Inversions
 from sdbento.prompts.syntax import schedule
 from sdbento.prompts.tokens import TokenizedPrompt, tokenize
 from sdbento.request.resolved import ResidentModels, ResolvedRequest
-from sdbento.request.schema import Hires, Refiner
-from sdbento.request.settle import SettledRequest, floor_side
+from sdbento.request.schema import Hires, Refiner, floor_side
+from sdbento.request.settle import SettledRequest
 from sdbento.samplers import stock
 from sdbento.samplers.compile import compile_table
 from sdbento.samplers.scheduler import SamplerSpec

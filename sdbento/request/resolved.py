@@ -11,7 +11,8 @@ from sdbento.images.canvas import Canvas
 from sdbento.models.leases import Lease
 from sdbento.models.pipeline import ControlNet, Pipeline
 from sdbento.request.loras import ChosenLora
-from sdbento.request.settle import SettledRequest, Size, floor_side
+from sdbento.request.schema import floor_side
+from sdbento.request.settle import SettledRequest, Size
 
 
 @dataclass(frozen=True, eq=False)

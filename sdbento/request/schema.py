@@ -17,6 +17,8 @@ from pydantic import (
     WithJsonSchema,
 )
 
+from sdbento.catalog.families import VAE_FACTOR
+
 MAX_PROMPT_CHARS = 10_000
 MAX_STEPS = 150
 MAX_IMAGES = 16
@@ -33,7 +35,7 @@ MAX_IMAGE_CHARS = 64 * 1024 * 1024  # the settings' own limits are in bytes, and
 
 Prompt = Annotated[str, StringConstraints(max_length=MAX_PROMPT_CHARS)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=500)]
-Side = Annotated[int, Field(ge=MIN_SIDE, le=MAX_SIDE, multiple_of=8)]
+Side = Annotated[int, Field(ge=MIN_SIDE, le=MAX_SIDE, multiple_of=VAE_FACTOR)]
 Length = Annotated[int, Field(ge=0, le=MAX_SIDE)]
 Size = Annotated[
     tuple[Length, Length],
@@ -54,6 +56,16 @@ Upscaler = Literal["lanczos", "bicubic", "nearest"]
 
 def _as_list(value: Any) -> Any:
     return value if isinstance(value, list | tuple) or value is None else [value]
+
+
+def floor_side(side: float) -> int:
+    """A length in pixels as a `Side` can be."""
+    return max(MIN_SIDE, int(side) // VAE_FACTOR * VAE_FACTOR)
+
+
+def nearest_side(side: float) -> int:
+    """The nearest such length; of two that are as near, the larger."""
+    return floor_side(side + VAE_FACTOR / 2)
 
 
 class _Strict(BaseModel):

@@ -11,11 +11,11 @@ import math
 import random
 from typing import Any
 
-from sdbento.catalog.families import VAE_FACTOR, Family
+from sdbento.catalog.families import Family
 from sdbento.catalog.specs import ModelSpec
 from sdbento.errors import InvalidParameter
 from sdbento.prompts.check import check_second_prompt
-from sdbento.request.schema import MIN_SIDE, ControlNetInput, GenerateRequest
+from sdbento.request.schema import ControlNetInput, GenerateRequest, floor_side
 from sdbento.samplers.names import canonical_name
 
 STRENGTH, MASKED_STRENGTH = 0.8, 1.0  # where the request does not say; the stock pipelines' own
@@ -97,16 +97,6 @@ def mask_blur(request: GenerateRequest) -> int | None:
     if request.outpaint is not None and request.mask_blur is None:
         return OUTPAINT_BLUR
     return request.mask_blur
-
-
-def floor_side(side: float) -> int:
-    """A length in pixels as latents can have it."""
-    return max(MIN_SIDE, int(side) // VAE_FACTOR * VAE_FACTOR)
-
-
-def nearest_side(side: float) -> int:
-    """The nearest such length; of two that are as near, the larger."""
-    return floor_side(side + VAE_FACTOR / 2)
 
 
 def _strength(request: GenerateRequest) -> float | None:

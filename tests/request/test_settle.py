@@ -8,8 +8,8 @@ from sdbento.catalog.families import Family
 from sdbento.catalog.specs import ModelSpec
 from sdbento.environment import load_settings
 from sdbento.errors import InvalidParameter, UnknownSampler
-from sdbento.request.schema import GenerateRequest
-from sdbento.request.settle import SettledRequest, check_fields, nearest_side, settle
+from sdbento.request.schema import GenerateRequest, nearest_side
+from sdbento.request.settle import SettledRequest, check_fields, settle
 from tests.support.images import base64, data_uri, gradient, half_mask
 
 SETTINGS = load_settings()

@@ -21,8 +21,13 @@ from sdbento.doors.a1111.units import controlnet, read_units, resize_mode
 from sdbento.errors import InvalidParameter, NotFound
 from sdbento.images import codec
 from sdbento.request.parse import explain
-from sdbento.request.schema import MAX_STEPS, MAX_TOKEN_MERGING_RATIO, GenerateRequest
-from sdbento.request.settle import floor_side, nearest_side
+from sdbento.request.schema import (
+    MAX_STEPS,
+    MAX_TOKEN_MERGING_RATIO,
+    GenerateRequest,
+    floor_side,
+    nearest_side,
+)
 from sdbento.samplers.names import comparable, look_up
 
 MAX_BLUR = 128

@@ -50,6 +50,8 @@ def document(app: FastAPI, shapes: Mapping[str, ErrorShape], *, needs_keys: bool
     written = _described_by_fastapi(app)
     written["components"]["securitySchemes"] = KEYS
     written["security"] = [{name: []} for name in KEYS] + ([] if needs_keys else [{}])
+    for methods in written["paths"].values():
+        methods.pop("head", None)  # it goes without saying where there is GET
     for path, method, operation in operations(written):
         operation["operationId"] = _name(path, method, only=len(written["paths"][path]) == 1)
         _describe_path(operation, path)

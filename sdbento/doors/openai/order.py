@@ -12,8 +12,7 @@ from sdbento.catalog.specs import ModelSpec
 from sdbento.doors.openai.body import ImageBody
 from sdbento.doors.openai.models import meant
 from sdbento.errors import InvalidParameter, SDBentoError
-from sdbento.request.schema import MAX_SIDE, MAX_STEPS, GenerateRequest
-from sdbento.request.settle import nearest_side
+from sdbento.request.schema import MAX_SIDE, MAX_STEPS, GenerateRequest, nearest_side
 
 if TYPE_CHECKING:
     from sdbento.app import App
