@@ -147,7 +147,7 @@ class App:
 
     async def read_image(self, source: str, *, param: str) -> Image.Image:
         """The image that a field `param` of a request holds: a URL, a data URI or base64."""
-        with self._counted():
+        with self.counted():
             return await self._resolver.read_image(source, param)
 
     async def generate(self, request: GenerateRequest) -> GenerateResponse:
@@ -199,14 +199,15 @@ class App:
         """Count a request and its images in; refuse it when too many are unfinished."""
         pause = self.seconds_per_request
         with (
-            self._counted(),
+            self.counted(),
             self._images_at_once.hold(current_caller(), num_images, pause),
         ):
             yield
 
     @contextmanager
-    def _counted(self) -> Iterator[None]:
-        """Count a request in; refuse it when there is no room. Remember a lost GPU."""
+    def counted(self) -> Iterator[None]:
+        """Count a request of the present caller; refuse it when there is no room. Remember a lost
+        GPU."""
         caller = current_caller()
         self._check_room(caller)
         self._count_requests(caller.name, 1)

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from sdbento.errors import TooLarge
 from sdbento.images.codec import SUFFIXES
 
 PUBLIC_PREFIX = "/v1/images/files/"  # of paths that need no key
@@ -39,7 +40,10 @@ class Files:
         self._files: dict[str, File] = {}  # by name, the oldest first
 
     def add(self, images: Sequence[bytes], output_format: str, owner: str | None) -> list[str]:
-        """The names of the files that hold `images`, made for the key called `owner`."""
+        """The names of the files that hold `images`, made for the key called `owner`.
+
+        Raises TooLarge for more than all files may have.
+        """
         self._forget_expired()
         expires = self._clock() + self._seconds
         new = {
@@ -48,7 +52,7 @@ class Files:
             )
             for data in images
         }
-        self._make_room(sum(map(len, images)))
+        self._make_room(sum(map(len, images)), owner)
         self._files |= new
         return list(new)
 
@@ -63,11 +67,19 @@ class Files:
         now = self._clock()
         self._files = {name: file for name, file in self._files.items() if file.expires > now}
 
-    def _make_room(self, num_bytes: int) -> None:
-        held: Counter[str | None] = Counter()
+    def _make_room(self, num_bytes: int, owner: str | None) -> None:
+        """For so many bytes of `owner`, at the cost of whoever then has most."""
+        if num_bytes > self._max_bytes:
+            raise TooLarge(
+                f"the images have {num_bytes} bytes; URLs are given for {self._max_bytes} at most "
+                "(SDBENTO_URL_BYTES). Ask for fewer images, or for b64_json",
+                param="response_format",
+            )
+        held = Counter({owner: num_bytes})
         for file in self._files.values():
             held[file.owner] += len(file.data)
-        while self._files and held.total() + num_bytes > self._max_bytes:
-            richest = max(held, key=held.__getitem__)
+        while held.total() > self._max_bytes:
+            owners = {file.owner for file in self._files.values()}
+            richest = max(owners, key=held.__getitem__)
             oldest = next(name for name, file in self._files.items() if file.owner == richest)
             held[richest] -= len(self._files.pop(oldest).data)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sdbento.doors.openai.files import Files
+from sdbento.errors import TooLarge
 
 
 class Clock:
@@ -49,12 +50,20 @@ def test_a_flood_of_one_caller_does_not_wash_away_the_files_of_another() -> None
     assert files.get(kept) is not None
 
 
-def test_what_was_just_added_stays_whatever_its_size() -> None:
+def test_more_than_there_is_room_for_is_refused_and_costs_nobody() -> None:
     files = Files(60, 10)
-    [old] = files.add([b"1"], "png", None)
-    names = files.add([b"x" * 20, b"y" * 20], "png", None)
-    assert all(files.get(name) for name in names)
-    assert files.get(old) is None
+    [theirs] = files.add([b"12345"], "png", "b")
+    with pytest.raises(TooLarge, match="11 bytes"):
+        files.add([b"123456", b"12345"], "png", "a")
+    assert files.get(theirs)
+
+
+def test_what_comes_in_counts_for_its_owner() -> None:
+    files = Files(60, 100)
+    [own] = files.add([b"x" * 35], "png", "a")
+    [theirs] = files.add([b"x" * 40], "png", "b")
+    [new] = files.add([b"x" * 50], "png", "a")
+    assert files.get(theirs) and files.get(new) and not files.get(own)
 
 
 @pytest.mark.parametrize("name", ["", "x.png", "../../etc/passwd", "\0"])

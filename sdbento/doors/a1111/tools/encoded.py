@@ -1,20 +1,63 @@
-"""Images as these routes take them and answer them: base64, which may be within a data URI."""
+"""Images as these routes take them, work on them and answer them: base64, maybe in a data URI."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
+from weakref import WeakValueDictionary
 
 from pydantic import AfterValidator, Field, StringConstraints
 from pydantic_core import PydanticCustomError
 from starlette.responses import Response
 
+from sdbento.access.caller import current_caller
 from sdbento.background import ThreadPool
 from sdbento.outbound import is_url
 
-# Few, because each may hold an image of the largest size.
-threads = ThreadPool(2, "sdbento-images")
+if TYPE_CHECKING:
+    from sdbento.app import App
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+THREADS = 2  # few, because each may hold an image of the largest size
+
+
+class ImageThreads(ThreadPool):
+    """Threads for work on images. A key has one of them at a time, so that whoever sends many
+    images keeps others waiting for one at most."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(THREADS, name)
+        self._places: WeakValueDictionary[str | None, asyncio.Semaphore] = WeakValueDictionary()
+
+    async def run_for_caller(
+        self, app: App, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """As `run`, and as a request of the present caller, who may have too many. Raises
+        Overloaded and LimitReached.
+
+        If this is cancelled, the caller's next call still waits until the thread is free.
+        """
+        name = current_caller().name
+        size = THREADS if name is None else 1
+        place = self._places.setdefault(name, asyncio.Semaphore(size))
+
+        def leave(work: asyncio.Future[T]) -> None:
+            place.release()
+            if not work.cancelled():
+                work.exception()  # is told to nobody if the client has left
+
+        with app.counted():
+            await place.acquire()
+            work = asyncio.ensure_future(self.run(function, *args, **kwargs))
+            work.add_done_callback(leave)
+            return await asyncio.shield(work)
+
+
+threads = ImageThreads("sdbento-images")
 
 
 def _is_no_url(source: str) -> str:

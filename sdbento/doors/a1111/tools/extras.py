@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import html
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from PIL import Image
 from pydantic import BaseModel, Field
@@ -20,6 +20,9 @@ from sdbento.errors import InvalidParameter, TooLarge
 from sdbento.images import codec
 from sdbento.images.metadata import Metadata, read_metadata
 from sdbento.settings import Settings
+
+if TYPE_CHECKING:
+    from sdbento.app import App
 
 router = door("AUTOMATIC1111")
 
@@ -90,7 +93,7 @@ class _Enlarged:
 @router.post("/sdapi/v1/extra-single-image", response_model=EnlargedImage)
 async def extra_single_image(app: TheApp, body: SingleImage) -> Response:
     """Enlarge an image with a filter. Faces are not restored, which `html_info` says if asked."""
-    [enlarged] = await _enlarge_all(body, {"image": body.image}, app.settings)
+    [enlarged] = await _enlarge_all(app, body, {"image": body.image})
     return await answer({"image": enlarged.file, "html_info": enlarged.info})
 
 
@@ -98,23 +101,21 @@ async def extra_single_image(app: TheApp, body: SingleImage) -> Response:
 async def extra_batch_images(app: TheApp, body: ImageBatch) -> Response:
     """Enlarge several images, all in the same way."""
     sources = {f"imageList.{i}.data": file.data for i, file in enumerate(body.files)}
-    enlarged = await _enlarge_all(body, sources, app.settings)
+    enlarged = await _enlarge_all(app, body, sources)
     files = [one.file for one in enlarged]
     return await answer({"images": files, "html_info": enlarged[-1].info})
 
 
-async def _enlarge_all(
-    body: Extras, sources: dict[str, str], settings: Settings
-) -> list[_Enlarged]:
+async def _enlarge_all(app: App, body: Extras, sources: dict[str, str]) -> list[_Enlarged]:
     """One after the other. All together have at most as many pixels as one image may that is sent.
 
     Raises InvalidParameter and TooLarge.
     """
     _check_names(body)
-    room = codec.PIXELS_FACTOR * settings.max_pixels
+    room = codec.PIXELS_FACTOR * app.settings.max_pixels
     enlarged: list[_Enlarged] = []
     for param, source in sources.items():
-        one = await threads.run(_enlarge, body, source, param, room, settings)
+        one = await threads.run_for_caller(app, _enlarge, body, source, param, room, app.settings)
         room -= one.num_pixels
         enlarged.append(one)
     return enlarged

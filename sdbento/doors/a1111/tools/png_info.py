@@ -36,7 +36,7 @@ class PngInfo(BaseModel):
 @router.post("/sdapi/v1/png-info")
 async def png_info(app: TheApp, body: File) -> PngInfo:
     """What a PNG, JPEG or WebP file says of how it was made."""
-    return await threads.run(_read, body.image, app.settings)
+    return await threads.run_for_caller(app, _read, body.image, app.settings)
 
 
 @router.post("/sdapi/v1/interrogate", status_code=501, response_description="It is not offered")
