@@ -3,24 +3,25 @@
 A *lease* locks models onto the device until it is released. A request asks for everything that it
 needs at once, and gets it at once: it never holds one model while it waits for another, so that no
 two requests can deadlock. If something is not resident, the request joins the *pending sets*, and
-one loader thread serves these in the order of their first request:
+one loader thread serves these. The owners of requests take turns, and the sets of each are served
+in the order of their first request:
 
-    oldest pending set -> room? -> evict the least recently used -> load what is missing -> grant
-                            └ no, too much is locked: wait until a lease is released
+    next pending set -> room? -> evict the least recently used -> load what is missing -> grant
+                          └ no, too much is locked: wait until a lease is released
 
 Room is made for the whole set before any of it is loaded, and no member of the set makes room for
 another. Each load also grants leases to the other pending sets that it completes.
 
-New leases of resident models are granted at once, past the pending sets. But once the oldest of
+New leases of resident models are granted at once, past the pending sets. But once the next of
 these has been waiting for room longer than QUEUE_AFTER, everybody queues behind it; otherwise a
 model in constant use would be leased without a gap, and never make room for another.
 
 State: `_residency` (what is on the device), `_pending` (by their sets of keys, oldest first),
-`_loading` (the set that is being loaded), `_leases` (not yet released), `_closed`; all guarded by
-`_lock`, the lock of the condition `_changed`. A key names a model or ControlNet uniquely. Lock
-order: a future's own lock may be taken under `_lock`, never `_lock` under a future's; callbacks of
-futures run with neither. Loading and offloading hold no lock. `_offloaded` belongs to the loader
-thread.
+`_turns` (of the owners of requests), `_loading` (the set that is being loaded), `_leases` (not yet
+released), `_closed`; all guarded by `_lock`, the lock of the condition `_changed`. A key names a
+model or ControlNet uniquely. Lock order: a future's own lock may be taken under `_lock`, never
+`_lock` under a future's; callbacks of futures run with neither. Loading and offloading hold no
+lock. `_offloaded` belongs to the loader thread.
 
 Knows nothing of requests, nor of how something is loaded.
 """
@@ -29,6 +30,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 import threading
 import time
 from collections import OrderedDict
@@ -95,6 +97,7 @@ class PipelineCache:
         self._residency: Residency[Resident] = Residency(int(memory_budget_gb(settings) * GB))
         self._offloaded = Offloaded(self._device)
         self._pending: OrderedDict[frozenset[str], PendingSet] = OrderedDict()
+        self._turns: dict[str | None, int] = {}  # the number of each owner's last one
         self._loading: frozenset[str] = frozenset()
         self._leases: set[Lease] = set()
         self._closed = False
@@ -170,8 +173,8 @@ class PipelineCache:
 
     def _try_lease(self, specs: tuple[Spec, ...]) -> Lease | None:
         """A lease, if all is resident and nobody must be let through first."""
-        oldest = self._oldest()
-        since = None if oldest is None else oldest.blocked_since
+        first = self._first()
+        since = None if first is None else first.blocked_since
         must_queue = since is not None and time.monotonic() - since > QUEUE_AFTER
         if must_queue or not self._residency.has_all(spec.key for spec in specs):
             return None
@@ -190,8 +193,17 @@ class PipelineCache:
             self._loader.start()
         self._changed.notify_all()
 
-    def _oldest(self) -> PendingSet | None:
-        return next(iter(self._pending.values()), None)
+    def _first(self) -> PendingSet | None:
+        """The set to serve next: the oldest of the owner whose last turn is the longest ago."""
+        return min(self._pending.values(), key=self._last_turn, default=None)
+
+    def _last_turn(self, pending: PendingSet) -> float:
+        """0 where one of those who wait had none yet, infinite where nobody waits any more."""
+        return min((self._turns.get(owner, 0) for owner in pending.owners), default=math.inf)
+
+    def _take_turn(self, pending: PendingSet) -> None:
+        turn = max(self._turns.values(), default=0) + 1
+        self._turns |= dict.fromkeys(pending.owners, turn)
 
     def _grant_leases(self) -> list[Grant]:
         """Leases for all pending sets that are resident by now, to be handed out unlocked."""
@@ -248,6 +260,7 @@ class PipelineCache:
         for key, nbytes in needs.items():
             self._residency.reserve(key, nbytes)
         pending.blocked_since = None
+        self._take_turn(pending)
         self._loading = pending.keys
         # Who queued behind this set for models that are resident need not wait for its loads.
         return _Plan(pending, missing, evicted, self._grant_leases())
@@ -275,12 +288,12 @@ class PipelineCache:
         """
         while not self._closed:
             try:
-                self._serve_oldest()
+                self._serve_first()
             except BaseException as exc:  # nobody else would tell those who wait
                 self._fail_waiters(None, exc)
         self._offloaded.clear()
 
-    def _serve_oldest(self) -> None:
+    def _serve_first(self) -> None:
         match self._next():
             case _Plan() as plan:
                 self._execute(plan)
@@ -289,13 +302,13 @@ class PipelineCache:
                 fail(pending.waiters, error)
 
     def _next(self) -> _Plan | tuple[PendingSet, OutOfMemory] | None:
-        """Wait until the oldest pending set can be served; make room for it, or refuse it.
+        """Wait until the next pending set can be served; make room for it, or refuse it.
 
         None once the cache is closed.
         """
         with self._changed:
             while not self._closed:
-                pending = self._oldest()
+                pending = self._first()
                 if pending is None:
                     self._changed.wait()
                 elif pending.cancelled:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
+from sdbento.access.caller import current_caller
 from sdbento.catalog.specs import Spec
 from sdbento.errors import (
     InvalidParameter,
@@ -62,6 +63,7 @@ class Waiter:
 
     future: Future[Lease]
     specs: tuple[Spec, ...]
+    owner: str | None = field(default_factory=lambda: current_caller().name)  # a client's key
 
 
 @dataclass(eq=False)
@@ -78,6 +80,11 @@ class PendingSet:
     @property
     def keys(self) -> frozenset[str]:
         return frozenset(self.specs)
+
+    @property
+    def owners(self) -> set[str | None]:
+        """Those whose requests wait for it."""
+        return {waiter.owner for waiter in self.waiters if not waiter.future.cancelled()}
 
     @property
     def cancelled(self) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from sdbento.access.caller import Caller, acting_for
 from sdbento.catalog.lookup import Catalog
 from sdbento.catalog.specs import ControlNetSpec, ModelSpec
 from sdbento.environment import load_settings
@@ -454,6 +455,41 @@ def test_leases_of_a_resident_model_are_given_while_another_model_waits_briefly(
     assert still_waiting(waiter)
     get(again).release()
     get(waiter).release()
+
+
+def acquire_for(owner: str, cache: PipelineCache, *names: str) -> list[Future[Lease]]:
+    with acting_for(Caller(owner)):
+        return [cache.acquire(spec(name)) for name in names]
+
+
+def test_owners_take_turns_however_many_models_each_asks_for(
+    make: Callable[..., PipelineCache], loader: FakeLoader
+) -> None:
+    cache = make(memory_gb=8)
+    loader.gate.clear()
+    futures = acquire_for("alice", cache, "a1", "a2", "a3", "a4")
+    until(lambda: loader.loaded == ["a1"])
+    futures += acquire_for("bob", cache, "b1", "b2") + acquire_for("carol", cache, "c1")
+    loader.gate.set()
+    for future in futures:
+        get(future)
+    assert loader.loaded == ["a1", "b1", "c1", "a2", "b2", "a3", "a4"]
+
+
+def test_a_set_is_served_in_the_turn_of_any_who_still_wait_for_it(
+    make: Callable[..., PipelineCache], loader: FakeLoader
+) -> None:
+    cache = make(memory_gb=8)
+    loader.gate.clear()
+    futures = acquire_for("alice", cache, "a1", "a2", "a3", "a4")
+    until(lambda: loader.loaded == ["a1"])
+    futures += acquire_for("bob", cache, "a4")
+    [given_up] = acquire_for("carol", cache, "a3")
+    given_up.cancel()
+    loader.gate.set()
+    for future in futures:
+        get(future)
+    assert loader.loaded == ["a1", "a4", "a2", "a3"]
 
 
 def test_leases_queued_behind_a_blocked_set_do_not_wait_for_its_load(
