@@ -13,7 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -142,8 +142,13 @@ class App:
         return list_samplers()
 
     async def find_model(self, name: str | None = None) -> ModelSpec:
-        """The model that requests mean by `name`, which may ask the Hub; None: the default."""
-        return await self._resolver.find_model(name)
+        """The model that requests mean by `name`; None: the default.
+
+        Counts as a request where files or the Hub must be asked.
+        """
+        is_known = self.catalog.known(name or self.settings.sd_model) is not None
+        with nullcontext() if is_known else self.counted():
+            return await self._resolver.find_model(name)
 
     async def read_image(self, source: str, *, param: str) -> Image.Image:
         """The image that a field `param` of a request holds: a URL, a data URI or base64."""

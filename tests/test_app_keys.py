@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from sdbento.access.caller import Allowance, Caller, acting_for
 from sdbento.app import App
-from sdbento.errors import Forbidden, LimitReached, Overloaded
+from sdbento.catalog.lookup import Catalog
+from sdbento.catalog.specs import ModelSpec
+from sdbento.errors import Forbidden, LimitReached, Overloaded, UnknownModel
+from sdbento.images import codec
+from sdbento.request import resolve
 from sdbento.request.schema import GenerateRequest
 from sdbento.settings import Settings
 from tests.doors.runpod.test_api import QuickRunner
+from tests.support.fakes import FakeRunner
+from tests.support.tiny import save_tiny
 
 XL = "stabilityai/stable-diffusion-xl-base-1.0"
 
@@ -60,6 +69,16 @@ async def test_the_default_model_is_no_exception(app: App) -> None:
         await app.generate(request())
     with acting_for(only()), pytest.raises(Forbidden):
         await app.generate(request())
+
+
+async def test_the_folder_of_a_default_model_that_a_key_may_not_use_is_not_told(
+    tmp_path: Path,
+) -> None:
+    app = App(Settings(sd_model=str(tmp_path / "secret"), offline=True), FakeRunner())
+    with acting_for(only("shapes")), pytest.raises(Forbidden) as refused:
+        await app.generate(request())
+    assert refused.value.message == "this key does not allow this server's default model"
+    app.close(0)
 
 
 async def test_a_refiner_is_a_model_as_well(app: App) -> None:
@@ -130,3 +149,67 @@ async def test_the_only_key_may_have_the_whole_queue(app: App) -> None:
             *(app.generate(request()) for _ in range(20)), return_exceptions=True
         )
     assert sum(isinstance(error, Overloaded) for error in flood) == 10
+
+
+class SlowHub:
+    """Knows no model, and says so only once it is `open`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.open = threading.Event()
+        describe = Catalog._describe
+
+        def answer(catalog: Catalog, name: str, source: str, offline: bool) -> ModelSpec:
+            if not Path(source).is_absolute():
+                self.open.wait(20)
+                raise UnknownModel(f"there is no {name}")
+            return describe(catalog, name, source, offline)
+
+        monkeypatch.setattr(Catalog, "_describe", answer)
+
+
+async def test_what_one_key_asks_the_hub_counts_as_its_requests_and_holds_up_no_other(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    hub, mine = SlowHub(monkeypatch), str(save_tiny("sd15", tmp_path / "mine"))
+    settings = Settings(sd_model=mine, max_queue_size=16, max_batch_size=4, allow_any_model=True)
+    app = App(settings, FakeRunner())
+    with acting_for(Caller("alice", shares=True)):
+        asked = [asyncio.create_task(app.find_model(f"hub/m{i}")) for i in range(30)]
+    await asyncio.sleep(0)
+    with acting_for(Caller("bob", shares=True)):
+        for name in (None, mine, "shapes"):
+            assert await asyncio.wait_for(app.find_model(name), 10)
+        bobs = asyncio.create_task(app.find_model("hub/of-bob"))
+    hub.open.set()
+    with pytest.raises(UnknownModel):
+        await bobs
+    errors = await asyncio.gather(*asked, return_exceptions=True)
+    assert sum(isinstance(error, LimitReached) for error in errors) == 20  # of 20 places, 10
+    assert sum(isinstance(error, UnknownModel) for error in errors) == 10
+    app.close(0)
+
+
+async def test_slow_hosts_of_one_key_do_not_hold_up_the_images_of_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answer = threading.Event()
+    monkeypatch.setattr(resolve, "READERS", 4)
+    app = App(Settings(sd_model="shapes"), FakeRunner())
+
+    def fetch(source: str, *_: Any, **__: Any) -> Image.Image:
+        assert "slow" not in source or answer.wait(10)
+        return Image.new("RGB", (64, 64))
+
+    monkeypatch.setattr(codec, "read", fetch)
+    with acting_for(Caller("alice", shares=True)):
+        slow = [
+            asyncio.create_task(app.read_image(f"https://slow.example/{i}", param="image"))
+            for i in range(4)
+        ]
+    await asyncio.sleep(0)
+    with acting_for(Caller("bob", shares=True)):
+        url = "https://quick.example/a.png"
+        assert await asyncio.wait_for(app.read_image(url, param="image"), 5)
+    answer.set()
+    await asyncio.gather(*slow)
+    app.close(0)

@@ -76,20 +76,30 @@ class Names(ABC, Generic[S]):
             raise self._unknown(name)
         return spec
 
+    def find_local(self, name: str) -> S | None:
+        """As `resolve`, but asks no Hub: None where nothing on this machine has that name."""
+        try:
+            return self._find_local(name)
+        except Exception as exc:
+            raise self._explain(name, exc) from exc
+
     def _find(self, name: str, offline: bool) -> S | None:
-        families.refuse_pickles(name, self.kind)
-        if (spec := self.known(name) or self._find_listed(name)) is not None:
+        if (spec := self._find_local(name)) is not None:
             return spec
-        if not self._may_be_unlisted(name):
-            return None
-        if self._is_source(path := Path(name)):
-            return self._describe(name, str(path.absolute()), offline=True)
-        if not _HUB_ID.fullmatch(name):
+        if not (self._may_be_unlisted(name) and _HUB_ID.fullmatch(name)):
             return None
         spec = self._describe(name, name, offline)
         with self._lock:
             self._from_hub[name] = spec
         return spec
+
+    def _find_local(self, name: str) -> S | None:
+        families.refuse_pickles(name, self.kind)
+        if (spec := self.known(name) or self._find_listed(name)) is not None:
+            return spec
+        if self._may_be_unlisted(name) and self._is_source(path := Path(name)):
+            return self._describe(name, str(path.absolute()), offline=True)
+        return None
 
     def _explain(self, name: str, exc: Exception) -> SDBentoError:
         """`exc` as an error of the tree that says which name it is about."""
@@ -199,9 +209,9 @@ class Catalog(Names[ModelSpec]):
         names = [n for spec in catalogued() for n in spec.names]
         names += [*self._models_dir(), self._settings.sd_model]
         # The default model itself may be the missing one; its folder is nobody's business.
-        names = [n for n in names if n != name and not Path(n).is_absolute()]
+        names = [n for n in names if n != name and not Path(n).is_absolute() and self.is_allowed(n)]
         near = nearest_names(name, names) or names
-        hint = f"the nearest: {', '.join(dict.fromkeys(near))}"
+        hint = f"the nearest: {', '.join(dict.fromkeys(near)) or 'none that this key allows'}"
         if not self._settings.allow_any_model:
             hint += "; this server serves only the models of its list (GET /models)"
         return UnknownModel(f"there is no model {name!r}; {hint}", param=self.param)

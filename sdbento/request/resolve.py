@@ -16,12 +16,13 @@ from typing import TypeVar
 
 from PIL import Image
 
-from sdbento.background import ThreadPool
+from sdbento.access.threads import SharedThreads
 from sdbento.catalog.lookup import Catalog, Names
 from sdbento.catalog.specs import ModelSpec, Spec
 from sdbento.errors import DeadlineExceeded, Forbidden, InvalidParameter, reraise
 from sdbento.images import codec
 from sdbento.images.canvas import Canvas, enlarge, prepare_canvas
+from sdbento.images.redaction import public_name
 from sdbento.outbound import is_url
 from sdbento.prompts.check import check_inversions
 from sdbento.prompts.inversions import Inversions
@@ -41,7 +42,8 @@ from sdbento.settings import Settings
 
 S = TypeVar("S", bound=Spec)
 
-HUB_LOOKUPS = 4  # names that may be looked up at once
+FILE_LOOKUPS = 4  # names that may be looked up on this machine at once
+HUB_LOOKUPS = 4  # names that the Hub may be asked about at once
 READERS = 16  # requests whose images may be fetched at once; hosts may be slow
 
 
@@ -61,8 +63,9 @@ class Resolver:
         self._settings = settings
         self._catalog = catalog
         self._inversions = inversions
-        self._lookups = ThreadPool(HUB_LOOKUPS, "sdbento-lookup")
-        self._readers = ThreadPool(READERS, "sdbento-reader")
+        self._files = SharedThreads(FILE_LOOKUPS, "sdbento-lookup")
+        self._hub = SharedThreads(HUB_LOOKUPS, "sdbento-hub")
+        self._readers = SharedThreads(READERS, "sdbento-reader")
 
     async def resolve(self, request: GenerateRequest, arrived: float) -> ResolvedRequest:
         """Raises errors of the `errors` tree only. `arrived`: monotonic seconds."""
@@ -104,10 +107,11 @@ class Resolver:
         What the caller's key does not allow is Forbidden, before anybody is asked whether there is
         such a model.
         """
-        name = name or self._settings.sd_model
-        if not self._catalog.is_allowed(name):
-            raise Forbidden(f"this key does not allow the model {name!r}", param=param)
-        return await self._find_spec(self._catalog, name)
+        meant = name or self._settings.sd_model
+        if not self._catalog.is_allowed(meant):
+            model = f"the model {public_name(name)!r}" if name else "this server's default model"
+            raise Forbidden(f"this key does not allow {model}", param=param)
+        return await self._find_spec(self._catalog, meant)
 
     async def read_image(self, source: str, param: str) -> Image.Image:
         """As `codec.read`. Raises errors of the `errors` tree only."""
@@ -118,15 +122,20 @@ class Resolver:
             reraise(exc)
 
     def close(self) -> None:
-        for threads in (self._lookups, self._readers):
+        for threads in (self._files, self._hub, self._readers):
             threads.shutdown(wait=False, cancel_futures=True)
 
     async def _find_spec(self, names: Names[S], name: str) -> S:
-        """What `name` stands for; asks files and the Hub in threads of their own, if it must."""
+        """What `name` stands for; asks files and the Hub in threads of their own, if it must.
+
+        What is on this machine waits for nobody's calls to the Hub.
+        """
         if (known := names.known(name)) is not None:
             return known
         try:
-            return await self._lookups.run(names.resolve, name)
+            if (local := await self._files.run(names.find_local, name)) is not None:
+                return local
+            return await self._hub.run(names.resolve, name)
         except Exception as exc:
             reraise(exc)
 

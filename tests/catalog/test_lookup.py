@@ -9,6 +9,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 
+from sdbento.access.caller import Allowance, Caller, acting_for
 from sdbento.catalog import hub, lookup
 from sdbento.catalog.families import Family
 from sdbento.catalog.layout import CONFIG, INDEX
@@ -125,6 +126,15 @@ def test_an_unknown_name_is_refused_with_the_nearest_ones() -> None:
     with pytest.raises(UnknownModel, match=r"no model 'shaeps'; the nearest: shapes") as caught:
         make().resolve("shaeps")
     assert caught.value.param == "model"
+
+
+def test_the_nearest_names_are_those_that_the_key_allows(tmp_path: Path) -> None:
+    save_tiny("sd15", tmp_path / "secret")
+    allowed = frozenset(["sercet", "sdxl"])  # the first is misspelt
+    with acting_for(Caller("a", Allowance(models=allowed))), pytest.raises(UnknownModel) as caught:
+        make(models_dir=tmp_path).resolve("sercet")
+    assert "secret" not in caught.value.message and "shapes" not in caught.value.message
+    assert "sdxl" in caught.value.message
 
 
 @pytest.mark.parametrize("name", ["model.ckpt", "/models/a.PT", "pytorch_model.bin"])

@@ -1,0 +1,61 @@
+"""Threads for slow calls, such as to other hosts, of which each key has its share only."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from contextvars import copy_context
+from functools import partial
+from typing import ParamSpec, TypeVar
+
+from sdbento.access.caller import current_caller
+from sdbento.access.limits import has_share
+from sdbento.background import ThreadPool
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class SharedThreads(ThreadPool):
+    """As ThreadPool, where calls of a key that has its share of the threads wait until one ends.
+
+    For one event loop.
+    """
+
+    def __init__(self, size: int, name: str) -> None:
+        super().__init__(size, name)
+        self._size = size
+        self._num_calls: Counter[str | None] = Counter()  # those that have not ended, by key
+        self._waiting: list[asyncio.Future[None]] = []
+
+    async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """As `ThreadPool.run`; the call knows who the caller is.
+
+        A call whose result is lost keeps its place until it ends: it keeps its thread as well.
+        """
+        caller = current_caller()
+        loop = asyncio.get_running_loop()
+        while caller.shares and not self._has_share(caller.name):
+            self._waiting.append(loop.create_future())
+            await self._waiting[-1]
+        call = self.submit(copy_context().run, partial(function, *args, **kwargs))
+        self._num_calls[caller.name] += 1
+
+        def end(_: object) -> None:
+            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(self._give_back, caller.name)
+
+        call.add_done_callback(end)
+        return await asyncio.wrap_future(call)
+
+    def _has_share(self, caller: str | None) -> bool:
+        return has_share(self._num_calls[caller], self._num_calls.total(), self._size)
+
+    def _give_back(self, caller: str | None) -> None:
+        self._num_calls[caller] -= 1
+        waiting, self._waiting = self._waiting, []
+        for future in waiting:
+            if not future.done():  # its call may have been cancelled
+                future.set_result(None)
