@@ -17,14 +17,15 @@ _SUFFIX = re.compile(r"\.(safetensors|ckpt)$", re.IGNORECASE)
 
 async def find_checkpoint(app: App, title: str | None) -> str | None:
     """The name of the model that a title means: with a hash or a file's suffix behind it, without
-    the owner of a Hub repository, in any case. A title that none has is returned as it is; for none
-    at all, None.
+    the owner of a Hub repository, in any case. A title that no model has which the caller's key
+    allows is returned as it is; for none at all, None.
     """
     if title is None or title.casefold() == "none":
         return None
     if app.catalog.known(title) is not None:
         return title
-    specs = await asyncio.to_thread(app.catalog.list)
+    listed = await asyncio.to_thread(app.catalog.list)
+    specs = [spec for spec in listed if app.catalog.is_allowed(spec.name)]
     for spec in specs:  # two files may differ in their suffix alone
         if title == public_name(spec.name):
             return spec.name

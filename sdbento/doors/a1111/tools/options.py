@@ -50,7 +50,9 @@ class Options(BaseModel):
 
     model_config = ConfigDict(protected_namespaces=())
 
-    sd_model_checkpoint: str = Field(description="The model's title, as sd-models has it")
+    sd_model_checkpoint: str | None = Field(
+        description="The model's title, as sd-models has it; null where the key must choose one"
+    )
     sd_checkpoint_hash: str | None = None
     CLIP_stop_at_last_layers: int = 1
     sd_vae: str = Field("Automatic", description="The model's own")
@@ -119,8 +121,13 @@ async def unload_checkpoint() -> dict[str, str]:
     return {"detail": "nothing was unloaded: models leave memory when others need the room"}
 
 
-def title_of(app: App, checkpoint: str | None) -> str:
-    """What a model is called here: its name, without folders. None: the server's default."""
+def title_of(app: App, checkpoint: str | None) -> str | None:
+    """What a model is called here: its name, without folders. None: the server's default.
+
+    None where the caller's key does not allow it.
+    """
     name = checkpoint or app.settings.sd_model
+    if not app.catalog.is_allowed(name):
+        return None
     spec = app.catalog.known(name)
     return public_name(name if spec is None else spec.name)

@@ -61,6 +61,17 @@ def test_an_alias_as_the_default_has_the_title_of_the_list(tmp_path: Path) -> No
         assert current(client) == SDXL
 
 
+def test_a_key_learns_of_no_model_that_it_may_not_use(tmp_path: Path) -> None:
+    secret = save_tiny("sd15", tmp_path / "private" / "secret")
+    with serving_a1111(tmp_path, sd_model=str(secret)) as client:
+        assert current(client) == "secret"
+        assert current(client, "limited") is None
+        refused = choose(client, "Secret.safetensors", "limited")
+        assert_failed(refused, 403, "this key does not allow the model 'Secret.safetensors'")
+        assert choose(client, "shapes", "limited").status_code == 200
+        assert current(client, "limited") == "shapes"
+
+
 @pytest.mark.parametrize(
     "title",
     [
