@@ -18,6 +18,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from threading import Event
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from sdbento.access.caller import ANYBODY, Caller, acting_for
@@ -122,7 +123,8 @@ class Dispatcher:
 
     def cancel(self, job_id: str) -> None:
         """Stop the work on a job that the store has cancelled, if it is running."""
-        if (run := self._running.get(job_id)) is not None:
+        run = self._running.get(job_id)
+        if run is not None and not run.task.cancelling():  # twice would end the wait in `_deliver`
             run.task.cancel()
 
     def stop_claiming(self) -> None:
@@ -172,7 +174,8 @@ class Dispatcher:
         self._pauses = {owner: end for owner, end in self._pauses.items() if end > now}
         shared = self._keyring.shared
         paused = [*self._pauses]
-        claim = partial(self._store.claim, free, shared=shared, except_of=paused)
+        running = {job_id: run.owner for job_id, run in self._running.items()}
+        claim = partial(self._store.claim, free, running, shared=shared, except_of=paused)
         for job in await self._threads.run(claim):
             task = start_task(self._run_job(job), f"sdbento job {job.id}")
             self._running[job.id] = _Run(job.owner, task)
@@ -228,10 +231,30 @@ class Dispatcher:
             return None
         given = await self._threads.run(_input_of, job)
         result = await self._compute(job, given)
-        return await self._delivery_threads.run(self._deliver, job, result)
+        return await self._deliver(job, result)
 
-    def _deliver(self, job: Job, result: Result) -> bytes:
-        return json.dumps(self._delivery.deliver(job.id, result)).encode()
+    async def _deliver(self, job: Job, result: Result) -> bytes:
+        """The output of a job, as JSON.
+
+        If the job is cancelled, this ends only when its upload does: were its place free before,
+        jobs that are cancelled while they upload to a slow host would fill all the threads.
+        """
+        given_up = Event()
+        output = asyncio.ensure_future(
+            self._delivery_threads.run(self._output, job, result, given_up)
+        )
+        try:
+            return await asyncio.shield(output)
+        except asyncio.CancelledError:
+            given_up.set()
+            if self._stopping:
+                output.cancel()
+            with suppress(Exception):
+                await output
+            raise
+
+    def _output(self, job: Job, result: Result, given_up: Event) -> bytes:
+        return json.dumps(self._delivery.deliver(job.id, result, given_up)).encode()
 
     async def _compute(self, job: Job, given: JobInput | Call) -> Result:
         """What a job makes. Raises DeadlineExceeded when its time is over, and App's errors."""

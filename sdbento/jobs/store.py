@@ -18,7 +18,7 @@ what a job computes.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -222,13 +222,20 @@ class JobStore:
         return None if row is None else Job.of(row)
 
     def claim(
-        self, limit: int, *, shared: bool = False, except_of: Collection[str] = ()
+        self,
+        limit: int,
+        running: Mapping[str, str | None] | None = None,
+        *,
+        shared: bool = False,
+        except_of: Collection[str] = (),
     ) -> list[Job]:
         """Set up to `limit` jobs IN_PROGRESS: owners take turns, and of each owner's jobs the
-        oldest go first; those of low priority go last.
+        oldest go first, those of low priority last.
 
         The caller is then responsible for running them and for ending or releasing each.
 
+        running: the jobs that take a place to run, and their owners: also cancelled jobs, until
+        their work has stopped.
         shared: whether every owner must leave places to run for the jobs of others.
         except_of: owners whose jobs must wait.
 
@@ -238,29 +245,34 @@ class JobStore:
         now = self._now()
         claimed: list[Job] = []
         with self._transaction() as connection:
-            running = self._running(connection)
-            num_running = running.total()
+            num_of = self._num_running(connection, running or {})
+            num_running = num_of.total()
             places = num_running + limit
             interruptions = connection.execute(_MOST_INTERRUPTIONS).scalar_one()
-            for row in connection.execute(_in_turn(now, limit, except_of)).all():
+            for row in _in_turn(connection.execute(_next_of_each(now, limit, except_of)), num_of):
+                if len(claimed) == limit:
+                    break
                 interruptions = max(interruptions, row.interruptions)
                 if interruptions >= SUSPECT_INTERRUPTIONS and num_running:
                     break
-                if shared and not has_share(running[row.owner], num_running, places):
+                if shared and not has_share(num_of[row.owner], num_running, places):
                     continue
-                values = {"status": "IN_PROGRESS", "started": now, "run": row.run + 1}
-                this = jobs.c.number == row.number, jobs.c.status == "IN_QUEUE"
-                if connection.execute(update(jobs).where(*this).values(values)).rowcount:
-                    claimed.append(Job.of(row, **values))
-                    running[row.owner] += 1
+                values = {"status": "IN_PROGRESS", "started": now, "run": jobs.c.run + 1}
+                this = jobs.c.number == row.number
+                waiting = jobs.c.status == "IN_QUEUE"
+                if connection.execute(update(jobs).where(this, waiting).values(values)).rowcount:
+                    claimed.append(Job.of(connection.execute(select(jobs).where(this)).one()))
+                    num_of[row.owner] += 1
                     num_running += 1
         return claimed
 
-    def _running(self, connection: Connection) -> Counter[str | None]:
-        """How many jobs of each owner are IN_PROGRESS."""
-        grouped = select(jobs.c.owner, func.count()).group_by(jobs.c.owner)
-        running = connection.execute(grouped.where(jobs.c.status == "IN_PROGRESS"))
-        return Counter(dict(running.tuples().all()))
+    def _num_running(
+        self, connection: Connection, running: Mapping[str, str | None]
+    ) -> Counter[str | None]:
+        """How many jobs of each owner are `running` or IN_PROGRESS."""
+        others = jobs.c.status == "IN_PROGRESS", jobs.c.id.not_in(running)
+        owners = connection.execute(select(jobs.c.owner).where(*others)).scalars()
+        return Counter([*running.values(), *owners])
 
     def release(self, job: Job) -> bool:
         """Put a running job back into the queue, at its old place.
@@ -499,22 +511,22 @@ def _is_of(owner: str | None) -> ColumnElement[bool]:
     return jobs.c.owner.is_not_distinct_from(owner)
 
 
-def _in_turn(now: int, limit: int, except_of: Collection[str]) -> Select[Any]:
-    """The jobs to be run next. Owners take turns: whoever has fewer jobs running goes first."""
-    running = (
-        select(jobs.c.owner, func.count().label("count"))
-        .where(jobs.c.status == "IN_PROGRESS")
-        .group_by(jobs.c.owner)
-        .subquery()
-    )
-    place = func.row_number().over(
-        partition_by=jobs.c.owner, order_by=(jobs.c.low_priority, jobs.c.number)
-    )
-    return (
-        select(jobs)
-        .outerjoin(running, running.c.owner.is_not_distinct_from(jobs.c.owner))
+def _next_of_each(now: int, limit: int, except_of: Collection[str]) -> Select[Any]:
+    """The first `limit` jobs of each owner that can be run, with their `place` among its jobs."""
+    first = jobs.c.low_priority, jobs.c.number
+    place = func.row_number().over(partition_by=jobs.c.owner, order_by=first).label("place")
+    waiting = (
+        select(jobs.c.owner, jobs.c.interruptions, *first, place)
         .where(jobs.c.status == "IN_QUEUE", jobs.c.expires > now)
         .where(or_(jobs.c.owner.is_(None), jobs.c.owner.not_in(except_of)))
-        .order_by(jobs.c.low_priority, place + func.coalesce(running.c.count, 0), jobs.c.number)
-        .limit(limit)
+        .subquery()
+    )
+    return select(waiting).where(waiting.c.place <= limit)
+
+
+def _in_turn(rows: Iterable[Row[Any]], num_running: Counter[str | None]) -> list[Row[Any]]:
+    """The order in which these jobs are run: those go first whose owner has fewer jobs before them,
+    running ones included. So a low priority puts a job behind others of its owner only."""
+    return sorted(
+        rows, key=lambda row: (num_running[row.owner] + row.place, row.low_priority, row.number)
     )

@@ -90,9 +90,8 @@ class Job:
     owner: str | None
 
     @classmethod
-    def of(cls, row: Row[Any], **changed: Any) -> Job:
-        values = {name: row._mapping[jobs.c[name]] for name in cls.__dataclass_fields__}
-        return cls(**values | changed)
+    def of(cls, row: Row[Any]) -> Job:
+        return cls(**{name: row._mapping[jobs.c[name]] for name in cls.__dataclass_fields__})
 
     @property
     def unfinished(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,12 @@ from sqlalchemy import text
 from sdbento.access import entries
 from sdbento.access.caller import Allowance, Caller, acting_for, current_caller
 from sdbento.errors import LimitReached, NotFound, Overloaded
+from sdbento.jobs.delivery import bucket
+from sdbento.jobs.delivery.bucket import ATTEMPTS
 from sdbento.jobs.store import JobStore, Limits
+from sdbento.outbound import Answer
 from sdbento.settings import Settings
-from tests.support.job_server import SETTINGS, FakeApp, Server, serving, until
+from tests.support.job_server import SETTINGS, SOON, FakeApp, Server, serving, until
 from tests.support.jobs import Clock, current, new
 
 ALICE, BOB = Caller("alice", shares=True), Caller("bob", shares=True)
@@ -154,6 +158,35 @@ async def test_ones_jobs_end_while_another_has_many(tmp_path: Path) -> None:
         assert ended.status == "COMPLETED"  # none of alice's can end before the gate opens
 
 
+async def test_jobs_that_are_cancelled_while_they_upload_keep_their_places(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uploads, host_answers = [], threading.Event()
+
+    def slow_host(method: str, url: str, *_: Any, **__: Any) -> Answer:
+        uploads.append(url)
+        assert host_answers.wait(SOON)
+        return Answer(500, None)
+
+    monkeypatch.setattr(bucket, "send", slow_host)
+    place = {"accessId": "a", "accessSecret": "b", "bucketName": "c"}
+    place["endpointUrl"] = "http://127.0.0.1:1"
+    async with serving(tmp_path, settings=keys_of(tmp_path, "alice", "bob")) as server:
+        with acting_for(ALICE):
+            ids = [await server.submit(s3Config=place) for _ in range(6)]
+            await until(lambda: len(uploads) == 2)
+            for job_id in (*ids, *ids):  # once more is of no use
+                await server.jobs.cancel(job_id)
+            more = await server.submit(s3Config=place)
+        with acting_for(BOB):
+            assert (await server.ended(await server.submit())).status == "COMPLETED"
+        host_answers.set()
+        with acting_for(ALICE):
+            assert (await server.ended(more)).status == "FAILED"
+            assert server.jobs.num_running == 0
+    assert len(uploads) == 2 + ATTEMPTS
+
+
 # In the store
 
 
@@ -165,7 +198,38 @@ def test_owners_take_turns(store: JobStore) -> None:
     store.add(new("n0"))
     first = [job.id for job in store.claim(4)]
     assert first == ["a0", "b0", "n0", "a1"]
-    assert [job.id for job in store.claim(4)] == ["a2", "a3", "b1"]
+    assert [job.id for job in store.claim(4)] == ["b1", "a2", "a3"]
+
+
+def test_a_low_priority_puts_a_job_behind_those_of_its_owner_only(store: JobStore) -> None:
+    for i in range(20):
+        store.add(new(f"a{i}", owner="a"))
+    for i in range(2):
+        store.add(new(f"b{i}", owner="b", low_priority=not i))
+    assert [job.id for job in store.claim(4, shared=True)] == ["a0", "b1", "a1"]
+    assert [job.id for job in store.claim(5, shared=True)] == ["b0", "a2"]
+
+
+def test_one_who_has_a_share_is_passed_over_however_many_jobs_wait(store: JobStore) -> None:
+    for i in range(20):
+        store.add(new(f"a{i}", owner="a"))
+    assert len(store.claim(8, shared=True)) == 4
+    for i in range(7):
+        store.add(new(f"b{i}", owner="b"))
+    assert [job.id for job in store.claim(4, shared=True)] == ["b0", "b1"]
+
+
+def test_cancelled_jobs_take_their_places_until_their_work_has_stopped(store: JobStore) -> None:
+    for i in range(9):
+        store.add(new(f"a{i}", owner="a"))
+    cancelled = dict.fromkeys("wxyz", "a")
+    assert store.claim(4, cancelled, shared=True) == []
+    claimed = {job.id: job.owner for job in store.claim(6, {"y": "a", "z": "a"}, shared=True)}
+    assert len(claimed) == 2
+    store.add(new("b0", owner="b"))
+    assert [job.id for job in store.claim(1, claimed)] == ["b0"]
+    store.add(new("b1", owner="b"))
+    assert [job.id for job in store.claim(1, dict.fromkeys("123", "b"))] == ["a2"]
 
 
 def test_whoever_has_fewer_jobs_running_goes_first(store: JobStore) -> None:

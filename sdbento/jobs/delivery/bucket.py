@@ -9,11 +9,10 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping
-from threading import Lock
-from time import sleep
+from threading import Event, Lock
 from urllib.parse import urlsplit, urlunsplit
 
-from sdbento.errors import InvalidParameter, Unavailable
+from sdbento.errors import Cancelled, InvalidParameter, Unavailable
 from sdbento.jobs.delivery.s3_config import S3Config
 from sdbento.outbound import check_send, send
 from sdbento.settings import Settings, SettingsError
@@ -124,8 +123,11 @@ class Bucket:
 class BucketOfJob(Bucket):
     """A bucket that a client names for one job."""
 
-    def __init__(self, given: S3Config, settings: Settings) -> None:
-        """Raises InvalidParameter if the address is refused without a connection."""
+    def __init__(self, given: S3Config, settings: Settings, given_up: Event | None = None) -> None:
+        """given_up: set when the job was cancelled; then no upload is begun, and none tried again.
+
+        Raises InvalidParameter if the address is refused without a connection.
+        """
         check_send(given.endpoint_url, settings, param=ENDPOINT)
         key_id, secret = given.access_id.get_secret_value(), given.access_secret.get_secret_value()
         try:
@@ -137,12 +139,14 @@ class BucketOfJob(Bucket):
                 f"{ENDPOINT} must be a URL as https://s3.example.com", param=ENDPOINT
             ) from None
         self._settings = settings
+        self._given_up = given_up or Event()
 
     def _put(self, place: Mapping[str, str], data: bytes, media_type: str) -> None:
         url = self._signed("put_object", {**place, "ContentType": media_type})
         headers = {"content-type": media_type}
         for attempt in range(ATTEMPTS):
-            sleep(attempt)
+            if self._given_up.wait(attempt):
+                raise Cancelled("the job was cancelled before its result was uploaded")
             answer = send("PUT", url, data, headers, self._settings, param=ENDPOINT)
             if answer.accepted:
                 return

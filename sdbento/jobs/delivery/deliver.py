@@ -14,6 +14,7 @@ from base64 import b64decode, b64encode
 from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
+from threading import Event
 from typing import Any
 
 from PIL import Image
@@ -58,16 +59,18 @@ class Delivery:
         self._limited = limited
         self._bucket = Bucket.configured(settings)
 
-    def deliver(self, job_id: str, result: Result) -> Any:
+    def deliver(self, job_id: str, result: Result, given_up: Event | None = None) -> Any:
         """The job's output, with the images in base64 or as URLs of a bucket.
 
         They go into the job's own bucket, if it brings one; into the operator's, if the output is
         above the limit or all are to be uploaded. Without a bucket, an output above RunPod's limit
         has JPEGs if the job allows them. Raises TooLarge if nothing helps; Unavailable or
-        InvalidParameter if an upload fails.
+        InvalidParameter if an upload fails; Cancelled if `given_up` was set before everything was
+        in the job's own bucket.
         """
         if result.s3_config is not None:
-            return self._uploaded(BucketOfJob(result.s3_config, self._settings), job_id, result)
+            bucket = BucketOfJob(result.s3_config, self._settings, given_up)
+            return self._uploaded(bucket, job_id, result)
         if self._bucket is not None and self._settings.upload == "always":
             return self._uploaded(self._bucket, job_id, result)
         output = result.output()

@@ -6,6 +6,7 @@ import base64
 import json
 from collections.abc import Iterator
 from io import BytesIO
+from threading import Event
 from typing import Any
 
 import httpx
@@ -14,8 +15,7 @@ from PIL import Image
 
 from sdbento import outbound
 from sdbento.environment import load_settings
-from sdbento.errors import InvalidParameter, TooLarge, Unavailable
-from sdbento.jobs.delivery import bucket
+from sdbento.errors import Cancelled, InvalidParameter, TooLarge, Unavailable
 from sdbento.jobs.delivery.deliver import Delivery, Result, posted_size
 from sdbento.jobs.delivery.s3_config import S3Config, s3_config_of
 from sdbento.jobs.formats.a1111 import Call
@@ -156,13 +156,26 @@ def store() -> Iterator[Store]:
         yield store
 
 
+class Impatient(Event):
+    """Does not wait."""
+
+    def wait(self, timeout: float | None = None) -> bool:
+        return self.is_set()
+
+
 def delivered(
-    store: Store, num_images: int = 1, job_id: str = "a", secret: str = SECRET, **settings: Any
+    store: Store,
+    num_images: int = 1,
+    job_id: str = "a",
+    secret: str = SECRET,
+    given_up: Event | None = None,
+    **settings: Any,
 ) -> Any:
     given = {"accessId": "AKIA/x+y", "accessSecret": secret, "bucketName": "pictures"}
     s3_config = s3_config_of({**given, "endpointUrl": f"{store.url}/ignored"})
     delivery = Delivery(load_settings(**{"allow_private_urls": True} | settings), limited=False)
-    return delivery.deliver(job_id, result_of(response_of(num_images), s3_config=s3_config))
+    result = result_of(response_of(num_images), s3_config=s3_config)
+    return delivery.deliver(job_id, result, given_up or Impatient())
 
 
 def test_every_result_goes_to_the_bucket_of_the_job(store: Store) -> None:
@@ -180,8 +193,7 @@ def test_credentials_that_the_bucket_refuses_are_the_fault_of_the_job(store: Sto
     assert store.num_puts == 1
 
 
-def test_the_bucket_of_a_job_is_tried_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bucket, "sleep", lambda _: None)
+def test_the_bucket_of_a_job_is_tried_again(store: Store) -> None:
     store.statuses = [503, 500]
     assert delivered(store)
     assert store.num_puts == 3
@@ -189,6 +201,17 @@ def test_the_bucket_of_a_job_is_tried_again(store: Store, monkeypatch: pytest.Mo
     with pytest.raises(InvalidParameter, match="answered 500"):
         delivered(store)
     assert store.num_puts == 6
+
+
+def test_nothing_more_is_uploaded_once_a_job_is_given_up(store: Store) -> None:
+    class GivenUpLater(Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            return store.num_puts == 2
+
+    store.statuses = [200] + [500] * 9
+    with pytest.raises(Cancelled):
+        delivered(store, num_images=3, given_up=GivenUpLater())
+    assert store.num_puts == 2
 
 
 def test_a_redirect_of_the_bucket_is_not_followed(store: Store) -> None:
