@@ -21,6 +21,8 @@ from functools import partial
 from threading import Event
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
+from cachetools import TTLCache
+
 from sdbento.access.caller import ANYBODY, Caller, acting_for
 from sdbento.access.keyring import Keyring
 from sdbento.background import ThreadPool, start_task
@@ -54,6 +56,10 @@ log = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 
+GONE_SECONDS = (
+    60.0  # after which a key that is missing may again be one whose file is being written
+)
+
 
 @dataclass(frozen=True)
 class Intervals:
@@ -63,6 +69,7 @@ class Intervals:
     tidying: float = 60.0  # between two deletions of old jobs
     grace: float = 5.0  # for running jobs to finish when the server stops
     overloaded: float = 1.0  # before jobs are claimed again after the App had no room for one
+    key_gone: float = 3.0  # for a key to come back that is missing
 
 
 @dataclass(frozen=True)
@@ -109,6 +116,8 @@ class Dispatcher:
         self._awake = asyncio.Event()  # there may be something to claim, or room for it
         self._claim_after = 0.0  # time.monotonic() before which the App is taken to be full
         self._pauses: dict[str, float] = {}  # the same by owner, for those at a limit of their own
+        # Owners whose key was not there lately, and when that was first seen.
+        self._gone: TTLCache[str, float] = TTLCache(1024, GONE_SECONDS)
         # Whether the store may have jobs IN_PROGRESS that no task of `_running` runs, as when the
         # database's answer to a claim was lost. They would stay IN_PROGRESS for ever.
         self._must_requeue = False
@@ -172,10 +181,14 @@ class Dispatcher:
             self._must_requeue = False
         now = time.monotonic()
         self._pauses = {owner: end for owner, end in self._pauses.items() if end > now}
-        shared = self._keyring.shared
-        paused = [*self._pauses]
         running = {job_id: run.owner for job_id, run in self._running.items()}
-        claim = partial(self._store.claim, free, running, shared=shared, except_of=paused)
+        claim = partial(
+            self._store.claim,
+            free,
+            running=running,
+            shared=self._keyring.shared,
+            except_of=[*self._pauses],
+        )
         for job in await self._threads.run(claim):
             task = start_task(self._run_job(job), f"sdbento job {job.id}")
             self._running[job.id] = _Run(job.owner, task)
@@ -200,7 +213,10 @@ class Dispatcher:
 
     async def _run_and_store(self, job: Job) -> None:
         try:
-            with acting_for(await self._owner_of(job)):
+            if (owner := await self._owner_of(job)) is None:
+                await self._put_back(job)
+                return
+            with acting_for(owner):
                 result = await self._make_result(job)
             stored = result is None or await self._store_end(self._store.complete, job, result)
             if not stored:
@@ -211,15 +227,22 @@ class Dispatcher:
         except Exception as exc:
             await self._store_failure(job, classify(exc))
 
-    async def _owner_of(self, job: Job) -> Caller:
-        """On whose behalf a job runs. Raises Forbidden if that key is not valid any more."""
+    async def _owner_of(self, job: Job) -> Caller | None:
+        """On whose behalf a job runs; None if that key is gone, but may soon be back.
+
+        Raises Forbidden if that key is not valid any more.
+        """
         if job.owner is None:  # it was accepted while the server had no keys
             return ANYBODY
         if not self._keyring.required:
             return Caller(job.owner)
-        if (caller := await self._keyring.caller(job.owner)) is None:
-            raise Forbidden("the key that asked for this job is not valid any more")
-        return caller
+        if (caller := await self._keyring.caller(job.owner)) is not None:
+            self._gone.pop(job.owner, None)
+            return caller
+        now = time.monotonic()
+        if now < self._gone.setdefault(job.owner, now) + self._intervals.key_gone:
+            return None
+        raise Forbidden("the key that asked for this job is not valid any more")
 
     async def _make_result(self, job: Job) -> bytes | None:
         """The result of a job, as JSON; None if it was cancelled just after it was claimed."""
@@ -266,7 +289,7 @@ class Dispatcher:
                     self._app,
                     given,
                     self._answer_call,
-                    lambda message: self._progress.of(job.id).push(message),
+                    lambda message: self._progress.of(job).push(message),
                 )
         except TimeoutError:
             if not limit.expired():
@@ -275,12 +298,10 @@ class Dispatcher:
 
     async def _store_failure(self, job: Job, error: SDBentoError) -> None:
         """End a job whose run failed, or put it back into the queue if the job is not to blame."""
-        if isinstance(error, Overloaded):
-            again = time.monotonic() + self._intervals.overloaded
-            if isinstance(error, LimitReached) and job.owner is not None:
-                self._pauses[job.owner] = again
-            else:
-                self._claim_after = again
+        if isinstance(error, LimitReached):
+            await self._put_back(job)
+        elif isinstance(error, Overloaded):
+            self._claim_after = time.monotonic() + self._intervals.overloaded
             await self._store_end(self._store.release, job)
         elif self._stopping and type(error) is Unavailable:
             await self._store_end(self._store.release, job)
@@ -290,6 +311,15 @@ class Dispatcher:
             if error.status >= 500:
                 log.error("job %s failed: %s", job.id, error.message, exc_info=unexplained(error))
             await self._store_end(self._store.fail, job, one_line(error))
+
+    async def _put_back(self, job: Job) -> None:
+        """Put a job back into the queue, where its owner's jobs wait for a while."""
+        again = time.monotonic() + self._intervals.overloaded
+        if job.owner is None:
+            self._claim_after = again
+        else:
+            self._pauses[job.owner] = again
+        await self._store_end(self._store.release, job)
 
     async def _store_end(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a method of the store, again while the database is away or the disk is full."""

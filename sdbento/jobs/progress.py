@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from cachetools import LRUCache
+from sdbento.jobs.table import Job
 
 MAX_EVENTS = 5000  # of one job; 16 images of 150 steps have fewer
-MAX_JOBS = 512  # beyond them, the jobs that were looked at or changed longest ago are forgotten
+MAX_JOBS = 512  # beyond them, jobs of whoever has most of them are forgotten
 
 Message = dict[str, Any]  # an event as JSON, named by its "event"
 
@@ -65,8 +66,9 @@ class JobProgress(EventBuffer):
     Of the previews of an image only the newest waits, because they are large.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, owner: str | None = None) -> None:
         super().__init__(newest_only=["preview"])
+        self.owner = owner
         self.output_sent = False  # whether the event with the job's output was taken
 
 
@@ -74,13 +76,23 @@ class ProgressOfJobs:
     """The progress of every job that has any."""
 
     def __init__(self) -> None:
-        self._jobs: LRUCache[str, JobProgress] = LRUCache(MAX_JOBS)
+        self._jobs: dict[str, JobProgress] = {}  # looked at or changed longest ago first
 
-    def of(self, job_id: str) -> JobProgress:
-        progress = self._jobs.get(job_id)
+    def of(self, job: Job) -> JobProgress:
+        progress = self._jobs.pop(job.id, None)
         if progress is None:
-            progress = self._jobs[job_id] = JobProgress()
+            progress = JobProgress(job.owner)
+        self._jobs[job.id] = progress
+        if len(self._jobs) > MAX_JOBS:
+            self._forget_one()
         return progress
+
+    def _forget_one(self) -> None:
+        """Forget the oldest progress of the owner who has most, so that nobody drives out
+        another's."""
+        num_jobs = Counter(progress.owner for progress in self._jobs.values())
+        most = max(num_jobs, key=num_jobs.__getitem__)
+        del self._jobs[next(id for id, kept in self._jobs.items() if kept.owner == most)]
 
     def wake(self, job_id: str) -> None:
         """Let requests that wait for a job's events look again, as when the job has ended."""

@@ -164,7 +164,7 @@ class Jobs:
         seconds: how long to wait for an event if there is none yet.
         """
         job = await self.get(job_id)
-        progress = self._progress.of(job_id)
+        progress = self._progress.of(job)
         if job.unfinished and not self._stopping:
             with suppress(TimeoutError):
                 async with asyncio.timeout(seconds):

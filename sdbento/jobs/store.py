@@ -224,8 +224,8 @@ class JobStore:
     def claim(
         self,
         limit: int,
-        running: Mapping[str, str | None] | None = None,
         *,
+        running: Mapping[str, str | None] | None = None,
         shared: bool = False,
         except_of: Collection[str] = (),
     ) -> list[Job]:

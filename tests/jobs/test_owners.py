@@ -6,13 +6,14 @@ import asyncio
 import sqlite3
 import threading
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import text
 
-from sdbento.access import entries
+from sdbento.access import entries, keyring
 from sdbento.access.caller import Allowance, Caller, acting_for, current_caller
 from sdbento.errors import LimitReached, NotFound, Overloaded
 from sdbento.jobs.delivery import bucket
@@ -20,7 +21,7 @@ from sdbento.jobs.delivery.bucket import ATTEMPTS
 from sdbento.jobs.store import JobStore, Limits
 from sdbento.outbound import Answer
 from sdbento.settings import Settings
-from tests.support.job_server import SETTINGS, SOON, FakeApp, Server, serving, until
+from tests.support.job_server import QUICKLY, SETTINGS, SOON, FakeApp, Server, serving, until
 from tests.support.jobs import Clock, current, new
 
 ALICE, BOB = Caller("alice", shares=True), Caller("bob", shares=True)
@@ -132,6 +133,22 @@ async def test_a_removed_key_is_told_why_its_job_failed(tmp_path: Path) -> None:
         assert "not valid any more" in str(current(server.store).error)
 
 
+async def test_jobs_wait_while_the_file_of_keys_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keyring, "CHECK_SECONDS", 0.0)
+    settings, patient = keys_of(tmp_path, "alice", "bob"), replace(QUICKLY, key_gone=SOON)
+    file = tmp_path / "keys.yaml"
+    whole = file.read_text()
+    async with serving(tmp_path, settings=settings, intervals=patient) as server:
+        file.write_text("")
+        with acting_for(ALICE):
+            job_id = await server.submit()
+            await until(lambda: current(server.store, job_id).run == 2)
+            file.write_text(whole)
+            assert (await server.ended(job_id)).status == "COMPLETED"
+
+
 async def test_a_key_at_its_limit_waits_and_others_go_on(tmp_path: Path) -> None:
     app = AskedBy()
     app.full.add("alice")
@@ -223,13 +240,14 @@ def test_cancelled_jobs_take_their_places_until_their_work_has_stopped(store: Jo
     for i in range(9):
         store.add(new(f"a{i}", owner="a"))
     cancelled = dict.fromkeys("wxyz", "a")
-    assert store.claim(4, cancelled, shared=True) == []
-    claimed = {job.id: job.owner for job in store.claim(6, {"y": "a", "z": "a"}, shared=True)}
+    assert store.claim(4, running=cancelled, shared=True) == []
+    del cancelled["w"], cancelled["x"]
+    claimed = {job.id: job.owner for job in store.claim(6, running=cancelled, shared=True)}
     assert len(claimed) == 2
     store.add(new("b0", owner="b"))
-    assert [job.id for job in store.claim(1, claimed)] == ["b0"]
+    assert [job.id for job in store.claim(1, running=claimed)] == ["b0"]
     store.add(new("b1", owner="b"))
-    assert [job.id for job in store.claim(1, dict.fromkeys("123", "b"))] == ["a2"]
+    assert [job.id for job in store.claim(1, running=dict.fromkeys("123", "b"))] == ["a2"]
 
 
 def test_whoever_has_fewer_jobs_running_goes_first(store: JobStore) -> None:

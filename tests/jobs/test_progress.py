@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 from sdbento.jobs.progress import MAX_EVENTS, MAX_JOBS, JobProgress, ProgressOfJobs
+from sdbento.jobs.store import JobStore
+from sdbento.jobs.table import Job
+from tests.support.jobs import add_and_claim
 
 
 def test_only_the_newest_preview_is_kept() -> None:
@@ -14,12 +20,29 @@ def test_only_the_newest_preview_is_kept() -> None:
     assert kinds == [("step", 0), ("step", 1), ("step", 2), ("preview", 2)]
 
 
-def test_progress_is_bounded() -> None:
-    every = ProgressOfJobs()
-    for i in range(MAX_JOBS + 5):
-        every.of(str(i)).push({"event": "queued"})
-    assert every.of("0").take_all() == []
-    assert every.of(str(MAX_JOBS)).take_all() != []
+def jobs_of(folder: Path, owner: str) -> list[Job]:
+    """One job more than have progress."""
+    store = JobStore(folder)
+    job = add_and_claim(store, owner=owner)
+    store.close()
+    return [replace(job, id=f"{owner} {i}") for i in range(MAX_JOBS + 1)]
+
+
+def test_progress_is_bounded(tmp_path: Path) -> None:
+    every, jobs = ProgressOfJobs(), jobs_of(tmp_path, "a")
+    for job in jobs:
+        every.of(job).push({"event": "queued"})
+    assert every.of(jobs[0]).take_all() == []
+    assert every.of(jobs[-1]).take_all() != []
     for _ in range(MAX_EVENTS + 5):
-        every.of("x").push({"event": "step"})
-    assert len(every.of("x").take_all()) == MAX_EVENTS
+        every.of(jobs[0]).push({"event": "step"})
+    assert len(every.of(jobs[0]).take_all()) == MAX_EVENTS
+
+
+def test_nobody_drives_out_the_progress_of_another(tmp_path: Path) -> None:
+    every, jobs = ProgressOfJobs(), jobs_of(tmp_path, "a")
+    of_b = replace(jobs[0], owner="b", id="b")
+    every.of(of_b).push({"event": "step"})
+    for job in jobs:
+        every.of(job)
+    assert len(every.of(of_b)) == 1

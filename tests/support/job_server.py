@@ -24,7 +24,7 @@ from sdbento.request.schema import GenerateRequest, GenerateResponse, Timings
 from sdbento.settings import Settings
 
 SETTINGS = Settings(max_batch_size=2, allow_private_urls=True)
-QUICKLY = Intervals(expiry=0.05, tidying=0.05, grace=0.2, overloaded=0.02)
+QUICKLY = Intervals(expiry=0.05, tidying=0.05, grace=0.2, overloaded=0.02, key_gone=0.05)
 SOON = 10.0  # seconds, more than anything here takes
 
 
