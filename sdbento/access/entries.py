@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 from argon2 import PasswordHasher, extract_parameters
-from argon2.exceptions import InvalidHashError
+from argon2.exceptions import Argon2Error, InvalidHashError
 from filelock import FileLock
 from pydantic import (
     BaseModel,
@@ -38,6 +38,8 @@ MAX_RATE = 100_000
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 _SHA256 = re.compile(r"sha256:[0-9a-f]{64}")
 _MAX_ARGON2_KB = 2**20  # 1 GB for one check
+
+_hasher = PasswordHasher()
 
 
 class Entry(BaseModel):
@@ -101,7 +103,7 @@ def add(path: Path, name: str, password: str | None = None, **limits: Any) -> st
     """Add an entry of that name; makes the file if it is missing. Returns the key, which is drawn
     at random unless there is a `password`, and is kept nowhere. Raises SettingsError."""
     key = None if password is not None else f"{PREFIX}{secrets.token_urlsafe(32)}"
-    hash_ = hash_of(key) if key is not None else PasswordHasher().hash(password or "")
+    hash_ = hash_of(key) if key is not None else _hasher.hash(password or "")
     try:
         entry = Entry(name=name, hash=hash_, **limits)
     except ValidationError as error:
@@ -110,6 +112,8 @@ def add(path: Path, name: str, password: str | None = None, **limits: Any) -> st
     def added(entries: list[Entry]) -> list[Entry]:
         if name in [other.name for other in entries]:
             raise SettingsError(f"{path} has a key {name!r} already; remove it first")
+        if password is not None and any(fits(other.hash, password.encode()) for other in entries):
+            raise SettingsError("another user has this password; whose would it be? Choose another")
         return [*entries, entry]
 
     _change(path, added)
@@ -131,6 +135,14 @@ def remove(path: Path, name: str) -> None:
 def hash_of(key: str) -> str:
     """The hash that the file keeps of a random key."""
     return f"sha256:{hashlib.sha256(key.encode()).hexdigest()}"
+
+
+def fits(hash_: str, password: bytes) -> bool:
+    """Whether an argon2 hash is that of `password`. Blocking, for about 50 ms of a core."""
+    try:
+        return _hasher.verify(hash_, password)
+    except (Argon2Error, InvalidHashError):
+        return False
 
 
 def _parse(path: Path, text: str) -> list[Entry]:

@@ -18,20 +18,20 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-from argon2 import PasswordHasher
-from argon2.exceptions import Argon2Error
 from cachetools import TTLCache
 
 from sdbento.access.caller import Caller
 from sdbento.access.credentials import Credential
-from sdbento.access.entries import SINGLE, Entry, hash_of, read
+from sdbento.access.entries import SINGLE, Entry, fits, hash_of, read
 from sdbento.errors import Overloaded, Unauthorized
 from sdbento.settings import Settings, SettingsError
 
 log = logging.getLogger(__name__)
 
 CHECK_SECONDS = 1.0  # between two looks at the file
+SETTLE_SECONDS = 2.0  # a file that was written in place a moment ago may be half written
 MAX_CHECKS = 8  # requests that may wait until their password is checked
 PAUSE = 4.0  # after a wrong one, as a multiple of the time that it took,
 MAX_PAUSE = (
@@ -39,8 +39,6 @@ MAX_PAUSE = (
 )
 REMEMBERED = 1024  # passwords, right or wrong
 REMEMBER_SECONDS = 300.0
-
-_hasher = PasswordHasher()
 
 
 @dataclass(frozen=True)
@@ -65,8 +63,10 @@ class Keyring:
         self._seen = _version(self._file)
         self._looked = time.monotonic()
         self._keys = self._gather([] if self._file is None else read(self._file))
-        # Of passwords, by their mac: whose it is; None: nobody's.
-        self._remembered: TTLCache[bytes, str | None] = TTLCache(REMEMBERED, REMEMBER_SECONDS)
+        # Of passwords, by their mac and the user that came with them: whose it is; None: nobody's.
+        self._remembered: TTLCache[tuple[bytes, str | None], str | None] = TTLCache(
+            REMEMBERED, REMEMBER_SECONDS
+        )
         self._num_checks = 0
         self._checking = asyncio.Lock()
 
@@ -91,12 +91,12 @@ class Keyring:
         """
         await self._refresh()
         keys = self._keys
-        for credential in credentials:
-            mac = self._mac(hashlib.sha256(credential.key).digest())
-            caller = keys.by_mac.get(mac)
-            if caller is None and keys.passwords:
-                caller = await self._check_passwords(credential, mac)
-            if caller is not None:
+        macs = {one: self._mac(hashlib.sha256(one.key).digest()) for one in credentials}
+        for mac in macs.values():
+            if (caller := keys.by_mac.get(mac)) is not None:
+                return caller
+        for credential, mac in macs.items() if keys.passwords else ():
+            if (caller := await self._check_passwords(credential, mac)) is not None:
                 return caller
         raise Unauthorized(
             "a valid key is needed, as `Authorization: Bearer KEY` or as the password of Basic"
@@ -108,19 +108,21 @@ class Keyring:
         return self._keys.by_name.get(name)
 
     async def _check_passwords(self, credential: Credential, mac: bytes) -> Caller | None:
+        user = credential.user if credential.user in self._keys.passwords else None
+        asked = mac, user  # two users may have the same password
         with suppress(KeyError):
-            return self._remembered_caller(mac)
+            return self._remembered_caller(asked)
         if self._num_checks >= MAX_CHECKS:
             raise Overloaded("too many keys are being checked; try again later", retry_after=1.0)
         self._num_checks += 1
         try:
             async with self._checking:
                 with suppress(KeyError):  # by the request before this one
-                    return self._remembered_caller(mac)
+                    return self._remembered_caller(asked)
                 started, keys = time.monotonic(), self._keys
                 name = await asyncio.to_thread(_owner_of, credential, keys.passwords)
                 if keys is self._keys:
-                    self._remembered[mac] = name
+                    self._remembered[asked] = name
                 if name is None:
                     await asyncio.sleep(min(PAUSE * (time.monotonic() - started), MAX_PAUSE))
                     return None
@@ -128,9 +130,9 @@ class Keyring:
         finally:
             self._num_checks -= 1
 
-    def _remembered_caller(self, mac: bytes) -> Caller | None:
+    def _remembered_caller(self, asked: tuple[bytes, str | None]) -> Caller | None:
         """Raises KeyError if that password was not checked lately."""
-        name = self._remembered[mac]
+        name = self._remembered[asked]
         return None if name is None else self._keys.passwords[name][1]
 
     async def _refresh(self) -> None:
@@ -139,7 +141,7 @@ class Keyring:
             return
         self._looked = time.monotonic()
         version = await asyncio.to_thread(_version, self._file)
-        if version == self._seen:
+        if version == self._seen or _is_unfinished(version, self._seen):
             return
         self._seen = version
         try:
@@ -179,22 +181,31 @@ def _owner_of(credential: Credential, passwords: dict[str, tuple[str, Caller]]) 
     """Whose password it is; the user's that comes with it is tried first. A wrong one is compared
     with all, so that the time does not tell which names there are. Blocking, for long."""
     names = sorted(passwords, key=lambda name: name != credential.user)
-    return next((name for name in names if _fits(passwords[name][0], credential.key)), None)
+    return next((name for name in names if fits(passwords[name][0], credential.key)), None)
 
 
-def _fits(hash_: str, key: bytes) -> bool:
-    try:
-        return _hasher.verify(hash_, key)
-    except Argon2Error:
+class _Version(NamedTuple):
+    """Changes whenever a file is written or replaced."""
+
+    written_ns: int
+    size: int
+    inode: int
+
+
+def _is_unfinished(now: _Version | None, before: _Version | None) -> bool:
+    """Whether the file may still be written. Who writes it in place empties it first, and without
+    their entry nobody's jobs would run any more. One that takes its place is whole."""
+    if now is None or before is None or now.inode != before.inode:
         return False
+    return 0 <= time.time_ns() - now.written_ns < SETTLE_SECONDS * 1e9
 
 
-def _version(file: Path | None) -> object:
-    """Changes whenever the file is written or replaced. Blocking."""
+def _version(file: Path | None) -> _Version | None:
+    """None if there is no such file. Blocking."""
     if file is None:
         return None
     try:
         found = file.stat()
     except OSError:
         return None
-    return found.st_mtime_ns, found.st_size, found.st_ino
+    return _Version(found.st_mtime_ns, found.st_size, found.st_ino)

@@ -39,6 +39,15 @@ def test_a_password_is_hashed_by_argon2(file: Path) -> None:
     assert "horse" not in file.read_text()
 
 
+def test_a_password_that_is_anothers_is_refused(file: Path) -> None:
+    entries.add(file, "alice")
+    entries.add(file, "bob", "correct horse")
+    with pytest.raises(SettingsError, match="another user has this password"):
+        entries.add(file, "carol", "correct horse")
+    entries.add(file, "carol", "correct horses")
+    assert [entry.name for entry in read(file)] == ["alice", "bob", "carol"]
+
+
 def test_only_the_owner_can_read_the_file(file: Path) -> None:
     file.write_text("[]")
     file.chmod(0o644)

@@ -21,6 +21,7 @@ QUICK = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
 @pytest.fixture(autouse=True)
 def _looks_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keyring, "CHECK_SECONDS", 0.0)
+    monkeypatch.setattr(keyring, "SETTLE_SECONDS", 0.0)
     monkeypatch.setattr(keyring, "PAUSE", 0.0)
 
 
@@ -89,6 +90,15 @@ async def test_passwords_work_with_and_without_a_name(file: Path) -> None:
     assert await whose(keys, "eve's password", "alice") is None
 
 
+async def test_of_users_with_the_same_password_each_is_himself(file: Path) -> None:
+    for name in ("alice", "bob"):
+        with_hash(file, name, QUICK.hash("same"))
+    keys = ring(file)
+    for _ in range(2):  # checked, then remembered
+        for name in ("alice", "bob"):
+            assert await whose(keys, "same", name) == name
+
+
 def with_hash(file: Path, name: str, hash_: str) -> None:
     with file.open("a") as text:
         text.write(f"- name: {name}\n  hash: '{hash_}'\n")
@@ -134,6 +144,18 @@ async def test_a_flood_of_wrong_keys_is_bounded_and_harms_no_random_key(
     assert len(keys._remembered) <= MAX_CHECKS
 
 
+async def test_a_random_key_is_found_behind_any_other_while_passwords_are_checked(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A proxy's Authorization beside a key in X-API-Key."""
+    key = entries.add(file, "bob")
+    assert key is not None
+    with_hash(file, "alice", QUICK.hash("right"))
+    monkeypatch.setattr(keyring, "MAX_CHECKS", 0)
+    both = [Credential(b"of the proxy", "proxy"), Credential(key.encode())]
+    assert (await ring(file).identify(both)).name == "bob"
+
+
 async def test_a_key_comes_and_goes_with_the_file(file: Path) -> None:
     alice = entries.add(file, "alice")
     assert alice is not None
@@ -173,6 +195,19 @@ async def test_a_broken_change_keeps_the_keys_of_before_and_is_told_once(
     bob = entries.add(file, "bob")
     assert bob is not None
     assert await whose(keys, bob) == "bob"
+    assert await whose(keys, alice) is None
+
+
+async def test_a_file_that_is_being_written_changes_nothing_yet(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keyring, "SETTLE_SECONDS", 60.0)
+    alice = entries.add(file, "alice")
+    assert alice is not None
+    keys = ring(file)
+    file.write_text("")  # as an editor begins
+    assert await whose(keys, alice) == "alice"
+    os.utime(file, (0, 0))  # it stays so for long
     assert await whose(keys, alice) is None
 
 
