@@ -50,6 +50,13 @@ def test_a_text_without_parameters_is_a_prompt() -> None:
     assert infotext.read("") == {"Prompt": ""}
 
 
+def test_a_last_line_that_is_far_too_long_is_a_prompt() -> None:
+    """Searching it would stop all threads for seconds: a file may bring a text of megabytes."""
+    line = "Steps: 20, " * (infotext.MAX_PAIRS_CHARS // 10)
+    assert infotext.read(line) == {"Prompt": line.strip()}
+    assert infotext.read(f"{line}\nSteps: 20, Seed: 1, Size: 8x8")["Seed"] == "1"
+
+
 def test_a_prompt_may_speak_of_negative_prompts() -> None:
     read = infotext.read(infotext.write("a sign: Negative prompt: no", "blurry", PAIRS))
     assert read["Prompt"] == "a sign: Negative prompt: no"

@@ -46,7 +46,8 @@ class Guard:
     """ASGI middleware around everything that is served.
 
     A request without a key, where one is needed, is answered before its body is read; the others
-    are handled on behalf of their key (`current_caller`). A body over the limit is answered with
+    are handled on behalf of their key (`current_caller`). What is open to all has no body: if one
+    comes, it is not kept. A body over the limit is answered with
     413. The body of a POST to a path of `request_models` is parsed here, and only here, as a
     request of that class; `parsed_request` returns it. It is a form, or else JSON whatever its
     Content-Type says. When the client goes away, the handler is cancelled. Errors have the shape of
@@ -98,7 +99,7 @@ class Guard:
         answer = OneErrorShape(scope, send, failures.watch(), own_path=own_path, shape=shape)
         try:
             caller = await self._gate.admit(scope)
-            body = await self._read_body(scope, receive) if scope["method"] != "OPTIONS" else b""
+            body = b"" if self._gate.is_open(scope) else await self._read_body(scope, receive)
             if own_path and scope["method"] == "POST":
                 scope, body = await self._parse(scope, body), b""  # it may hold large images
         except SDBentoError as error:
@@ -109,7 +110,7 @@ class Guard:
         with acting_for(caller):
             finished = await _until_disconnected(self.app, scope, body, receive, answer)
         if not finished:
-            log.info("the client of %s went away", scope["path"])
+            log.info("the client of %r went away", scope["path"])
             # Only BentoML's access log takes note of this answer.
             with suppress(OSError):
                 await error_response(Cancelled("the client went away"))(scope, receive, send)

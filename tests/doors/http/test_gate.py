@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from base64 import b64encode
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,7 +14,7 @@ import pytest
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route, Router
-from starlette.types import Message
+from starlette.types import Message, Receive, Scope, Send
 
 from sdbento.access import entries, keyring
 from sdbento.access.caller import current_caller
@@ -146,6 +147,31 @@ async def test_the_body_of_a_stranger_is_not_read() -> None:
     assert sent[0]["status"] == 401
 
 
+@pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS"])
+async def test_a_body_for_what_is_open_to_all_is_not_kept(method: str) -> None:
+    bodies: list[bytes] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        bodies.append(await Request(scope, receive).body())
+        await PlainTextResponse("")(scope, receive, send)
+
+    async def receive() -> Message:
+        if unsent:
+            return {"type": "http.request", "body": unsent.pop(), "more_body": True}
+        return await asyncio.Future()
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    sent: list[Message] = []
+    unsent = [b"x"] * 10
+    scope = {"type": "http", "method": method, "path": "/ping", "headers": []}
+    for settings in (Settings(), Settings.model_validate({"api_key": KEY})):
+        await Guard(app, lambda settings=settings: settings, {})(scope, receive, send)  # type: ignore[misc]
+    assert bodies == [b"", b""]
+    assert sent[0]["status"] == 200
+
+
 async def test_websockets_are_closed_with_and_without_a_key() -> None:
     sent: list[Message] = []
 
@@ -237,6 +263,71 @@ async def test_without_origins_there_are_no_such_headers_and_options_still_answe
         assert {"GET", "POST", "OPTIONS"} <= set(answer.headers["allow"].split(", "))
         assert (await ask.options("/nothing")).status_code == 404
         assert (await ask.options("/v1/images")).status_code == 204
+
+
+PAGE = "https://page.example"
+
+
+@pytest.mark.parametrize(
+    ("origin", "site"),
+    [
+        ("https://evil.example", "cross-site"),
+        ("https://evil.example", None),  # an old browser, or no TLS
+        ("http://evil.server", "same-site"),
+        ("http://server:8080", None),
+        ("null", "cross-site"),  # a frame in a sandbox
+        ("null", None),
+        (None, "cross-site"),
+    ],
+)
+async def test_a_page_of_another_host_can_send_nothing_with_what_the_browser_remembers(
+    origin: str | None, site: str | None
+) -> None:
+    page = {"Origin": origin, "Sec-Fetch-Site": site, "Content-Type": "text/plain"}
+    headers = {name: value for name, value in page.items() if value is not None}
+    for origins in ("", PAGE):
+        async with client(cors_origins=origins) as ask:
+            answer = await ask.post("/generate", headers=headers, content=b"{}")
+            assert (answer.status_code, answer.json()["error"]["type"]) == (403, "forbidden")
+            assert "SDBENTO_CORS_ORIGINS" in answer.json()["error"]["message"]
+            assert (await ask.post("/v1/images", headers=headers)).status_code == 418
+            assert (await ask.get("/generate", headers=headers)).status_code == 200
+    for origins in ("", PAGE, "*"):
+        async with client(api_key=KEY, cors_origins=origins) as ask:
+            answer = await ask.post("/generate", headers=headers | basic("", KEY))
+            assert answer.status_code == 403
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "http://server", "Sec-Fetch-Site": "same-origin"},
+        {"Origin": "http://server"},
+        {"Origin": "https://server"},  # a proxy speaks TLS
+        {"Origin": "https://proxy.example", "Sec-Fetch-Site": "same-origin"},  # and changes Host
+        {"Sec-Fetch-Site": "none"},  # typed by the user, or an extension of the browser
+        {"Sec-Fetch-Mode": "cors"},  # fetch of Node
+        {"Origin": PAGE, "Sec-Fetch-Site": "cross-site"},
+    ],
+)
+async def test_pages_of_the_server_and_of_named_origins_may_send(headers: dict[str, str]) -> None:
+    async with client(api_key=KEY, cors_origins=PAGE) as ask:
+        answer = await ask.post("/generate", headers=headers | basic("", KEY))
+        assert (answer.status_code, answer.text) == (200, "default")
+
+
+@pytest.mark.parametrize("key", [BEARER, {"X-API-Key": KEY}])
+async def test_a_key_that_no_browser_sends_by_itself_is_enough(key: dict[str, str]) -> None:
+    """Applications made of web pages (Electron) need not ask by CORS."""
+    app = {"Origin": "app://local", "Sec-Fetch-Site": "cross-site"}
+    async with client(api_key=KEY) as ask:
+        assert (await ask.post("/generate", headers=app | key)).text == "default"
+
+
+async def test_all_pages_may_send_where_all_are_named() -> None:
+    async with client(cors_origins="*") as ask:
+        answer = await ask.post("/generate", headers={"Origin": "https://any.example"})
+        assert answer.status_code == 200
 
 
 @pytest.mark.parametrize("origins", ["example.com", "https://a.example/path", "https://*.example"])

@@ -164,7 +164,20 @@ async def test_a_client_that_leaves_stops_the_handler(caplog: pytest.LogCaptureF
     await asyncio.wait_for(client.post("/run", b"x"), 10)
     assert stopped.is_set()
     assert client.status == 499
-    assert "the client of /run went away" in caplog.text
+    assert "the client of '/run' went away" in caplog.text
+
+
+async def test_a_path_cannot_forge_a_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+
+    async def handler(request: Request) -> bytes:
+        client.gone.set()
+        await asyncio.sleep(60)
+        return b""
+
+    client = Client(handler)
+    await asyncio.wait_for(client.post("/run\nERROR all is lost", b""), 10)
+    assert [record.getMessage().count("\n") for record in caplog.records] == [0]
 
 
 async def test_other_protocols_than_http_pass() -> None:
