@@ -149,14 +149,15 @@ def test_urls_begin_as_the_client_named_this_server(client: TestClient) -> None:
 
 
 def test_urls_begin_as_the_settings_say_and_end_when_they_say(serve: Serve) -> None:
-    client = serve(public_url="https://sd.example/prefix/", url_bytes=1)
+    client = serve(public_url="https://sd.example/prefix/", url_bytes=600)  # one image and a half
     body = {"prompt": "x", "response_format": "url"}
     url = client.post(GENERATIONS, json=body).json()["data"][0]["url"]
     assert url.startswith("https://sd.example/prefix" + PUBLIC_PREFIX)
     path = url.removeprefix("https://sd.example/prefix")
-    assert client.get(path).status_code == 200
+    assert 300 < len(client.get(path).content) < 600
     client.post(GENERATIONS, json=body)
     assert_refused(client.get(path), 404, None)
+    assert_refused(client.post(GENERATIONS, json=body | {"n": 2}), 413, "response_format")
 
 
 def test_a_stream_ends_with_each_image(client: TestClient) -> None:
