@@ -137,6 +137,7 @@ async def test_jobs_wait_while_the_file_of_keys_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(keyring, "CHECK_SECONDS", 0.0)
+    monkeypatch.setattr(keyring, "SETTLE_SECONDS", 0.0)  # it takes longer than that
     settings, patient = keys_of(tmp_path, "alice", "bob"), replace(QUICKLY, key_gone=SOON)
     file = tmp_path / "keys.yaml"
     whole = file.read_text()
