@@ -13,10 +13,11 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from sdbento.access.caller import current_caller
+from sdbento.access.threads import SharedThreads
 from sdbento.catalog.specs import controlnets_for
 from sdbento.doors.a1111.bodies import Lenient, Name, Whole
 from sdbento.doors.a1111.notes import Notes
-from sdbento.doors.a1111.tools.encoded import EncodedImage, ImageThreads, answer
+from sdbento.doors.a1111.tools.encoded import THREADS, EncodedImage, answer, work_on_image
 from sdbento.doors.a1111.tools.options import TheChoices
 from sdbento.doors.a1111.units import kind_of
 from sdbento.doors.http.routing import TheApp, door
@@ -35,7 +36,7 @@ LABELS = {"mlsd": "MLSD", "normal": "NormalMap", "openpose": "OpenPose"}
 LABELS |= {"seg": "Segmentation", "softedge": "SoftEdge"}
 
 # Apart from those of other routes: a network may have to be downloaded first.
-_threads = ImageThreads("sdbento-detect")
+_threads = SharedThreads(THREADS, "sdbento-detect")
 
 
 class Version(BaseModel):
@@ -130,8 +131,8 @@ async def detect(app: TheApp, body: Detection) -> Response:
     """Make control images, such as edges, out of ordinary ones."""
     kind, notes = await run_in_threadpool(_understand, body)
     images = [
-        await _threads.run_for_caller(
-            app, _detect, kind, source, i, body.controlnet_processor_res, app.settings
+        await work_on_image(
+            app, _threads, _detect, kind, source, i, body.controlnet_processor_res, app.settings
         )
         for i, source in enumerate(body.controlnet_input_images)
     ]

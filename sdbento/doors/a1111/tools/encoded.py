@@ -6,14 +6,12 @@ import asyncio
 import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
-from weakref import WeakValueDictionary
 
 from pydantic import AfterValidator, Field, StringConstraints
 from pydantic_core import PydanticCustomError
 from starlette.responses import Response
 
-from sdbento.access.caller import current_caller
-from sdbento.background import ThreadPool
+from sdbento.access.threads import SharedThreads
 from sdbento.outbound import is_url
 
 if TYPE_CHECKING:
@@ -23,41 +21,20 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 THREADS = 2  # few, because each may hold an image of the largest size
+threads = SharedThreads(THREADS, "sdbento-images")
 
 
-class ImageThreads(ThreadPool):
-    """Threads for work on images. A key has one of them at a time, so that whoever sends many
-    images keeps others waiting for one at most."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(THREADS, name)
-        self._places: WeakValueDictionary[str | None, asyncio.Semaphore] = WeakValueDictionary()
-
-    async def run_for_caller(
-        self, app: App, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
-    ) -> T:
-        """As `run`, and as a request of the present caller, who may have too many. Raises
-        Overloaded and LimitReached.
-
-        If this is cancelled, the caller's next call still waits until the thread is free.
-        """
-        name = current_caller().name
-        size = THREADS if name is None else 1
-        place = self._places.setdefault(name, asyncio.Semaphore(size))
-
-        def leave(work: asyncio.Future[T]) -> None:
-            place.release()
-            if not work.cancelled():
-                work.exception()  # is told to nobody if the client has left
-
-        with app.counted():
-            await place.acquire()
-            work = asyncio.ensure_future(self.run(function, *args, **kwargs))
-            work.add_done_callback(leave)
-            return await asyncio.shield(work)
-
-
-threads = ImageThreads("sdbento-images")
+async def work_on_image(
+    app: App,
+    threads: SharedThreads,
+    function: Callable[P, T],
+    *args: P.args,
+    **kwargs: P.kwargs,
+) -> T:
+    """What `function` returns in one of `threads`, as a request of the present caller, who may have
+    too many: raises Overloaded and LimitReached."""
+    with app.counted():
+        return await threads.run(function, *args, **kwargs)
 
 
 def _is_no_url(source: str) -> str:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from sdbento.doors.a1111.bodies import Lenient, Name, Share, Whole
-from sdbento.doors.a1111.tools.encoded import EncodedImage, answer, threads
+from sdbento.doors.a1111.tools.encoded import EncodedImage, answer, threads, work_on_image
 from sdbento.doors.http.routing import TheApp, door
 from sdbento.errors import InvalidParameter, TooLarge
 from sdbento.images import codec
@@ -115,7 +115,7 @@ async def _enlarge_all(app: App, body: Extras, sources: dict[str, str]) -> list[
     room = codec.PIXELS_FACTOR * app.settings.max_pixels
     enlarged: list[_Enlarged] = []
     for param, source in sources.items():
-        one = await threads.run_for_caller(app, _enlarge, body, source, param, room, app.settings)
+        one = await work_on_image(app, threads, _enlarge, body, source, param, room, app.settings)
         room -= one.num_pixels
         enlarged.append(one)
     return enlarged

@@ -11,7 +11,7 @@ import re
 from pydantic import BaseModel, Field
 
 from sdbento.doors.a1111.bodies import Lenient
-from sdbento.doors.a1111.tools.encoded import EncodedImage, threads
+from sdbento.doors.a1111.tools.encoded import EncodedImage, threads, work_on_image
 from sdbento.doors.http.routing import TheApp, door
 from sdbento.errors import NotOffered
 from sdbento.images import codec, infotext
@@ -36,7 +36,7 @@ class PngInfo(BaseModel):
 @router.post("/sdapi/v1/png-info")
 async def png_info(app: TheApp, body: File) -> PngInfo:
     """What a PNG, JPEG or WebP file says of how it was made."""
-    return await threads.run_for_caller(app, _read, body.image, app.settings)
+    return await work_on_image(app, threads, _read, body.image, app.settings)
 
 
 @router.post("/sdapi/v1/interrogate", status_code=501, response_description="It is not offered")
