@@ -261,7 +261,7 @@ def test_a_client_that_leaves_stops_its_work(server: Server) -> None:
     assert time.monotonic() - started < 10  # 4800 steps would take longer
     log = server.log.read_text()
     for path in ("/generate", "/generate_stream"):
-        assert f"the client of {path} went away" in log
+        assert f"the client of {path!r} went away" in log
 
 
 def test_a_full_queue_answers_429_with_retry_after_and_loses_no_request(

@@ -140,7 +140,7 @@ def test_the_wait_for_a_job_ends_when_its_client_leaves(server: Server) -> None:
     path = f"/status-sync/{job_id}"
     with pytest.raises(httpx.ReadTimeout):
         server.client.get(path, params={"wait": "300000"}, timeout=0.5)
-    until(lambda: f"the client of {path} went away" in server.log.read_text())
+    until(lambda: f"the client of {path!r} went away" in server.log.read_text())
     assert server.client.get(f"/status/{job_id}").json()["status"] == "IN_PROGRESS"
     server.client.post(f"/cancel/{job_id}")
 
