@@ -15,7 +15,7 @@ from sdbento.doors.a1111.bodies import Img2Img, Txt2Img
 from sdbento.doors.a1111.tools.choices import Choice
 from sdbento.doors.a1111.tools.options import TheChoices
 from sdbento.doors.a1111.work import Generation, Work
-from sdbento.doors.http.routing import TheApp, door
+from sdbento.doors.http.routing import TheApp, door, shared
 from sdbento.images import codec
 
 if TYPE_CHECKING:
@@ -29,11 +29,7 @@ LEAST = 0.01  # the progress of a call that has not done a step: 0 means that no
 
 
 async def work_of(request: Request) -> Work:
-    state = request.app.state
-    if not hasattr(state, "a1111_work"):
-        state.a1111_work = Work()
-    work: Work = state.a1111_work
-    return work
+    return shared(request, Work, Work)
 
 
 TheWork = Annotated[Work, Depends(work_of)]

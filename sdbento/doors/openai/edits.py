@@ -7,7 +7,6 @@ where a mask is white. An image without holes is changed as a whole.
 from __future__ import annotations
 
 import asyncio
-from base64 import b64encode
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +66,7 @@ async def _edit(app: App, body: ImageBody, image: str) -> dict[str, Any]:
         return {}
     pixels = await app.read_image(image, param="image")
     if is_url(image):  # which need not be fetched again
-        image = await asyncio.to_thread(_as_base64, pixels)
+        image = await asyncio.to_thread(codec.as_base64, pixels)
     if holes := await asyncio.to_thread(_holes, pixels):
         return {"image": image, "mask_image": holes}
     return {"image": image, "strength": _strength(body)}
@@ -99,8 +98,4 @@ def _holes(image: Image.Image) -> str | None:
     if not image.has_transparency_data:
         return None
     mask = image.convert("RGBA").getchannel("A").point(_REPAINT)
-    return _as_base64(mask) if mask.getbbox() else None
-
-
-def _as_base64(image: Image.Image) -> str:
-    return b64encode(codec.encode(image, "png")).decode("ascii")
+    return codec.as_base64(mask) if mask.getbbox() else None

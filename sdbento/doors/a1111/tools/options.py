@@ -13,7 +13,7 @@ from sdbento.doors.a1111.bodies import Lenient, Name
 from sdbento.doors.a1111.checkpoints import find_checkpoint
 from sdbento.doors.a1111.tools.choices import Choices, ClipStop
 from sdbento.doors.a1111.tools.preloads import Preloads
-from sdbento.doors.http.routing import TheApp, door
+from sdbento.doors.http.routing import TheApp, app_of, door, shared
 from sdbento.images.redaction import public_name
 
 if TYPE_CHECKING:
@@ -25,19 +25,12 @@ FILE = "a1111.json"  # in SDBENTO_STATE_DIR
 
 
 async def choices_of(request: Request) -> Choices:
-    state = request.app.state
-    if not hasattr(state, "a1111_choices"):
-        state.a1111_choices = Choices(state.app.settings.state_dir / FILE)
-    choices: Choices = state.a1111_choices
-    return choices
+    folder = app_of(request).settings.state_dir
+    return shared(request, Choices, lambda: Choices(folder / FILE))
 
 
 async def preloads_of(request: Request) -> Preloads:
-    state = request.app.state
-    if not hasattr(state, "a1111_preloads"):
-        state.a1111_preloads = Preloads()
-    preloads: Preloads = state.a1111_preloads
-    return preloads
+    return shared(request, Preloads, Preloads)
 
 
 TheChoices = Annotated[Choices, Depends(choices_of)]
