@@ -1,9 +1,9 @@
 """Whose key it is that a request presents. Reads the file of keys again when it has changed.
 
 Random keys are found by their hash, however many there are. A password is checked against every
-argon2 hash, which takes about 50 ms of a core each, on purpose. So one request at a time is
-checked, results are remembered, and after a wrong key there is a pause: guessing takes at most a
-fifth of a core, and those whose keys are random do not notice. Knows nothing of HTTP.
+argon2 hash, which is slow on purpose. So one request at a time is checked, results are remembered,
+and after a wrong key there is a pause: guessing cannot take a core for itself, and those whose keys
+are random do not notice. Knows nothing of HTTP.
 """
 
 from __future__ import annotations
@@ -33,10 +33,8 @@ log = logging.getLogger(__name__)
 CHECK_SECONDS = 1.0  # between two looks at the file
 SETTLE_SECONDS = 2.0  # a file that was written in place a moment ago may be half written
 MAX_CHECKS = 8  # requests that may wait until their password is checked
-PAUSE = 4.0  # after a wrong one, as a multiple of the time that it took,
-MAX_PAUSE = (
-    1.0  # and no more than so many seconds: on a busy machine that time is waiting, not work
-)
+PAUSE = 4.0  # after a wrong one, as a multiple of the time that its check took
+MAX_PAUSE = 1.0  # seconds; on a busy machine that time is waiting, not work
 REMEMBERED = 1024  # passwords, right or wrong
 REMEMBER_SECONDS = 300.0
 
