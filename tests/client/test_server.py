@@ -23,7 +23,7 @@ from sdbento.client.fields import Fields
 from sdbento.errors import InvalidParameter, MalformedRequest, NotFound, UnknownModel
 from sdbento.images.metadata import read_metadata
 from tests.support.images import gradient
-from tests.support.server import QUICK, Server, free_port, generated, pixels
+from tests.support.server import QUICK, Server, alike, free_port, generated, pixels
 
 
 class Quickly(TypedDict):
@@ -50,8 +50,7 @@ async def async_client(server: Server) -> AsyncIterator[AsyncClient]:
 
 
 def assert_alike(image: GeneratedImage, expected: NDArray[np.int16]) -> None:
-    """Whoever shares the batch meanwhile may change how the last bit is rounded."""
-    assert np.abs(pixels(image.data) - expected).max() <= 1
+    assert alike(pixels(image.data), expected)
 
 
 def until(condition: Callable[[], object]) -> None:

@@ -19,7 +19,7 @@ import pytest
 from bentoml.exceptions import BentoMLException
 from PIL import Image
 
-from tests.support.server import QUICK, Server, generated, pixels, post
+from tests.support.server import QUICK, Server, alike, generated, pixels, post
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of importing BentoML
 
@@ -46,7 +46,7 @@ def picture(tmp_path: Path) -> Path:
 
 
 def same(image: Image.Image, expected: Any) -> bool:
-    return np.array_equal(np.asarray(image.convert("RGB"), dtype=np.int16), expected)
+    return alike(np.asarray(image.convert("RGB"), dtype=np.int16), expected)
 
 
 class _Quiet(SimpleHTTPRequestHandler):
@@ -76,7 +76,7 @@ def test_a_request_is_given_by_its_fields_or_whole(client: Any, server: Server) 
     rest = {name: value for name, value in QUICK.items() if name != "prompt"}
     assert same(client.txt2img(QUICK["prompt"], **rest), expected)
     for answer in (client.generate(**QUICK, num_images=2), client.generate(QUICK)):
-        assert np.array_equal(pixels(base64.b64decode(answer["images"][0])), expected)
+        assert alike(pixels(base64.b64decode(answer["images"][0])), expected)
 
 
 def test_objects_lists_and_nulls_arrive_as_they_are(client: Any, server: Server) -> None:
@@ -118,7 +118,7 @@ def test_images_are_base64_data_uris_and_urls(client: Any, server: Server, pictu
         whole = {**fields, "image": source}
         assert same(client.img2img(whole), expected)
         [image] = client.generate(**whole)["images"]
-        assert np.array_equal(pixels(base64.b64decode(image)), expected)
+        assert alike(pixels(base64.b64decode(image)), expected)
     with serving_files(picture.parent) as url:
         assert same(client.img2img(image=f"{url}/in.png", **fields), expected)
 

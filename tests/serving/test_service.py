@@ -11,7 +11,6 @@ from io import BytesIO
 from typing import Any
 
 import httpx
-import numpy as np
 import psutil
 import pytest
 from PIL import Image
@@ -22,6 +21,7 @@ from sdbento.images.metadata import read_metadata
 from tests.support.server import (
     QUICK,
     Server,
+    alike,
     assert_error,
     generated,
     pixels,
@@ -46,7 +46,7 @@ def test_the_response_holds_all_that_reproduces_the_image(server: Server) -> Non
     assert first["timings"]["total"] >= first["timings"]["denoising"] > 0
     for seed, image in zip(first["seeds"], first["images"], strict=True):
         [again] = generated(server, **(first["parameters"] | {"seed": seed}))
-        assert np.abs(again - pixels(base64.b64decode(image))).max() <= 1
+        assert alike(again, pixels(base64.b64decode(image)))
 
 
 def test_the_image_carries_its_parameters(server: Server) -> None:
@@ -79,7 +79,7 @@ def test_a_stream_reports_the_queue_steps_previews_and_the_end(server: Server) -
     assert names[-1] == "done"
     solo = generated(server, **QUICK)[0]
     streamed = pixels(base64.b64decode(events[-1]["response"]["images"][0]))
-    assert np.array_equal(solo, streamed)
+    assert alike(solo, streamed)
 
 
 def test_models_and_samplers_are_listed(server: Server) -> None:
@@ -123,7 +123,7 @@ def test_32_concurrent_mixed_requests_each_equal_their_solo_run(server: Server) 
         together = list(pool.map(lambda fields: generated(server, **fields)[0], requests))
     for fields, image in zip(requests, together, strict=True):
         alone = generated(server, **fields)[0]
-        assert np.abs(alone - image).max() <= 1, fields
+        assert alike(alone, image), fields
 
 
 BAD = [

@@ -16,7 +16,7 @@ import webuiapi
 from PIL import Image
 
 from tests.support import images
-from tests.support.server import Server, generated, pixels
+from tests.support.server import Server, alike, generated, pixels
 
 PROMPT = "a red circle on a blue background"
 QUICK = {"prompt": PROMPT, "seed": 7, "steps": 4, "width": 128, "height": 128, "cfg_scale": 4}
@@ -34,7 +34,7 @@ def client(server: Server) -> webuiapi.WebUIApi:
 
 
 def same(image: Image.Image, expected: Any) -> bool:
-    return np.array_equal(np.asarray(image.convert("RGB"), dtype=np.int16), expected)
+    return alike(np.asarray(image.convert("RGB"), dtype=np.int16), expected)
 
 
 def test_webuiapi_draws_from_text(server: Server, client: webuiapi.WebUIApi) -> None:

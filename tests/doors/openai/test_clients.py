@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from openai import AsyncOpenAI, OpenAI
 from PIL import Image
 
-from tests.support.server import QUICK, Server, assert_error, generated, pixels
+from tests.support.server import QUICK, Server, alike, assert_error, generated, pixels
 
 PROMPT = QUICK["prompt"]
 FEW = {"steps": 4, "seed": 7}  # what QUICK says, in the words of other servers
@@ -59,8 +59,7 @@ def decoded(data: Any) -> list[NDArray[np.int16]]:
 
 def assert_same(some: list[NDArray[np.int16]], others: list[NDArray[np.int16]]) -> None:
     assert len(some) == len(others)
-    for one, other in zip(some, others, strict=True):
-        assert np.array_equal(one, other)
+    assert all(map(alike, some, others))
 
 
 # The SDK
