@@ -20,7 +20,7 @@ from functools import partial
 from PIL import Image
 
 from sdbento.access.caller import Caller, current_caller
-from sdbento.access.limits import ImagesAtOnce, has_share, share_taken
+from sdbento.access.limits import ImagesAtOnce, has_place, refusal
 from sdbento.backoff import Backoff
 from sdbento.catalog.lookup import Catalog
 from sdbento.catalog.specs import ControlNetSpec, ModelSpec
@@ -30,7 +30,7 @@ from sdbento.engine.loop import Engine
 from sdbento.engine.planner import ROWS_PER_IMAGE, Planner
 from sdbento.engine.trajectory import Runner
 from sdbento.environment import unknown_variables
-from sdbento.errors import DeadlineExceeded, Overloaded, classify, is_sick, reraise
+from sdbento.errors import DeadlineExceeded, classify, is_sick, reraise
 from sdbento.malloc import release_freed_memory
 from sdbento.metrics import queue_depth
 from sdbento.models.cache import PipelineCache
@@ -88,7 +88,7 @@ class App:
         inversions = Inversions(settings)
         self._resolver = Resolver(settings, self.catalog, inversions)
         self._builder = TrajectoryBuilder(settings, inversions)
-        self._num_requests: Counter[str | None] = Counter()  # unfinished ones, by key
+        self._num_requests: Counter[str | None] = Counter()  # unfinished ones, by owner
         self._images_at_once = ImagesAtOnce()
         self._idle_timer: asyncio.TimerHandle | None = None
         self._default_loaded = threading.Event()
@@ -215,28 +215,31 @@ class App:
         GPU."""
         caller = current_caller()
         self._check_room(caller)
-        self._count_requests(caller.name, 1)
+        self._count_requests(caller.owner, 1)
         try:
             yield
         except Exception as error:
             self._notice_sickness(error)
             raise
         finally:
-            self._count_requests(caller.name, -1)
+            self._count_requests(caller.owner, -1)
 
     def _check_room(self, caller: Caller) -> None:
         """Raises Overloaded when the queue is full, or this caller's share of it."""
-        limit = self.settings.max_queue_size + self.settings.max_batch_size
+        queue, batch = self.settings.max_queue_size, self.settings.max_batch_size
+        if has_place(caller, self._num_requests, queue + batch):
+            return
         total = self._num_requests.total()
-        if total >= limit:
-            raise Overloaded(
-                f"the queue is full: {total} requests are unfinished "
-                f"(MAX_QUEUE_SIZE={self.settings.max_queue_size} beside "
-                f"MAX_BATCH_SIZE={self.settings.max_batch_size}); try again later",
-                retry_after=self.seconds_per_request,
-            )
-        if caller.shares and not has_share(self._num_requests[caller.name], total, limit):
-            raise share_taken("the queue (MAX_QUEUE_SIZE)", self.seconds_per_request)
+        sizes = f"MAX_QUEUE_SIZE={queue} beside MAX_BATCH_SIZE={batch}"
+        error = refusal(
+            caller,
+            self._num_requests,
+            queue + batch,
+            what=f"the queue ({sizes})",
+            full=f"the queue is full: {total} requests are unfinished ({sizes})",
+        )
+        error.retry_after = self.seconds_per_request
+        raise error
 
     def _notice_sickness(self, error: Exception) -> None:
         """After a device error every later request fails as well, until the process is replaced;
@@ -253,8 +256,10 @@ class App:
             self._broken = True
             log.error("%s: this process must be replaced", reason)
 
-    def _count_requests(self, caller: str | None, change: int) -> None:
-        self._num_requests[caller] += change
+    def _count_requests(self, owner: str | None, change: int) -> None:
+        self._num_requests[owner] += change
+        if not self._num_requests[owner]:
+            del self._num_requests[owner]
         total = self._num_requests.total()
         queue_depth.set(max(0, total - self.settings.max_batch_size))
         if self._idle_timer is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from base64 import b64decode
 from contextlib import suppress
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Literal
 
@@ -271,6 +272,12 @@ class Settings(BaseModel):
         description="File of keys, one for each user, with their limits: `sdbento keys add` writes "
         "it; works beside SDBENTO_API_KEY",
     )
+    trusted_proxies: str = Field(
+        "",
+        validation_alias=_names("SDBENTO_TRUSTED_PROXIES"),
+        description="Addresses or networks of proxies before the server, separated by commas: "
+        "their X-Forwarded-For names the client, whose share counts where there are no keys",
+    )
     metrics_public: bool = Field(
         False,
         validation_alias=_names("SDBENTO_METRICS_PUBLIC"),
@@ -433,6 +440,17 @@ class Settings(BaseModel):
             if origin != "*" and not ORIGIN.fullmatch(origin):
                 raise ValueError("must be origins such as https://example.com, or *")
         return ",".join(filter(None, origins))
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _are_networks(cls, text: str) -> str:
+        parts = filter(None, (part.strip() for part in text.split(",")))
+        try:
+            return ",".join(str(ip_network(part, strict=False)) for part in parts)
+        except ValueError:
+            raise ValueError(
+                "must be addresses or networks such as 10.0.0.0/8, separated by commas"
+            ) from None
 
     @classmethod
     def variables(cls) -> list[tuple[str, str, str]]:

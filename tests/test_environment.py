@@ -83,6 +83,7 @@ GIVEN = {
     "PORT_HEALTH": ("8081", 8081),
     "SDBENTO_API_KEY": ("sesame", SecretStr("sesame")),
     "SDBENTO_API_KEYS": ("/keys.yaml", Path("/keys.yaml")),
+    "SDBENTO_TRUSTED_PROXIES": ("10.0.0.7, fd00::/8", "10.0.0.7/32,fd00::/8"),
     "SDBENTO_METRICS_PUBLIC": ("true", True),
     "SDBENTO_CORS_ORIGINS": ("https://a.example,https://b.example",) * 2,
     "SDBENTO_STATE_DIR": ("/state", Path("/state")),

@@ -25,12 +25,20 @@ class Allowance:
 class Caller:
     """Whoever sends requests with one key; `name` is the key's. None: the server has no keys.
 
-    `shares`: whether others have keys as well, so that a part of every queue is left to them.
+    `name` decides who may see and change what. `shares`: whether others have keys as well, so that
+    a part of every queue is left to them. `address`: where requests without a key come from, which
+    is all that tells their clients apart; None: not from a network.
     """
 
     name: str | None = None
     allowance: Allowance = Allowance()
     shares: bool = False
+    address: str | None = None
+
+    @property
+    def owner(self) -> str | None:
+        """For whom shares are counted and turns are taken: the key, or the address without one."""
+        return self.address if self.name is None else self.name
 
 
 ANYBODY = Caller()

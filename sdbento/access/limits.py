@@ -1,4 +1,5 @@
-"""The limits of single keys: requests a minute, images at once, and shares of what is full.
+"""What each may have: requests a minute and images at once of single keys, and, of whatever has a
+limit for all, a share.
 
 Counted in this process, on its event loop. Knows neither keys nor requests, only names and numbers.
 """
@@ -7,11 +8,11 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from sdbento.access.caller import Caller
-from sdbento.errors import Forbidden, LimitReached
+from sdbento.errors import Forbidden, LimitReached, Overloaded
 
 MINUTE = 60.0
 
@@ -75,20 +76,48 @@ class ImagesAtOnce:
                 del self._images[name]
 
 
-def has_share(own: int, total: int, limit: int, more: int = 1) -> bool:
-    """Whether a key that has `own` of the `total` places taken may take `more` of `limit`.
+def has_place(caller: Caller, taken: Mapping[str | None, int], limit: int, more: int = 1) -> bool:
+    """Whether `caller` may take `more` places beside those that each owner has `taken`.
 
-    It is refused once it has as many as are free: a single key gets half, of three that want all
+    Where several keys share the `limit`, each leaves a part of it to the others. Clients without
+    keys may fill it, one alone as well; beyond it there is a reserve (`with_reserve`) for those who
+    have less than an equal part, and of which each leaves a part to others.
+    """
+    own, total = taken.get(caller.owner, 0), sum(taken.values())
+    if caller.shares:
+        return has_share(own, total, limit, more)
+    if total + more <= limit:
+        return True
+    if caller.name is not None or caller.address is None:
+        return False
+    num_owners = len({*taken, caller.owner})
+    return own * num_owners < limit and has_share(own, total, with_reserve(limit), more)
+
+
+def with_reserve(limit: int) -> int:
+    """The places that there are for clients without keys where so many are for whoever comes."""
+    return limit + (limit + 1) // 2
+
+
+def has_share(own: int, total: int, limit: int, more: int = 1) -> bool:
+    """Whether an owner who has `own` of the `total` places taken may take `more` of `limit`.
+
+    He is refused once he has as many as are free: a single owner gets half, of three that want all
     each gets a quarter, and one who comes later always finds room (dynamic thresholds; Choudhury
-    and Hahne 1998). For keys that share the places with others; one alone may have them all.
+    and Hahne 1998).
     """
     return own + more <= limit - total
 
 
-def share_taken(what: str, retry_after: float | None = None) -> LimitReached:
-    """The error for a key that has its share of `what` already."""
-    return LimitReached(
-        f"this key has its share of {what}; the places that are left are for others; try again "
-        "later",
-        retry_after=retry_after,
-    )
+def refusal(
+    caller: Caller, taken: Mapping[str | None, int], limit: int, *, what: str, full: str
+) -> Overloaded:
+    """The error where there is no place: of a caller who has his share of `what`, or, in the words
+    of `full`, of everybody."""
+    total, own = sum(taken.values()), taken.get(caller.owner, 0)
+    if total < limit if caller.shares else own and len(taken) > 1:
+        return LimitReached(
+            f"you have your share of {what}; the places that are left are for others; try again "
+            "later"
+        )
+    return Overloaded(f"{full}; try again later")

@@ -1,4 +1,4 @@
-"""Threads for slow calls, such as to other hosts, of which each key has its share only."""
+"""Threads for slow calls, such as to other hosts, of which each caller has a share only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from functools import partial
 from typing import ParamSpec, TypeVar
 
 from sdbento.access.caller import current_caller
-from sdbento.access.limits import has_share
+from sdbento.access.limits import has_place, with_reserve
 from sdbento.background import ThreadPool
 
 P = ParamSpec("P")
@@ -19,15 +19,15 @@ T = TypeVar("T")
 
 
 class SharedThreads(ThreadPool):
-    """As ThreadPool, where calls of a key that has its share of the threads wait until one ends.
+    """As ThreadPool, where calls of whoever has his share of the threads wait until one ends.
 
-    For one event loop.
+    Clients without keys have `with_reserve(size)` threads. For one event loop.
     """
 
     def __init__(self, size: int, name: str) -> None:
-        super().__init__(size, name)
+        super().__init__(with_reserve(size), name)
         self._size = size
-        self._num_calls: Counter[str | None] = Counter()  # those that have not ended, by key
+        self._num_calls: Counter[str | None] = Counter()  # those that have not ended
         self._waiting: list[asyncio.Future[None]] = []
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -37,24 +37,23 @@ class SharedThreads(ThreadPool):
         """
         caller = current_caller()
         loop = asyncio.get_running_loop()
-        while caller.shares and not self._has_share(caller.name):
+        while not has_place(caller, self._num_calls, self._size):
             self._waiting.append(loop.create_future())
             await self._waiting[-1]
         call = self.submit(copy_context().run, partial(function, *args, **kwargs))
-        self._num_calls[caller.name] += 1
+        self._num_calls[caller.owner] += 1
 
         def end(_: object) -> None:
             with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                loop.call_soon_threadsafe(self._give_back, caller.name)
+                loop.call_soon_threadsafe(self._give_back, caller.owner)
 
         call.add_done_callback(end)
         return await asyncio.wrap_future(call)
 
-    def _has_share(self, caller: str | None) -> bool:
-        return has_share(self._num_calls[caller], self._num_calls.total(), self._size)
-
-    def _give_back(self, caller: str | None) -> None:
-        self._num_calls[caller] -= 1
+    def _give_back(self, owner: str | None) -> None:
+        self._num_calls[owner] -= 1
+        if not self._num_calls[owner]:
+            del self._num_calls[owner]
         waiting, self._waiting = self._waiting, []
         for future in waiting:
             if not future.done():  # its call may have been cancelled

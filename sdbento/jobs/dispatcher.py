@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from cachetools import TTLCache
 
-from sdbento.access.caller import ANYBODY, Caller, acting_for
+from sdbento.access.caller import Caller, acting_for
 from sdbento.access.keyring import Keyring
+from sdbento.access.limits import with_reserve
 from sdbento.background import ThreadPool, start_task
 from sdbento.errors import (
     DeadlineExceeded,
@@ -76,6 +77,7 @@ class Intervals:
 class _Run:
     """A job that runs: whose it is, and the task that runs it."""
 
+    key_name: str | None
     owner: str | None
     task: asyncio.Task[None]
 
@@ -110,7 +112,8 @@ class Dispatcher:
         self._max_running = min(2 * settings.max_batch_size, room)
         self._delivery = Delivery(settings, limited=False)
         # Not the store's threads: uploads to a bucket that hangs would keep all of them busy.
-        self._delivery_threads = ThreadPool(self._max_running, "sdbento-delivery")
+        threads_needed = with_reserve(self._max_running)
+        self._delivery_threads = ThreadPool(threads_needed, "sdbento-delivery")
         self._keyring = Keyring(settings)
         self._running: dict[str, _Run] = {}
         self._awake = asyncio.Event()  # there may be something to claim, or room for it
@@ -123,9 +126,9 @@ class Dispatcher:
         self._must_requeue = False
         self._stopping = False
 
-    def num_running(self, owner: str | None) -> int:
-        """How many jobs of `owner` run."""
-        return sum(run.owner == owner for run in self._running.values())
+    def num_running(self, key_name: str | None) -> int:
+        """How many jobs of that key run; None: of all without one."""
+        return sum(run.key_name == key_name for run in self._running.values())
 
     def wake(self) -> None:
         self._awake.set()
@@ -173,8 +176,9 @@ class Dispatcher:
     async def _claim(self) -> None:
         for job_id in await self._threads.run(self._store.expire):
             self._on_change(job_id)
-        free = self._max_running - len(self._running)
-        if self._stopping or free <= 0 or time.monotonic() < self._claim_after:
+        num_running = len(self._running)
+        full = num_running >= with_reserve(self._max_running)
+        if self._stopping or full or time.monotonic() < self._claim_after:
             return
         if self._must_requeue:
             await self._threads.run(self._store.requeue, list(self._running))
@@ -184,14 +188,14 @@ class Dispatcher:
         running = {job_id: run.owner for job_id, run in self._running.items()}
         claim = partial(
             self._store.claim,
-            free,
+            self._max_running - num_running,
             running=running,
             shared=self._keyring.shared,
             except_of=[*self._pauses],
         )
         for job in await self._threads.run(claim):
             task = start_task(self._run_job(job), f"sdbento job {job.id}")
-            self._running[job.id] = _Run(job.owner, task)
+            self._running[job.id] = _Run(job.key_name, job.owner, task)
             # Not at the end of `_run_job`: a task that is cancelled at once never enters it.
             task.add_done_callback(partial(self._job_ended, job.id))
 
@@ -232,15 +236,16 @@ class Dispatcher:
 
         Raises Forbidden if that key is not valid any more.
         """
-        if job.owner is None:  # it was accepted while the server had no keys
-            return ANYBODY
+        name = job.key_name
+        if name is None:  # it was accepted while the server had no keys
+            return Caller(address=job.address)
         if not self._keyring.required:
-            return Caller(job.owner)
-        if (caller := await self._keyring.caller(job.owner)) is not None:
-            self._gone.pop(job.owner, None)
+            return Caller(name)
+        if (caller := await self._keyring.caller(name)) is not None:
+            self._gone.pop(name, None)
             return caller
         now = time.monotonic()
-        if now < self._gone.setdefault(job.owner, now) + self._intervals.key_gone:
+        if now < self._gone.setdefault(name, now) + self._intervals.key_gone:
             return None
         raise Forbidden("the key that asked for this job is not valid any more")
 

@@ -124,7 +124,8 @@ class Jobs:
         """Accept a job of the caller's. Raises Overloaded, Unavailable if jobs are not run any
         more."""
         caller = current_caller()
-        await self._enqueue(self._store.add, replace(new, owner=caller.name), shared=caller.shares)
+        job = replace(new, key_name=caller.name, address=caller.address)
+        await self._enqueue(self._store.add, job, shared=caller.shares)
         if new.error is None:
             self._dispatcher.wake()
         else:
@@ -133,7 +134,7 @@ class Jobs:
     async def get(self, job_id: str) -> Job:
         """Raises NotFound, also for jobs of others, as do all methods that take a job's id."""
         job = await self._threads.run(self._store.get, job_id)
-        if job is None or job.owner != current_caller().name:
+        if job is None or job.key_name != current_caller().name:
             raise _not_found(job_id)
         return job
 
@@ -209,8 +210,10 @@ class Jobs:
         self._dispatcher.wake()
 
     async def purge(self) -> int:
-        """Cancel all of the caller's jobs that wait in the queue. Returns how many."""
-        cancelled = await self._threads.run(self._store.purge, current_caller().name)
+        """Cancel all of the caller's jobs that wait in the queue: without keys, those that were
+        asked for from the same address. Returns how many."""
+        caller = current_caller()
+        cancelled = await self._threads.run(self._store.purge, caller.name, caller.address)
         for job_id in cancelled:
             self._announce(job_id)
         return len(cancelled)

@@ -30,6 +30,7 @@ from sqlalchemy import (
     Connection,
     Row,
     Select,
+    and_,
     case,
     delete,
     func,
@@ -39,8 +40,9 @@ from sqlalchemy import (
     update,
 )
 
-from sdbento.access.limits import has_share, share_taken
-from sdbento.errors import NotFound, Overloaded, Unavailable
+from sdbento.access.caller import Caller
+from sdbento.access.limits import has_place, refusal, with_reserve
+from sdbento.errors import NotFound, Unavailable
 from sdbento.jobs.database import connect, make_tables
 from sdbento.jobs.locks import DatabaseLock, LockFile, lock_database, lock_folder
 from sdbento.jobs.results import Results
@@ -53,6 +55,7 @@ from sdbento.jobs.table import (
     jobs,
     metadata,
     milliseconds,
+    owner_of_job,
 )
 
 SUSPECT_INTERRUPTIONS = 3  # deaths of the server during a job after which the job is run alone
@@ -168,7 +171,7 @@ class JobStore:
     def add(self, new: NewJob, *, shared: bool = False) -> None:
         """Accept a job. Raises Overloaded if there are too many jobs or too many bytes of them.
 
-        shared: whether its owner must leave room for the jobs of others.
+        shared: whether several keys share the room.
         """
         now, size = self._now(), len(new.input)
         values = vars(new) | {
@@ -188,33 +191,36 @@ class JobStore:
             values |= {"webhook_due": now if new.webhook else None}
         with self._transaction() as connection:
             if new.error is None:
-                self._check_room(connection, size, new.owner if shared else None)
+                caller = Caller(new.key_name, shares=shared, address=new.address)
+                self._check_room(connection, size, caller)
             connection.execute(insert(jobs).values(values))
 
-    def _check_room(self, connection: Connection, size: int, sharer: str | None) -> None:
-        """Raises Overloaded if a job of so many bytes has no room among the unfinished ones.
-
-        sharer: whose share of the room is looked at as well; None: nobody's.
-        """
-        room = select(func.count(), func.coalesce(func.sum(jobs.c.size), 0))
-        room = room.where(jobs.c.status.in_(UNFINISHED))
-        count, total = connection.execute(room).one()
-        if count >= self._limits.max_unfinished:
-            raise Overloaded(
-                f"{count} jobs are unfinished, the limit is {self._limits.max_unfinished} "
-                "(SDBENTO_MAX_JOBS); try again later"
+    def _check_room(self, connection: Connection, size: int, caller: Caller) -> None:
+        """Raises Overloaded if a job of so many bytes has no room among the unfinished ones."""
+        room = select(owner_of_job, func.count(), func.coalesce(func.sum(jobs.c.size), 0))
+        room = room.where(jobs.c.status.in_(UNFINISHED)).group_by(owner_of_job)
+        rows = connection.execute(room).tuples().all()
+        counts = {owner: count for owner, count, _ in rows}
+        sizes = {owner: int(nbytes) for owner, _, nbytes in rows}
+        most, most_bytes = self._limits.max_unfinished, self._limits.max_bytes
+        if not has_place(caller, counts, most):
+            raise refusal(
+                caller,
+                counts,
+                most,
+                what="the unfinished jobs (SDBENTO_MAX_JOBS)",
+                full=f"{sum(counts.values())} jobs are unfinished, the limit is {most} "
+                "(SDBENTO_MAX_JOBS)",
             )
-        if total + size > self._limits.max_bytes:
-            raise Overloaded(
-                f"the unfinished jobs have {total} bytes, with this one more than the limit of "
-                f"{self._limits.max_bytes}; try again later"
+        if not has_place(caller, sizes, most_bytes, size):
+            raise refusal(
+                caller,
+                sizes,
+                most_bytes,
+                what="the bytes of unfinished jobs",
+                full=f"the unfinished jobs have {sum(sizes.values())} bytes, with this one more "
+                f"than the limit of {most_bytes}",
             )
-        if sharer is not None:
-            own, own_bytes = connection.execute(room.where(jobs.c.owner == sharer)).one()
-            if not has_share(own, count, self._limits.max_unfinished):
-                raise share_taken("the unfinished jobs (SDBENTO_MAX_JOBS)")
-            if not has_share(own_bytes, total, self._limits.max_bytes, size):
-                raise share_taken("the bytes of unfinished jobs")
 
     def get(self, job_id: str) -> Job | None:
         with self._snapshot() as connection:
@@ -230,13 +236,14 @@ class JobStore:
         except_of: Collection[str] = (),
     ) -> list[Job]:
         """Set up to `limit` jobs IN_PROGRESS: owners take turns, and of each owner's jobs the
-        oldest go first, those of low priority last.
+        oldest go first, those of low priority last. Clients without keys have the reserve beyond it
+        (`has_place`); `limit` is 0 or less when some of that is taken.
 
         The caller is then responsible for running them and for ending or releasing each.
 
         running: the jobs that take a place to run, and their owners: also cancelled jobs, until
         their work has stopped.
-        shared: whether every owner must leave places to run for the jobs of others.
+        shared: whether several keys share the places to run.
         except_of: owners whose jobs must wait.
 
         A job during which the server died several times is run alone: if the server dies again, it
@@ -249,13 +256,15 @@ class JobStore:
             num_running = num_of.total()
             places = num_running + limit
             interruptions = connection.execute(_MOST_INTERRUPTIONS).scalar_one()
-            for row in _in_turn(connection.execute(_next_of_each(now, limit, except_of)), num_of):
-                if len(claimed) == limit:
+            each = max(1, limit)
+            for row in _in_turn(connection.execute(_next_of_each(now, each, except_of)), num_of):
+                if num_running == with_reserve(places):
                     break
                 interruptions = max(interruptions, row.interruptions)
                 if interruptions >= SUSPECT_INTERRUPTIONS and num_running:
                     break
-                if shared and not has_share(num_of[row.owner], num_running, places):
+                caller = Caller(row.key_name, shares=shared, address=row.address)
+                if not has_place(caller, num_of, places):
                     continue
                 values = {"status": "IN_PROGRESS", "started": now, "run": jobs.c.run + 1}
                 this = jobs.c.number == row.number
@@ -271,7 +280,7 @@ class JobStore:
     ) -> Counter[str | None]:
         """How many jobs of each owner are `running` or IN_PROGRESS."""
         others = jobs.c.status == "IN_PROGRESS", jobs.c.id.not_in(running)
-        owners = connection.execute(select(jobs.c.owner).where(*others)).scalars()
+        owners = connection.execute(select(owner_of_job).where(*others)).scalars()
         return Counter([*running.values(), *owners])
 
     def release(self, job: Job) -> bool:
@@ -322,9 +331,11 @@ class JobStore:
             self._results.delete(job.id, job.run)
         return job
 
-    def purge(self, owner: str | None = None) -> list[str]:
-        """Cancel all jobs of `owner` in the queue. Returns their ids."""
-        return self._end_where(_is_of(owner), ("IN_QUEUE",), self._final("CANCELLED"))
+    def purge(self, key_name: str | None = None, address: str | None = None) -> list[str]:
+        """Cancel all jobs in the queue of that key; without one, of that address. Returns their
+        ids."""
+        mine = _is_of(key_name), jobs.c.address.is_not_distinct_from(address)
+        return self._end_where(and_(*mine), ("IN_QUEUE",), self._final("CANCELLED"))
 
     def expire(self) -> list[str]:
         """End the jobs that have been in the queue for longer than their ttl. Returns their ids."""
@@ -350,16 +361,18 @@ class JobStore:
         }
         values |= dict.fromkeys(("started", "finished", "delete_after", "error", "webhook_due"))
         with self._transaction() as connection:
-            found = connection.execute(select(jobs.c.owner).where(*this)).all()
+            found = connection.execute(select(jobs.c.key_name, jobs.c.address).where(*this)).all()
             if not found:
                 return False
-            self._check_room(connection, 0, found[0].owner if shared else None)
+            caller = Caller(found[0].key_name, shares=shared, address=found[0].address)
+            self._check_room(connection, 0, caller)
             return connection.execute(update(jobs).where(*this).values(values)).rowcount == 1
 
-    def counts(self, owner: str | None = None) -> Counts:
-        """How many jobs of `owner` there are."""
-        grouped = select(jobs.c.status, func.count()).where(_is_of(owner)).group_by(jobs.c.status)
-        retried = select(func.sum(jobs.c.retries)).where(_is_of(owner))
+    def counts(self, key_name: str | None = None) -> Counts:
+        """How many jobs of that key there are; None: of all without one."""
+        mine = _is_of(key_name)
+        grouped = select(jobs.c.status, func.count()).where(mine).group_by(jobs.c.status)
+        retried = select(func.sum(jobs.c.retries)).where(mine)
         with self._snapshot() as connection:
             found = dict(connection.execute(grouped).tuples().all())
             retries = connection.execute(retried).scalar_one()
@@ -373,7 +386,7 @@ class JobStore:
         except_jobs, except_of: jobs by id, and all those of some owners, that are left out.
         """
         due = jobs.c.webhook_due <= self._now()
-        others = or_(jobs.c.owner.is_(None), jobs.c.owner.not_in(except_of))
+        others = or_(owner_of_job.is_(None), owner_of_job.not_in(except_of))
         first = jobs.c.webhook_posts, jobs.c.webhook_due
         query = select(jobs).where(due, others, jobs.c.id.not_in(except_jobs)).order_by(*first)
         query = query.limit(limit)
@@ -421,7 +434,7 @@ class JobStore:
                 jobs.c.size,
                 jobs.c.webhook_due,
                 jobs.c.webhook_posts,
-                jobs.c.owner,
+                owner_of_job,
             )
             .where(jobs.c.status.not_in(UNFINISHED))
             .order_by(jobs.c.finished.desc())
@@ -507,18 +520,18 @@ _MOST_INTERRUPTIONS = select(func.coalesce(func.max(jobs.c.interruptions), 0)).w
 )
 
 
-def _is_of(owner: str | None) -> ColumnElement[bool]:
-    return jobs.c.owner.is_not_distinct_from(owner)
+def _is_of(key_name: str | None) -> ColumnElement[bool]:
+    return jobs.c.key_name.is_not_distinct_from(key_name)
 
 
 def _next_of_each(now: int, limit: int, except_of: Collection[str]) -> Select[Any]:
     """The first `limit` jobs of each owner that can be run, with their `place` among its jobs."""
     first = jobs.c.low_priority, jobs.c.number
-    place = func.row_number().over(partition_by=jobs.c.owner, order_by=first).label("place")
+    place = func.row_number().over(partition_by=owner_of_job, order_by=first).label("place")
     waiting = (
-        select(jobs.c.owner, jobs.c.interruptions, *first, place)
+        select(owner_of_job, jobs.c.key_name, jobs.c.address, jobs.c.interruptions, *first, place)
         .where(jobs.c.status == "IN_QUEUE", jobs.c.expires > now)
-        .where(or_(jobs.c.owner.is_(None), jobs.c.owner.not_in(except_of)))
+        .where(or_(owner_of_job.is_(None), owner_of_job.not_in(except_of)))
         .subquery()
     )
     return select(waiting).where(waiting.c.place <= limit)

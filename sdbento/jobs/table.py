@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from sqlalchemy import BigInteger, Column, Integer, MetaData, Row, String, Table, Text
+from sqlalchemy import BigInteger, Column, Integer, MetaData, Row, String, Table, Text, func
 
 Status = Literal["IN_QUEUE", "IN_PROGRESS", "COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"]
 
@@ -47,7 +47,9 @@ jobs = Table(
     Column("webhook_due", BigInteger, index=True),  # None: nothing to post
     # JSON: the client's bucket with its credentials; None: it names none, or the job has ended.
     Column("s3_config", Text),
-    Column("owner", String(80)),  # the name of the key that asked for it; None: no key
+    # The name of the key that asked for it; None: no key. Called owner in the databases that exist.
+    Column("owner", String(80), key="key_name"),
+    Column("address", String(80)),  # of the client that asked for it, where there was no key
 )
 
 
@@ -64,7 +66,8 @@ class NewJob:
     webhook: str | None = None
     error: str | None = None
     s3_config: str | None = field(default=None, repr=False)
-    owner: str | None = None  # the name of the key that asks for it
+    key_name: str | None = None  # the name of the key that asks for it
+    address: str | None = None  # where it is asked for, if there is no key
 
 
 @dataclass(frozen=True)
@@ -87,11 +90,17 @@ class Job:
     webhook_posts: int
     delete_after: int | None
     s3_config: str | None = field(repr=False)
-    owner: str | None
+    key_name: str | None
+    address: str | None
 
     @classmethod
     def of(cls, row: Row[Any]) -> Job:
         return cls(**{name: row._mapping[jobs.c[name]] for name in cls.__dataclass_fields__})
+
+    @property
+    def owner(self) -> str | None:
+        """For whom shares are counted and turns are taken: the key, or the address without one."""
+        return self.address if self.key_name is None else self.key_name
 
     @property
     def unfinished(self) -> bool:
@@ -109,6 +118,10 @@ class Job:
         if self.finished is None:
             return None
         return 0 if self.started is None else max(0, self.finished - self.started)
+
+
+# As `Job.owner`, in a query.
+owner_of_job = func.coalesce(jobs.c.key_name, jobs.c.address).label("owner")
 
 
 def milliseconds() -> int:

@@ -63,7 +63,7 @@ class Waiter:
 
     future: Future[Lease]
     specs: tuple[Spec, ...]
-    owner: str | None = field(default_factory=lambda: current_caller().name)  # a client's key
+    owner: str | None = field(default_factory=lambda: current_caller().owner)
 
 
 @dataclass(eq=False)

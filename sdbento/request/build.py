@@ -32,7 +32,7 @@ class TrajectoryBuilder:
         adapters = self._load_adapters(request, models.pipeline)
         _check_controlnets(request, models)
         passes = PassBuilder(request, models, adapters, self._inversions).passes()
-        settled, owner = request.settled, current_caller().name
+        settled, owner = request.settled, current_caller().owner
         return [
             Trajectory(passes, settled.seed + image, settled.preview_every, owner)
             for image in range(settled.num_images)

@@ -1,12 +1,15 @@
-"""The limits of keys, with a clock that the tests set."""
+"""Limits of keys and shares of all, with a clock that the tests set."""
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
+from sdbento.access import limits
 from sdbento.access.caller import ANYBODY, Allowance, Caller
-from sdbento.access.limits import ImagesAtOnce, RequestRate, has_share
-from sdbento.errors import Forbidden, LimitReached
+from sdbento.access.limits import ImagesAtOnce, RequestRate, has_place, has_share, with_reserve
+from sdbento.errors import Forbidden, LimitReached, Overloaded
 
 
 class Clock:
@@ -100,6 +103,55 @@ def test_what_can_never_be_is_not_told_to_try_again() -> None:
         with ImagesAtOnce().hold(Caller("a", Allowance(images_at_once=2)), 3, 1.0):
             pytest.fail("admitted")
     assert refused.value.retry_after is None
+
+
+def test_one_client_without_a_key_may_have_all_and_every_newcomer_gets_in() -> None:
+    taken, limit = Counter[str | None](), 104
+    for address, most in (("a", 104), ("b", 26), ("c", 13), ("d", 7), ("e", 3)):
+        client = Caller(address=address)
+        while has_place(client, taken, limit):
+            taken[address] += 1
+        assert taken[address] == most
+    assert has_place(Caller(address="f"), taken, limit)
+    assert not has_place(Caller("key"), taken, limit)  # where all have one key, or none
+    assert not has_place(ANYBODY, taken, limit)
+
+
+def test_clients_without_keys_come_to_equal_parts_when_all_want_everything() -> None:
+    taken, limit = Counter[str | None](a=104), 104
+    clients = [Caller(address=address) for address in "abcd"]
+    for _ in range(2000):
+        for client in clients:
+            while has_place(client, taken, limit):
+                taken[client.owner] += 1
+        taken[max(taken, key=taken.__getitem__)] -= 1  # all images take as long: theirs end next
+        assert taken.total() <= with_reserve(limit)
+    assert max(taken.values()) - min(taken.values()) <= 1
+    assert taken.total() >= limit - 1
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 104])
+def test_however_many_clients_come_their_number_is_bounded(limit: int) -> None:
+    taken = Counter[str | None]()
+    for i in range(5 * limit):
+        client = Caller(address=str(i))
+        while has_place(client, taken, limit):
+            taken[client.owner] += 1
+    assert limit < taken.total() <= with_reserve(limit)
+
+
+def test_whose_share_is_taken_is_told_from_what_is_full() -> None:
+    alone, both = Counter[str | None](a=4), Counter[str | None](a=4, b=1)
+    client = Caller(address="a")
+
+    def kind(caller: Caller, taken: Counter[str | None]) -> type[Overloaded]:
+        return type(limits.refusal(caller, taken, 4, what="the queue", full="the queue is full"))
+
+    assert kind(client, alone) is Overloaded
+    assert kind(client, both) is LimitReached
+    assert kind(Caller(address="c"), both) is Overloaded
+    assert kind(Caller("a", shares=True), both - Counter(a=2)) is LimitReached
+    assert kind(Caller("a", shares=True), both) is Overloaded
 
 
 @pytest.mark.parametrize("num_keys", [1, 2, 3, 7])

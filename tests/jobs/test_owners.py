@@ -114,7 +114,7 @@ class AskedBy(FakeApp):
 async def test_a_job_runs_on_behalf_of_its_owner_with_the_limits_of_today(tmp_path: Path) -> None:
     store, app = JobStore(tmp_path), AskedBy()
     for name in ("alice", "bob", None):
-        store.add(new(f"of {name}", input=f'{{"prompt": "of {name}"}}', owner=name))
+        store.add(new(f"of {name}", input=f'{{"prompt": "of {name}"}}', key_name=name))
     store.close()
     settings = keys_of(tmp_path, "bob", alice={"images_at_once": 3})
     async with serving(tmp_path, app, settings=settings):
@@ -126,7 +126,7 @@ async def test_a_job_runs_on_behalf_of_its_owner_with_the_limits_of_today(tmp_pa
 
 async def test_a_removed_key_is_told_why_its_job_failed(tmp_path: Path) -> None:
     store = JobStore(tmp_path)
-    store.add(new(input='{"prompt": "x"}', owner="eve"))
+    store.add(new(input='{"prompt": "x"}', key_name="eve"))
     store.close()
     async with serving(tmp_path, settings=keys_of(tmp_path, "alice", "bob")) as server:
         await until(lambda: current(server.store).status == "FAILED")
@@ -210,9 +210,9 @@ async def test_jobs_that_are_cancelled_while_they_upload_keep_their_places(
 
 def test_owners_take_turns(store: JobStore) -> None:
     for i in range(4):
-        store.add(new(f"a{i}", owner="a"))
-    store.add(new("b0", owner="b"))
-    store.add(new("b1", owner="b", low_priority=True))
+        store.add(new(f"a{i}", key_name="a"))
+    store.add(new("b0", key_name="b"))
+    store.add(new("b1", key_name="b", low_priority=True))
     store.add(new("n0"))
     first = [job.id for job in store.claim(4)]
     assert first == ["a0", "b0", "n0", "a1"]
@@ -221,56 +221,56 @@ def test_owners_take_turns(store: JobStore) -> None:
 
 def test_a_low_priority_puts_a_job_behind_those_of_its_owner_only(store: JobStore) -> None:
     for i in range(20):
-        store.add(new(f"a{i}", owner="a"))
+        store.add(new(f"a{i}", key_name="a"))
     for i in range(2):
-        store.add(new(f"b{i}", owner="b", low_priority=not i))
+        store.add(new(f"b{i}", key_name="b", low_priority=not i))
     assert [job.id for job in store.claim(4, shared=True)] == ["a0", "b1", "a1"]
     assert [job.id for job in store.claim(5, shared=True)] == ["b0", "a2"]
 
 
 def test_one_who_has_a_share_is_passed_over_however_many_jobs_wait(store: JobStore) -> None:
     for i in range(20):
-        store.add(new(f"a{i}", owner="a"))
+        store.add(new(f"a{i}", key_name="a"))
     assert len(store.claim(8, shared=True)) == 4
     for i in range(7):
-        store.add(new(f"b{i}", owner="b"))
+        store.add(new(f"b{i}", key_name="b"))
     assert [job.id for job in store.claim(4, shared=True)] == ["b0", "b1"]
 
 
 def test_cancelled_jobs_take_their_places_until_their_work_has_stopped(store: JobStore) -> None:
     for i in range(9):
-        store.add(new(f"a{i}", owner="a"))
+        store.add(new(f"a{i}", key_name="a"))
     cancelled = dict.fromkeys("wxyz", "a")
     assert store.claim(4, running=cancelled, shared=True) == []
     del cancelled["w"], cancelled["x"]
     claimed = {job.id: job.owner for job in store.claim(6, running=cancelled, shared=True)}
     assert len(claimed) == 2
-    store.add(new("b0", owner="b"))
+    store.add(new("b0", key_name="b"))
     assert [job.id for job in store.claim(1, running=claimed)] == ["b0"]
-    store.add(new("b1", owner="b"))
+    store.add(new("b1", key_name="b"))
     assert [job.id for job in store.claim(1, running=dict.fromkeys("123", "b"))] == ["a2"]
 
 
 def test_whoever_has_fewer_jobs_running_goes_first(store: JobStore) -> None:
     for i in range(6):
-        store.add(new(f"a{i}", owner="a"))
+        store.add(new(f"a{i}", key_name="a"))
     assert len(store.claim(3)) == 3
-    store.add(new("b0", owner="b"))
+    store.add(new("b0", key_name="b"))
     assert [job.id for job in store.claim(2)] == ["b0", "a3"]
 
 
 def test_owners_that_wait_are_passed_over(store: JobStore) -> None:
     for name in ("a", "b", None):
-        store.add(new(f"of {name}", owner=name))
+        store.add(new(f"of {name}", key_name=name))
     assert [job.id for job in store.claim(5, except_of=["a"])] == ["of b", "of None"]
 
 
 def test_where_places_are_shared_nobody_takes_the_last_one(store: JobStore) -> None:
     for i in range(20):
-        store.add(new(f"a{i}", owner="a"))
+        store.add(new(f"a{i}", key_name="a"))
     assert len(store.claim(8, shared=True)) == 4
     assert store.claim(4, shared=True) == []
-    store.add(new("b0", owner="b"))
+    store.add(new("b0", key_name="b"))
     assert [job.id for job in store.claim(4, shared=True)] == ["b0"]
 
 
@@ -279,16 +279,16 @@ def test_nobody_fills_the_store_alone(tmp_path: Path, clock: Clock, url: str | N
     store = JobStore(tmp_path, url, limits=limits, clock=clock)
     try:
         for i in range(5):
-            store.add(new(f"a{i}", owner="a"), shared=True)
+            store.add(new(f"a{i}", key_name="a"), shared=True)
         with pytest.raises(LimitReached, match="share of the unfinished jobs"):
-            store.add(new("a5", owner="a"), shared=True)
-        store.add(new("b0", input="x" * 6000, owner="b"), shared=True)
+            store.add(new("a5", key_name="a"), shared=True)
+        store.add(new("b0", input="x" * 6000, key_name="b"), shared=True)
         with pytest.raises(LimitReached, match="bytes"):
-            store.add(new("b1", input="x" * 3000, owner="b"), shared=True)
+            store.add(new("b1", input="x" * 3000, key_name="b"), shared=True)
         for i in range(5, 9):
-            store.add(new(f"a{i}", owner="a"))  # as the only key of a server
+            store.add(new(f"a{i}", key_name="a"))  # as the only key of a server
         with pytest.raises(Overloaded):
-            store.add(new("a9", owner="a"))
+            store.add(new("a9", key_name="a"))
     finally:
         store.close()
 
@@ -303,12 +303,12 @@ def test_nobodys_results_drive_out_those_of_another(
             ("b0", "b", 10), ("a0", "a", 10), ("a1", "a", 10), ("a2", "a", 10), ("a3", "a", 10),
             ("a4", "a", 10),
         ]:  # fmt: skip
-            store.add(new(job_id, owner=owner))
+            store.add(new(job_id, key_name=owner))
             (job,) = store.claim(1)
             clock.now += 1
             store.complete(job, b"x" * size)
         assert store.tidy() == ["a0", "a1"]
-        store.add(new("a5", owner="a"))
+        store.add(new("a5", key_name="a"))
         (job,) = store.claim(1)
         clock.now += 1
         store.complete(job, b"x" * 990)
@@ -320,7 +320,7 @@ def test_nobodys_results_drive_out_those_of_another(
 
 def test_counts_are_those_of_one_owner(store: JobStore) -> None:
     for job_id, owner in (("1", "a"), ("2", "a"), ("3", "b"), ("4", None)):
-        store.add(new(job_id, owner=owner))
+        store.add(new(job_id, key_name=owner))
     assert store.counts("a").by_status["IN_QUEUE"] == 2
     assert store.counts().by_status["IN_QUEUE"] == 1
     assert sorted(store.purge("a")) == ["1", "2"]
@@ -338,7 +338,7 @@ def test_a_database_of_an_earlier_version_gets_the_column(
     store = JobStore(tmp_path, url, clock=clock)
     try:
         assert current(store, "old").owner is None
-        store.add(new("new", owner="a"))
+        store.add(new("new", key_name="a"))
         assert [job.id for job in store.claim(5)] == ["old", "new"]
     finally:
         store.close()

@@ -23,7 +23,7 @@ def test_only_the_newest_preview_is_kept() -> None:
 def jobs_of(folder: Path, owner: str) -> list[Job]:
     """One job more than have progress."""
     store = JobStore(folder)
-    job = add_and_claim(store, owner=owner)
+    job = add_and_claim(store, key_name=owner)
     store.close()
     return [replace(job, id=f"{owner} {i}") for i in range(MAX_JOBS + 1)]
 
@@ -41,7 +41,7 @@ def test_progress_is_bounded(tmp_path: Path) -> None:
 
 def test_nobody_drives_out_the_progress_of_another(tmp_path: Path) -> None:
     every, jobs = ProgressOfJobs(), jobs_of(tmp_path, "a")
-    of_b = replace(jobs[0], owner="b", id="b")
+    of_b = replace(jobs[0], key_name="b", id="b")
     every.of(of_b).push({"event": "step"})
     for job in jobs:
         every.of(job)

@@ -82,7 +82,8 @@ def ended(webhook_posts: int, seconds: float = KEPT) -> Job:
         id="a", status="COMPLETED", input=None, run=1, created=now, started=now, finished=now,
         expires=now, ttl=0, execution_timeout=0, size=0, error=None, webhook="https://a.example",
         webhook_posts=webhook_posts, delete_after=now + round(1000 * seconds), s3_config=None,
-        owner=None,
+        key_name=None,
+        address=None,
     )  # fmt: skip
 
 

@@ -138,19 +138,19 @@ class Work:
 
     def of_caller(self) -> list[Generation]:
         """The present caller's, oldest first."""
-        return list(self._running.get(current_caller().name, ()))
+        return list(self._running.get(current_caller().owner, ()))
 
     @contextmanager
     def listing(self, generation: Generation) -> Iterator[None]:
         """List a call of the present caller for as long as it runs."""
-        name = current_caller().name
-        self._running[name].append(generation)
+        owner = current_caller().owner
+        self._running[owner].append(generation)
         try:
             yield
         finally:
-            self._running[name].remove(generation)
-            if not self._running[name]:
-                del self._running[name]
+            self._running[owner].remove(generation)
+            if not self._running[owner]:
+                del self._running[owner]
 
 
 def _split(request: GenerateRequest, num_images: int) -> list[GenerateRequest]:

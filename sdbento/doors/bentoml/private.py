@@ -12,11 +12,14 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import Any
 
+from starlette.types import ASGIApp, Receive, Scope, Send
+
 from sdbento.doors.bentoml.labels import RouteLabels
 
 log = logging.getLogger(__name__)
 
 HTTP = "bentoml._internal.server.http"
+PEER = "sdbento.peer"  # the key of the client, as it was, in the ASGI scope
 
 
 def leave_out_timeouts(module: str = f"{HTTP}.traffic") -> None:
@@ -34,9 +37,35 @@ def count_by_route(labels: RouteLabels, module: str = f"{HTTP}.instruments") -> 
     _replace(module, "RunnerTrafficMetricsMiddleware", labels.around)
 
 
+def keep_addresses(module: str = "uvicorn.config") -> None:
+    """Serve with the address that each request comes from.
+
+    uvicorn takes another one from X-Forwarded-For if that is loopback: every program on this
+    machine, and every client of a proxy here that adds to what it was sent, could invent addresses.
+    Which proxies are trusted is for SDBENTO_TRUSTED_PROXIES to say. The scheme is left to uvicorn.
+    """
+    _replace(module, "ProxyHeadersMiddleware", _without_addresses)
+
+
+def _without_addresses(middleware: Callable[..., ASGIApp]) -> Callable[..., ASGIApp]:
+    def around(app: ASGIApp, **options: Any) -> ASGIApp:
+        async def inside(scope: Scope, receive: Receive, send: Send) -> None:
+            await app({**scope, "client": scope[PEER]}, receive, send)
+
+        changing = middleware(inside, **options)
+
+        async def outside(scope: Scope, receive: Receive, send: Send) -> None:
+            await changing({**scope, PEER: scope.get("client")}, receive, send)
+
+        return outside
+
+    return around
+
+
 def _replace(module: str, name: str, replacement: Callable[[Any], Any]) -> None:
     try:
         part = import_module(module)
         setattr(part, name, replacement(getattr(part, name)))
     except (ImportError, AttributeError):
-        log.warning("BentoML %s has no %s, which would be replaced", version("bentoml"), name)
+        package = module.partition(".")[0]
+        log.warning("%s %s has no %s, which would be replaced", package, version(package), name)

@@ -7,10 +7,13 @@ Looks at the path and the headers only, so that nobody's body is read before he 
 
 from __future__ import annotations
 
+from ipaddress import ip_network
+
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
-from sdbento.access.caller import ANYBODY, Caller
+from sdbento.access.addresses import client_address
+from sdbento.access.caller import Caller
 from sdbento.access.credentials import presented
 from sdbento.access.keyring import Keyring
 from sdbento.access.limits import RequestRate
@@ -32,6 +35,7 @@ class Gate:
         self._rate = RequestRate()
         self._open_paths = {*OPEN_PATHS, *(["/metrics"] if settings.metrics_public else [])}
         self._open_prefixes = open_prefixes
+        self._proxies = tuple(map(ip_network, filter(None, settings.trusted_proxies.split(","))))
         self._origins = tuple(filter(None, settings.cors_origins.split(",")))
 
     async def admit(self, scope: Scope) -> Caller:
@@ -39,10 +43,15 @@ class Gate:
         if scope["method"] not in SAFE_METHODS:
             _refuse_foreign_page(Headers(scope=scope), self._origins)
         if not self._keyring.required or self.is_open(scope):
-            return ANYBODY
+            return Caller(address=self._address_of(scope))
         caller = await self._keyring.identify(presented(scope["headers"]))
         self._rate.count(caller)
         return caller
+
+    def _address_of(self, scope: Scope) -> str | None:
+        peer = scope.get("client") or (None,)
+        forwarded = Headers(scope=scope).getlist("x-forwarded-for")
+        return client_address(peer[0], forwarded, self._proxies)
 
     def is_open(self, scope: Scope) -> bool:
         """OPTIONS is open as well: browsers send it without a key, and it does nothing."""

@@ -128,7 +128,7 @@ async def _answer(request: Request, app: App, order: Order, kind: Kind) -> Respo
 
 def _stored(request: Request, app: App, order: Order, images: Sequence[bytes]) -> list[str]:
     """Keep these files; the URLs where they can be had."""
-    names = _files(request).add(images, order.request.output_format, current_caller().name)
+    names = _files(request).add(images, order.request.output_format, current_caller().owner)
     base = public_url(request, app.settings) + PUBLIC_PREFIX
     return [base + name for name in names]
 

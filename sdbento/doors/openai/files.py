@@ -40,7 +40,7 @@ class Files:
         self._files: dict[str, File] = {}  # by name, the oldest first
 
     def add(self, images: Sequence[bytes], output_format: str, owner: str | None) -> list[str]:
-        """The names of the files that hold `images`, made for the key called `owner`.
+        """The names of the files that hold `images`, made for `owner`.
 
         Raises TooLarge for more than all files may have.
         """

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from sdbento.doors.bentoml.labels import RouteLabels
-from sdbento.doors.bentoml.private import count_by_route, leave_out_timeouts
+from sdbento.doors.bentoml.private import count_by_route, keep_addresses, leave_out_timeouts
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of importing BentoML
@@ -16,6 +16,7 @@ from sdbento.doors.bentoml.private import count_by_route, leave_out_timeouts
     ("replace", "name"),
     [
         (leave_out_timeouts, "TimeoutMiddleware"),
+        (keep_addresses, "ProxyHeadersMiddleware"),
         (lambda module: count_by_route(RouteLabels([], []), module), "RunnerTrafficMetrics"),
     ],
 )

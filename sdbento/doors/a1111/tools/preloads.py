@@ -17,13 +17,13 @@ class Preloads:
     """At most one a caller, who could else make all others wait for a long row of loads."""
 
     def __init__(self) -> None:
-        self._by_caller: dict[str | None, Future[Lease]] = {}  # by the names of their keys
+        self._by_caller: dict[str | None, Future[Lease]] = {}
 
     def begin(self, caller: Caller, spec: ModelSpec, pipelines: PipelineCache) -> None:
         """Load a model in place of the one that `caller` may still be waiting for. Never blocks."""
-        if (earlier := self._by_caller.get(caller.name)) is not None:
+        if (earlier := self._by_caller.get(caller.owner)) is not None:
             earlier.cancel()
-        self._by_caller[caller.name] = loading = pipelines.acquire(spec)
+        self._by_caller[caller.owner] = loading = pipelines.acquire(spec)
         loading.add_done_callback(_release)
 
 
