@@ -28,12 +28,13 @@ from sdbento.doors.http.failures import guarded
 from sdbento.doors.http.guard import Guard, parsed_request
 from sdbento.doors.http.routing import mounted
 from sdbento.doors.runpod.lifespan import run_jobs
-from sdbento.environment import load_settings
+from sdbento.environment import load_settings, note_supervisor, supervisor
 from sdbento.errors import InvalidParameter
-from sdbento.heavy_imports import without_collector
 from sdbento.images.codec import MEDIA_TYPES
 from sdbento.jobs.delivery.bucket import Bucket
-from sdbento.malloc import keep_freed_memory
+from sdbento.process.heavy_imports import without_collector
+from sdbento.process.malloc import keep_freed_memory
+from sdbento.process.parent import end_with_parent
 from sdbento.request.schema import (
     MAX_TIMEOUT,
     GenerateRequest,
@@ -44,6 +45,10 @@ from sdbento.request.schema import (
 from sdbento.settings import SettingsError
 
 keep_freed_memory()  # here, while the process that serves still has only one thread
+if bentoml.server_context.worker_index is None:
+    note_supervisor()  # BentoML's supervisor reads this file too, and then starts that process
+else:
+    end_with_parent(supervisor())
 
 
 # BentoML's own routes are POST only and cannot have parameters in their paths.

@@ -140,7 +140,7 @@ def run_stock() -> None:
 
 
 def run_engine() -> None:
-    from sdbento.heavy_imports import without_collector
+    from sdbento.process.heavy_imports import without_collector
 
     with without_collector():
         from sdbento.app import App
@@ -164,7 +164,7 @@ def main(args: Sequence[str] | None = None) -> None:
     if options.child is None:
         print("\n".join(report(measure(options.rounds))))
         return
-    from sdbento.malloc import keep_freed_memory
+    from sdbento.process.malloc import keep_freed_memory
 
     keep_freed_memory()  # the stock pipeline imports it too
     {"stock": run_stock, "engine": run_engine}[options.child]()

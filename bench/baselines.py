@@ -24,7 +24,7 @@ from diffusers import StableDiffusionPipeline
 from PIL.Image import Image
 from starlette.responses import Response
 
-from sdbento.malloc import keep_freed_memory
+from sdbento.process.malloc import keep_freed_memory
 from sdbento.samplers.scheduler import SamplerSpec, build_scheduler
 
 keep_freed_memory()

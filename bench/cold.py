@@ -35,7 +35,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 ENGINE = """
 import time; began = time.perf_counter(); marks = {}
 def mark(name): marks[name] = time.perf_counter() - began
-from sdbento.heavy_imports import without_collector
+from sdbento.process.heavy_imports import without_collector
 with without_collector():
     import torch; mark("torch")
     import diffusers, transformers

@@ -25,7 +25,7 @@ from bench.calls import Call, CallLog, Curve, overhead
 from bench.hardware import hardware
 from bench.load import Outcome, Send, closed_loop, combined, open_loop
 from bench.trace import make_trace
-from sdbento.malloc import keep_freed_memory
+from sdbento.process.malloc import keep_freed_memory
 from tests.support.server import Server, serving
 from tools.marked import replaced
 

@@ -31,10 +31,11 @@ from sdbento.engine.planner import ROWS_PER_IMAGE, Planner
 from sdbento.engine.trajectory import Runner
 from sdbento.environment import unknown_variables
 from sdbento.errors import DeadlineExceeded, classify, is_sick, reraise
-from sdbento.malloc import release_freed_memory
 from sdbento.metrics import queue_depth
 from sdbento.models.cache import PipelineCache
 from sdbento.models.leases import Lease, give_up
+from sdbento.process.malloc import release_freed_memory
+from sdbento.process.threads import compute_only_on, num_cores
 from sdbento.prompts.inversions import Inversions
 from sdbento.request.build import TrajectoryBuilder
 from sdbento.request.events import Done, Event, Queued
@@ -47,7 +48,6 @@ from sdbento.runner.graphs import bucket, make_graphs
 from sdbento.runner.torch_runner import TorchRunner
 from sdbento.samplers.names import SamplerInfo, list_samplers
 from sdbento.settings import Settings
-from sdbento.threads import compute_only_on, num_cores
 
 log = logging.getLogger(__name__)
 

@@ -22,6 +22,7 @@ from pydantic_settings import (
 from sdbento.settings import Settings, SettingsError, as_text, variable_of
 
 CONFIG_FILE = "SDBENTO_CONFIG"
+SUPERVISOR = "_SDBENTO_SUPERVISOR"  # not for operators: a process tells it to those that it starts
 
 
 class _LoadedSettings(BaseSettings, Settings):
@@ -86,6 +87,16 @@ def use_compile_dir(folder: Path) -> None:
     """Let torch.compile keep its work in `folder`. Unlike the Hub's, its variable is read anew
     each time, so this may be called at any time."""
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder.absolute())
+
+
+def note_supervisor() -> None:
+    """Let the processes that this one starts know that it is their supervisor."""
+    os.environ[SUPERVISOR] = str(os.getpid())
+
+
+def supervisor() -> int:
+    """The id of the process that has called `note_supervisor`, or else of the present parent."""
+    return int(os.environ.get(SUPERVISOR, os.getppid()))
 
 
 def _yaml_source(settings_cls: type[BaseSettings], path: str) -> YamlConfigSettingsSource:

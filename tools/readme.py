@@ -32,6 +32,7 @@ PACKAGES = (
     "catalog",
     "samplers",
     "access",
+    "process",
 )
 
 

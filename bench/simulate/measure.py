@@ -10,9 +10,9 @@ from sdbento.catalog.families import VAE_FACTOR
 from sdbento.catalog.lookup import Catalog
 from sdbento.engine.trajectory import BatchKey
 from sdbento.environment import load_settings
-from sdbento.malloc import keep_freed_memory
 from sdbento.models import weights
 from sdbento.models.pipeline import Pipeline
+from sdbento.process.malloc import keep_freed_memory
 from sdbento.runner.torch_runner import TorchRunner
 
 SIDES = (128, 192)

@@ -16,7 +16,7 @@ import torch
 
 from sdbento.catalog.families import Family
 from sdbento.catalog.specs import ModelSpec, Spec
-from sdbento.malloc import release_freed_memory
+from sdbento.process.malloc import release_freed_memory
 from sdbento.settings import Settings, SettingsError
 
 log = logging.getLogger(__name__)

@@ -31,7 +31,7 @@ FLOORS = (
     {"models"},
     {"catalog"},
     {"samplers", "outbound", "environment", "access"},
-    {"errors", "heavy_imports", "malloc", "metrics", "settings", "threads"},
+    {"errors", "metrics", "process", "settings"},
     {"backoff", "background"},
 )
 FLOOR = {package: floor for floor, packages in enumerate(FLOORS) for package in packages}

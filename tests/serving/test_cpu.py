@@ -1,5 +1,5 @@
 """What makes a CPU fast, in real processes: only the engine's thread computes with a team of OpenMP
-threads (`sdbento.threads`), and memory that was freed is kept (`sdbento.malloc`).
+threads (`sdbento.process.threads`), and memory that was freed is kept (`sdbento.process.malloc`).
 
 libgomp itself says who has a team: with OMP_DISPLAY_AFFINITY it prints a line for every thread that
 joins one.

@@ -77,6 +77,17 @@ class Server:
                 process.kill()
         psutil.wait_procs(family)
 
+    def kill_supervisor(self) -> None:
+        """SIGKILL to the supervisor alone. Waits until the rest has ended and the port is free."""
+        serving = psutil.Process(self.process.pid).children(recursive=True)
+        self.process.kill()
+        self.process.wait()
+        _, alive = psutil.wait_procs(serving, timeout=60)
+        assert not alive
+        with socket.socket() as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(("127.0.0.1", self.client.base_url.port))
+
 
 @contextmanager
 def serving(

@@ -1,6 +1,6 @@
 """Imports everything that any section needs; for multiprocessing's fork server, once for all."""
 
-from sdbento.heavy_imports import without_collector
+from sdbento.process.heavy_imports import without_collector
 
 with without_collector():
     from bench.gpu.sections import (  # noqa: F401

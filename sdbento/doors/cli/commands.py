@@ -26,7 +26,7 @@ from sdbento.doors.cli.ports import listening_problem
 from sdbento.doors.runpod.volume import use_volume
 from sdbento.environment import child_environment, load_settings
 from sdbento.errors import SDBentoError, reraise
-from sdbento.malloc import keep_freed_memory
+from sdbento.process.malloc import keep_freed_memory
 from sdbento.settings import Settings, SettingsError
 
 INTERRUPTED = 130  # the exit status, in shells, of a command that SIGINT has ended

@@ -14,7 +14,7 @@ import click
 from pydantic import ValidationError
 
 from sdbento.doors.cli.output import say
-from sdbento.heavy_imports import without_collector
+from sdbento.process.heavy_imports import without_collector
 from sdbento.request.parse import explain
 from sdbento.request.schema import GenerateRequest, GenerateResponse, OutputFormat
 from sdbento.settings import Settings

@@ -31,13 +31,13 @@ from sdbento.doors.runpod.volume import use_volume
 from sdbento.doors.runpod.wire import WireJob
 from sdbento.environment import load_settings
 from sdbento.errors import MalformedRequest, classify, is_sick, unexplained
-from sdbento.heavy_imports import without_collector
 from sdbento.jobs.delivery.deliver import Delivery, Result
 from sdbento.jobs.delivery.s3_config import s3_config_of
 from sdbento.jobs.formats.a1111 import AnswerCall, Call
 from sdbento.jobs.formats.inputs import read_input, run_input
 from sdbento.jobs.formats.native import JobInput
 from sdbento.jobs.runpod_format import one_line
+from sdbento.process.heavy_imports import without_collector
 from sdbento.request.schema import GenerateRequest
 from sdbento.settings import Settings, SettingsError
 

@@ -1,4 +1,4 @@
-"""`sdbento.heavy_imports`: the garbage collector skips what is imported inside
+"""`sdbento.process.heavy_imports`: the garbage collector skips what is imported inside
 and collects what is made later."""
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from sdbento.heavy_imports import without_collector
+from sdbento.process.heavy_imports import without_collector
 
 
 class Loop:

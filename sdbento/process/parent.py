@@ -1,0 +1,42 @@
+"""Ends this process when the one that started it has died, which nothing else would do.
+
+When BentoML's supervisor is killed (`kill -9`, out of memory), the process that serves would live
+on: a new server says "address already in use", and that another server keeps its jobs.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import os
+import signal
+import threading
+import time
+
+log = logging.getLogger(__name__)
+
+LOOK_SECONDS = 0.2  # between two looks at who the parent is
+DRAIN_SECONDS = 10.0  # from SIGTERM to the end of a process that does not end by itself
+
+
+def end_with_parent(parent: int, drain_seconds: float = DRAIN_SECONDS) -> None:
+    """Once the process `parent` is no longer the parent of this one, send this one SIGTERM, and end
+    it after `drain_seconds` in any case.
+
+    parent: its id as the parent itself had it. It may have died before this is called.
+    """
+    # Linux could send the signal itself (PR_SET_PDEATHSIG), but does so when the *thread* ends that
+    # started this process.
+    watch = threading.Thread(
+        target=_watch, args=(parent, drain_seconds), name="sdbento-parent", daemon=True
+    )
+    watch.start()
+
+
+def _watch(parent: int, drain_seconds: float) -> None:
+    while os.getppid() == parent:
+        time.sleep(LOOK_SECONDS)
+    log.warning("the process that started this one (%d) has died: stopping", parent)
+    # In a thread that does not need Python's lock. The log will say where each thread was.
+    faulthandler.dump_traceback_later(drain_seconds, exit=True)
+    os.kill(os.getpid(), signal.SIGTERM)
