@@ -273,14 +273,14 @@ class App:
         lease = await self._lease(request.specs, request.deadline)
         try:
             models = request.models(lease)
-            trajectories = await asyncio.to_thread(self._builder.build, request, models)
+            trajectories, warnings = await asyncio.to_thread(self._builder.build, request, models)
             handle = self.engine.submit(trajectories, request.deadline)
         except BaseException:
             lease.release()
             raise
         handle.done.add_done_callback(lambda _: lease.release())
         own_sampler = str(models.pipeline.scheduler_config["_class_name"])
-        return RunningRequest(request, handle, own_sampler)
+        return RunningRequest(request, handle, own_sampler, warnings)
 
     async def _lease(self, specs: list[ModelSpec | ControlNetSpec], deadline: float) -> Lease:
         """Wait until the models are resident; other models keep stepping meanwhile."""

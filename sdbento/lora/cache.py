@@ -99,8 +99,8 @@ class AdapterCache:
 
 def load(pipeline: Pipeline, source: LoraSource, settings: Settings) -> Adapter:
     """Read a file into matrices on the model's device, in its precision."""
-    parts = to_parts(source, read(source, settings), pipeline)
-    adapter = Adapter(source.name, next(_ids), parts, num_bytes(parts))
+    parts, warnings = to_parts(source, read(source, settings), pipeline)
+    adapter = Adapter(source.name, next(_ids), parts, num_bytes(parts), warnings)
     log.info(
         "LoRA %s is on %s for model %s: %.1f MB, %d layers",
         *(source.name, pipeline.device, pipeline.spec.name, adapter.nbytes / MB),

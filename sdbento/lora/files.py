@@ -9,7 +9,7 @@ import json
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import safetensors.torch
 import torch
@@ -44,11 +44,17 @@ from sdbento.settings import Settings
 log = logging.getLogger(__name__)
 
 MAX_LORA_BYTES = 1_500_000_000
+# PEFT's own two files: what the second says of the first, such as its alpha, is in no tensor.
+PEFT_WEIGHTS, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+MAX_CONFIG_BYTES = 1_000_000
 
 
 @dataclass(frozen=True)
 class LoraFile:
-    """What is in a file. The tensors may share memory with the file: copy them to keep them."""
+    """What is in a file. The tensors may share memory with the file: copy them to keep them.
+
+    `metadata` has the text of PEFT's configuration as `PEFT_CONFIG`, where it lies beside the file.
+    """
 
     tensors: dict[str, torch.Tensor]
     metadata: dict[str, str]
@@ -107,6 +113,9 @@ def _from_hub(name: str, place: HubFile) -> Path:
     sizes = {sibling.rfilename: sibling.size or 0 for sibling in listed}
     file = _pick(name, place, sizes)
     _check_size(name, sizes[file])
+    config = str(PurePosixPath(file).with_name(PEFT_CONFIG))
+    if file.endswith(PEFT_WEIGHTS) and sizes.get(config, MAX_CONFIG_BYTES + 1) <= MAX_CONFIG_BYTES:
+        hf_hub_download(place.repo, config)
     return Path(hf_hub_download(place.repo, file))
 
 
@@ -148,9 +157,18 @@ def _open(name: str, path: Path) -> LoraFile:
         _check_size(name, path.stat().st_size)
         with safe_open(path, framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in list(file.keys())}
-            return LoraFile(tensors, file.metadata() or {})
+            return LoraFile(tensors, _peft_config(path) | (file.metadata() or {}))
     except OSError as error:
         raise unreadable(name) from error
+
+
+def _peft_config(path: Path) -> dict[str, str]:
+    config = path.with_name(PEFT_CONFIG)
+    if path.name != PEFT_WEIGHTS or not config.is_file():
+        return {}
+    if config.stat().st_size > MAX_CONFIG_BYTES:
+        return {}
+    return {PEFT_CONFIG: config.read_text(encoding="utf-8", errors="replace")}
 
 
 def _metadata(data: bytes) -> dict[str, str]:

@@ -26,12 +26,16 @@ _layers: WeakKeyDictionary[nn.Module, dict[str, nn.Module]] = WeakKeyDictionary(
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """One LoRA in memory, for one model's layers. `id` is never used again in this process."""
+    """One LoRA in memory, for one model's layers. `id` is never used again in this process.
+
+    `warnings`: what its users should know of how it fits the model.
+    """
 
     name: str
     id: int
     parts: Parts
     nbytes: int
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """What a LoRA's tensors mean for one model: two matrices and a scale for each of its layers.
 
-Reads what kohya's trainer, diffusers (old and new) and PEFT write. The names are translated by
-diffusers' own conversions. Each layer has its own alpha, which is its rank if the file gives none.
-Whatever is not two matrices whose product is added to a layer's output is refused.
+Reads what kohya's trainer, diffusers (old and new), PEFT and ComfyUI write. The names are
+translated by diffusers' own conversions. Each layer has its own alpha, which is its rank if the
+file gives none. Whatever is not two matrices whose product is added to a layer's output is refused.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -27,8 +27,9 @@ from torch import Tensor, nn
 from sdbento.catalog.families import FAMILY_BY_TEXT_WIDTH, Family
 from sdbento.catalog.specs import ModelSpec
 from sdbento.errors import UnsupportedModel
-from sdbento.lora.files import LoraFile
+from sdbento.lora.files import PEFT_CONFIG, LoraFile
 from sdbento.lora.lookup import LoraSource, refusal
+from sdbento.lora.names import translated
 from sdbento.models.pipeline import Pipeline
 from sdbento.models.transfer import copied
 
@@ -47,6 +48,7 @@ _VARIANTS = {
     "lora_mid": "a LoCon with a third matrix",
     "bundle_emb": "a LoRA with textual inversions inside",
     "lora_B.bias": "a LoRA with biases",
+    ".diff": "a LoRA with whole differences of weights",
 }
 _FAMILY_NAMES = {
     Family.SD15: "Stable Diffusion 1.x",
@@ -83,9 +85,12 @@ def check_family(source: LoraSource, spec: ModelSpec) -> None:
         raise _misfit(source, source.family, spec, "the catalogue says so")
 
 
-def to_parts(source: LoraSource, file: LoraFile, pipeline: Pipeline) -> Parts:
-    """The matrices by part and layer, copied to the model's device in its precision.
+def to_parts(
+    source: LoraSource, file: LoraFile, pipeline: Pipeline
+) -> tuple[Parts, tuple[str, ...]]:
+    """The matrices by part and layer, copied to the model's device in its precision, and warnings.
 
+    Layers that the model does not have are left out, as by diffusers, if it has most of them.
     Raises UnsupportedModel, with the reason, for a file that is no plain LoRA or does not fit.
     """
     for key in file.tensors:
@@ -94,11 +99,14 @@ def to_parts(source: LoraSource, file: LoraFile, pipeline: Pipeline) -> Parts:
                 raise refusal(source.name, f"it is {kind}; only plain LoRA and LoCon are")
     check_family(source, pipeline.spec)
     try:
+        file = replace(file, tensors=translated(file.tensors))
         tensors, alphas = _by_part(file, pipeline)
     except (LookupError, ValueError, TypeError, RuntimeError) as error:
         raise refusal(
-            source.name, "its layers are not named as kohya's trainer, diffusers or PEFT name them"
+            source.name,
+            "its layers are not named as kohya's trainer, diffusers, PEFT or ComfyUI name them",
         ) from error
+    warnings = tuple(_warn_of_absent(source, file, pipeline, tensors))
     parts = {
         part: dict(_layers_of(part, source, file, pipeline, tensors[part], alphas[part]))
         for part in PARTS
@@ -106,7 +114,7 @@ def to_parts(source: LoraSource, file: LoraFile, pipeline: Pipeline) -> Parts:
     }
     if not parts:
         raise refusal(source.name, "the file has no LoRA layers")
-    return _on_device(parts, pipeline.device)
+    return _on_device(parts, pipeline.device), warnings
 
 
 def num_bytes(parts: Parts) -> int:
@@ -176,6 +184,35 @@ def _peft_names(part: str, values: dict[str, T], pipeline: Pipeline) -> dict[str
     return {key.removeprefix("text_model."): value for key, value in values.items()}
 
 
+def _warn_of_absent(
+    source: LoraSource,
+    file: LoraFile,
+    pipeline: Pipeline,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+) -> Iterator[str]:
+    """A warning if the model lacks some of the layers. Raises UnsupportedModel if it lacks most."""
+    names = {(part, _LAYER.sub(r"\1", key)) for part in PARTS for key in tensors[part]}
+    present = {part: dict(_modules(pipeline, part)) for part in PARTS}
+    absent = sorted(name for part, name in names if name not in present[part])
+    if 2 * len(absent) > len(names):
+        raise _misfit(
+            source,
+            _likely_family(source, file),
+            pipeline.spec,
+            f"the model has no layer {_short(absent[0])}",
+        )
+    if absent:
+        yield (
+            f"LoRA {source.name}: {len(absent)} of its {len(names)} layers are not in the model "
+            f"and were left out, such as {_short(absent[0])}"
+        )
+
+
+def _modules(pipeline: Pipeline, part: str) -> Iterator[tuple[str, nn.Module]]:
+    network = getattr(pipeline.pipe, part, None)
+    return iter(()) if network is None else network.named_modules()
+
+
 def _layers_of(
     part: str,
     source: LoraSource,
@@ -193,6 +230,8 @@ def _layers_of(
     layers = dict(network.named_modules())
     stated = _stated_alphas(part, source, file)
     for name, (down, up) in _pairs(source.name, tensors):
+        if name not in layers:
+            continue  # `_warn_of_absent` has told
         rank = len(down)
         fitted = _fit(layers.get(name), down, up)
         if fitted is None:
@@ -241,17 +280,18 @@ def _fit(layer: nn.Module | None, down: Tensor, up: Tensor) -> tuple[Tensor, Ten
 
 
 def _stated_alphas(part: str, source: LoraSource, file: LoraFile) -> dict[str, Any]:
-    """The alphas in PEFT's configuration of `part`, which newer diffusers write into the file."""
+    """The alphas in PEFT's configuration of `part`, which newer diffusers write into the file, and
+    PEFT itself beside it."""
     try:
         stated = json.loads(file.metadata.get(LORA_ADAPTER_METADATA_KEY) or "{}")
-        config = _inside(part, stated)
+        config = _inside(part, stated) or json.loads(file.metadata.get(PEFT_CONFIG) or "{}")
         patterns = config.get("alpha_pattern") or {}
         return {
             "alpha": None if config.get("lora_alpha") is None else float(config["lora_alpha"]),
             "alphas": {str(key).removeprefix("^"): float(v) for key, v in patterns.items()},
             "by_root": bool(config.get("use_rslora")),
         }
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise refusal(source.name, "the metadata of its adapter cannot be read") from error
 
 

@@ -24,8 +24,10 @@ class TrajectoryBuilder:
         self._adapters = AdapterCache(settings)
         self._inversions = inversions
 
-    def build(self, request: ResolvedRequest, models: ResidentModels) -> list[Trajectory]:
-        """One trajectory an image, owned by the current caller.
+    def build(
+        self, request: ResolvedRequest, models: ResidentModels
+    ) -> tuple[list[Trajectory], tuple[str, ...]]:
+        """One trajectory an image, owned by the current caller, and warnings about the LoRAs.
 
         Raises InvalidParameter and its kin for what only the resident models can tell.
         """
@@ -33,10 +35,11 @@ class TrajectoryBuilder:
         _check_controlnets(request, models)
         passes = PassBuilder(request, models, adapters, self._inversions).passes()
         settled, owner = request.settled, current_caller().owner
-        return [
+        trajectories = [
             Trajectory(passes, settled.seed + image, settled.preview_every, owner)
             for image in range(settled.num_images)
         ]
+        return trajectories, tuple(w for lora in adapters for w in lora.adapter.warnings)
 
     def _load_adapters(
         self, request: ResolvedRequest, pipeline: Pipeline

@@ -17,8 +17,8 @@ class Queued:
     """The request waits beside `position` others that are not finished.
 
     `eta`: seconds until it is done; None while its models may have to be loaded. Only the first of
-    these events has `size`, width and height of the images to come, and `warnings`, those that Done
-    will have.
+    these events has `size`, width and height of the images to come, and `warnings`, those of Done
+    that are known by then.
     """
 
     position: int

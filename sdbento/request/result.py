@@ -83,17 +83,23 @@ class Result:
 
 class RunningRequest:
     """A request in the engine: its handle, and what of it the result still needs. `own_sampler`:
-    that of its model.
+    that of its model; `warnings`: those that only its models and LoRAs gave rise to.
 
     The images that came with it are not among that, so that they do not stay in memory.
     """
 
-    def __init__(self, request: ResolvedRequest, handle: Handle, own_sampler: str) -> None:
+    def __init__(
+        self,
+        request: ResolvedRequest,
+        handle: Handle,
+        own_sampler: str,
+        warnings: tuple[str, ...] = (),
+    ) -> None:
         self.handle = handle
         self._settled = request.settled
         self._sampler = request.settled.scheduler or own_sampler
         self._overlay: Overlay | None = None if request.canvas is None else request.canvas.overlay
-        self._warnings = request.warnings
+        self._warnings = request.warnings + warnings
         self._arrived = request.arrived
 
     async def result(self) -> Result:

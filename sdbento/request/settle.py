@@ -18,7 +18,8 @@ from sdbento.prompts.check import check_second_prompt
 from sdbento.request.schema import ControlNetInput, GenerateRequest, floor_side
 from sdbento.samplers.names import canonical_name
 
-STRENGTH, MASKED_STRENGTH = 0.8, 1.0  # where the request does not say; the stock pipelines' own
+# Where the request does not say: for all models, though some stock pipelines have their own.
+STRENGTH, MASKED_STRENGTH = 0.8, 1.0
 OUTPAINT_BLUR = 8  # pixels, where an outpainting request does not say
 NEED_IMAGE = ("mask_image", "outpaint", "strength", "upscale")
 NEED_MASK = ("mask_blur", "padding_mask_crop")

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sdbento.lora.hooks import Adapter, active_adapters
@@ -96,6 +97,24 @@ def test_one_and_two_loras_give_the_images_of_stock_diffusers(
                 ours = run_text_encoder(encoder)
             assert difference(ours, run_text_encoder(getattr(theirs, part))) <= TOLERANCE
             assert difference(ours, run_text_encoder(encoder)) > 0.1
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+def test_layers_that_the_model_lacks_are_left_out_as_by_stock_diffusers(
+    family: str, tmp_path: Path
+) -> None:
+    file = save_kohya(family, make_lora(family), tmp_path / "a.safetensors")
+    tensors = load_file(file)
+    odd = {k.replace("blocks_0_attn1_to_q", "blocks_9_attn1_to_q"): t for k, t in tensors.items()}
+    save_file({k: t.clone() for k, t in (tensors | odd).items()}, file)
+    model = tiny_model(family)
+    adapter = cache_of(tmp_path).get(model, "a")
+    [warning] = adapter.warnings
+    assert "layers are not in the model and were left out, such as" in warning
+    assert "transformer_blocks.9.attn1.to_q" in warning
+    with active_adapters(model.unet, "unet", [[on(adapter)]] * NUM_ROWS):
+        ours = run_unet(model.unet)
+    assert difference(ours, run_unet(stock(family, [file]).unet)) <= TOLERANCE
 
 
 @pytest.mark.parametrize("save", [save_kohya, save_peft])

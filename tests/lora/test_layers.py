@@ -20,10 +20,13 @@ from tests.support.loras import (
     WRITERS,
     Layers,
     cache_of,
+    everything,
     make_lora,
+    save_comfyui,
     save_diffusers_old,
     save_kohya,
     save_peft,
+    save_peft_alone,
 )
 from tests.support.oracle import tiny_model
 
@@ -68,6 +71,42 @@ def test_names_without_a_prefix_belong_to_the_unet(tmp_path: Path) -> None:
     a, b = (cache.get(model, name) for name in "ab")
     assert a.parts.keys() == b.parts.keys() == {"unet"}
     assert a.parts["unet"].keys() == b.parts["unet"].keys() == lora["unet"].keys()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_comfyui_names_the_same_layers(family: str, tmp_path: Path) -> None:
+    lora = make_lora(family, marks=everything(family))
+    save_kohya(family, lora, tmp_path / "a.safetensors")
+    save_comfyui(family, lora, tmp_path / "b.safetensors")
+    a, b = (cache_of(tmp_path).get(tiny_model(family), name) for name in "ab")
+    assert a.warnings == b.warnings == ()
+    assert_same_parts(a.parts, b.parts)
+
+
+@pytest.mark.parametrize("part", ["unet", "text_encoder"])
+def test_peft_saves_one_network_a_file(part: str, tmp_path: Path) -> None:
+    lora = make_lora("sd15", marks={part: everything("sd15")[part]}, alpha=None)
+    save_peft("sd15", lora, tmp_path / "a.safetensors")
+    save_peft_alone(lora, tmp_path / "b.safetensors")
+    a, b = (cache_of(tmp_path).get(tiny_model("sd15"), name) for name in "ab")
+    assert_same_parts(a.parts, b.parts)
+
+
+def test_the_alpha_of_peft_lies_beside_its_file(tmp_path: Path) -> None:
+    save_peft_alone(make_lora("sd15", rank=4, alpha=None), tmp_path / "b/adapter_model.safetensors")
+    (tmp_path / "b/adapter_config.json").write_text('{"lora_alpha": 6, "r": 4}')
+    adapter = cache_of(tmp_path).get(tiny_model("sd15"), "b/adapter_model")
+    assert {low.scale for low in adapter.parts["unet"].values()} == {1.5}
+
+
+def assert_same_parts(some: layers.Parts, others: layers.Parts) -> None:
+    assert some.keys() == others.keys()
+    for part, by_name in some.items():
+        assert by_name.keys() == others[part].keys()
+        for name, low in by_name.items():
+            other = others[part][name]
+            assert torch.equal(low.down, other.down) and torch.equal(low.up, other.up)
+            assert low.scale == other.scale
 
 
 def test_matrices_fit_equivalent_layers(tmp_path: Path) -> None:
@@ -116,6 +155,7 @@ KOHYA = f"lora_unet_{Q.replace('.', '_')}"
         ({f"{KOHYA}.hada_w1_a": UP}, "LoHa"),
         ({f"{KOHYA}.lora_mid.weight": UP}, "third matrix"),
         ({f"unet.{Q}.lora_B.bias": UP}, "biases"),
+        ({f"diffusion_model.{Q}.diff": UP}, "whole differences"),
         ({f"unet.{Q}.strange": UP}, "a key that is none of a LoRA's: .*strange"),
         ({f"unet.{Q}x.lora_A.weight": DOWN}, "only one of two matrices"),
         ({"stray.lora_A.weight": DOWN}, "not named as"),

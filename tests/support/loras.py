@@ -110,6 +110,30 @@ def save_peft(family: str, layers: Layers, path: Path, **metadata: str) -> Path:
     return _save(_paired(layers, _peft_name), path, metadata)
 
 
+def save_comfyui(family: str, layers: Layers, path: Path, **metadata: str) -> Path:
+    """`diffusion_model....attn1.to_q.lora_up.weight`, in the original layout's names."""
+    tensors = {}
+    for part, matrices in layers.items():
+        for name, low_rank in matrices.items():
+            key = _comfyui_name(family, part, name)
+            tensors[f"{key}.lora_down.weight"] = low_rank.down
+            tensors[f"{key}.lora_up.weight"] = low_rank.up
+            if low_rank.alpha is not None:
+                tensors[f"{key}.alpha"] = torch.tensor(low_rank.alpha)
+    return _save(tensors, path, metadata)
+
+
+def save_peft_alone(layers: Layers, path: Path) -> Path:
+    """`base_model.model....to_q.lora_A.weight`: one network, as PEFT itself saves it."""
+    [(part, matrices)] = layers.items()
+    tensors = {
+        f"base_model.model.{_peft_name(part, name, direction)}": getattr(low_rank, direction)
+        for name, low_rank in matrices.items()
+        for direction in ("down", "up")
+    }
+    return _save(tensors, path, {})
+
+
 WRITERS: dict[str, Callable[..., Path]] = {
     "kohya": save_kohya,
     "diffusers-old": save_diffusers_old,
@@ -162,6 +186,13 @@ def _kohya_name(family: str, part: str, name: str) -> str:
         return "lora_unet_" + name.replace(".", "_")
     prefix = {"text_encoder": "lora_te1_" if family == "sdxl" else "lora_te_"}
     return prefix.get(part, "lora_te2_") + _clip_name(name).replace(".", "_")
+
+
+def _comfyui_name(family: str, part: str, name: str) -> str:
+    if part == "unet":
+        return "diffusion_model." + _original_names(family)[name]
+    encoder = "clip_g" if part == "text_encoder_2" else "clip_l"
+    return f"text_encoders.{encoder}.transformer.{_clip_name(name)}"
 
 
 def _clip_name(name: str) -> str:

@@ -158,7 +158,7 @@ def trajectories_of(
         model, controlnets=controlnets, refined_by=refined_by, settings=settings, **fields
     )
     models = ResidentModels(model, tuple(controlnets), refined_by)
-    return TrajectoryBuilder(settings, Inversions(settings)).build(request, models)
+    return TrajectoryBuilder(settings, Inversions(settings)).build(request, models)[0]
 
 
 def run_together(
