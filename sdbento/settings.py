@@ -29,6 +29,7 @@ LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 Upload = Literal["oversize", "always"]
 
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@*\s,]+")
+HOST = re.compile(r"\*|(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*")
 DATABASES = ("postgresql://", "postgresql+psycopg://", "postgres://", "sqlite:///")
 
 
@@ -289,6 +290,13 @@ class Settings(BaseModel):
         description="Web pages that may call the server from a browser: origins such as "
         "https://example.com, separated by commas, or *",
     )
+    allowed_hosts: str = Field(
+        "",
+        validation_alias=_names("SDBENTO_ALLOWED_HOSTS"),
+        description="Names under which clients may reach the server, such as sd.example.com or "
+        "*.example.com, separated by commas, or *; addresses and names of private networks need "
+        "not be named; unset, without keys: what a page could misuse is refused",
+    )
 
     # Durable jobs.
 
@@ -451,6 +459,17 @@ class Settings(BaseModel):
             raise ValueError(
                 "must be addresses or networks such as 10.0.0.0/8, separated by commas"
             ) from None
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _are_hosts(cls, text: str) -> str:
+        hosts = [host.strip().lower().removesuffix(".") for host in text.split(",")]
+        for host in filter(None, hosts):
+            if not HOST.fullmatch(host):
+                raise ValueError(
+                    "must be names such as sd.example.com or *.example.com, without a port, or *"
+                )
+        return ",".join(filter(None, hosts))
 
     @classmethod
     def variables(cls) -> list[tuple[str, str, str]]:

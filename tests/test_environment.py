@@ -85,6 +85,7 @@ GIVEN = {
     "SDBENTO_API_KEYS": ("/keys.yaml", Path("/keys.yaml")),
     "SDBENTO_TRUSTED_PROXIES": ("10.0.0.7, fd00::/8", "10.0.0.7/32,fd00::/8"),
     "SDBENTO_METRICS_PUBLIC": ("true", True),
+    "SDBENTO_ALLOWED_HOSTS": ("SD.example.com., *.b.example", "sd.example.com,*.b.example"),
     "SDBENTO_CORS_ORIGINS": ("https://a.example,https://b.example",) * 2,
     "SDBENTO_STATE_DIR": ("/state", Path("/state")),
     "JOB_STORE_URL": ("sqlite:////jobs.db", SecretStr("sqlite:////jobs.db")),

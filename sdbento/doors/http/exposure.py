@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+from typing import Any
 
 import psutil
 
@@ -26,6 +27,11 @@ def is_local(host: str) -> bool:
         return host == "localhost"
 
 
+def is_exposed(port: int) -> bool:
+    """Whether this process listens on `port` of more than loopback."""
+    return not all(is_local(address.ip) for address in _listening() if address.port == port)
+
+
 def warn_if_open(settings: Settings) -> None:
     """Say so in the log if this process listens on more than loopback, and there are no keys.
 
@@ -34,7 +40,11 @@ def warn_if_open(settings: Settings) -> None:
     """
     if Keyring(settings).required:
         return
-    sockets = psutil.Process().net_connections("inet")
-    hosts = {one.laddr.ip for one in sockets if one.status == psutil.CONN_LISTEN}
-    if outside := sorted(host for host in hosts if not is_local(host)):
+    if outside := sorted({one.ip for one in _listening() if not is_local(one.ip)}):
         log.warning("the server listens on %s without a key: %s", ", ".join(outside), ADVICE)
+
+
+def _listening() -> list[Any]:
+    """The addresses, each with `ip` and `port`, that this process listens on."""
+    sockets = psutil.Process().net_connections("inet")
+    return [one.laddr for one in sockets if one.status == psutil.CONN_LISTEN]

@@ -1,6 +1,7 @@
 """Who may pass the Guard: a request brings a key, unless the server has none or the path is open.
 
-No page of another host may make its visitor's browser send one that changes anything.
+No page of another host may make its visitor's browser send one that changes anything; `hosts` finds
+those whose name leads here.
 
 Looks at the path and the headers only, so that nobody's body is read before he is known.
 """
@@ -17,6 +18,7 @@ from sdbento.access.caller import Caller
 from sdbento.access.credentials import presented
 from sdbento.access.keyring import Keyring
 from sdbento.access.limits import RequestRate
+from sdbento.doors.http.hosts import Hosts
 from sdbento.errors import Forbidden
 from sdbento.settings import Settings
 
@@ -35,11 +37,15 @@ class Gate:
         self._rate = RequestRate()
         self._open_paths = {*OPEN_PATHS, *(["/metrics"] if settings.metrics_public else [])}
         self._open_prefixes = open_prefixes
+        any_host = self._keyring.required and not settings.allowed_hosts
+        self._hosts = None if any_host else Hosts(settings)
         self._proxies = tuple(map(ip_network, filter(None, settings.trusted_proxies.split(","))))
         self._origins = tuple(filter(None, settings.cors_origins.split(",")))
 
     async def admit(self, scope: Scope) -> Caller:
         """Who sends the request. Raises Forbidden, Unauthorized, LimitReached, Overloaded."""
+        if self._hosts is not None and scope["path"] not in OPEN_PATHS:
+            self._hosts.check(scope)
         if scope["method"] not in SAFE_METHODS:
             _refuse_foreign_page(Headers(scope=scope), self._origins)
         if not self._keyring.required or self.is_open(scope):
