@@ -26,6 +26,7 @@ from sdbento.doors.http.events import guarded_stream, server_sent_events
 from sdbento.doors.http.exposure import warn_if_open
 from sdbento.doors.http.failures import guarded
 from sdbento.doors.http.guard import Guard, parsed_request
+from sdbento.doors.http.replacement import end_process
 from sdbento.doors.http.routing import mounted
 from sdbento.doors.runpod.lifespan import run_jobs
 from sdbento.environment import load_settings, note_supervisor, supervisor
@@ -80,7 +81,7 @@ class StableDiffusion:
             settings = load_settings()
             logging.getLogger("sdbento").setLevel(settings.log_level)  # App has things to say
             Bucket.configured(settings)  # complains now, not at the first result
-            self.app = routes.state.app = App(settings)
+            self.app = routes.state.app = App(settings, on_broken=end_process)
             warn_if_open(settings)
             self._health = ping.listen(self.app, settings)
         except SettingsError as error:

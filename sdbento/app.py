@@ -71,18 +71,27 @@ class App:
     """Everything behind the doors. Make it, `start` it, ask it, `close` it.
 
     Requests are counted on the event loop that serves them; everything else is thread-safe.
-    `runner` None: the real one.
+    `runner` None: the real one. `on_broken` is called once if this process must be replaced, by any
+    thread, with whether requests under way can still be finished.
     """
 
-    def __init__(self, settings: Settings, runner: Runner | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        runner: Runner | None = None,
+        on_broken: Callable[[bool], None] = lambda _: None,
+    ) -> None:
         self.settings = settings
+        self._on_broken = on_broken
         self.catalog = Catalog(settings)
         self.pipelines = PipelineCache(settings)
         graphs = make_graphs(settings, self.pipelines)
         cost = CostModel(computed_rows=bucket if graphs else None)
         self.planner = Planner(settings.max_batch_size, cost)
         self.runner = runner or TorchRunner(graphs=graphs)
-        self.engine = Engine(self.runner, self.planner)
+        self.engine = Engine(
+            self.runner, self.planner, stall=settings.stall_seconds, on_failure=self._lose_engine
+        )
         if graphs is not None:
             self.pipelines.relieve = lambda: self.engine.call(graphs.forget).result(RELIEF)
         inversions = Inversions(settings)
@@ -211,9 +220,10 @@ class App:
 
     @contextmanager
     def counted(self) -> Iterator[None]:
-        """Count a request of the present caller; refuse it when there is no room. Remember a lost
-        GPU."""
+        """Count a request of the present caller; refuse it when there is no room, or no engine.
+        Remember a lost GPU."""
         caller = current_caller()
+        self.engine.check_usable()
         self._check_room(caller)
         self._count_requests(caller.owner, 1)
         try:
@@ -245,7 +255,13 @@ class App:
         """After a device error every later request fails as well, until the process is replaced;
         `alive` tells whoever can do that."""
         if is_sick(error):
-            self.report_broken("the GPU has failed")
+            self._lose_engine("the GPU has failed")
+
+    def _lose_engine(self, reason: str) -> None:
+        """No image can be made any more: whoever waits for one is told at once."""
+        self.engine.abandon()
+        self.pipelines.abandon()
+        self.report_broken(reason)
 
     def report_broken(self, reason: str) -> None:
         """Something in this process has failed for good: `alive` is False from now on.
@@ -255,6 +271,7 @@ class App:
         if not self._broken:
             self._broken = True
             log.error("%s: this process must be replaced", reason)
+            self._on_broken(self.engine.alive)
 
     def _count_requests(self, owner: str | None, change: int) -> None:
         self._num_requests[owner] += change

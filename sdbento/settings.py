@@ -189,6 +189,15 @@ class Settings(BaseModel):
         validation_alias=_names("SDBENTO_REQUEST_TIMEOUT"),
         description="Seconds that a request may take if it does not set its own `timeout`",
     )
+    stall_seconds: float = Field(
+        60.0,
+        ge=1,
+        le=86400,
+        allow_inf_nan=False,
+        validation_alias=_names("SDBENTO_STALL_SECONDS"),
+        description="Seconds after which a step is taken to hang, and the process is replaced; "
+        "20 times what the step usually takes, if that is longer",
+    )
     max_pixels: int = Field(
         2048 * 2048,
         ge=64 * 64,

@@ -145,6 +145,11 @@ class CostModel:
         assert predicted is not None  # a curve is made by its first timing
         return max(predicted * key.latent_pixels / source.latent_pixels, 1e-6)
 
+    def is_timed(self, key: BatchKey, stage: Stage) -> bool:
+        """Whether enough calls of this very key were timed to know what one takes."""
+        own = self._curves.get((key, stage))
+        return own is not None and own.confirmed
+
     def lower_bound(self, key: BatchKey, stage: Stage, rows: int) -> float:
         """Seconds that one call takes at least, by recent calls of this very key; 0 without any."""
         own = self._curves.get((key, stage))
@@ -178,8 +183,7 @@ class CostModel:
 
         None where nothing of the model was measured. Shallow steps never tell what whole ones cost.
         """
-        own = self._curves.get((key, stage))
-        if own is not None and own.confirmed:
+        if self.is_timed(key, stage):
             return key
         candidates = [
             (not curve.confirmed, other != key, _distance(other, key), other)

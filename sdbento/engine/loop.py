@@ -22,6 +22,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from statistics import mean, median
@@ -37,6 +38,7 @@ from sdbento.engine.trajectory import (
     StepResult,
     Trajectory,
 )
+from sdbento.engine.watchdog import Watchdog
 from sdbento.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -53,6 +55,10 @@ AHEAD = 1  # plans that may be launched before the result of the one before is r
 LAUNCHES = 16  # steps: their median tells how long it takes to launch one
 MARGIN = 2.0  # medians before the device is idle, the next step is launched
 POLL = 0.005  # seconds between looks at a device that may be done earlier than expected
+STALL = 60.0  # seconds after which a call hangs, at least
+SLOW = 20.0  # times as long as expected: neither does a call hang that is merely slow
+UNTIMED = 10.0  # times STALL: for a call whose kind was not timed yet, so that nothing is known
+REPLACED = 30.0  # seconds after which a new process may answer
 
 
 @dataclass(frozen=True)
@@ -69,10 +75,18 @@ class Engine:
     """Owns the loop thread and every unfinished request.
 
     `_lock` guards `_unfinished` and `_accepting`, nothing else; all other state belongs to the loop
-    thread.
+    thread. `stall`: seconds after which a call to the runner hangs, if it was not expected to take
+    long; `on_failure` is told when one does, or when the loop thread dies, and should `abandon`.
     """
 
-    def __init__(self, runner: Runner, planner: Planner) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        planner: Planner,
+        *,
+        stall: float = STALL,
+        on_failure: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self._runner = runner
         self._planner = planner
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
@@ -88,14 +102,23 @@ class Engine:
         self._intervals = deque([1.0], maxlen=INTERVALS)  # from one completion to the next
         self.seconds_per_request = 1.0  # their mean
         self._running = True
+        self._abandoned = False
         self._thread = threading.Thread(target=self._loop, name="sdbento-engine", daemon=True)
+        self._stall = stall
+        self._watchdog = Watchdog(self._thread, on_failure)
 
     def start(self) -> None:
         self._thread.start()
+        self._watchdog.start()
 
     @property
     def alive(self) -> bool:
-        return self._thread.is_alive()
+        return self._thread.is_alive() and not self._abandoned
+
+    def check_usable(self) -> None:
+        """Raises Unavailable once the engine was abandoned."""
+        if self._abandoned:
+            raise _replaced()
 
     def submit(self, trajectories: list[Trajectory], deadline: float) -> Handle:
         """Take in the images of one request, to be done by `deadline` (time.monotonic).
@@ -107,6 +130,7 @@ class Engine:
             trajectory.submitted = handle.submitted
             trajectory.deadline = deadline
         with self._lock:
+            self.check_usable()
             if not self._accepting:
                 raise Unavailable("the server is stopping; send the request to another one")
             self._unfinished.add(handle)
@@ -120,7 +144,7 @@ class Engine:
         def run() -> None:
             try:
                 function()
-            except Exception as exc:
+            except BaseException as exc:
                 done.set_exception(exc)
             else:
                 done.set_result(None)
@@ -140,9 +164,24 @@ class Engine:
         give_up = time.monotonic() + grace
         while self._unfinished and self.alive and time.monotonic() < give_up:
             time.sleep(0.01)
+        self._watchdog.stop()
         self._inbox.put(self._stop)
         if self.alive:
             self._thread.join()
+
+    def abandon(self) -> None:
+        """Fail all unfinished requests, and take no more: only another process can go on.
+
+        From any thread; waits for nothing, since the loop thread may hang for ever.
+        """
+        with self._lock:
+            self._abandoned, self._accepting = True, False
+            unfinished = list(self._unfinished)
+            self._unfinished.clear()
+        self._watchdog.stop()
+        self._inbox.put(self._stop)
+        for handle in unfinished:
+            handle.done.set_exception(_replaced())
 
     def _cancel(self, handle: Handle) -> None:
         if not handle.done.done():
@@ -159,7 +198,7 @@ class Engine:
         while self._running:
             try:
                 self._iterate()
-            except Exception as exc:  # a bug; without this every request would hang
+            except BaseException as exc:  # a bug; without this every request would hang
                 log.exception("the engine's loop failed; all unfinished requests fail")
                 self._fail_everyone(classify(exc))
 
@@ -192,8 +231,9 @@ class Engine:
         """Launch a plan; if that fails, its halves, and so on down to the trajectory at fault."""
         began = time.monotonic()
         try:
-            launched = self._runner.launch(plan)
-        except Exception as exc:
+            with self._watched(plan):
+                launched = self._runner.launch(plan)
+        except BaseException as exc:  # those of libraries in Rust (PanicException) are no Exception
             error = self._note_failure(plan, exc)
         else:
             self._planner.advance(plan)
@@ -214,7 +254,13 @@ class Engine:
             if unfinished:
                 self._launch(StepPlan(plan.stage, plan.key, unfinished), is_part=True)
 
-    def _note_failure(self, plan: StepPlan, exc: Exception) -> SDBentoError:
+    def _watched(self, plan: StepPlan) -> AbstractContextManager[None]:
+        """The runner works on `plan`, which hangs if that takes much longer than expected."""
+        expected, timed = self._planner.experience(plan)
+        limit = max(SLOW * expected, self._stall if timed else UNTIMED * self._stall)
+        return self._watchdog.watching(f"{plan.stage} of {plan.key.model}", limit)
+
+    def _note_failure(self, plan: StepPlan, exc: BaseException) -> SDBentoError:
         """What went wrong when `plan` was launched."""
         error = classify(exc)
         if isinstance(error, OutOfMemory):
@@ -242,8 +288,9 @@ class Engine:
     def _result(self, under_way: _UnderWay) -> StepResult:
         """Wait for a plan. If the device reports an error, all of its trajectories have failed."""
         try:
-            return under_way.launched.wait()
-        except Exception as exc:
+            with self._watched(under_way.plan):
+                return under_way.launched.wait()
+        except BaseException as exc:
             error = classify(exc)
             log.warning("%s failed on the device: %s", under_way.plan.stage, error.message)
             return StepResult(0.0, dict.fromkeys(under_way.plan.trajectories, error))
@@ -256,10 +303,11 @@ class Engine:
 
     def _advance_idle_work(self) -> None:
         try:
-            next(self._idle_work[0])
+            with self._watchdog.watching("work for idle time", UNTIMED * self._stall):
+                next(self._idle_work[0])
         except StopIteration:
             self._idle_work.popleft()
-        except Exception as exc:
+        except BaseException as exc:
             self._idle_work.popleft()
             log.warning("work for idle time is given up: %s", classify(exc).message, exc_info=exc)
 
@@ -371,3 +419,10 @@ class Engine:
     def _stop(self) -> None:
         self._running = False
         self._fail_everyone(Unavailable("the server stopped before the request was done"))
+
+
+def _replaced() -> Unavailable:
+    return Unavailable(
+        "the device has failed, and the server is being restarted; send the request again",
+        retry_after=REPLACED,
+    )

@@ -135,6 +135,15 @@ class Planner:
             return 0.0
         return self.cost.seconds(plan.key, plan.stage, plan.size)
 
+    def experience(self, plan: StepPlan) -> tuple[float, bool]:
+        """Seconds that `plan` may take, and whether calls of its very kind have been timed.
+
+        Preparing is not measured: encoding an image is taken to last as long as decoding one.
+        """
+        if plan.stage is Stage.PREPARE:
+            return self.cost.seconds(plan.key, Stage.DECODE, plan.size), False
+        return self.expected_seconds(plan), self.cost.is_timed(plan.key, plan.stage)
+
     def lower_bound(self, trajectory: Trajectory) -> float:
         """Seconds that it needs at least: what was never measured counts as nothing."""
         return sum(_alone(*part, self.cost.lower_bound) for part in trajectory.remaining)

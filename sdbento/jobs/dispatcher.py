@@ -178,7 +178,8 @@ class Dispatcher:
             self._on_change(job_id)
         num_running = len(self._running)
         full = num_running >= with_reserve(self._max_running)
-        if self._stopping or full or time.monotonic() < self._claim_after:
+        may_claim = self._app.alive and not self._stopping and not full
+        if not may_claim or time.monotonic() < self._claim_after:
             return
         if self._must_requeue:
             await self._threads.run(self._store.requeue, list(self._running))
@@ -302,8 +303,14 @@ class Dispatcher:
             raise DeadlineExceeded(reason) from None
 
     async def _store_failure(self, job: Job, error: SDBentoError) -> None:
-        """End a job whose run failed, or put it back into the queue if the job is not to blame."""
-        if isinstance(error, LimitReached):
+        """End a job whose run failed, or put it back into the queue if the job is not to blame.
+
+        If the server must be replaced, the job stays IN_PROGRESS: the next server runs it again,
+        and counts the interruption, lest a job that breaks every server is run for ever.
+        """
+        if error.status >= 500 and not self._app.alive:
+            log.error("job %s is run again by the next server: %s", job.id, error.message)
+        elif isinstance(error, LimitReached):
             await self._put_back(job)
         elif isinstance(error, Overloaded):
             self._claim_after = time.monotonic() + self._intervals.overloaded

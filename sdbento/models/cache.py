@@ -158,6 +158,12 @@ class PipelineCache:
             return self._residency.items()
 
     def close(self) -> None:
+        """As `abandon`; a load under way may end first."""
+        self.abandon()
+        if self._loader is not None and self._loader is not threading.current_thread():
+            self._loader.join(CLOSE_TIMEOUT)
+
+    def abandon(self) -> None:
         """Fail all who wait, and forget all models; leases not yet released stay usable."""
         with self._changed:
             self._closed = True
@@ -166,8 +172,6 @@ class PipelineCache:
             self._residency.clear()
             self._changed.notify_all()
         fail(waiters, stopping())
-        if self._loader is not None and self._loader is not threading.current_thread():
-            self._loader.join(CLOSE_TIMEOUT)
 
     # Under the lock
 

@@ -7,6 +7,7 @@ nothing of requests or of planning.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -15,7 +16,7 @@ import torch
 from PIL import Image
 
 from sdbento.engine.trajectory import BatchKey, Launched, Stage, StepPlan, Trajectory
-from sdbento.errors import GenerationFailed
+from sdbento.errors import GenerationFailed, classify
 from sdbento.models.device import download, host_tensor, upload
 from sdbento.models.pipeline import Pipeline
 from sdbento.prompts.encoder import PromptEncoder
@@ -29,7 +30,9 @@ from sdbento.runner.rows import Row, RowStacker
 from sdbento.runner.state import first_state, stack_slots, state_of
 from sdbento.runner.step import StepTensors, compute_step
 from sdbento.runner.unet.call import call_unet
-from sdbento.runner.vae import decode, to_bytes
+from sdbento.runner.vae import decode, decode_in_fp32, to_bytes
+
+log = logging.getLogger(__name__)
 
 
 class TorchRunner:
@@ -182,31 +185,59 @@ def _preview(trajectories: Sequence[Trajectory], made: StepTensors) -> Finish:
 
     def finish() -> Failures:
         for owner, image in zip(owners, pixels, strict=True):
-            owner.preview = preview_image(image)
+            try:
+                owner.preview = preview_image(image)
+            except Exception:  # no reason to fail the image
+                log.exception("a preview cannot be made")
         return {}
 
     return finish
 
 
 def _decode(trajectories: Sequence[Trajectory]) -> Finish:
-    """Latents to images; those that are not finite fail."""
+    """Latents to images. What fails on the host's side fails for one image alone."""
+    pipeline = trajectories[0].pipeline
     latents = torch.stack([state_of(trajectory).slots[0] for trajectory in trajectories])
-    pixels = decode(latents, trajectories[0].pipeline)
+    pixels = decode(latents, pipeline)
     finite = download(pixels.isfinite().all(dim=(1, 2, 3)))
     images = download(to_bytes(pixels))
 
     def finish() -> Failures:
         failures: Failures = {}
-        for trajectory, image, is_finite in zip(trajectories, images, finite.tolist(), strict=True):
-            if is_finite:
+        for i, (trajectory, is_finite) in enumerate(
+            zip(trajectories, finite.tolist(), strict=True)
+        ):
+            try:
+                image = images[i] if is_finite else _decode_again(latents[i : i + 1], pipeline)
                 trajectory.image = Image.fromarray(image.numpy())
-            else:
-                failures[trajectory] = GenerationFailed(
-                    "the image is not finite (NaN); try PRECISION=fp32 or other parameters"
-                )
+            except Exception as exc:
+                failures[trajectory] = classify(exc)
         return failures
 
     return finish
+
+
+@torch.inference_mode()
+def _decode_again(latents: torch.Tensor, pipeline: Pipeline) -> torch.Tensor:
+    """8-bit pixels [H, W, 3] of latents [1, C, h, w] of which decoding has made NaN.
+
+    Raises GenerationFailed where more precision does not help.
+    """
+    if not latents.isfinite().all():
+        raise GenerationFailed(
+            "the image is not finite (NaN): its denoising has overflowed; try a lower "
+            "guidance_scale, another scheduler or smaller weights of LoRAs, or, on the server, "
+            "PRECISION=bf16 or fp32"
+        )
+    if pipeline.vae_dtype is not torch.float32:
+        log.warning("%s: the VAE overflows in %s", pipeline.spec, pipeline.vae_dtype)
+        pixels = decode_in_fp32(latents, pipeline)
+        if pixels.isfinite().all():
+            return to_bytes(pixels[0]).cpu()
+    raise GenerationFailed(
+        "the image is not finite (NaN): the model's VAE overflows even in fp32; its files may be "
+        "damaged: try another model"
+    )
 
 
 def _synchronize(pipeline: Pipeline) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -41,9 +43,24 @@ def encode(pixels: torch.Tensor, pipeline: Pipeline) -> Posterior:
 
 
 def decode(latents: torch.Tensor, pipeline: Pipeline) -> torch.Tensor:
-    """Images [B, H, W, 3] on [0, 1], float32, of scaled latents [B, C, h, w]."""
-    scaled = _unscale(latents, pipeline).to(pipeline.vae_dtype)
-    decoded: torch.Tensor = pipeline.vae.decode(scaled, return_dict=False)[0].float()
+    """Images [B, H, W, 3] on [0, 1], float32, of scaled latents [B, C, h, w].
+
+    What overflows is NaN.
+    """
+    return _decode(latents, pipeline, pipeline.vae, pipeline.vae_dtype)
+
+
+def decode_in_fp32(latents: torch.Tensor, pipeline: Pipeline) -> torch.Tensor:
+    """As `decode`, by a copy of the VAE in float32, where its own precision overflows."""
+    return _decode(latents, pipeline, copy.deepcopy(pipeline.vae).float(), torch.float32)
+
+
+def _decode(
+    latents: torch.Tensor, pipeline: Pipeline, vae: Any, dtype: torch.dtype
+) -> torch.Tensor:
+    scaled = _unscale(latents, pipeline).to(dtype)
+    decoded: torch.Tensor = vae.decode(scaled, return_dict=False)[0].float()
+    decoded = decoded + 0 * decoded  # makes NaN of infinity, which `clamp` would make white
     return (decoded / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
 
 

@@ -23,5 +23,9 @@ def test_a_server_whose_gpu_has_failed_asks_to_be_replaced(tmp_path: Path) -> No
         assert server.client.get("/ping").status_code == 503
         workers = server.client.get("/health").json()["workers"]
         assert (workers["unhealthy"], workers["ready"], workers["initializing"]) == (1, 0, 0)
-        assert_error(post(server, **QUICK), 500, "the device failed")
-        assert "the GPU has failed: this process must be replaced" in server.log.read_text()
+        refused = post(server, **QUICK)
+        assert_error(refused, 503, "the server is being restarted")
+        assert int(refused.headers["retry-after"]) > 0
+        log = server.log.read_text()
+        assert "the GPU has failed: this process must be replaced" in log
+        assert "this process ends in" in log

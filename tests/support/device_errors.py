@@ -5,6 +5,7 @@ from __future__ import annotations
 from sdbento.errors import InvalidParameter, OutOfMemory
 
 FATAL_SEED = 666  # the request at which the GPU of `failing_gpu` fails
+HANGING_SEED = 777  # the request at which that of `hanging_gpu` hangs
 
 
 class AcceleratorError(RuntimeError):

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import sdbento.app
+from sdbento.doors.http import replacement
 from sdbento.engine.trajectory import Launched, StepPlan
 from sdbento.runner.torch_runner import TorchRunner
 from service import StableDiffusion as StableDiffusion
@@ -25,3 +26,4 @@ class FailingRunner(TorchRunner):
 
 
 vars(sdbento.app)["TorchRunner"] = FailingRunner
+vars(replacement).update(LINGER=600.0, LIMIT=600)  # for as long as the test looks

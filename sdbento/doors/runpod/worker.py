@@ -24,6 +24,7 @@ from runpod.serverless.modules.rp_logger import LOG_LEVELS, RunPodLogger
 from runpod.serverless.modules.worker_state import IS_LOCAL_TEST
 
 from sdbento.background import ThreadPool
+from sdbento.doors.http.replacement import end_process
 from sdbento.doors.runpod.a1111_calls import answer, routes_on
 from sdbento.doors.runpod.loop import DrainingScaler
 from sdbento.doors.runpod.stream import EventPoster
@@ -78,7 +79,7 @@ def run(settings: Settings) -> int:
         from sdbento.app import App
 
     num_jobs = concurrency(settings)
-    app = App(settings)
+    app = App(settings, on_broken=end_process)
     worker = Worker(app, delivery, num_jobs, partial(answer, routes_on(app)))
     app.start()
     runpod.serverless.register_fitness_check(worker.check_fitness)
@@ -171,7 +172,7 @@ class Worker:
             reason = unexplained(exc)
             log.error("job %s failed: %s", job.get("id"), error.message, exc_info=reason)
         output: dict[str, Any] = {"error": one_line(error)}
-        if is_sick(error):
+        if is_sick(error) or not self._app.alive:
             output["refresh_worker"] = True  # the SDK asks the platform to stop this worker
             if DrainingScaler.current is not None:
                 DrainingScaler.current.drain()  # the device would fail every later job as well

@@ -299,6 +299,7 @@ class FakeApp:
 
     def __init__(self, response: GenerateResponse | Exception) -> None:
         self.response = response
+        self.alive = True
 
     async def generate(self, request: GenerateRequest) -> GenerateResponse:
         if isinstance(self.response, Exception):

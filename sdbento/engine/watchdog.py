@@ -1,0 +1,76 @@
+"""Notices when the engine's thread hangs in a call, or has died.
+
+A call to a device that does not answer cannot be interrupted, and no other call could use the
+device: all that can be done is to tell whoever can replace the process. Time in which the process
+does not run (SIGSTOP, a laptop that sleeps) does not count: the watchdog counts its own ticks, and
+is stopped together with the thread that it watches. Knows nothing of what the calls do.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+log = logging.getLogger(__name__)
+
+TICK = 0.5  # seconds between two looks
+
+
+@dataclass(frozen=True, eq=False)
+class _Call:
+    """What the watched thread is in, and the seconds after which it hangs there."""
+
+    what: str
+    limit: float
+
+
+class Watchdog:
+    """Watches one thread. `on_failure` is told, once, what is wrong with it."""
+
+    def __init__(self, thread: threading.Thread, on_failure: Callable[[str], None]) -> None:
+        self._thread = thread
+        self._on_failure = on_failure
+        self._call: _Call | None = None
+        self._stopped = threading.Event()
+
+    def start(self) -> None:
+        """Begin to watch the thread, which must have been started."""
+        threading.Thread(target=self._run, name="sdbento-watchdog", daemon=True).start()
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+    @contextmanager
+    def watching(self, what: str, limit: float) -> Iterator[None]:
+        """The watched thread is in a call that hangs if it takes longer than `limit` seconds."""
+        self._call = _Call(what, limit)
+        try:
+            yield
+        finally:
+            self._call = None
+
+    def _run(self) -> None:
+        call: _Call | None = None
+        ticks = 0
+        while not self._stopped.wait(TICK):
+            if not self._thread.is_alive():
+                self._on_failure(f"the thread {self._thread.name} has died")
+                return
+            before, call = call, self._call
+            ticks = ticks + 1 if call is before else 0
+            if call is not None and ticks * TICK > call.limit:
+                self._log_stack()
+                self._on_failure(f"{call.what} hangs: it is not done after {call.limit:.0f} s")
+                return
+
+    def _log_stack(self) -> None:
+        """Where it hangs, for whoever looks for the reason."""
+        frame = sys._current_frames().get(self._thread.ident or 0)
+        if frame is not None:
+            stack = "".join(traceback.format_stack(frame))
+            log.error("the thread %s hangs here:\n%s", self._thread.name, stack)
