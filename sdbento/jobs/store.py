@@ -145,12 +145,27 @@ class JobStore:
 
         Returns how many. A job that was interrupted too often fails instead. No job may run yet.
         """
+        self._leave_future()
         count = self.requeue(running=())
         run = case((jobs.c.status == "COMPLETED", jobs.c.run), else_=None)
         with self._snapshot() as connection:
             runs = dict(connection.execute(select(jobs.c.id, run)).tuples().all())
         self._results.keep_only(runs)
         return count
+
+    def _leave_future(self) -> None:
+        """Take times that lie ahead as now: the clock was set back since the last process.
+
+        Webhooks would have to wait, and results would be kept, until the clock is there again.
+        """
+        now = self._now()
+        waiting = {"created": now, "expires": now + jobs.c.ttl}
+        ended = {"finished": now, "delete_after": now + jobs.c.keep}
+        ended |= {"webhook_due": case((jobs.c.webhook_due.is_not(None), now), else_=None)}
+        unfinished = jobs.c.status.in_(UNFINISHED)
+        with self._transaction() as connection:
+            connection.execute(update(jobs).where(jobs.c.created > now, unfinished).values(waiting))
+            connection.execute(update(jobs).where(jobs.c.finished > now).values(ended))
 
     def requeue(self, running: Collection[str]) -> int:
         """Put all jobs that are IN_PROGRESS, except those `running`, back into the queue.

@@ -18,6 +18,8 @@ SYNC_PREFIX = "sync-"  # of the ids of /runsync jobs, here and on RunPod
 UNFINISHED: tuple[Status, ...] = ("IN_QUEUE", "IN_PROGRESS")
 RETRIABLE: tuple[Status, ...] = ("FAILED", "TIMED_OUT")
 
+_EPOCH = time.time_ns() - time.monotonic_ns()  # when monotonic_ns was 0
+
 metadata = MetaData()
 jobs = Table(
     "jobs",
@@ -125,5 +127,9 @@ owner_of_job = func.coalesce(jobs.c.key_name, jobs.c.address).label("owner")
 
 
 def milliseconds() -> int:
-    """The time now, in milliseconds since the epoch."""
-    return time.time_ns() // 1_000_000
+    """The time now, in milliseconds since the epoch, if the clock was right when we started.
+
+    Later steps of the clock do not change it: a clock that is set forward would end all jobs that
+    wait, one that is set back would keep results and hold up webhooks.
+    """
+    return (_EPOCH + time.monotonic_ns()) // 1_000_000

@@ -6,6 +6,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from queue import SimpleQueue
 from weakref import WeakKeyDictionary
 
 import pytest
@@ -392,6 +393,78 @@ def test_a_bug_in_the_loop_fails_the_requests_and_the_engine_goes_on() -> None:
         submit(engine, make_trajectory()).done.result(timeout=5)
     assert_right(submit(engine, make_trajectory()))
     engine.close()
+
+
+def test_an_engine_that_is_abandoned_in_a_call_tells_everybody_and_takes_no_more() -> None:
+    """Its thread hangs meanwhile, and what it does afterwards harms nobody."""
+    hangs, goes_on = threading.Event(), threading.Event()
+
+    def hang(_: Trajectory) -> None:
+        hangs.set()
+        goes_on.wait(FAR)
+
+    engine = Engine(FakeRunner(hang), Planner(4))
+    handles = [submit(engine, make_trajectory(seed=seed)) for seed in range(2)]
+    engine.start()
+    assert hangs.wait(5)
+    engine.abandon()
+    for handle in handles:
+        with pytest.raises(Unavailable, match="is being restarted") as caught:
+            handle.done.result(timeout=5)
+        assert caught.value.retry_after
+    with pytest.raises(Unavailable, match="is being restarted"):
+        submit(engine, make_trajectory())
+    assert not engine.alive
+    engine.close()  # waits for nothing
+    goes_on.set()
+    engine._thread.join(5)
+    assert not engine._thread.is_alive()
+
+
+@pytest.mark.parametrize("stage", Stage)
+def test_a_call_that_hangs_in_any_stage_is_reported(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sdbento.engine.watchdog.TICK", 0.01)
+    goes_on, reasons = threading.Event(), SimpleQueue[str]()
+
+    def hang(trajectory: Trajectory) -> None:
+        if trajectory.stage is stage:
+            goes_on.wait(FAR)
+
+    engine = Engine(FakeRunner(hang), Planner(4), stall=0.001, on_failure=reasons.put)
+    engine.start()
+    submit(engine, make_trajectory(1))
+    assert f"{stage} of a hangs" in reasons.get(timeout=5)
+    engine.abandon()
+    goes_on.set()
+    engine._thread.join(5)
+
+
+def test_a_device_that_never_gets_done_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sdbento.engine.watchdog.TICK", 0.01)
+    reasons = SimpleQueue[str]()
+    engine = Engine(FakeDevice(seconds=3.0), Planner(4), stall=0.01, on_failure=reasons.put)
+    engine.start()
+    submit(engine, make_trajectory(1))
+    assert "of a hangs" in reasons.get(timeout=5)
+    engine.abandon()
+    engine._thread.join(10)
+
+
+def test_a_loop_that_dies_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sdbento.engine.watchdog.TICK", 0.01)
+    monkeypatch.setattr("threading.excepthook", lambda _: None)
+    reasons = SimpleQueue[str]()
+    engine = Engine(FakeRunner(), Planner(4), on_failure=reasons.put)
+    monkeypatch.setattr(engine, "_iterate", lambda: 1 / 0)
+    monkeypatch.setattr(engine, "_fail_everyone", lambda _: 1 / 0)
+    handle = submit(engine, make_trajectory())
+    engine.start()
+    assert "has died" in reasons.get(timeout=5)
+    engine.abandon()
+    with pytest.raises(Unavailable, match="is being restarted"):
+        handle.done.result(timeout=5)
 
 
 async def test_events_report_the_queue_and_every_step() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from base64 import b64encode
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,7 +20,7 @@ from sdbento.errors import (
 from sdbento.jobs.runpod_format import new_job
 from sdbento.jobs.table import Job
 from sdbento.request.schema import GenerateResponse
-from tests.support.job_server import SETTINGS, Server, until
+from tests.support.job_server import QUICKLY, SETTINGS, Server, serving, until
 
 
 async def test_a_job_makes_an_image(server: Server) -> None:
@@ -234,6 +235,25 @@ async def test_a_job_waits_while_the_database_does_not_answer_whether_it_is_canc
     job_id = await server.submit()
     await until(lambda: f"job {job_id} cannot be read yet" in caplog.text)
     assert (await server.ended(job_id)).status == "COMPLETED"
+
+
+async def test_jobs_of_a_server_that_must_be_replaced_are_run_by_the_next(tmp_path: Path) -> None:
+    async with serving(tmp_path) as server:
+        job_id = await server.submit("slow")
+        await server.runs("slow")
+        server.app.failures["slow"] = [Unavailable("the device has failed")]
+        server.app.alive = False
+        server.app.gate.set()
+        await until(lambda: server.jobs.num_running == 0)
+        waiting = await server.submit()
+        await asyncio.sleep(3 * QUICKLY.expiry)
+        assert (await server.jobs.get(waiting)).status == "IN_QUEUE"
+        assert (await server.jobs.get(job_id)).status == "IN_PROGRESS"
+    async with serving(tmp_path) as server:
+        server.app.gate.set()
+        for done in (await server.ended(job_id), await server.ended(waiting)):
+            assert done.status == "COMPLETED"
+        assert [(await server.jobs.get(one)).run for one in (job_id, waiting)] == [2, 1]
 
 
 async def test_a_job_whose_run_dies_of_a_bug_is_run_again(

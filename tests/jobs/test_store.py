@@ -6,6 +6,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -410,6 +411,40 @@ def test_everything_is_kept_across_a_restart(tmp_path: Path, clock: Clock) -> No
     assert (running.id, running.run, running.input) == ("running", 2, '{"seed": 5}')
     assert running.delay == 1000
     assert queued.id == "queued"
+    store.close()
+
+
+def test_a_clock_that_was_set_back_holds_nothing_up(store: JobStore, clock: Clock) -> None:
+    store.complete(add_and_claim(store, "done", webhook="https://listener.example/"), b"[]")
+    (due,) = store.due_webhooks(1)
+    store.note_webhook(due, again_in=500)
+    add_and_claim(store, "running")
+    store.add(new("queued"))
+    clock.now -= 5 * HOUR
+    store.recover()
+    (due,) = store.due_webhooks(5)
+    assert (due.id, due.webhook_posts) == ("done", 1)
+    store.note_webhook(due, again_in=None)
+    assert [job.delay for job in store.claim(5)] == [0, 0]
+    clock.now += HOUR
+    assert store.tidy() == ["done"]
+
+
+@pytest.mark.parametrize("hours", [-30, 30])
+def test_a_step_of_the_clock_ends_no_job(
+    hours: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = JobStore(tmp_path)
+    store.complete(add_and_claim(store, "done", webhook="https://listener.example/"), b"[]")
+    store.add(new("queued"))
+    real = time.time_ns
+    monkeypatch.setattr(time, "time_ns", lambda: real() + hours * HOUR * 1_000_000)
+    monkeypatch.setattr(time, "time", lambda: time.time_ns() / 1e9)
+    assert store.expire() == []
+    assert store.tidy() == []
+    assert [job.id for job in store.due_webhooks(5)] == ["done"]
+    (job,) = store.claim(5)
+    assert job.delay is not None and job.delay < HOUR
     store.close()
 
 

@@ -21,7 +21,7 @@ from sdbento.errors import GenerationFailed, OutOfMemory, SDBentoError
 from sdbento.runner import torch_runner
 from sdbento.runner.torch_runner import TorchRunner
 from tests.support.images import data_uri, gradient, half_mask
-from tests.support.oracle import Pixels, tiny_model, trajectories_of
+from tests.support.oracle import tiny_model, trajectories_of
 
 BASE: dict[str, Any] = {"prompt": "a cat", "num_inference_steps": 3}
 REPAINTED = {"image": data_uri(gradient()), "mask_image": data_uri(half_mask()), "strength": 0.9}
@@ -68,7 +68,7 @@ PLACES: dict[str, Patch] = {
 }
 
 
-def ended(trajectories: list[Trajectory], max_images: int = 8) -> list[Pixels | SDBentoError]:
+def ended(trajectories: list[Trajectory], max_images: int = 8) -> list[Any]:
     """The image of each, or why there is none. They are all there when the engine starts."""
     engine = Engine(TorchRunner(), Planner(max_images))
     handles = [engine.submit([one], time.monotonic() + SOON) for one in trajectories]
@@ -163,7 +163,7 @@ def test_pixels_that_cannot_become_an_image_fail_alone(monkeypatch: pytest.Monke
             raise MemoryError
         return fromarray(pixels)
 
-    monkeypatch.setattr(torch_runner.Image, "fromarray", sometimes)
+    monkeypatch.setattr(Image, "fromarray", sometimes)
     made = ended(requested())
     failed = [image for image in range(len(expected)) if isinstance(made[image], SDBentoError)]
     assert len(failed) == 1
