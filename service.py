@@ -26,7 +26,6 @@ from sdbento.doors.http.events import guarded_stream, server_sent_events
 from sdbento.doors.http.exposure import warn_if_open
 from sdbento.doors.http.failures import guarded
 from sdbento.doors.http.guard import Guard, parsed_request
-from sdbento.doors.http.replacement import end_process
 from sdbento.doors.http.routing import mounted
 from sdbento.doors.runpod.lifespan import run_jobs
 from sdbento.environment import load_settings, note_supervisor, supervisor
@@ -36,6 +35,7 @@ from sdbento.jobs.delivery.bucket import Bucket
 from sdbento.process.heavy_imports import without_collector
 from sdbento.process.malloc import keep_freed_memory
 from sdbento.process.parent import end_with_parent
+from sdbento.process.replacement import end_process
 from sdbento.request.schema import (
     MAX_TIMEOUT,
     GenerateRequest,

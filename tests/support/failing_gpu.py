@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import sdbento.app
-from sdbento.doors.http import replacement
 from sdbento.engine.trajectory import Launched, StepPlan
+from sdbento.process import replacement
 from sdbento.runner.torch_runner import TorchRunner
 from service import StableDiffusion as StableDiffusion
 from tests.support.device_errors import FATAL_SEED, AcceleratorError

@@ -11,9 +11,9 @@ from __future__ import annotations
 import threading
 
 import sdbento.app
-from sdbento.doors.http import replacement
 from sdbento.engine.trajectory import Launched, Stage, StepPlan
 from sdbento.environment import load_settings
+from sdbento.process import replacement
 from sdbento.runner.torch_runner import TorchRunner
 from service import StableDiffusion as StableDiffusion
 from tests.support.device_errors import HANGING_SEED

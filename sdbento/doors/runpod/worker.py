@@ -24,7 +24,6 @@ from runpod.serverless.modules.rp_logger import LOG_LEVELS, RunPodLogger
 from runpod.serverless.modules.worker_state import IS_LOCAL_TEST
 
 from sdbento.background import ThreadPool
-from sdbento.doors.http.replacement import end_process
 from sdbento.doors.runpod.a1111_calls import answer, routes_on
 from sdbento.doors.runpod.loop import DrainingScaler
 from sdbento.doors.runpod.stream import EventPoster
@@ -39,6 +38,7 @@ from sdbento.jobs.formats.inputs import read_input, run_input
 from sdbento.jobs.formats.native import JobInput
 from sdbento.jobs.runpod_format import one_line
 from sdbento.process.heavy_imports import without_collector
+from sdbento.process.replacement import end_process
 from sdbento.request.schema import GenerateRequest
 from sdbento.settings import Settings, SettingsError
 
