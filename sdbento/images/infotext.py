@@ -46,7 +46,8 @@ def read(infotext: str) -> dict[str, str]:
 
 
 def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False) if re.search(r"[,:\n]", text) else text
+    """As the web UI quotes, and also what would be read as another text without quotes."""
+    return json.dumps(text, ensure_ascii=False) if re.search(r'[,:\n"]|^\s|\s$', text) else text
 
 
 def _unquoted(text: str) -> str:

@@ -84,19 +84,20 @@ def _exif_texts(image: Image.Image) -> tuple[str | None, str | None]:
     tags = image.getexif().get_ifd(ExifTags.IFD.Exif)
     comment, note = (tags.get(tag) for tag in (ExifTags.Base.UserComment, ExifTags.Base.MakerNote))
     text = ours = None
+    is_ours = isinstance(note, bytes) and note.startswith(_OURS)
     if isinstance(comment, bytes) and comment.startswith(_UNICODE):
-        text = _utf_16(comment.removeprefix(_UNICODE))
+        text = _utf_16(comment.removeprefix(_UNICODE), certainly_big=is_ours)
     elif isinstance(comment, bytes) and comment.startswith(_ASCII):
         text = comment.removeprefix(_ASCII).decode("utf-8", "replace")
-    if isinstance(note, bytes) and note.startswith(_OURS):
+    if is_ours:
         ours = note.removeprefix(_OURS).decode("utf-8", "replace")
     return text, ours
 
 
-def _utf_16(data: bytes) -> str:
-    """The web UI writes big endian, other programs what their machine has: in most prompts every
-    second byte is 0."""
-    little = data[1::2].count(0) > data[::2].count(0)
+def _utf_16(data: bytes, *, certainly_big: bool) -> str:
+    """The web UI writes big endian, as we do, other programs what their machine has: in most
+    prompts every second byte is 0. (In "一" it is the other one.)"""
+    little = not certainly_big and data[1::2].count(0) > data[::2].count(0)
     return data.decode("utf-16-le" if little else "utf-16-be", "replace")
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import struct
+import warnings
 import zlib
 from contextlib import suppress
 from io import BytesIO
@@ -9,12 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
-from sdbento.errors import InvalidParameter, TooLarge
+from sdbento.errors import InvalidParameter, SDBentoError, TooLarge
 from sdbento.images import codec
 from sdbento.images.codec import MEDIA_TYPES, decode, encode, flatten, read
 from sdbento.settings import Settings
+from tests.support.damage import damaged
 
 RED = Image.new("RGB", (16, 8), (255, 0, 0))
 SETTINGS = Settings()
@@ -316,3 +320,46 @@ def test_transparency_lies_on_white() -> None:
 def test_transparency_lies_on_white_in_every_mode(mode: str) -> None:
     image = Image.new("RGBA", (8, 8), (0, 0, 0, 0)).convert(mode)
     assert flatten(image).tobytes() == Image.new("RGB", (8, 8), "white").tobytes()
+
+
+@given(
+    st.binary(min_size=1, max_size=200),
+    st.sampled_from(["", "data:image/png;base64,", "DATA:;base64,"]),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from(["", "\n", " ", "%0A"]),
+)
+def test_base64_is_read_however_it_is_written(
+    data: bytes, prefix: str, urlsafe: bool, padded: bool, separator: str
+) -> None:
+    encoded = (base64.urlsafe_b64encode if urlsafe else base64.b64encode)(data).decode()
+    lines = [encoded[i : i + 76] for i in range(0, len(encoded), 76)]
+    source = separator.join(lines) if padded else separator.join(lines).rstrip("=")
+    assert codec.read_encoded(prefix + source, SETTINGS, param="image") == data
+
+
+@given(
+    st.text()
+    | st.from_regex(r"data:[a-z/;=]{0,20}(;base64)?,[A-Za-z0-9+/=%_-]{0,40}", fullmatch=True)
+)
+def test_every_text_is_bytes_or_an_error_that_names_its_field(source: str) -> None:
+    try:
+        assert codec.read_encoded(source, SETTINGS, param="image")
+    except SDBentoError as error:
+        assert (error.param, "image" in error.message) == ("image", True)  # noqa: PT017
+
+
+FILES = [file(RED, image_format) for image_format in codec.FORMATS]
+
+
+@given(damaged(st.sampled_from(FILES)))
+def test_a_damaged_image_is_decoded_or_refused(data: bytes) -> None:
+    small = Settings(max_pixels=64 * 64)
+    with warnings.catch_warnings(action="ignore"):  # PIL's, which a server has in its log
+        try:
+            image = decode(data, small, param="image")
+        except SDBentoError as error:
+            assert error.param == "image"  # noqa: PT017
+            return
+    assert image.mode in ("RGB", "RGBA")
+    assert image.width * image.height <= codec.PIXELS_FACTOR * small.max_pixels

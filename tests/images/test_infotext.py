@@ -6,6 +6,8 @@ import re
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sdbento.images import infotext
 
@@ -99,3 +101,29 @@ def test_the_web_ui_reads_what_is_written(prompt: str) -> None:
 def test_reading_takes_time_in_proportion_to_the_length(piece: str) -> None:
     """A file may bring a text of megabytes."""
     infotext.read(piece * 300_000)
+
+
+WORDS = st.lists(
+    st.sampled_from([*'"\\,:<>()[]\n ', "Steps", "Negative prompt", "a cat", "20", "é", "\u2028"]),
+    max_size=20,
+).map("".join)
+
+
+def without_marks(prompt: str) -> str:
+    """A prompt that cannot be taken for another: spaces at the ends of lines are not kept."""
+    lines = (line.strip() for line in prompt.replace("Negative prompt", "").split("\n"))
+    return "\n".join(lines).strip()
+
+
+@given(WORDS.map(without_marks), WORDS.map(without_marks), st.lists(WORDS | st.text(), max_size=5))
+def test_whatever_is_written_is_read(prompt: str, negative: str, values: list[str]) -> None:
+    pairs = [*PAIRS, *((f"Value {i}", value) for i, value in enumerate(values))]
+    read = infotext.read(infotext.write(prompt, negative, pairs))
+    expected = {"Prompt": prompt} | ({"Negative prompt": negative} if negative else {})
+    assert read == expected | {name: str(value) for name, value in pairs}
+
+
+@given(WORDS | st.text())
+def test_every_text_is_read_as_something(text: str) -> None:
+    read = infotext.read(text)
+    assert "Prompt" in read and all(isinstance(value, str) for value in read.values())

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import warnings
 import zlib
 from io import BytesIO
+from typing import Any
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
 
 from sdbento.errors import InvalidParameter
 from sdbento.images.codec import MEDIA_TYPES, encode
 from sdbento.images.metadata import Metadata, read_metadata
+from tests.support.damage import damaged
 
 RED = Image.new("RGB", (16, 8), "red")
 PARAMETERS = {"prompt": "a café ☕", "seed": 2**63 - 1}
@@ -95,3 +100,28 @@ def test_a_picture_too_large_for_memory_is_not_decoded() -> None:
 def test_what_is_no_image_is_refused(data: bytes) -> None:
     with pytest.raises(InvalidParameter, match="no PNG, JPEG or WebP file"):
         read_metadata(data)
+
+
+@example(
+    "一", {"prompt": "一"}, "jpeg"
+)  # its last byte is 0, as that of "N" in the other byte order
+@given(
+    st.text(alphabet=st.characters(codec="utf-8", exclude_characters="\0"), min_size=1),
+    st.dictionaries(st.text(), st.text() | st.integers() | st.lists(st.booleans()), min_size=1),
+    st.sampled_from([*MEDIA_TYPES]),
+)
+def test_all_that_is_embedded_is_read(
+    text: str, parameters: dict[str, Any], output_format: str
+) -> None:
+    metadata = Metadata(text, parameters)
+    assert read_metadata(encode(RED, output_format, metadata)) == metadata
+
+
+@given(damaged(st.sampled_from([encode(RED, name, METADATA) for name in MEDIA_TYPES])))
+def test_a_damaged_file_is_read_or_refused(data: bytes) -> None:
+    with warnings.catch_warnings(action="ignore"):  # PIL's, which a server has in its log
+        try:
+            found = read_metadata(data)
+        except InvalidParameter:
+            return
+    assert isinstance(found, Metadata)

@@ -9,6 +9,8 @@ from urllib.parse import urlencode
 
 import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from starlette.datastructures import Headers
 
 from sdbento.doors.http.forms import (
@@ -19,6 +21,7 @@ from sdbento.doors.http.forms import (
     is_form,
 )
 from sdbento.errors import MalformedRequest
+from tests.support.damage import damaged
 
 
 async def read(**parts: Any) -> Any:
@@ -100,3 +103,42 @@ async def test_a_body_that_only_begins_like_a_whole_request_is_left_to_the_parse
     assert await body_as_json(Headers({}), broken) == broken
     deep = b'{"prompt": {' + b'"a": {' * 100_000
     assert await body_as_json(Headers({}), deep) == deep
+
+
+NAMES = st.sampled_from(["prompt", "seed", "image", "lora", "no such field"])
+
+
+@given(st.dictionaries(NAMES, st.text(max_size=40) | st.binary(max_size=40), min_size=1))
+async def test_what_a_form_holds_is_in_the_json(parts: dict[str, str | bytes]) -> None:
+    files = {
+        name: ("f", part) if isinstance(part, bytes) else (None, part)
+        for name, part in parts.items()
+    }
+    answer = await read(**files)
+    assert answer.keys() == parts.keys()
+    for name, part in parts.items():
+        if isinstance(part, bytes):
+            assert answer[name] == b64encode(part).decode()
+        elif name == "prompt":
+            assert isinstance(answer[name], str | None)
+
+
+FORM = httpx.Request("POST", "http://t", files={"prompt": (None, "x"), "image": ("f", b"1" * 9)})
+FORM.read()
+BOUNDARY = FORM.headers["content-type"]
+
+
+@given(
+    damaged(st.just(FORM.content)) | st.binary(max_size=80),
+    st.sampled_from([BOUNDARY, "multipart/form-data", "multipart/form-data; boundary=", URLENCODED])
+    | st.text(alphabet=st.characters(codec="latin-1"), max_size=30).map(BOUNDARY.__add__),
+)
+async def test_whatever_is_sent_as_a_form_is_json_or_malformed(body: bytes, kind: str) -> None:
+    headers = Headers(raw=[(b"content-type", kind.encode("latin-1"))])
+    try:
+        answer = await body_as_json(headers, body)
+    except MalformedRequest as error:
+        error.message.encode()
+        return
+    if is_form(headers):
+        assert isinstance(json.loads(answer), dict)
