@@ -62,7 +62,7 @@ gpu-rehearsal: gpu-wheels ## try scripts/gpu-bench here, with the packages of th
 	$(if $(PYTHON312),,$(error the rehearsal needs Python 3.12; name one: make gpu-rehearsal PYTHON312=/path/to/python3.12))
 	@PYTHON='$(PYTHON312)' scripts/gpu-rehearsal $(ARGS)
 
-soak: $(STAMP) ## kill -9 a server at random while it runs 100 jobs, and see that nothing is lost
+soak: $(STAMP) ## keep a server in bad company: ARGS="mixed --minutes 60"; alone: kill -9 during 100 jobs
 	@$(BIN)/python -m tests.soak $(ARGS)
 
 lock: $(STAMP) ## pin what pyproject.toml asks for; ARGS=--upgrade takes the newest

@@ -1,4 +1,4 @@
-"""`make soak`: kill -9 at random moments while jobs arrive and run; nothing may be lost.
+"""The mode `kills`: kill -9 at random moments while jobs arrive and run; nothing may be lost.
 
 Four clients submit jobs of every kind to POST /run. Meanwhile the server is killed with all its
 processes and started again on the same folder, over and over, also while it starts. In the end
@@ -8,14 +8,12 @@ processes and started again on the same folder, over and over, also while it sta
     every image is the one that an undisturbed server makes,
     every webhook was posted.
 
-`--seed` repeats the same kills and jobs, as far as a machine's timing repeats.
+The seed repeats the same kills and jobs, as far as a machine's timing repeats.
 """
 
 from __future__ import annotations
 
-import argparse
 import random
-import sys
 import tempfile
 import threading
 import time
@@ -149,15 +147,10 @@ def verdicts(server: Server, jobs: Jobs, listener: Listener) -> list[str]:
     return problems
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description="kill -9 at random while jobs run; nothing lost")
-    parser.add_argument("--jobs", type=int, default=100)
-    parser.add_argument("--kills", type=int, default=10)
-    parser.add_argument("--seed", type=int, default=time.time_ns() % 1_000_000)
-    options = parser.parse_args()
-    print(f"--jobs {options.jobs} --kills {options.kills} --seed {options.seed}", flush=True)
-    chance, stop = random.Random(options.seed), threading.Event()
-    pauses = [chance.uniform(*BETWEEN_JOBS) for _ in range(options.jobs)]
+def run(num_jobs: int, kills: int, seed: int) -> int:
+    print(f"kills --jobs {num_jobs} --kills {kills} --seed {seed}", flush=True)
+    chance, stop = random.Random(seed), threading.Event()
+    pauses = [chance.uniform(*BETWEEN_JOBS) for _ in range(num_jobs)]
     with tempfile.TemporaryDirectory() as folder, listening() as listener:
         jobs = Jobs(free_port(), listener.url)
         with ThreadPoolExecutor(CLIENTS + 1) as pool:
@@ -167,8 +160,8 @@ def main() -> int:
                 time.sleep(pauses[i])
                 jobs.submit(i)
 
-            submitting = [pool.submit(submit, i) for i in range(options.jobs)]
-            kill_again_and_again(Path(folder), options.kills, jobs, chance)
+            submitting = [pool.submit(submit, i) for i in range(num_jobs)]
+            kill_again_and_again(Path(folder), kills, jobs, chance)
             with serving(Path(folder), port=jobs.port, **VARIABLES) as server:
                 server.wait_until_ready()
                 for future in submitting:
@@ -184,7 +177,3 @@ def main() -> int:
     print(f"webhooks posted more than once: {sum(n > 1 for n in repeats.values())}")
     print("FAILED" if problems else "nothing lost, nothing changed")
     return 1 if problems else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
