@@ -84,13 +84,12 @@ def _exif_texts(image: Image.Image) -> tuple[str | None, str | None]:
     tags = image.getexif().get_ifd(ExifTags.IFD.Exif)
     comment, note = (tags.get(tag) for tag in (ExifTags.Base.UserComment, ExifTags.Base.MakerNote))
     text = ours = None
-    is_ours = isinstance(note, bytes) and note.startswith(_OURS)
+    if isinstance(note, bytes) and note.startswith(_OURS):
+        ours = note.removeprefix(_OURS).decode("utf-8", "replace")
     if isinstance(comment, bytes) and comment.startswith(_UNICODE):
-        text = _utf_16(comment.removeprefix(_UNICODE), certainly_big=is_ours)
+        text = _utf_16(comment.removeprefix(_UNICODE), certainly_big=ours is not None)
     elif isinstance(comment, bytes) and comment.startswith(_ASCII):
         text = comment.removeprefix(_ASCII).decode("utf-8", "replace")
-    if is_ours:
-        ours = note.removeprefix(_OURS).decode("utf-8", "replace")
     return text, ours
 
 
