@@ -25,6 +25,7 @@ from sdbento.backoff import Backoff
 from sdbento.catalog.lookup import Catalog
 from sdbento.catalog.specs import ControlNetSpec, ModelSpec
 from sdbento.engine.cost import CostModel
+from sdbento.engine.forecast import Ending
 from sdbento.engine.handle import Estimated, Handle, Stepped
 from sdbento.engine.loop import Engine
 from sdbento.engine.planner import ROWS_PER_IMAGE, Planner
@@ -54,6 +55,7 @@ log = logging.getLogger(__name__)
 FIRST_RETRY = 5.0  # seconds until the default model is tried again; doubled each time, up to
 LAST_RETRY = 60.0  # this
 RELIEF = 60.0  # seconds in which the engine's thread gives up memory, between two steps
+UNKNOWN = 5.0  # seconds until the next try, where nothing under way has got to the engine
 IDLE = 60.0  # seconds without a request after which freed memory goes back to the kernel
 
 
@@ -125,11 +127,6 @@ class App:
     def ready(self) -> bool:
         """Whether requests can be sent: this process is alive and has loaded the default model."""
         return self.alive and self._default_loaded.is_set()
-
-    @property
-    def seconds_per_request(self) -> float:
-        """Seconds from one finished request to the next, lately and under load."""
-        return self.engine.seconds_per_request
 
     def close(self, grace: float = 30.0) -> None:
         """Finish what is under way for up to `grace` seconds, refuse the rest, free everything."""
@@ -211,11 +208,9 @@ class App:
     @contextmanager
     def _admitted(self, num_images: int) -> Iterator[None]:
         """Count a request and its images in; refuse it when too many are unfinished."""
-        pause = self.seconds_per_request
-        with (
-            self.counted(),
-            self._images_at_once.hold(current_caller(), num_images, pause),
-        ):
+        caller = current_caller()
+        until = partial(self._seconds_until_images, caller.owner)
+        with self.counted(), self._images_at_once.hold(caller, num_images, until):
             yield
 
     @contextmanager
@@ -248,8 +243,31 @@ class App:
             what=f"the queue ({sizes})",
             full=f"the queue is full: {total} requests are unfinished ({sizes})",
         )
-        error.retry_after = self.seconds_per_request
+        error.retry_after = self._seconds_until_place(caller, queue + batch)
         raise error
+
+    def seconds_until_end(self, owner: str | None) -> float:
+        """Seconds until a request of `owner` will have ended, or where he has none, of anybody."""
+        endings = self.engine.endings
+        mine = [ending for ending in endings if ending.owner == owner]
+        return _seconds_until(next(iter(mine or endings), None))
+
+    def _seconds_until_place(self, caller: Caller, limit: int) -> float:
+        """Seconds until so many requests will have ended that `caller` has a place."""
+        taken, ending = self._num_requests.copy(), None
+        for ending in self.engine.endings:
+            taken -= Counter([ending.owner])
+            if has_place(caller, taken, limit):
+                break
+        return _seconds_until(ending)
+
+    def _seconds_until_images(self, owner: str | None, num_images: int) -> float:
+        """Seconds until so many images of `owner` will have ended."""
+        ending = None
+        for ending in self.engine.endings:
+            if ending.owner == owner and (num_images := num_images - ending.num_images) <= 0:
+                break
+        return _seconds_until(ending)
 
     def _notice_sickness(self, error: Exception) -> None:
         """After a device error every later request fails as well, until the process is replaced;
@@ -355,3 +373,7 @@ class App:
     def _calibration(self, spec: ModelSpec) -> Calibration:
         max_rows = ROWS_PER_IMAGE * self.settings.max_batch_size
         return Calibration(spec, self.pipelines, self.runner, self.planner.cost, max_rows)
+
+
+def _seconds_until(ending: Ending | None) -> float:
+    return UNKNOWN if ending is None else max(0.0, ending.at - time.monotonic())

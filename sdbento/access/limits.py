@@ -49,9 +49,14 @@ class ImagesAtOnce:
         self._images: Counter[str] = Counter()
 
     @contextmanager
-    def hold(self, caller: Caller, num_images: int, retry_after: float) -> Iterator[None]:
+    def hold(
+        self, caller: Caller, num_images: int, retry_after: Callable[[int], float]
+    ) -> Iterator[None]:
         """Count images in and, at the end, out. Raises LimitReached while there are too many,
-        Forbidden if there can never be so many."""
+        Forbidden if there can never be so many.
+
+        `retry_after`: the seconds until so many of the caller's images will have ended.
+        """
         limit, name = caller.allowance.images_at_once, caller.name
         if limit is None or name is None:
             yield
@@ -61,11 +66,11 @@ class ImagesAtOnce:
                 f"this key may have {limit} images at once; given: {num_images}",
                 param="num_images",
             )
-        if self._images[name] + num_images > limit:
+        if (excess := self._images[name] + num_images - limit) > 0:
             raise LimitReached(
                 f"{self._images[name]} images of this key are unfinished, it may have {limit} at "
                 "once; try again later",
-                retry_after=retry_after,
+                retry_after=retry_after(excess),
             )
         self._images[name] += num_images
         try:

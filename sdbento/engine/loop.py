@@ -25,9 +25,10 @@ from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
-from statistics import mean, median
+from statistics import median
 from traceback import clear_frames
 
+from sdbento.engine.forecast import Ending, forecast
 from sdbento.engine.handle import Estimated, Handle, Stepped
 from sdbento.engine.planner import Planner
 from sdbento.engine.trajectory import (
@@ -50,7 +51,7 @@ from sdbento.errors import (
 
 log = logging.getLogger(__name__)
 
-INTERVALS = 32  # completions that are averaged; many, since images of a batch end together
+FORECAST = 1.0  # seconds between two forecasts of when requests end
 AHEAD = 1  # plans that may be launched before the result of the one before is read
 LAUNCHES = 16  # steps: their median tells how long it takes to launch one
 MARGIN = 2.0  # medians before the device is idle, the next step is launched
@@ -98,9 +99,9 @@ class Engine:
         self._under_way: deque[_UnderWay] = deque()
         self._busy_until = 0.0  # when the device is expected to have done all that is under way
         self._launch_seconds = deque([0.0], maxlen=LAUNCHES)
-        self._last_completion = 0.0
-        self._intervals = deque([1.0], maxlen=INTERVALS)  # from one completion to the next
-        self.seconds_per_request = 1.0  # their mean
+        # When the requests under way will be done; replaced as a whole, for any thread to read.
+        self.endings: list[Ending] = []
+        self._forecast_due = 0.0
         self._running = True
         self._abandoned = False
         self._thread = threading.Thread(target=self._loop, name="sdbento-engine", daemon=True)
@@ -206,6 +207,7 @@ class Engine:
         self._take_commands_until_launch()
         if not self._running:
             return
+        self._forecast()
         plan = self._planner.plan()
         if plan is not None:
             self._launch(plan)
@@ -301,6 +303,13 @@ class Engine:
         for trajectory in ended:
             self._end(trajectory)
 
+    def _forecast(self) -> None:
+        now = time.monotonic()
+        if now < self._forecast_due:
+            return
+        self._forecast_due = now + FORECAST
+        self.endings = forecast(set(self._handles.values()), self._planner.work, now)
+
     def _advance_idle_work(self) -> None:
         try:
             with self._watchdog.watching("work for idle time", UNTIMED * self._stall):
@@ -326,6 +335,7 @@ class Engine:
             return
         for trajectory in handle.trajectories:
             self._handles[trajectory] = handle
+        self._forecast_due = 0.0
         if (hopeless := self._hopeless(handle)) is not None:
             self._finish(handle, hopeless)
             return
@@ -393,23 +403,15 @@ class Engine:
             if handle not in self._unfinished:
                 return
             self._unfinished.remove(handle)
+        self._forecast_due = 0.0
         self._planner.remove(handle.trajectories)
         for trajectory in handle.trajectories:
             self._handles.pop(trajectory, None)
             trajectory.release()
         if error is None:
-            self._note_completion(handle)
             handle.done.set_result(None)
         else:
             handle.done.set_exception(error)
-
-    def _note_completion(self, handle: Handle) -> None:
-        now = time.monotonic()
-        self._intervals.append(now - max(self._last_completion, handle.submitted))
-        self._last_completion = now
-        # The longest interval may include a pause of the whole process: the next one replaces it.
-        *others, second, _longest = sorted(self._intervals)
-        self.seconds_per_request = mean([*others, second, second])
 
     def _fail_everyone(self, error: SDBentoError) -> None:
         self._under_way.clear()

@@ -229,7 +229,7 @@ class Jobs:
         try:
             return await self._threads.run(function, *args, **kwargs)
         except Overloaded as error:
-            error.retry_after = max(1.0, self._app.seconds_per_request)
+            error.retry_after = self._app.seconds_until_end(current_caller().owner)
             raise
 
     def _announce(self, job_id: str) -> None:

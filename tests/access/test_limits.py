@@ -12,6 +12,11 @@ from sdbento.access.limits import ImagesAtOnce, RequestRate, has_place, has_shar
 from sdbento.errors import Forbidden, LimitReached, Overloaded
 
 
+def soon(num_images: int) -> float:
+    """Seconds until so many images have ended."""
+    return float(num_images)
+
+
 class Clock:
     now = 1000.0
 
@@ -82,25 +87,25 @@ def test_images_at_once_are_given_back_however_a_request_ends() -> None:
     caller, images = Caller("a", Allowance(images_at_once=4)), ImagesAtOnce()
 
     def fails() -> None:
-        with images.hold(caller, 3, 1.0):
-            with images.hold(caller, 1, 1.0):
+        with images.hold(caller, 3, soon):
+            with images.hold(caller, 1, soon):
                 pass
-            with images.hold(Caller("b", Allowance(images_at_once=4)), 4, 1.0):
+            with images.hold(Caller("b", Allowance(images_at_once=4)), 4, soon):
                 pass
-            with images.hold(caller, 2, 2.5):
+            with images.hold(caller, 2, soon):
                 pytest.fail("admitted")
 
     with pytest.raises(LimitReached, match="3 images") as refused:
         fails()
-    assert refused.value.retry_after == 2.5
-    with images.hold(caller, 4, 1.0):
+    assert refused.value.retry_after == 1.0  # one image too many
+    with images.hold(caller, 4, soon):
         pass
     assert not images._images
 
 
 def test_what_can_never_be_is_not_told_to_try_again() -> None:
     with pytest.raises(Forbidden) as refused:
-        with ImagesAtOnce().hold(Caller("a", Allowance(images_at_once=2)), 3, 1.0):
+        with ImagesAtOnce().hold(Caller("a", Allowance(images_at_once=2)), 3, soon):
             pytest.fail("admitted")
     assert refused.value.retry_after is None
 

@@ -338,15 +338,17 @@ def test_no_request_is_refused_for_a_second_size_that_was_never_measured() -> No
         assert_right(submit(engine, chained(make_trajectory(2), hires, decodes=True), timeout=3.0))
 
 
-def test_one_pause_does_not_send_clients_away_for_long() -> None:
-    with running(FakeRunner(seconds=0.001)) as engine:
-        for seed in range(5):
-            assert_right(submit(engine, make_trajectory(seed=seed)))
-        paused = submit(engine, make_trajectory(), timeout=FAR)
-        paused.submitted -= 1000.0
-        engine._last_completion -= 1000.0
-        assert_right(paused)
-        assert engine.seconds_per_request < 1.1
+def test_whoever_waits_for_an_end_is_told_when_one_is_expected() -> None:
+    with running(FakeRunner(seconds=0.01)) as engine:
+        assert engine.endings == []
+        lengths = {"a": 2000, "b": 3000, "c": 1000}
+        handles = [submit(engine, make_trajectory(n, owner=owner)) for owner, n in lengths.items()]
+        until(lambda: len(engine.endings) == 3)
+        assert [ending.owner for ending in engine.endings] == ["c", "a", "b"]
+        assert engine.endings[0].at > time.monotonic()
+        for handle in handles:
+            handle.cancel()
+        until(lambda: not engine.endings)
 
 
 def test_a_request_that_becomes_late_ends_with_its_timeout() -> None:

@@ -34,12 +34,14 @@ class FakeApp:
     def __init__(self) -> None:
         self.alive = self.ready = True
         self.broken: list[str] = []
-        self.seconds_per_request = 3.0
         self.gate = asyncio.Event()
         self.begun: list[GenerateRequest] = []
         self.cut_short: list[str] = []
         self.failures: dict[str, list[Exception]] = {}
         self.num_running = self.peak = 0
+
+    def seconds_until_end(self, owner: str | None) -> float:
+        return 3.0
 
     def report_broken(self, reason: str) -> None:
         self.broken.append(reason)
