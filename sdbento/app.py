@@ -20,7 +20,7 @@ from functools import partial
 from PIL import Image
 
 from sdbento.access.caller import Caller, current_caller
-from sdbento.access.limits import ImagesAtOnce, has_place, refusal
+from sdbento.access.limits import ImagesAtOnce, Places, has_place
 from sdbento.backoff import Backoff
 from sdbento.catalog.lookup import Catalog
 from sdbento.catalog.specs import ControlNetSpec, ModelSpec
@@ -43,7 +43,7 @@ from sdbento.request.events import Done, Event, Queued
 from sdbento.request.resolve import Resolver
 from sdbento.request.resolved import ResolvedRequest
 from sdbento.request.result import Result, RunningRequest
-from sdbento.request.schema import GenerateRequest, GenerateResponse
+from sdbento.request.schema import MAX_IMAGES, GenerateRequest, GenerateResponse
 from sdbento.runner.calibration import Calibration
 from sdbento.runner.graphs import bucket, make_graphs
 from sdbento.runner.torch_runner import TorchRunner
@@ -55,6 +55,8 @@ log = logging.getLogger(__name__)
 FIRST_RETRY = 5.0  # seconds until the default model is tried again; doubled each time, up to
 LAST_RETRY = 60.0  # this
 RELIEF = 60.0  # seconds in which the engine's thread gives up memory, between two steps
+IMAGES_PER_REQUEST = 4  # unfinished ones, on average: the engine looks at all of them at each step
+LEAST_IMAGES = 4 * MAX_IMAGES  # however few requests may wait
 UNKNOWN = 5.0  # seconds until the next try, where nothing under way has got to the engine
 IDLE = 60.0  # seconds without a request after which freed memory goes back to the kernel
 
@@ -99,7 +101,7 @@ class App:
         inversions = Inversions(settings)
         self._resolver = Resolver(settings, self.catalog, inversions)
         self._builder = TrajectoryBuilder(settings, inversions)
-        self._num_requests: Counter[str | None] = Counter()  # unfinished ones, by owner
+        self._requests, self._images = _places(settings)  # of those that are unfinished
         self._images_at_once = ImagesAtOnce()
         self._idle_timer: asyncio.TimerHandle | None = None
         self._default_loaded = threading.Event()
@@ -167,7 +169,7 @@ class App:
 
     async def run(self, request: GenerateRequest) -> Result:
         """As `generate`, but the images come as they are. Cancelling this stops the work."""
-        with self._admitted(request.num_images):
+        with self._admitted(request):
             arrived = time.monotonic()
             running = await self._begin(await self._resolver.resolve(request, arrived))
             return await running.result()
@@ -181,7 +183,7 @@ class App:
         `on_start` is given the request's handle once the engine has it. Several requests are
         admitted as one, with the images of all, and made one after another.
         """
-        with self._admitted(sum(request.num_images for request in requests)):
+        with self._admitted(*requests):
             for request in requests:
                 async with aclosing(self._events(request, on_start)) as events:
                     async for event in events:
@@ -191,7 +193,7 @@ class App:
         self, request: GenerateRequest, on_start: Callable[[Handle], None]
     ) -> AsyncGenerator[Event, None]:
         resolved = await self._resolver.resolve(request, time.monotonic())
-        position = self._num_requests.total() - 1
+        position = self._requests.total - 1
         yield Queued(position, size=resolved.size, warnings=resolved.warnings)
         running = await self._begin(resolved)
         del resolved  # and its images, while it runs
@@ -200,51 +202,47 @@ class App:
             async for event in events:
                 match event:
                     case Estimated(eta):
-                        yield Queued(self._num_requests.total() - 1, eta)
+                        yield Queued(self._requests.total - 1, eta)
                     case Stepped():
                         yield event
         yield Done(await (await running.result()).to_response())
 
     @contextmanager
-    def _admitted(self, num_images: int) -> Iterator[None]:
-        """Count a request and its images in; refuse it when too many are unfinished."""
+    def _admitted(self, *requests: GenerateRequest) -> Iterator[None]:
+        """Count requests that are made one after another, as one; refuse it when too many, or too
+        many images, are unfinished."""
         caller = current_caller()
+        num_images = [request.num_images for request in requests]
         until = partial(self._seconds_until_images, caller.owner)
-        with self.counted(), self._images_at_once.hold(caller, num_images, until):
+        with (
+            self.counted(max(num_images)),
+            self._images_at_once.hold(caller, sum(num_images), until),
+        ):
             yield
 
     @contextmanager
-    def counted(self) -> Iterator[None]:
+    def counted(self, num_images: int = 0) -> Iterator[None]:
         """Count a request of the present caller; refuse it when there is no room, or no engine.
         Remember a lost GPU."""
         caller = current_caller()
         self.engine.check_usable()
-        self._check_room(caller)
-        self._count_requests(caller.owner, 1)
+        self._check_room(caller, num_images)
+        self._count(caller.owner, 1, num_images)
         try:
             yield
         except Exception as error:
             self._notice_sickness(error)
             raise
         finally:
-            self._count_requests(caller.owner, -1)
+            self._count(caller.owner, -1, -num_images)
 
-    def _check_room(self, caller: Caller) -> None:
+    def _check_room(self, caller: Caller, num_images: int) -> None:
         """Raises Overloaded when the queue is full, or this caller's share of it."""
-        queue, batch = self.settings.max_queue_size, self.settings.max_batch_size
-        if has_place(caller, self._num_requests, queue + batch):
-            return
-        total = self._num_requests.total()
-        sizes = f"MAX_QUEUE_SIZE={queue} beside MAX_BATCH_SIZE={batch}"
-        error = refusal(
-            caller,
-            self._num_requests,
-            queue + batch,
-            what=f"the queue ({sizes})",
-            full=f"the queue is full: {total} requests are unfinished ({sizes})",
-        )
-        error.retry_after = self._seconds_until_place(caller, queue + batch)
-        raise error
+        for places, number in ((self._requests, 1), (self._images, num_images)):
+            if number and not places.has_room(caller, number):
+                error = places.refusal(caller)
+                error.retry_after = self._seconds_until_place(places, caller, number)
+                raise error
 
     def seconds_until_end(self, owner: str | None) -> float:
         """Seconds until a request of `owner` will have ended, or where he has none, of anybody."""
@@ -252,12 +250,13 @@ class App:
         mine = [ending for ending in endings if ending.owner == owner]
         return _seconds_until(next(iter(mine or endings), None))
 
-    def _seconds_until_place(self, caller: Caller, limit: int) -> float:
-        """Seconds until so many requests will have ended that `caller` has a place."""
-        taken, ending = self._num_requests.copy(), None
+    def _seconds_until_place(self, places: Places, caller: Caller, number: int) -> float:
+        """Seconds until so much will have ended that `caller` has that many places."""
+        taken, ending = places.taken.copy(), None
         for ending in self.engine.endings:
-            taken -= Counter([ending.owner])
-            if has_place(caller, taken, limit):
+            given_back = ending.num_images if places is self._images else 1
+            taken -= Counter({ending.owner: given_back})
+            if has_place(caller, taken, places.limit, number):
                 break
         return _seconds_until(ending)
 
@@ -291,11 +290,10 @@ class App:
             log.error("%s: this process must be replaced", reason)
             self._on_broken(self.engine.alive)
 
-    def _count_requests(self, owner: str | None, change: int) -> None:
-        self._num_requests[owner] += change
-        if not self._num_requests[owner]:
-            del self._num_requests[owner]
-        total = self._num_requests.total()
+    def _count(self, owner: str | None, num_requests: int, num_images: int) -> None:
+        self._requests.change(owner, num_requests)
+        self._images.change(owner, num_images)
+        total = self._requests.total
         queue_depth.set(max(0, total - self.settings.max_batch_size))
         if self._idle_timer is not None:
             self._idle_timer.cancel()
@@ -373,6 +371,26 @@ class App:
     def _calibration(self, spec: ModelSpec) -> Calibration:
         max_rows = ROWS_PER_IMAGE * self.settings.max_batch_size
         return Calibration(spec, self.pipelines, self.runner, self.planner.cost, max_rows)
+
+
+def _places(settings: Settings) -> tuple[Places, Places]:
+    """Of requests, and of their images."""
+    queue, batch = settings.max_queue_size, settings.max_batch_size
+    num_requests = queue + batch
+    num_images = max(IMAGES_PER_REQUEST * num_requests, LEAST_IMAGES)
+    sizes = f"MAX_QUEUE_SIZE={queue} beside MAX_BATCH_SIZE={batch}"
+    return (
+        Places(
+            num_requests,
+            what=f"the queue ({sizes})",
+            full=f"the queue is full: {{}} requests are unfinished ({sizes})",
+        ),
+        Places(
+            num_images,
+            what=f"the {num_images} images of the queue ({sizes})",
+            full=f"the queue is full: {{}} of {num_images} images are unfinished ({sizes})",
+        ),
+    )
 
 
 def _seconds_until(ending: Ending | None) -> float:

@@ -152,7 +152,7 @@ async def test_the_server_is_ready_when_its_model_is_loaded_and_measures_it_when
     async with measuring() as (app, runner):
         await until(lambda: app.ready and runner.ready_at)
         request = asyncio.create_task(app.run(GenerateRequest(prompt="x", timeout=20)))
-        await until(lambda: app._num_requests.total() == 1)
+        await until(lambda: app._requests.total == 1)
         runner.go_on.set()
         assert len((await request).images) == 1
         await until(lambda: len(runner.ready_at) == MEASUREMENTS)
@@ -189,7 +189,7 @@ async def test_an_idle_process_gives_freed_memory_back(
     monkeypatch.setattr("sdbento.app.IDLE", 0.0)
     monkeypatch.setattr(
         "sdbento.app.release_freed_memory",
-        lambda: released_beside.append(app._num_requests.total()),
+        lambda: released_beside.append(app._requests.total),
     )
     await asyncio.gather(made(app), made(app, num_inference_steps=9))
     await until(lambda: released_beside)

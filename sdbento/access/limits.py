@@ -81,6 +81,33 @@ class ImagesAtOnce:
                 del self._images[name]
 
 
+class Places:
+    """How many places each owner has taken, of `limit`. `what` and `full` are for `refusal`; in
+    `full` {} stands for the number of all that are taken."""
+
+    def __init__(self, limit: int, what: str = "", full: str = "") -> None:
+        self.limit = limit
+        self.taken: Counter[str | None] = Counter()
+        self._what = what
+        self._full = full
+
+    @property
+    def total(self) -> int:
+        return self.taken.total()
+
+    def change(self, owner: str | None, number: int) -> None:
+        """So many more are taken, or fewer."""
+        self.taken[owner] += number
+        if not self.taken[owner]:  # whoever has none is nobody to share with
+            del self.taken[owner]
+
+    def has_room(self, caller: Caller, more: int = 1) -> bool:
+        return has_place(caller, self.taken, self.limit, more)
+
+    def refusal(self, caller: Caller) -> Overloaded:
+        return refusal(caller, self.taken, self.limit, self._what, self._full.format(self.total))
+
+
 def has_place(caller: Caller, taken: Mapping[str | None, int], limit: int, more: int = 1) -> bool:
     """Whether `caller` may take `more` places beside those that each owner has `taken`.
 
@@ -115,7 +142,7 @@ def has_share(own: int, total: int, limit: int, more: int = 1) -> bool:
 
 
 def refusal(
-    caller: Caller, taken: Mapping[str | None, int], limit: int, *, what: str, full: str
+    caller: Caller, taken: Mapping[str | None, int], limit: int, what: str, full: str
 ) -> Overloaded:
     """The error where there is no place: of a caller who has his share of `what`, or, in the words
     of `full`, of everybody."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from contextvars import copy_context
@@ -11,7 +10,7 @@ from functools import partial
 from typing import ParamSpec, TypeVar
 
 from sdbento.access.caller import current_caller
-from sdbento.access.limits import has_place, with_reserve
+from sdbento.access.limits import Places, with_reserve
 from sdbento.background import ThreadPool
 
 P = ParamSpec("P")
@@ -26,8 +25,7 @@ class SharedThreads(ThreadPool):
 
     def __init__(self, size: int, name: str) -> None:
         super().__init__(with_reserve(size), name)
-        self._size = size
-        self._num_calls: Counter[str | None] = Counter()  # those that have not ended
+        self._places = Places(size)
         self._waiting: list[asyncio.Future[None]] = []
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -37,11 +35,11 @@ class SharedThreads(ThreadPool):
         """
         caller = current_caller()
         loop = asyncio.get_running_loop()
-        while not has_place(caller, self._num_calls, self._size):
+        while not self._places.has_room(caller):
             self._waiting.append(loop.create_future())
             await self._waiting[-1]
         call = self.submit(copy_context().run, partial(function, *args, **kwargs))
-        self._num_calls[caller.owner] += 1
+        self._places.change(caller.owner, 1)
 
         def end(_: object) -> None:
             with suppress(RuntimeError):  # the loop is closed: nobody waits any more
@@ -51,9 +49,7 @@ class SharedThreads(ThreadPool):
         return await asyncio.wrap_future(call)
 
     def _give_back(self, owner: str | None) -> None:
-        self._num_calls[owner] -= 1
-        if not self._num_calls[owner]:
-            del self._num_calls[owner]
+        self._places.change(owner, -1)
         waiting, self._waiting = self._waiting, []
         for future in waiting:
             if not future.done():  # its call may have been cancelled
