@@ -175,24 +175,28 @@ class App:
             return await running.result()
 
     async def stream(
-        self, *requests: GenerateRequest, on_start: Callable[[Handle], None] = lambda _: None
+        self,
+        *requests: GenerateRequest,
+        on_start: Callable[[Handle], None] = lambda _: None,
+        seconds: float | None = None,
     ) -> AsyncGenerator[Event, None]:
         """What happens to a request, and at last Done.
 
         A refused request raises before the first event. Closing the iterator stops the work.
         `on_start` is given the request's handle once the engine has it. Several requests are
-        admitted as one, with the images of all, and made one after another.
+        admitted as one, with the images of all, and made one after another. `seconds`: for which
+        each may run, where that is not for its `timeout` and the settings to say.
         """
         with self._admitted(*requests):
             for request in requests:
-                async with aclosing(self._events(request, on_start)) as events:
+                async with aclosing(self._events(request, on_start, seconds)) as events:
                     async for event in events:
                         yield event
 
     async def _events(
-        self, request: GenerateRequest, on_start: Callable[[Handle], None]
+        self, request: GenerateRequest, on_start: Callable[[Handle], None], seconds: float | None
     ) -> AsyncGenerator[Event, None]:
-        resolved = await self._resolver.resolve(request, time.monotonic())
+        resolved = await self._resolver.resolve(request, time.monotonic(), seconds)
         position = self._requests.total - 1
         yield Queued(position, size=resolved.size, warnings=resolved.warnings)
         running = await self._begin(resolved)

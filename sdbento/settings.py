@@ -198,6 +198,15 @@ class Settings(BaseModel):
         description="Seconds after which a step is taken to hang, and the process is replaced; "
         "20 times what the step usually takes, if that is longer",
     )
+    max_timeout: float | None = Field(
+        None,
+        gt=0,
+        le=3600,
+        allow_inf_nan=False,
+        validation_alias=_names("SDBENTO_MAX_TIMEOUT"),
+        description="Longest `timeout` that a request may set; unset: SDBENTO_REQUEST_TIMEOUT. "
+        "Jobs of /run have RunPod's executionTimeout in its place",
+    )
     max_pixels: int = Field(
         2048 * 2048,
         ge=64 * 64,

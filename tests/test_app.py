@@ -21,6 +21,7 @@ from sdbento.app import App
 from sdbento.environment import load_settings
 from sdbento.errors import DeadlineExceeded, InvalidParameter, Overloaded, SDBentoError
 from sdbento.request.schema import GenerateRequest
+from sdbento.settings import Settings
 from tests.support.device_errors import AcceleratorError
 from tests.support.fakes import FakeRunner
 from tests.support.images import data_uri, gradient, half_mask
@@ -200,6 +201,24 @@ async def test_a_late_request_without_images_is_not_blamed_on_their_fetch(app: A
     with pytest.raises(DeadlineExceeded) as caught:
         await made(app, timeout=1e-6)
     assert "image" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("settings", "longest"),
+    [({}, 600), ({"request_timeout": 60}, 60), ({"request_timeout": 60, "max_timeout": 900}, 900)],
+)
+async def test_no_request_has_more_time_than_the_server_allows_unless_it_is_a_job(
+    settings: dict[str, float], longest: int
+) -> None:
+    app = App(Settings(sd_model="shapes", **settings), FakeRunner())
+    resolve = app._resolver.resolve
+    longer, longest_one = (GenerateRequest(prompt="x", timeout=longest + i) for i in (1, 0))
+    with pytest.raises(InvalidParameter, match=f"{longest} seconds.*SDBENTO_MAX_TIMEOUT") as caught:
+        await app.generate(longer)
+    assert caught.value.param == "timeout"
+    assert (await resolve(longest_one, 0.0)).deadline == longest
+    assert (await resolve(longer, 0.0, seconds=5000.0)).deadline == 5000.0
+    await asyncio.to_thread(app.close)
 
 
 async def test_the_refiner_is_leased_beside_its_base(app: App) -> None:

@@ -16,7 +16,7 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from threading import Event
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
@@ -288,7 +288,6 @@ class Dispatcher:
     async def _compute(self, job: Job, given: JobInput | Call) -> Result:
         """What a job makes. Raises DeadlineExceeded when its time is over, and App's errors."""
         seconds, reason = _time_limit(job)
-        given = _with_timeout(given, seconds)
         try:
             async with asyncio.timeout(seconds) as limit:
                 return await run_input(
@@ -296,6 +295,7 @@ class Dispatcher:
                     given,
                     self._answer_call,
                     lambda message: self._progress.of(job).push(message),
+                    _seconds_of(given, seconds),
                 )
         except TimeoutError:
             if not limit.expired():
@@ -354,9 +354,6 @@ def _time_limit(job: Job) -> tuple[float, str]:
     return allowed / 1000, f"the job ran for longer than its executionTimeout of {allowed} ms"
 
 
-def _with_timeout(given: JobInput | Call, seconds: float) -> JobInput | Call:
-    """A request with the job's time limit, or its own where that is shorter; a call has none."""
-    if isinstance(given, Call):
-        return given
-    timeout = min(seconds, given.request.timeout or seconds)
-    return replace(given, request=given.request.model_copy(update={"timeout": timeout}))
+def _seconds_of(given: JobInput | Call, seconds: float) -> float:
+    """A job's time limit, or that of its request where that is shorter; a call has none."""
+    return seconds if isinstance(given, Call) else min(seconds, given.request.timeout or seconds)

@@ -67,9 +67,12 @@ class Resolver:
         self._hub = SharedThreads(HUB_LOOKUPS, "sdbento-hub")
         self._readers = SharedThreads(READERS, "sdbento-reader")
 
-    async def resolve(self, request: GenerateRequest, arrived: float) -> ResolvedRequest:
-        """Raises errors of the `errors` tree only. `arrived`: monotonic seconds."""
-        deadline = arrived + (request.timeout or self._settings.request_timeout)
+    async def resolve(
+        self, request: GenerateRequest, arrived: float, seconds: float | None = None
+    ) -> ResolvedRequest:
+        """Raises errors of the `errors` tree only. `arrived`: monotonic seconds. `seconds`: for
+        which it may run; None: for its `timeout`."""
+        deadline = arrived + (seconds or self._timeout_of(request))
         spec = await self.find_model(request.model)
         check_fields(request, spec)
         controlnets = [
@@ -100,6 +103,17 @@ class Resolver:
             arrived=arrived,
             deadline=deadline,
         )
+
+    def _timeout_of(self, request: GenerateRequest) -> float:
+        default = self._settings.request_timeout
+        longest = self._settings.max_timeout or default
+        if request.timeout is not None and request.timeout > longest:
+            raise InvalidParameter(
+                f"timeout must be at most {longest:g} seconds on this server (SDBENTO_MAX_TIMEOUT, "
+                f"or else SDBENTO_REQUEST_TIMEOUT); given: {request.timeout:g}",
+                param="timeout",
+            )
+        return request.timeout or default
 
     async def find_model(self, name: str | None, param: str = "model") -> ModelSpec:
         """The model of that name, None: the default. Raises errors of the `errors` tree only.

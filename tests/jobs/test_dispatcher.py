@@ -123,7 +123,15 @@ async def test_a_deadline_of_the_engine_is_a_timeout_too(server: Server) -> None
     server.app.failures["x"] = [DeadlineExceeded("cannot be done within its timeout")]
     job = await server.ended(await server.submit("x", policy={"executionTimeout": 90_000}))
     assert job.status == "TIMED_OUT"
-    assert server.app.begun[0].timeout == 90.0
+    assert server.app.seconds == [90.0]
+
+
+async def test_a_request_within_a_job_may_only_take_less_time_than_the_job(server: Server) -> None:
+    policy = {"executionTimeout": 5_000_000}
+    for timeout in (None, 3000, 3):
+        given = {"prompt": "x", "timeout": timeout}
+        await server.ended(await server.submit(input=given, policy=policy))
+    assert server.app.seconds == [5000.0, 3000.0, 3.0]
 
 
 async def test_a_job_that_waits_for_too_long_times_out(server: Server) -> None:

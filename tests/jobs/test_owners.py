@@ -103,11 +103,11 @@ class AskedBy(FakeApp):
         self.callers: dict[str, Caller] = {}
         self.full: set[str | None] = set()
 
-    async def stream(self, request: Any) -> Any:
+    async def stream(self, request: Any, seconds: float | None = None) -> Any:
         self.callers[request.prompt] = current_caller()
         if current_caller().name in self.full:
             raise LimitReached("too many images", retry_after=1.0)
-        async for event in super().stream(request):
+        async for event in super().stream(request, seconds):
             yield event
 
 

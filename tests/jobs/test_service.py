@@ -235,7 +235,9 @@ async def test_a_stream_waits_for_the_next_event(server: Server) -> None:
 async def test_the_progress_of_a_running_job_is_kept_while_others_are_read(
     server: Server,
 ) -> None:
-    async def steps(request: GenerateRequest) -> AsyncGenerator[Event, None]:
+    async def steps(
+        request: GenerateRequest, seconds: float | None = None
+    ) -> AsyncGenerator[Event, None]:
         yield Stepped(image=0, step=1, num_steps=2, eta=0.5)
         await server.app.gate.wait()
         yield Stepped(image=0, step=2, num_steps=2, eta=0.0)

@@ -36,6 +36,7 @@ class FakeApp:
         self.broken: list[str] = []
         self.gate = asyncio.Event()
         self.begun: list[GenerateRequest] = []
+        self.seconds: list[float | None] = []  # that these may run for
         self.cut_short: list[str] = []
         self.failures: dict[str, list[Exception]] = {}
         self.num_running = self.peak = 0
@@ -55,8 +56,11 @@ class FakeApp:
         images = [b64encode(str(call.payload.get("seed")).encode()).decode()]
         return {"images": images, "parameters": {}, "info": f"{call.method} {call.path}"}
 
-    async def stream(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
+    async def stream(
+        self, request: GenerateRequest, seconds: float | None = None
+    ) -> AsyncGenerator[Event, None]:
         self.begun.append(request)
+        self.seconds.append(seconds)
         self.num_running += 1
         self.peak = max(self.peak, self.num_running)
         done = False

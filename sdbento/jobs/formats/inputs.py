@@ -45,16 +45,18 @@ async def run_input(
     given: JobInput | Call,
     answer_call: AnswerCall,
     push: Callable[[Message], None] | None = None,
+    seconds: float | None = None,
 ) -> Result:
     """What a validated input makes. Raises SDBentoError.
 
-    push: is given the events of a request before its last, as JSON. A call has none.
+    push: is given the events of a request before its last, as JSON. A call has none. seconds: for
+    which it may run; None: as any other request.
     """
     if isinstance(given, Call):
         return given.result(await answer_call(given))
     if push is None:
         return given.result(await app.generate(given.request))
-    async with aclosing(app.stream(given.request)) as events:
+    async with aclosing(app.stream(given.request, seconds=seconds)) as events:
         async for event in events:
             if isinstance(event, Done):
                 result = given.result(event.response)

@@ -306,7 +306,7 @@ class FakeApp:
             raise self.response
         return self.response
 
-    async def stream(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
+    async def stream(self, request: GenerateRequest, **_: Any) -> AsyncGenerator[Event, None]:
         yield Done(await self.generate(request))
 
 
