@@ -70,6 +70,7 @@ from sdbento.settings import Settings
 log = logging.getLogger(__name__)
 
 QUEUE_AFTER = 3.0  # seconds that a pending set waits for room before new leases queue behind it
+MAX_TURNS = 1024  # owners whose last turn is remembered; the others are served first
 CLOSE_TIMEOUT = 5.0  # seconds that `close` waits for a load under way
 
 
@@ -208,6 +209,8 @@ class PipelineCache:
     def _take_turn(self, pending: PendingSet) -> None:
         turn = max(self._turns.values(), default=0) + 1
         self._turns |= dict.fromkeys(pending.owners, turn)
+        latest = sorted(self._turns, key=self._turns.__getitem__)[-MAX_TURNS:]
+        self._turns = {owner: self._turns[owner] for owner in latest}
 
     def _grant_leases(self) -> list[Grant]:
         """Leases for all pending sets that are resident by now, to be handed out unlocked."""

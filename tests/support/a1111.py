@@ -35,7 +35,8 @@ def serving_a1111(folder: Path, **settings: Any) -> Iterator[TestClient]:
         """Of whom the header says, as if it were a key; that of "limited" allows one model."""
         name = Headers(scope=scope).get("x-caller")
         models = frozenset({"shapes"}) if name == "limited" else None
-        with acting_for(Caller(name, Allowance(models=models))):
+        address = Headers(scope=scope).get("x-address")
+        with acting_for(Caller(name, Allowance(models=models), address=address)):
             await routes(scope, receive, send)
 
     shapes = {"/sdapi/": ERRORS, "/controlnet/": ERRORS}

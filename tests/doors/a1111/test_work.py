@@ -154,13 +154,14 @@ async def test_previews_are_made_while_somebody_looks(monkeypatch: pytest.Monkey
     await task
 
 
-async def test_nobody_sees_or_interrupts_the_work_of_another_key() -> None:
+@pytest.mark.parametrize("caller", [Caller("a"), Caller(address="192.0.2.1")])
+async def test_nobody_sees_or_interrupts_the_work_of_another(caller: Caller) -> None:
     work, app = Work(), FakeApp()
-    with acting_for(Caller("a")):
+    with acting_for(caller):
         generation = Generation(cast(Any, app), "txt2img", 1)
         with work.listing(generation):
             assert work.of_caller() == [generation]
-            for other in (Caller("b"), Caller(), Caller("")):
+            for other in (Caller("b"), Caller(), Caller(""), Caller(address="192.0.2.2")):
                 with acting_for(other):
                     assert work.of_caller() == []
         assert work.of_caller() == []

@@ -18,6 +18,8 @@ from sdbento.request.schema import MAX_CLIP_SKIP
 
 log = logging.getLogger(__name__)
 
+MAX_CHOICES = 4096
+
 # The layer of the text encoder to stop at, counted from the last one, which is 1.
 ClipStop = Annotated[int, Field(ge=1, le=MAX_CLIP_SKIP + 1)]
 
@@ -35,7 +37,10 @@ _FILE = TypeAdapter(dict[str, Choice])
 
 
 class Choices:
-    """The choices of all callers, by the names of their keys. Thread-safe."""
+    """The choices of all callers, by key, or by address without one. Thread-safe.
+
+    Of MAX_CHOICES callers at most: beyond them the one is forgotten that was made longest ago.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -53,7 +58,9 @@ class Choices:
             choice = before.model_copy(update=changes)
             if choice == before:
                 return
-            self._by_name[_name(caller)] = choice
+            kept = {name: one for name, one in self._by_name.items() if name != _name(caller)}
+            newest_last = [*kept.items(), (_name(caller), choice)]
+            self._by_name = dict(newest_last[-MAX_CHOICES:])
             try:
                 _write(self._path, _FILE.dump_json(self._by_name))
             except OSError as error:
@@ -61,7 +68,7 @@ class Choices:
 
 
 def _name(caller: Caller) -> str:
-    return caller.name or ""
+    return caller.owner or ""
 
 
 def _read(path: Path) -> dict[str, Choice]:

@@ -79,7 +79,8 @@ async def get_options(app: TheApp, choices: TheChoices) -> Options:
 async def set_options(
     app: TheApp, choices: TheChoices, preloads: ThePreloads, changes: Changes
 ) -> None:
-    """Choose another model, for all later requests with the same key, also after a restart.
+    """Choose another model, for all later requests with the same key, or without keys from the
+    same address, also after a restart.
 
     It is loaded in the background. Settings that are not in the body's schema change nothing.
     """

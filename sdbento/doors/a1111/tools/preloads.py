@@ -25,6 +25,7 @@ class Preloads:
             earlier.cancel()
         self._by_caller[caller.owner] = loading = pipelines.acquire(spec)
         loading.add_done_callback(_release)
+        self._by_caller = {owner: one for owner, one in self._by_caller.items() if not one.done()}
 
 
 def _release(loading: Future[Lease]) -> None:

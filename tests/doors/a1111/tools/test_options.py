@@ -17,7 +17,7 @@ from starlette.testclient import TestClient
 from sdbento.app import App
 from sdbento.doors.a1111 import generation
 from sdbento.doors.a1111.failures import ERRORS
-from sdbento.doors.a1111.tools import options
+from sdbento.doors.a1111.tools import choices, options
 from sdbento.doors.a1111.tools.options import FILE
 from sdbento.settings import Settings
 from tests.support.a1111 import assert_failed, caller, serving_a1111
@@ -199,6 +199,29 @@ def test_choices_outlive_the_server(tmp_path: Path) -> None:
     with serving_a1111(tmp_path) as client:
         assert current(client, "alice") == SDXL
         assert current(client) == "runwayml/stable-diffusion-v1-5"
+
+
+def test_clients_without_keys_choose_for_themselves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choices, "MAX_CHOICES", 3)
+
+    def at(address: str) -> dict[str, str]:
+        return {"X-Address": address}
+
+    def seen(client: TestClient, address: str) -> Any:
+        return client.get(OPTIONS, headers=at(address)).json()["sd_model_checkpoint"]
+
+    with serving_a1111(tmp_path) as client:
+        for address in ("192.0.2.1", "192.0.2.2"):
+            client.post(OPTIONS, json={"sd_model_checkpoint": SDXL}, headers=at(address))
+            assert seen(client, address) == SDXL
+            assert [seen(client, "192.0.2.9"), current(client)] == ["shapes", "shapes"]
+        for number in range(2):
+            changes = {"CLIP_stop_at_last_layers": 2}
+            client.post(OPTIONS, json=changes, headers=at(f"198.51.100.{number}"))
+    with serving_a1111(tmp_path) as client:
+        assert [seen(client, "192.0.2.1"), seen(client, "192.0.2.2")] == ["shapes", SDXL]
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"[1]", b'{"": 5}', b"\xff\xfe", b"null"])
