@@ -28,7 +28,7 @@ from sdbento.doors.http.failures import guarded
 from sdbento.doors.http.guard import Guard, parsed_request
 from sdbento.doors.http.routing import mounted
 from sdbento.doors.runpod.lifespan import run_jobs
-from sdbento.environment import load_settings, note_supervisor, supervisor
+from sdbento.environment import load_settings, metrics_folder, note_supervisor, supervisor
 from sdbento.errors import InvalidParameter
 from sdbento.images.codec import MEDIA_TYPES
 from sdbento.jobs.delivery.bucket import Bucket
@@ -76,7 +76,10 @@ class StableDiffusion:
         # Imported here, because BentoML's supervisor reads this file too and needs no torch.
         with without_collector():
             from sdbento.app import App
+            from sdbento.metrics import forget_dead_processes
 
+        if (folder := metrics_folder()) is not None:
+            forget_dead_processes(folder)
         try:
             settings = load_settings()
             logging.getLogger("sdbento").setLevel(settings.log_level)  # App has things to say

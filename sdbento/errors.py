@@ -33,6 +33,8 @@ import uuid
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
+from sdbento.urls import without_credentials
+
 
 class SDBentoError(Exception):
     """Base of all errors with a public message. `param` names the request field at fault."""
@@ -47,8 +49,8 @@ class SDBentoError(Exception):
         param: str | None = None,
         retry_after: float | None = None,
     ) -> None:
-        super().__init__(message)
-        self.message = message
+        self.message = without_credentials(message)  # it may quote what the client sent
+        super().__init__(self.message)
         self.param = param
         self.retry_after = retry_after
 

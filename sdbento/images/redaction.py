@@ -10,32 +10,24 @@ import re
 from pathlib import PurePath
 
 from sdbento.outbound import is_url
+from sdbento.urls import without_credentials
 
-# Each of these takes time linear in the length of a text.
-_URL = re.compile(r"(?<!\w)\w+://[^\s<>]*")
-_CREDENTIALS = re.compile(r"(?<!\w)(\w+://)[^/]*@")
-_QUERY = re.compile(r"[?#].*?(,?)$")  # and fragments; a comma behind the URL is the sentence's
 _LORA_TAG = re.compile(r"(<lora:)([^<>:]*)", re.IGNORECASE)
 
 
 def without_secrets(text: str) -> str:
     """`text` without the credentials and queries of the URLs in it, nor the folders in its LoRA
     tags."""
-    text = _URL.sub(lambda url: _bare(url[0]), text)
-    return _LORA_TAG.sub(lambda tag: tag[1] + public_name(tag[2]), text)
+    return _LORA_TAG.sub(lambda tag: tag[1] + public_name(tag[2]), without_credentials(text))
 
 
 def public_name(name: str) -> str:
     """A model's or LoRA's name without folders and secrets."""
     if is_url(name):
-        return _bare(name)
+        return without_credentials(name)
     path = PurePath(name)
     is_path = path.is_absolute() or name.startswith((".", "~")) or _is_here(name)
     return path.name if is_path else name
-
-
-def _bare(url: str) -> str:
-    return _CREDENTIALS.sub(r"\1", _QUERY.sub(r"\1", url))
 
 
 def _is_here(name: str) -> bool:

@@ -21,6 +21,7 @@ from sdbento.request.embedded import infotext_of, public
 from sdbento.request.resolved import ResolvedRequest
 from sdbento.request.schema import GenerateRequest, GenerateResponse, Timings
 from sdbento.request.settle import SettledRequest
+from sdbento.urls import all_without_credentials
 
 NOT_PARAMETERS = {"output_format", "output_compression", "preview_every", "timeout", "num_images"}
 
@@ -41,8 +42,8 @@ class Result:
 
     def parameters(self, image: int = 0) -> dict[str, Any]:
         """The parameters that make image number `image` again; images that were sent along appear
-        as digests."""
-        asked = describe(self.request)
+        as digests. URLs that need a token need it again."""
+        asked = all_without_credentials(describe(self.request))
         chosen = {name: value for name, value in asked.items() if name not in NOT_PARAMETERS}
         return chosen | {"seed": self.seeds[image]}
 
@@ -77,7 +78,7 @@ class Result:
             model=self.request.model,
             parameters=self.parameters(),
             timings=self.timings,
-            warnings=list(self.warnings),
+            warnings=all_without_credentials(list(self.warnings)),
         )
 
 

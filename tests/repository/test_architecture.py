@@ -32,12 +32,21 @@ FLOORS = (
     {"catalog"},
     {"samplers", "outbound", "environment", "access"},
     {"errors", "metrics", "process", "settings"},
-    {"backoff", "background"},
+    {"backoff", "background", "urls"},
 )
 FLOOR = {package: floor for floor, packages in enumerate(FLOORS) for package in packages}
 MAX_FILES_IN_A_FOLDER = 12
 
-NO_TORCH = ["errors", "settings", "environment", "outbound", "metrics", "backoff", "background"]
+NO_TORCH = [
+    "errors",
+    "settings",
+    "environment",
+    "outbound",
+    "metrics",
+    "backoff",
+    "background",
+    "urls",
+]
 NO_TORCH += ["catalog.lookup", "images.codec", "samplers.stock", "request.schema"]
 NO_TORCH += ["models.residency", "jobs.service", "doors.cli.commands"]
 NO_TORCH += [f"engine.{name}" for name in ("loop", "handle", "planner", "cost", "caps")]

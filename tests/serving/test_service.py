@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
@@ -16,6 +17,7 @@ import pytest
 from PIL import Image
 from starlette.requests import Request
 
+from sdbento.doors.bentoml.labels import BENTOML, OTHERS
 from sdbento.images import infotext
 from sdbento.images.metadata import read_metadata
 from tests.support.server import (
@@ -98,6 +100,20 @@ def test_the_server_is_alive_and_ready(server: Server) -> None:
     assert server.client.get("/ping").status_code == 200
     generated(server, **QUICK)
     assert "sdbento_queue_depth" in server.client.get("/metrics").text
+
+
+def test_metrics_do_not_grow_with_what_strangers_ask_for(server: Server) -> None:
+    paths = ["/{}", "/v2/{}/status/{}", "/v2/{}/{}", "/sdapi/v1/{}", "/v1/images/files/{}"]
+    paths += ["/status/{}", "/livez/{}", "/metrics/{}", "/models?{}", "/%{}", "//{}"]
+    for i in range(10, 15):
+        for path in paths:
+            for method in ("GET", "HEAD", "OPTIONS", "POST", "DELETE", "PROPFIND"):
+                server.client.request(method, path.format(i, i))
+    text = server.client.get("/metrics").text
+    endpoints = set(re.findall(r'endpoint="([^"]*)"', text))
+    routes = set(server.client.get("/docs.json").json()["paths"])
+    routes |= {f"/v2/{{endpoint_id}}{route}" for route in routes}
+    assert endpoints <= routes | {*BENTOML, OTHERS, "/docs"}
 
 
 MIX_SAMPLERS = ["DDIM", "Euler", "Euler a", "DPM++ 2M Karras", "UniPC", "DPM++ 2M SDE", "Heun"]

@@ -16,6 +16,7 @@ from sdbento.doors.a1111.translation import Translated
 from sdbento.images import infotext
 from sdbento.images.redaction import public_name
 from sdbento.request.schema import GenerateRequest, GenerateResponse
+from sdbento.urls import all_without_credentials, without_credentials
 
 # What `info` has fields of its own for, of what an infotext says.
 _IN_INFO = {"Prompt", "Negative prompt", "Steps", "Sampler", "CFG scale", "Seed", "Size", "Model"}
@@ -46,7 +47,7 @@ def _parameters(body: Txt2Img | Img2Img) -> dict[str, Any]:
         images = {"init_images": body.init_images, "mask": body.mask}
     else:
         images = dict.fromkeys({"init_images", "mask"} & echoed.keys())
-    return {**without_images(echoed), **images}
+    return {**all_without_credentials(without_images(echoed)), **images}
 
 
 def _info(
@@ -79,11 +80,12 @@ def _of_images(
 ) -> dict[str, Any]:
     """What an image was made of, and lists of it for those that are finished."""
     seeds = [seed for response in responses for seed in response.seeds]
+    prompt, negative = map(without_credentials, (body.prompt, body.negative_prompt))
     return {
-        "prompt": body.prompt,
-        "all_prompts": [body.prompt] * len(seeds),
-        "negative_prompt": body.negative_prompt,
-        "all_negative_prompts": [body.negative_prompt] * len(seeds),
+        "prompt": prompt,
+        "all_prompts": [prompt] * len(seeds),
+        "negative_prompt": negative,
+        "all_negative_prompts": [negative] * len(seeds),
         "seed": request.seed,
         "all_seeds": seeds,
         "subseed": body.subseed,
