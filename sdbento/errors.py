@@ -12,7 +12,7 @@
         UnsupportedSampler       422  unsupported_sampler  a sampler that is not affine
         UnsupportedModel         422  unsupported_model  weights or an architecture we refuse
       Overloaded                 429  queue_full         the queue is full; try after retry_after
-        LimitReached             429  limit_reached      a limit of this key, or its share
+        LimitReached             429  limit_reached      a limit of this caller, or its share
       Cancelled                  499  cancelled          the client went away or cancelled
       GenerationFailed           500  generation_failed  this image failed, for the reason given
       NotOffered                 501  not_offered        another server has this, this one does not

@@ -277,7 +277,7 @@ class GenerateRequest(_Strict):
         None, description="Quality of JPEG and WebP; absent: 95"
     )
     timeout: Annotated[float, Field(gt=0, le=MAX_TIMEOUT, allow_inf_nan=False)] | None = Field(
-        None, description="Seconds after which the request is given up"
+        None, description="Seconds after which the request is given up; see SDBENTO_MAX_TIMEOUT"
     )
     preview_every: Annotated[int, Field(ge=0, le=MAX_STEPS)] = Field(
         0,
