@@ -65,7 +65,7 @@ def new_call(chance: Random) -> Call:
         "prompt": f"a {chance.choice(COLOURS)} {chance.choice(SHAPES)} {chance.getrandbits(40)}",
         "negative_prompt": chance.choice([None, f"blurry {chance.getrandbits(40)}"]),
         "seed": chance.getrandbits(32),
-        "num_inference_steps": chance.randint(1, 16),
+        "num_inference_steps": chance.randint(4, 16),
         "guidance_scale": round(chance.uniform(1.0, 9.0), 2),
         "scheduler": chance.choice(SAMPLERS),
         "width": chance.randrange(64, 200, 8),
@@ -76,7 +76,7 @@ def new_call(chance: Random) -> Call:
         body["prompt"] += f" <lora:{chance.choice(LORAS)}:{chance.uniform(0.1, 1.5):.3f}>"
     if chance.random() < 0.25:
         image = gradient(chance.randrange(64, 200), chance.randrange(64, 200))
-        body |= {"image": base64(image), "strength": round(chance.uniform(0.2, 1.0), 3)}
+        body |= {"image": base64(image), "strength": round(chance.uniform(0.4, 1.0), 3)}
     return Call("/generate", body)
 
 

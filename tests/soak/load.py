@@ -24,7 +24,7 @@ BAD_CALLS: list[tuple[bytes, int]] = [
     (b'{"prompt": "x", "no_such_field": 1}', 422),
     (b'{"prompt": "x", "model": "no-such-model"}', 404),
     (b'{"prompt": "x", "image": "data:image/png;base64,AAAA"}', 422),
-    (b'{"prompt": "x", "lora": [{"model_id": "no-such-lora"}]}', 404),
+    (b'{"prompt": "x", "lora": [{"model_id": "no-such-lora"}]}', 422),
     (b'{"prompt": "' + b"x" * 1_100_000 + b'"}', 413),
 ]
 
