@@ -238,8 +238,10 @@ class JobStore:
             )
 
     def get(self, job_id: str) -> Job | None:
+        """The job; None if there is none, or its time is over, though it may not be deleted yet."""
+        kept = or_(jobs.c.delete_after.is_(None), jobs.c.delete_after > self._now())
         with self._snapshot() as connection:
-            row = connection.execute(select(jobs).where(jobs.c.id == job_id)).one_or_none()
+            row = connection.execute(select(jobs).where(jobs.c.id == job_id, kept)).one_or_none()
         return None if row is None else Job.of(row)
 
     def claim(

@@ -323,9 +323,10 @@ def test_expired_results_are_removed(store: JobStore, clock: Clock, tmp_path: Pa
     store.complete(add_and_claim(store, "b"), b"[]")
     store.add(new("waiting"))
     assert store.tidy() == []
+    assert store.get("a") is not None
     clock.now += 1
+    assert store.get("a") is None  # also while it is still there
     assert store.tidy() == ["a"]
-    assert store.get("a") is None
     assert [path.name for path in (tmp_path / "results").iterdir()] == ["b.1.json"]
 
 
