@@ -19,7 +19,12 @@ from starlette.responses import Response
 
 from sdbento.doors.bentoml.arguments import REQUEST_MODELS, arguments
 from sdbento.doors.bentoml.labels import RouteLabels
-from sdbento.doors.bentoml.private import count_by_route, keep_addresses, leave_out_timeouts
+from sdbento.doors.bentoml.private import (
+    count_by_route,
+    keep_addresses,
+    keep_metrics_in_memory,
+    leave_out_timeouts,
+)
 from sdbento.doors.every import ERROR_SHAPES, OPEN_PREFIXES, ROUTERS
 from sdbento.doors.http import ping
 from sdbento.doors.http.events import guarded_stream, server_sent_events
@@ -56,6 +61,7 @@ else:
 routes = mounted(*ROUTERS, lifespan=run_jobs, error_shapes=ERROR_SHAPES)
 
 leave_out_timeouts()
+keep_metrics_in_memory()
 keep_addresses()
 count_by_route(RouteLabels(ROUTERS, REQUEST_MODELS))
 

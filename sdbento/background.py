@@ -43,6 +43,22 @@ def _notice(on_failure: Callable[[], None] | None, task: asyncio.Task[Any]) -> N
         on_failure()
 
 
+class Problem:
+    """Something that fails again and again: it is logged once, and again when it is another."""
+
+    def __init__(self, log: logging.Logger) -> None:
+        self._log = log
+        self._text = ""
+
+    def note(self, text: str, exc_info: BaseException | None = None) -> None:
+        if text != self._text:
+            self._log.error("%s", text, exc_info=exc_info)
+        self._text = text
+
+    def solved(self) -> None:
+        self._text = ""
+
+
 class ThreadPool(ThreadPoolExecutor):
     """Threads for calls that block, awaited from an event loop.
 

@@ -183,6 +183,7 @@ _FOREIGN: dict[str, tuple[type[SDBentoError], str]] = {
     # the jobs' database, by SQLAlchemy
     "OperationalError": (Unavailable, _DATABASE),
     "InterfaceError": (Unavailable, _DATABASE),
+    "InternalError": (Unavailable, _DATABASE),  # PostgreSQL is read-only while another takes over
     # images
     "UnidentifiedImageError": (InvalidParameter, "the image cannot be decoded"),
     "DecompressionBombError": (TooLarge, "the image has too many pixels"),
@@ -270,13 +271,16 @@ def _is_device_failure(error: BaseException) -> bool:
 
 
 def _recognise(exc: BaseException) -> tuple[type[SDBentoError], str] | None:
-    if getattr(getattr(exc, "orig", None), "sqlite_errorname", None) == "SQLITE_FULL":
+    sqlite: str | None = getattr(getattr(exc, "orig", None), "sqlite_errorname", None)
+    if sqlite == "SQLITE_FULL":
         return Unavailable, "the disk is full"
+    if sqlite is not None and sqlite.startswith("SQLITE_READONLY"):
+        return Unavailable, "the jobs' database cannot be written: it, or its disk, is read-only"
     for cls in type(exc).__mro__:
         if cls.__name__ in _FOREIGN:
             return _FOREIGN[cls.__name__]
     if isinstance(exc, OSError) and exc.errno == errno.ENOSPC:
-        return ModelLoadFailed, "the disk is full"
+        return Unavailable, "the disk is full"
     if isinstance(exc, RuntimeError) and "can't allocate memory" in str(exc):  # torch on a CPU
         return _FOREIGN["MemoryError"]
     return None

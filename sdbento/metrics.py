@@ -8,9 +8,7 @@ import psutil
 from prometheus_client import Gauge
 
 queue_depth = Gauge(
-    "sdbento_queue_depth",
-    "Requests that wait: unfinished ones beyond MAX_BATCH_SIZE",
-    multiprocess_mode="livesum",  # summed over BentoML's processes
+    "sdbento_queue_depth", "Requests that wait: unfinished ones beyond MAX_BATCH_SIZE"
 )
 
 

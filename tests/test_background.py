@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 
 import pytest
 
-from sdbento.background import ThreadPool, start_task
+from sdbento.background import Problem, ThreadPool, start_task
 
 
 async def forever() -> None:
@@ -64,3 +65,14 @@ async def test_as_many_calls_run_at_once_as_there_are_threads() -> None:
     with ThreadPool(2, "sdbento-test") as pool:
         async with asyncio.timeout(5):
             await asyncio.gather(*(pool.run(meeting.wait, 5) for _ in range(2)))
+
+
+def test_a_problem_is_logged_once_until_it_is_another_or_solved(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    problem = Problem(logging.getLogger("any"))
+    for text in ("full", "full", "away", "full", "full"):
+        problem.note(text)
+    problem.solved()
+    problem.note("full")
+    assert [record.message for record in caplog.records] == ["full", "away", "full", "full"]

@@ -26,7 +26,7 @@ from cachetools import TTLCache
 from sdbento.access.caller import Caller, acting_for
 from sdbento.access.keyring import Keyring
 from sdbento.access.limits import with_reserve
-from sdbento.background import ThreadPool, start_task
+from sdbento.background import Problem, ThreadPool, start_task
 from sdbento.errors import (
     DeadlineExceeded,
     Forbidden,
@@ -124,6 +124,7 @@ class Dispatcher:
         # Whether the store may have jobs IN_PROGRESS that no task of `_running` runs, as when the
         # database's answer to a claim was lost. They would stay IN_PROGRESS for ever.
         self._must_requeue = False
+        self._problem = Problem(log)
         self._stopping = False
 
     def num_running(self, key_name: str | None) -> int:
@@ -168,7 +169,9 @@ class Dispatcher:
             except Exception as exc:
                 self._must_requeue = True
                 reason = classify(exc).message
-                log.error("no jobs can be taken up now: %s", reason, exc_info=unexplained(exc))
+                self._problem.note(f"no jobs can be taken up now: {reason}", unexplained(exc))
+            else:
+                self._problem.solved()
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._intervals.expiry):
                     await self._awake.wait()

@@ -18,7 +18,7 @@ from functools import partial
 from standardwebhooks import Webhook
 
 from sdbento.access.limits import has_share
-from sdbento.background import ThreadPool, start_task
+from sdbento.background import Problem, ThreadPool, start_task
 from sdbento.errors import classify, unexplained
 from sdbento.jobs.retry import retry_while_refused
 from sdbento.jobs.runpod_format import status_body
@@ -50,6 +50,7 @@ class Webhooks:
         self._pauses = pauses
         secret = settings.webhook_secret
         self._signer = None if secret is None else Webhook(secret.get_secret_value())
+        self._problem = Problem(log)
         self._awake = asyncio.Event()  # a post may be due, or there is room for one
         self._posting: dict[str, asyncio.Task[None]] = {}  # by the job's id
         self._num_posts: Counter[str | None] = Counter()  # of these, by the job's owner
@@ -83,8 +84,9 @@ class Webhooks:
             due = await self._store_thread.run(find, MAX_POSTS)
         except Exception as exc:
             reason = classify(exc).message
-            log.error("due webhooks cannot be read: %s", reason, exc_info=unexplained(exc))
+            self._problem.note(f"due webhooks cannot be read: {reason}", unexplained(exc))
             return
+        self._problem.solved()
         for job in due:
             if not self._has_room(job.owner):
                 continue

@@ -94,6 +94,15 @@ def test_models_and_samplers_are_listed(server: Server) -> None:
     assert len(samplers) >= 12
 
 
+def test_metrics_need_no_room_on_the_disk(server: Server) -> None:
+    """A write to a mapped file on a full disk would kill the process."""
+    generated(server, **QUICK)
+    metrics = server.client.get("/metrics").text
+    assert 'bentoml_service_request_total{endpoint="/generate"' in metrics
+    assert "sdbento_queue_depth 0.0" in metrics
+    assert list((server.log.parent / "bentoml").rglob("*.db")) == []
+
+
 def test_the_server_is_alive_and_ready(server: Server) -> None:
     assert server.client.get("/livez").status_code == 200
     assert server.client.get("/readyz").status_code == 200

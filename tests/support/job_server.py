@@ -132,9 +132,10 @@ async def serving(
     limits: Limits | None = None,
     intervals: Intervals = QUICKLY,
     settings: Settings = SETTINGS,
+    url: str | None = None,
 ) -> AsyncIterator[Server]:
     app = app or FakeApp()
-    store = JobStore(folder, limits=limits)
+    store = JobStore(folder, url, limits=limits)
     webhooks = Webhooks(store, settings, pauses=(0.05,))
     jobs = Jobs(
         cast(App, app),

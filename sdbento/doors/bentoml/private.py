@@ -12,6 +12,7 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import Any
 
+from prometheus_client import values
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sdbento.doors.bentoml.labels import RouteLabels
@@ -60,6 +61,21 @@ def _without_addresses(middleware: Callable[..., ASGIApp]) -> Callable[..., ASGI
         return outside
 
     return around
+
+
+def keep_metrics_in_memory() -> None:
+    """Keep metrics in this process, not in mapped files, which several processes could share.
+
+    There is only one. And a full disk would kill it: a write to a mapped page for which there is no
+    room is a SIGBUS.
+    """
+    try:
+        container = import_module("bentoml._internal.configuration.containers").BentoMLContainer
+        client = import_module("bentoml._internal.server.metrics.prometheus").PrometheusClient
+        container.metrics_client.set(client(multiproc=False))
+        values.ValueClass = values.MutexValue
+    except (ImportError, AttributeError, TypeError):
+        log.warning("BentoML %s keeps its metrics in files", version("bentoml"))
 
 
 def _replace(module: str, name: str, replacement: Callable[[Any], Any]) -> None:

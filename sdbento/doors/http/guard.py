@@ -24,7 +24,7 @@ from sdbento.doors.http import failures
 from sdbento.doors.http.failures import OURS, ErrorShape, OneErrorShape, error_response
 from sdbento.doors.http.forms import body_as_json
 from sdbento.doors.http.gate import Gate
-from sdbento.errors import Cancelled, SDBentoError, TooLarge
+from sdbento.errors import Cancelled, TooLarge
 from sdbento.request.parse import parse
 from sdbento.request.schema import GenerateRequest
 from sdbento.settings import Settings
@@ -102,10 +102,10 @@ class Guard:
             body = b"" if self._gate.is_open(scope) else await self._read_body(scope, receive)
             if own_path and scope["method"] == "POST":
                 scope, body = await self._parse(scope, body), b""  # it may hold large images
-        except SDBentoError as error:
-            await error_response(error, shape)(scope, receive, send)
-            return
         except _ClientGone:
+            return
+        except Exception as exc:  # also a disk without room for a form's files
+            await error_response(failures.note(exc), shape)(scope, receive, send)
             return
         with acting_for(caller):
             finished = await _until_disconnected(self.app, scope, body, receive, answer)

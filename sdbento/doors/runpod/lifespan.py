@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
 
-from sdbento.background import start_task
+from sdbento.background import Problem, start_task
 from sdbento.backoff import Backoff
 from sdbento.doors.http.termination import on_termination
 from sdbento.doors.runpod.a1111_calls import answer
@@ -38,10 +38,10 @@ async def run_jobs(routes: Starlette) -> AsyncIterator[None]:
     If the job store cannot be opened (its database is away, another server still has its folder),
     the job routes answer 503 and opening is tried again in the background; other routes work.
     """
-    opening = None
-    if not await _open(routes):
+    opening, problem = None, Problem(log)
+    if not await _open(routes, problem):
         opening = start_task(
-            _open_later(routes),
+            _open_later(routes, problem),
             "sdbento opening of the job store",
             lambda: routes.state.app.report_broken("the job store is not opened any more"),
         )
@@ -67,16 +67,16 @@ def _prepare_to_stop(routes: Starlette) -> None:
         jobs.prepare_to_stop()
 
 
-async def _open_later(routes: Starlette) -> None:
+async def _open_later(routes: Starlette, problem: Problem) -> None:
     backoff = Backoff(FIRST_PAUSE, LONGEST_PAUSE)
     while True:
         await asyncio.sleep(backoff.next_pause())
-        if await _open(routes):
+        if await _open(routes, problem):
             log.info("jobs can be kept again")
             return
 
 
-async def _open(routes: Starlette) -> bool:
+async def _open(routes: Starlette, problem: Problem) -> bool:
     """Try to open the job store and start its jobs: `state.jobs`, None if that fails.
 
     Returns whether it succeeded.
@@ -86,7 +86,7 @@ async def _open(routes: Starlette) -> bool:
         routes.state.jobs = await _start_jobs(routes.state.app, routes)
     except Exception as exc:
         reason = exc.message if isinstance(exc, SDBentoError) else str(exc).partition("\n")[0]
-        log.error("jobs cannot be kept (JOB_STORE_URL, SDBENTO_STATE_DIR), so 503: %s", reason)
+        problem.note(f"jobs cannot be kept (JOB_STORE_URL, SDBENTO_STATE_DIR), so 503: {reason}")
         return False
     return True
 

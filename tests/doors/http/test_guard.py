@@ -241,3 +241,13 @@ async def test_a_bad_setting_does_not_keep_the_service_from_telling_of_it() -> N
 
     await Guard(app, bad, {})({"type": "lifespan"}, nothing, nothing)
     assert seen == ["lifespan"]
+
+
+async def test_a_form_without_room_on_the_disk_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def full(*_: object) -> bytes:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("sdbento.doors.http.guard.body_as_json", full)
+    client = Client(echo)
+    await client.post("/generate", b"{}")
+    assert (client.status, client.message) == (503, "the disk is full")
