@@ -12,8 +12,8 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import aclosing, contextmanager, nullcontext
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import aclosing, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -57,6 +57,7 @@ LAST_RETRY = 60.0  # this
 RELIEF = 60.0  # seconds in which the engine's thread gives up memory, between two steps
 IMAGES_PER_REQUEST = 4  # unfinished ones, on average: the engine looks at all of them at each step
 LEAST_IMAGES = 4 * MAX_IMAGES  # however few requests may wait
+FORECAST_WAIT = 2.0  # seconds until the engine has the first of the requests that have just come
 UNKNOWN = 5.0  # seconds until the next try, where nothing under way has got to the engine
 IDLE = 60.0  # seconds without a request after which freed memory goes back to the kernel
 
@@ -155,12 +156,12 @@ class App:
         Counts as a request where files or the Hub must be asked.
         """
         is_known = self.catalog.known(name or self.settings.sd_model) is not None
-        with nullcontext() if is_known else self.counted():
+        async with nullcontext() if is_known else self.counted():
             return await self._resolver.find_model(name)
 
     async def read_image(self, source: str, *, param: str) -> Image.Image:
         """The image that a field `param` of a request holds: a URL, a data URI or base64."""
-        with self.counted():
+        async with self.counted():
             return await self._resolver.read_image(source, param)
 
     async def generate(self, request: GenerateRequest) -> GenerateResponse:
@@ -169,7 +170,7 @@ class App:
 
     async def run(self, request: GenerateRequest) -> Result:
         """As `generate`, but the images come as they are. Cancelling this stops the work."""
-        with self._admitted(request):
+        async with self._admitted(request):
             arrived = time.monotonic()
             running = await self._begin(await self._resolver.resolve(request, arrived))
             return await running.result()
@@ -187,7 +188,7 @@ class App:
         admitted as one, with the images of all, and made one after another. `seconds`: for which
         each may run, where that is not for its `timeout` and the settings to say.
         """
-        with self._admitted(*requests):
+        async with self._admitted(*requests):
             for request in requests:
                 async with aclosing(self._events(request, on_start, seconds)) as events:
                     async for event in events:
@@ -211,26 +212,24 @@ class App:
                         yield event
         yield Done(await (await running.result()).to_response())
 
-    @contextmanager
-    def _admitted(self, *requests: GenerateRequest) -> Iterator[None]:
+    @asynccontextmanager
+    async def _admitted(self, *requests: GenerateRequest) -> AsyncIterator[None]:
         """Count requests that are made one after another, as one; refuse it when too many, or too
         many images, are unfinished."""
         caller = current_caller()
         num_images = [request.num_images for request in requests]
         until = partial(self._seconds_until_images, caller.owner)
-        with (
-            self.counted(max(num_images)),
-            self._images_at_once.hold(caller, sum(num_images), until),
-        ):
-            yield
+        async with self.counted(max(num_images)):
+            with self._images_at_once.hold(caller, sum(num_images), until):
+                yield
 
-    @contextmanager
-    def counted(self, num_images: int = 0) -> Iterator[None]:
+    @asynccontextmanager
+    async def counted(self, num_images: int = 0) -> AsyncIterator[None]:
         """Count a request of the present caller; refuse it when there is no room, or no engine.
         Remember a lost GPU."""
         caller = current_caller()
         self.engine.check_usable()
-        self._check_room(caller, num_images)
+        await self._check_room(caller, num_images)
         self._count(caller.owner, 1, num_images)
         try:
             yield
@@ -240,13 +239,28 @@ class App:
         finally:
             self._count(caller.owner, -1, -num_images)
 
-    def _check_room(self, caller: Caller, num_images: int) -> None:
+    async def _check_room(self, caller: Caller, num_images: int) -> None:
         """Raises Overloaded when the queue is full, or this caller's share of it."""
+        if self._full_for(caller, num_images) is not None:
+            await self._wait_for_forecast()
+        if (full := self._full_for(caller, num_images)) is not None:
+            places, number = full
+            error = places.refusal(caller)
+            error.retry_after = self._seconds_until_place(places, caller, number)
+            raise error
+
+    def _full_for(self, caller: Caller, num_images: int) -> tuple[Places, int] | None:
+        """What has no room for another request with so many images, and how many it takes of it."""
         for places, number in ((self._requests, 1), (self._images, num_images)):
             if number and not places.has_room(caller, number):
-                error = places.refusal(caller)
-                error.retry_after = self._seconds_until_place(places, caller, number)
-                raise error
+                return places, number
+        return None
+
+    async def _wait_for_forecast(self) -> None:
+        """When all under way has come just now: until the engine can tell how long it takes."""
+        give_up = time.monotonic() + FORECAST_WAIT
+        while self._images.total and not self.engine.endings and time.monotonic() < give_up:
+            await asyncio.sleep(0.05)
 
     def seconds_until_end(self, owner: str | None) -> float:
         """Seconds until a request of `owner` will have ended, or where he has none, of anybody."""
@@ -398,4 +412,4 @@ def _places(settings: Settings) -> tuple[Places, Places]:
 
 
 def _seconds_until(ending: Ending | None) -> float:
-    return UNKNOWN if ending is None else max(0.0, ending.at - time.monotonic())
+    return UNKNOWN if ending is None else max(1.0, ending.at - time.monotonic())

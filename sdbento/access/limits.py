@@ -15,6 +15,7 @@ from sdbento.access.caller import Caller
 from sdbento.errors import Forbidden, LimitReached, Overloaded
 
 MINUTE = 60.0
+RESERVE_PART = 8  # of what is free of a reserve, nobody takes more than an eighth, or one place
 
 
 class RequestRate:
@@ -111,23 +112,24 @@ class Places:
 def has_place(caller: Caller, taken: Mapping[str | None, int], limit: int, more: int = 1) -> bool:
     """Whether `caller` may take `more` places beside those that each owner has `taken`.
 
-    Where several keys share the `limit`, each leaves a part of it to the others. Clients without
-    keys may fill it, one alone as well; beyond it there is a reserve (`with_reserve`) for those who
-    have less than an equal part, and of which each leaves a part to others.
+    Where several keys share the `limit`, each leaves a part of it to the others. Without keys a
+    client that is alone may fill it. Beside others it may only have an equal part, or as many as
+    are free; and when the limit is reached, newcomers have a reserve, of which each gets little.
     """
     own, total = taken.get(caller.owner, 0), sum(taken.values())
     if caller.shares:
         return has_share(own, total, limit, more)
+    has_part = caller.name is None and caller.address is not None
     if total + more <= limit:
-        return True
-    if caller.name is not None or caller.address is None:
-        return False
-    num_owners = len({*taken, caller.owner})
-    return own * num_owners < limit and has_share(own, total, with_reserve(limit), more)
+        alone = own == total or not has_part
+        equal = own * len({*taken, caller.owner}) < limit
+        return alone or equal or has_share(own, total, limit, more)
+    free = with_reserve(limit) - total
+    return has_part and more <= free and (own == 0 or RESERVE_PART * (own + more) <= free)
 
 
 def with_reserve(limit: int) -> int:
-    """The places that there are for clients without keys where so many are for whoever comes."""
+    """The places that there are for clients without keys where `limit` are for whoever comes."""
     return limit + (limit + 1) // 2
 
 

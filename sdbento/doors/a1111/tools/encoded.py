@@ -33,7 +33,7 @@ async def work_on_image(
 ) -> T:
     """What `function` returns in one of `threads`, as a request of the present caller, who may have
     too many: raises Overloaded and LimitReached."""
-    with app.counted():
+    async with app.counted():
         return await threads.run(function, *args, **kwargs)
 
 
