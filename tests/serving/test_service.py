@@ -125,6 +125,27 @@ def test_metrics_do_not_grow_with_what_strangers_ask_for(server: Server) -> None
     assert endpoints <= routes | {*BENTOML, OTHERS, "/docs"}
 
 
+def test_credentials_in_urls_are_repeated_nowhere(server: Server) -> None:
+    url = "https://u:SECRET@h.example/ink.safetensors?token=SECRET"
+    asked = QUICK | {"prompt": f"a circle, {url}", "negative_prompt": url, "num_inference_steps": 1}
+    answers = [post(server, **asked)]
+    assert answers[0].json()["parameters"]["negative_prompt"] == "https://h.example/ink.safetensors"
+    for named in ({"model": url}, {"lora": {"model_id": url}}, {"scheduler": url}, {"image": url}):
+        answers.append(post(server, **QUICK | named))
+        assert answers[-1].status_code in (404, 422)
+    job = {"input": QUICK | {"prompt": url, "num_inference_steps": 1, "return": "full"}}
+    answers.append(server.client.post("/runsync", json=job))
+    assert answers[-1].json()["status"] == "COMPLETED"
+    a1111 = {"prompt": url, "steps": 1, "width": 64, "height": 64}
+    answers.append(server.client.post("/sdapi/v1/txt2img", json=a1111))
+    assert answers[-1].status_code == 200
+    for answer in answers:
+        assert "SECRET" not in answer.text
+    metadata = read_metadata(base64.b64decode(answers[0].json()["images"][0]))
+    assert "SECRET" not in str(metadata)
+    assert "SECRET" not in server.log.read_text()
+
+
 MIX_SAMPLERS = ["DDIM", "Euler", "Euler a", "DPM++ 2M Karras", "UniPC", "DPM++ 2M SDE", "Heun"]
 
 
