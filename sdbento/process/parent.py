@@ -6,7 +6,6 @@ on: a new server says "address already in use", and that another server keeps it
 
 from __future__ import annotations
 
-import faulthandler
 import logging
 import os
 import signal
@@ -16,10 +15,10 @@ import time
 log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.2  # between two looks at who the parent is
-DRAIN_SECONDS = 10.0  # from SIGTERM to the end of a process that does not end by itself
+DRAIN_SECONDS = 10  # from SIGTERM to the end of a process that does not end by itself
 
 
-def end_with_parent(parent: int, drain_seconds: float = DRAIN_SECONDS) -> None:
+def end_with_parent(parent: int, drain_seconds: int = DRAIN_SECONDS) -> None:
     """Once the process `parent` is no longer the parent of this one, send this one SIGTERM, and end
     it after `drain_seconds` in any case.
 
@@ -33,10 +32,9 @@ def end_with_parent(parent: int, drain_seconds: float = DRAIN_SECONDS) -> None:
     watch.start()
 
 
-def _watch(parent: int, drain_seconds: float) -> None:
+def _watch(parent: int, drain_seconds: int) -> None:
     while os.getppid() == parent:
         time.sleep(LOOK_SECONDS)
     log.warning("the process that started this one (%d) has died: stopping", parent)
-    # In a thread that does not need Python's lock. The log will say where each thread was.
-    faulthandler.dump_traceback_later(drain_seconds, exit=True)
+    signal.alarm(drain_seconds)  # the kernel's, which waits for nothing in this process
     os.kill(os.getpid(), signal.SIGTERM)

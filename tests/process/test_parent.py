@@ -26,7 +26,7 @@ import os, signal, sys, time
 from sdbento.process.parent import end_with_parent
 parent = int(sys.argv[1])
 {first}
-end_with_parent(parent, drain_seconds=0.5)
+end_with_parent(parent, drain_seconds=1)
 print("watching", flush=True)
 while True: time.sleep(1)
 """
