@@ -59,7 +59,7 @@ IMAGES_PER_REQUEST = 4  # unfinished ones, on average: the engine looks at all o
 LEAST_IMAGES = 4 * MAX_IMAGES  # however few requests may wait
 FORECAST_WAIT = 2.0  # seconds until the engine has the first of the requests that have just come
 UNKNOWN = 5.0  # seconds until the next try, where nothing under way has got to the engine
-IDLE = 60.0  # seconds without a request after which freed memory goes back to the kernel
+RELEASE_EVERY = 60.0  # seconds after which freed memory goes back to the kernel
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class App:
         self._builder = TrajectoryBuilder(settings, inversions)
         self._requests, self._images = _places(settings)  # of those that are unfinished
         self._images_at_once = ImagesAtOnce()
-        self._idle_timer: asyncio.TimerHandle | None = None
+        self._release_timer: asyncio.TimerHandle | None = None
         self._default_loaded = threading.Event()
         self._closed = threading.Event()
         self._broken = False
@@ -313,11 +313,14 @@ class App:
         self._images.change(owner, num_images)
         total = self._requests.total
         queue_depth.set(max(0, total - self.settings.max_batch_size))
-        if self._idle_timer is not None:
-            self._idle_timer.cancel()
-        loop = asyncio.get_running_loop()
-        idle = total == 0
-        self._idle_timer = loop.call_later(IDLE, release_freed_memory) if idle else None
+        if self._release_timer is None:
+            loop = asyncio.get_running_loop()
+            self._release_timer = loop.call_later(RELEASE_EVERY, self._release_memory, loop)
+
+    def _release_memory(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Also beside requests: the heap of a server that is never idle has ever more holes."""
+        self._release_timer = None
+        loop.run_in_executor(None, release_freed_memory)
 
     async def _begin(self, request: ResolvedRequest) -> RunningRequest:
         """Lease the models and hand the request to the engine."""

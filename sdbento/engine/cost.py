@@ -27,6 +27,7 @@ RECENT = 9  # the timings of a row count that are kept
 ENOUGH = 3  # timings: the fewest whose median survives a wrong one
 FRESH = 120.0  # seconds for which a timing can prove that a deadline cannot be met
 GROWTH = 0.7  # beyond the timed row counts, seconds are assumed to grow as rows ** GROWTH
+MAX_CURVES = 512  # kinds of calls whose timings are kept
 WORTHWHILE = 1.02  # a longer step must make a row cheaper by this factor
 
 
@@ -114,7 +115,7 @@ class CostModel:
         self._clock = clock
         self._computed_rows = computed_rows
         self._curves: dict[tuple[BatchKey, Stage], Curve] = {}
-        self._called: set[tuple[BatchKey, Stage, int]] = set()
+        self._called: dict[tuple[BatchKey, Stage], set[int]] = {}  # sizes, also the first of each
         # Caches of what the curves say, until one of them changes.
         self._sources: dict[tuple[BatchKey, Stage], BatchKey | None] = {}
         self._knees: dict[tuple[BatchKey, int], int] = {}
@@ -125,13 +126,27 @@ class CostModel:
         The first of its kind and size is discarded.
         """
         size = self._computed(stage, rows)
-        if (key, stage, size) not in self._called:
-            self._called.add((key, stage, size))
+        if self._is_first(key, stage, size):
             return
         curve = self._curves.setdefault((key, stage), Curve())
         if curve.observe(size, seconds, self._clock()):
-            self._sources.clear()
-            self._knees.clear()
+            self._forget_conclusions()
+
+    def _is_first(self, key: BatchKey, stage: Stage, size: int) -> bool:
+        """Whether no such call was observed. The kind that was not called for longest is forgotten
+        with its curve: requests may have sizes without end, and every conclusion looks at all."""
+        sizes = self._called.pop((key, stage), set())
+        self._called[key, stage] = sizes | {size}  # now the last
+        if len(self._called) > MAX_CURVES:
+            oldest = next(iter(self._called))
+            del self._called[oldest]
+            if self._curves.pop(oldest, None):
+                self._forget_conclusions()
+        return size not in sizes
+
+    def _forget_conclusions(self) -> None:
+        self._sources.clear()
+        self._knees.clear()
 
     def seconds(self, key: BatchKey, stage: Stage, rows: int) -> float:
         """Predicted seconds of one call; always positive."""

@@ -2,8 +2,8 @@
 
 By default glibc's malloc returns large blocks to the kernel as soon as they are freed, and the next
 ones cost a page fault for every 4 KB: half of the time it takes to decode an image of 1024 x 1024
-on a CPU. Memory is given back when the server is idle or evicts a model. Without glibc, does
-nothing.
+on a CPU. Memory is given back once a minute and when a model is evicted: images of many sizes leave
+a heap full of holes, which grow as long as nobody returns their pages. Without glibc, does nothing.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from sdbento.engine.cost import ENOUGH, FRESH, CostModel, Curve
+from sdbento.engine.cost import ENOUGH, FRESH, MAX_CURVES, CostModel, Curve
 from sdbento.engine.trajectory import BatchKey, Stage
 
 SMALL, LARGE = BatchKey("m", 16, 16), BatchKey("m", 32, 32)
@@ -183,3 +183,16 @@ def test_where_steps_are_padded_a_batch_is_filled_to_the_rows_that_are_computed(
     assert cost.knee(SMALL, 8) == 4
     assert cost.lower_bound(SMALL, Stage.STEP, 5) == 9.0
     assert cost.seconds(SMALL, Stage.DECODE, 3) == 1.0
+
+
+def test_of_sizes_without_end_the_latest_are_remembered() -> None:
+    cost = learned(SMALL, r1=1.0, r2=1.5)
+    often = replace(SMALL, token_merging_ratio=0.5)
+    for width in range(MAX_CURVES + 10):
+        for key in (replace(SMALL, latent_width=17 + width), often):
+            warm_up(cost, key, 1)
+            for _ in range(ENOUGH):
+                cost.observe(key, Stage.STEP, 1, 0.5)
+            assert cost.seconds(key, Stage.STEP, 1) > 0
+    assert len(cost._curves) <= MAX_CURVES and len(cost._called) <= MAX_CURVES
+    assert cost.is_timed(often, Stage.STEP) and not cost.is_timed(SMALL, Stage.STEP)
