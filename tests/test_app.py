@@ -19,7 +19,14 @@ from safetensors.torch import save_file
 from sdbento.access.caller import Caller, acting_for
 from sdbento.app import App
 from sdbento.environment import load_settings
-from sdbento.errors import DeadlineExceeded, InvalidParameter, Overloaded, SDBentoError
+from sdbento.errors import (
+    DeadlineExceeded,
+    InvalidParameter,
+    Overloaded,
+    SDBentoError,
+    Unavailable,
+)
+from sdbento.images import codec
 from sdbento.request.schema import GenerateRequest
 from sdbento.settings import Settings
 from tests.support.device_errors import AcceleratorError
@@ -330,6 +337,61 @@ async def test_a_gpu_that_failed_for_good_is_remembered_and_a_request_that_faile
                 await app.run(GenerateRequest(prompt="x", seed=seed))
             assert app.alive is alive
         assert not app.ready
+    finally:
+        await asyncio.to_thread(app.close)
+
+
+async def test_whoever_can_replace_the_process_is_told_once_when_a_step_hangs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sdbento.engine.watchdog.TICK", 0.01)
+    monkeypatch.setattr("sdbento.engine.loop.UNTIMED", 0.1)
+    goes_on, told = threading.Event(), list[bool]()
+
+    def hang(_: object) -> None:
+        goes_on.wait(60)
+
+    runner: Any = FakeRunner(hang)
+    settings = load_settings(sd_model="shapes", stall_seconds=1.0)
+    app = App(settings, runner, on_broken=told.append)
+    app.start()
+    try:
+        hung = [app.run(GenerateRequest(prompt="x", seed=seed)) for seed in range(2)]
+        for error in await asyncio.gather(*hung, return_exceptions=True):
+            assert isinstance(error, Unavailable) and error.retry_after
+        with pytest.raises(Unavailable, match="is being restarted"):
+            await app.run(GenerateRequest(prompt="x"))
+        assert not app.alive
+        app.report_broken("something else")
+        assert told == [False]
+    finally:
+        goes_on.set()
+        await asyncio.to_thread(app.close)
+
+
+async def test_a_file_that_cannot_be_made_fails_its_own_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    encode, calls = codec.encode, list[object]()
+
+    def sometimes(*args: Any, **options: Any) -> bytes:
+        calls.append(args)
+        if len(calls) == 1:
+            raise ValueError("a bug")
+        return encode(*args, **options)
+
+    monkeypatch.setattr(codec, "encode", sometimes)
+    runner: Any = FakeRunner()
+    app = App(load_settings(sd_model="shapes"), runner)
+    app.start()
+    try:
+        asked = [app.generate(GenerateRequest(prompt="x", seed=seed)) for seed in range(3)]
+        made = await asyncio.gather(*asked, return_exceptions=True)
+        assert sorted(type(one).__name__ for one in made) == [
+            "GenerateResponse",
+            "GenerateResponse",
+            "ValueError",
+        ]
     finally:
         await asyncio.to_thread(app.close)
 

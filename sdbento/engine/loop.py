@@ -59,6 +59,7 @@ POLL = 0.005  # seconds between looks at a device that may be done earlier than 
 STALL = 60.0  # seconds after which a call hangs, at least
 SLOW = 20.0  # times as long as expected: neither does a call hang that is merely slow
 UNTIMED = 10.0  # times STALL: for a call whose kind was not timed yet, so that nothing is known
+LAST_CALL = 60.0  # seconds that the end waits for a call under way, which may hang
 REPLACED = 30.0  # seconds after which a new process may answer
 
 
@@ -168,7 +169,7 @@ class Engine:
         self._watchdog.stop()
         self._inbox.put(self._stop)
         if self.alive:
-            self._thread.join()
+            self._thread.join(LAST_CALL)
 
     def abandon(self) -> None:
         """Fail all unfinished requests, and take no more: only another process can go on.

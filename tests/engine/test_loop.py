@@ -423,6 +423,25 @@ def test_an_engine_that_is_abandoned_in_a_call_tells_everybody_and_takes_no_more
     assert not engine._thread.is_alive()
 
 
+def test_an_engine_can_be_closed_though_its_thread_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sdbento.engine.loop.LAST_CALL", 0.01)
+    hangs, goes_on = threading.Event(), threading.Event()
+
+    def hang() -> Iterator[None]:
+        hangs.set()
+        goes_on.wait(FAR)
+        yield
+
+    engine = Engine(FakeRunner(), Planner(4))
+    engine.start()
+    engine.when_idle(hang())
+    assert hangs.wait(5)
+    engine.close(grace=0.0)
+    goes_on.set()
+    engine._thread.join(5)
+    assert not engine.alive
+
+
 @pytest.mark.parametrize("stage", Stage)
 def test_a_call_that_hangs_in_any_stage_is_reported(
     stage: Stage, monkeypatch: pytest.MonkeyPatch

@@ -21,6 +21,7 @@ from sdbento.environment import load_settings
 from sdbento.errors import (
     InvalidParameter,
     MalformedRequest,
+    Unavailable,
     classify,
 )
 from sdbento.jobs.delivery.deliver import Delivery
@@ -366,6 +367,20 @@ async def test_a_worker_with_a_sick_gpu_takes_no_more_jobs(
     assert not scaler._draining.is_set()
     error = classify(AcceleratorError("CUDA error: unspecified launch failure"))
     await worker_with(error).handle({"id": "a", "input": {"prompt": "x"}})
+    assert scaler._draining.is_set()
+
+
+async def test_a_worker_whose_device_hangs_asks_for_a_fresh_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scaler = DrainingScaler({})
+    monkeypatch.setattr(DrainingScaler, "current", scaler)
+    worker = worker_with(Unavailable("the device has failed"))
+    job: Any = {"id": "a", "input": {"prompt": "x"}}
+    assert "refresh_worker" not in await worker.handle(job)
+    app: Any = worker._app
+    app.alive = False
+    assert (await worker.handle(job))["refresh_worker"]
     assert scaler._draining.is_set()
 
 
