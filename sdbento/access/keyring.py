@@ -25,6 +25,7 @@ from cachetools import TTLCache
 from sdbento.access.caller import Caller
 from sdbento.access.credentials import Credential
 from sdbento.access.entries import SINGLE, Entry, fits, hash_of, read
+from sdbento.access.limits import Places
 from sdbento.errors import Overloaded, Unauthorized
 from sdbento.settings import Settings, SettingsError
 
@@ -65,8 +66,9 @@ class Keyring:
         self._remembered: TTLCache[tuple[bytes, str | None], str | None] = TTLCache(
             REMEMBERED, REMEMBER_SECONDS
         )
-        self._num_checks = 0
+        self._checks = Places(MAX_CHECKS)
         self._checking = asyncio.Lock()
+        self._seconds_of_check = MAX_PAUSE  # of the last one, with its pause
 
     @property
     def required(self) -> bool:
@@ -82,8 +84,10 @@ class Keyring:
         """Whether several keys share the server."""
         return len(self._keys.by_name) > 1
 
-    async def identify(self, credentials: Iterable[Credential]) -> Caller:
-        """Whose key one of `credentials` is.
+    async def identify(
+        self, credentials: Iterable[Credential], address: str | None = None
+    ) -> Caller:
+        """Whose key one of `credentials` is. `address`: where they come from.
 
         Raises Unauthorized, whatever is wrong with them; Overloaded while too many are checked.
         """
@@ -94,7 +98,7 @@ class Keyring:
             if (caller := keys.by_mac.get(mac)) is not None:
                 return caller
         for credential, mac in macs.items() if keys.passwords else ():
-            if (caller := await self._check_passwords(credential, mac)) is not None:
+            if (caller := await self._check_passwords(credential, mac, address)) is not None:
                 return caller
         raise Unauthorized(
             "a valid key is needed, as `Authorization: Bearer KEY` or as the password of Basic"
@@ -105,14 +109,19 @@ class Keyring:
         await self._refresh()
         return self._keys.by_name.get(name)
 
-    async def _check_passwords(self, credential: Credential, mac: bytes) -> Caller | None:
+    async def _check_passwords(
+        self, credential: Credential, mac: bytes, address: str | None
+    ) -> Caller | None:
         user = credential.user if credential.user in self._keys.passwords else None
         asked = mac, user  # two users may have the same password
         with suppress(KeyError):
             return self._remembered_caller(asked)
-        if self._num_checks >= MAX_CHECKS:
-            raise Overloaded("too many keys are being checked; try again later", retry_after=1.0)
-        self._num_checks += 1
+        if not self._checks.has_room(Caller(address=address)):
+            raise Overloaded(
+                "too many keys are being checked; try again later",
+                retry_after=self._checks.total * self._seconds_of_check,
+            )
+        self._checks.change(address, 1)
         try:
             async with self._checking:
                 with suppress(KeyError):  # by the request before this one
@@ -123,10 +132,12 @@ class Keyring:
                     self._remembered[asked] = name
                 if name is None:
                     await asyncio.sleep(min(PAUSE * (time.monotonic() - started), MAX_PAUSE))
+                self._seconds_of_check = time.monotonic() - started
+                if name is None:
                     return None
                 return keys.passwords[name][1]
         finally:
-            self._num_checks -= 1
+            self._checks.change(address, -1)
 
     def _remembered_caller(self, asked: tuple[bytes, str | None]) -> Caller | None:
         """Raises KeyError if that password was not checked lately."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any
 
 import pytest
 from argon2 import PasswordHasher
 
 from sdbento.access import entries, keyring
+from sdbento.access.caller import Caller
 from sdbento.access.credentials import Credential
 from sdbento.access.keyring import MAX_CHECKS, Keyring
 from sdbento.errors import Overloaded, Unauthorized
@@ -142,6 +145,22 @@ async def test_a_flood_of_wrong_keys_is_bounded_and_harms_no_random_key(
         task.cancel()
     await asyncio.gather(*flood, return_exceptions=True)
     assert len(keys._remembered) <= MAX_CHECKS
+
+
+async def test_guesses_from_one_address_do_not_keep_a_password_from_another_out(file: Path) -> None:
+    with_hash(file, "alice", QUICK.hash("right"))
+    keys = ring(file)
+
+    def guess(number: int) -> Coroutine[Any, Any, Caller]:
+        return keys.identify([Credential(f"guess {number}".encode())], "192.0.2.1")
+
+    flood = [asyncio.create_task(guess(number)) for number in range(20)]
+    await asyncio.sleep(0)
+    assert (await keys.identify([Credential(b"right")], "192.0.2.2")).name == "alice"
+    errors = await asyncio.gather(*flood, return_exceptions=True)
+    assert sum(isinstance(error, Overloaded) for error in errors) == 20 - MAX_CHECKS
+    assert all(error.retry_after for error in errors if isinstance(error, Overloaded))
+    assert not keys._checks.taken
 
 
 async def test_a_random_key_is_found_behind_any_other_while_passwords_are_checked(

@@ -50,7 +50,8 @@ class Gate:
             _refuse_foreign_page(Headers(scope=scope), self._origins)
         if not self._keyring.required or self.is_open(scope):
             return Caller(address=self._address_of(scope))
-        caller = await self._keyring.identify(presented(scope["headers"]))
+        credentials = presented(scope["headers"])
+        caller = await self._keyring.identify(credentials, self._address_of(scope))
         self._rate.count(caller)
         return caller
 
