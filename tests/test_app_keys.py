@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,12 @@ from sdbento.app import App
 from sdbento.catalog.lookup import Catalog
 from sdbento.catalog.specs import ModelSpec
 from sdbento.errors import Forbidden, LimitReached, Overloaded, UnknownModel
-from sdbento.images import codec
-from sdbento.request import resolve
 from sdbento.request.schema import GenerateRequest
 from sdbento.settings import Settings
 from tests.doors.runpod.test_api import QuickRunner
 from tests.support.fakes import FakeRunner
+from tests.support.hosts import hosting
+from tests.support.job_server import until
 from tests.support.tiny import save_tiny
 
 XL = "stabilityai/stable-diffusion-xl-base-1.0"
@@ -192,24 +193,20 @@ async def test_what_one_key_asks_the_hub_counts_as_its_requests_and_holds_up_no_
 async def test_slow_hosts_of_one_key_do_not_hold_up_the_images_of_another(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    answer = threading.Event()
-    monkeypatch.setattr(resolve, "READERS", 4)
-    app = App(Settings(sd_model="shapes"), FakeRunner())
-
-    def fetch(source: str, *_: Any, **__: Any) -> Image.Image:
-        assert "slow" not in source or answer.wait(10)
-        return Image.new("RGB", (64, 64))
-
-    monkeypatch.setattr(codec, "read", fetch)
-    with acting_for(Caller("alice", shares=True)):
-        slow = [
-            asyncio.create_task(app.read_image(f"https://slow.example/{i}", param="image"))
-            for i in range(4)
-        ]
-    await asyncio.sleep(0)
-    with acting_for(Caller("bob", shares=True)):
-        url = "https://quick.example/a.png"
-        assert await asyncio.wait_for(app.read_image(url, param="image"), 5)
-    answer.set()
-    await asyncio.gather(*slow)
+    picture = BytesIO()
+    Image.new("RGB", (64, 64)).save(picture, "PNG")
+    settings = Settings(sd_model="shapes", allow_private_urls=True)
+    app = App(settings, FakeRunner())
+    async with hosting(monkeypatch, body=picture.getvalue(), num_addresses=30) as hosts:
+        with acting_for(Caller("alice", shares=True)):
+            slow = [
+                asyncio.create_task(app.read_image(hosts.url(f"slow-{i}.example"), param="image"))
+                for i in range(50)
+            ]
+        await until(lambda: hosts.connected.total() == 50)
+        with acting_for(Caller("bob", shares=True)):
+            url = hosts.url("quick-1.example")
+            assert await asyncio.wait_for(app.read_image(url, param="image"), 10)
+        hosts.answer.set()
+        await asyncio.gather(*slow)
     app.close(0)

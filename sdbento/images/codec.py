@@ -1,7 +1,7 @@
 """Images to files, and back from what clients send.
 
 What clients send is not trusted: bytes and pixels are counted before anything is decoded. Uses no
-torch, and opens no sockets itself: see `outbound`.
+torch, and opens no sockets: see `outbound`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from sdbento.errors import InvalidParameter, SDBentoError, TooLarge
 from sdbento.images.metadata import Metadata
-from sdbento.outbound import fetch, is_url
 from sdbento.settings import Settings
 
 QUALITY = 95  # of JPEG and WebP, where a request does not say
@@ -62,17 +61,8 @@ def as_base64(image: Image.Image, metadata: Metadata | None = None) -> str:
 
 
 def read(source: str, settings: Settings, *, param: str) -> Image.Image:
-    """The image that the request's field `param` holds, decoded as by `decode`.
-
-    `source` is an https URL, a data URI or base64. Blocks while a URL is fetched. Raises TooLarge
-    and InvalidParameter.
-    """
-    source = source.strip()
-    if is_url(source):
-        data = fetch(source, settings, max_bytes=settings.max_image_bytes, param=param)
-    else:
-        data = read_encoded(source, settings, param=param)
-    return decode(data, settings, param=param)
+    """The image in a data URI or base64, decoded as by `decode`."""
+    return decode(read_encoded(source.strip(), settings, param=param), settings, param=param)
 
 
 def read_encoded(source: str, settings: Settings, *, param: str) -> bytes:

@@ -9,7 +9,7 @@ import os
 import re
 from pathlib import PurePath
 
-from sdbento.outbound import is_url
+from sdbento.outbound.urls import is_url
 from sdbento.urls import without_credentials
 
 _LORA_TAG = re.compile(r"(<lora:)([^<>:]*)", re.IGNORECASE)

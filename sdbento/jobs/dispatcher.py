@@ -18,12 +18,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from threading import Event
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from cachetools import TTLCache
 
-from sdbento.access.caller import Caller, acting_for
+from sdbento.access.caller import Caller, acting_for, current_caller
 from sdbento.access.keyring import Keyring
 from sdbento.access.limits import with_reserve
 from sdbento.background import Problem, ThreadPool, start_task
@@ -47,6 +46,7 @@ from sdbento.jobs.retry import retry_while_refused
 from sdbento.jobs.runpod_format import one_line
 from sdbento.jobs.store import JobStore
 from sdbento.jobs.table import Job, milliseconds
+from sdbento.outbound.places import Places
 from sdbento.settings import Settings
 
 if TYPE_CHECKING:
@@ -57,6 +57,8 @@ log = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 
+UPLOADS = 64  # jobs whose images are on their way to a bucket of a client
+UPLOADS_TO_A_HOST = 4  # of one owner
 GONE_SECONDS = (
     60.0  # after which a key that is missing may again be one whose file is being written
 )
@@ -73,13 +75,15 @@ class Intervals:
     key_gone: float = 3.0  # for a key to come back that is missing
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Run:
-    """A job that runs: whose it is, and the task that runs it."""
+    """A job that runs: whose it is, the task that runs it, and whether it needs the App no more,
+    for its images are made and on their way to a bucket."""
 
     key_name: str | None
     owner: str | None
     task: asyncio.Task[None]
+    is_made: bool = False
 
 
 class Dispatcher:
@@ -111,9 +115,7 @@ class Dispatcher:
         room = settings.max_queue_size + settings.max_batch_size
         self._max_running = min(2 * settings.max_batch_size, room)
         self._delivery = Delivery(settings, limited=False)
-        # Not the store's threads: uploads to a bucket that hangs would keep all of them busy.
-        threads_needed = with_reserve(self._max_running)
-        self._delivery_threads = ThreadPool(threads_needed, "sdbento-delivery")
+        self._uploads = Places(UPLOADS, UPLOADS_TO_A_HOST)
         self._keyring = Keyring(settings)
         self._running: dict[str, _Run] = {}
         self._awake = asyncio.Event()  # there may be something to claim, or room for it
@@ -158,7 +160,7 @@ class Dispatcher:
             task.cancel()
         if unfinished:
             await asyncio.wait(unfinished)
-        self._delivery_threads.shutdown(wait=False, cancel_futures=True)
+        self._delivery.close()
 
     async def run(self) -> None:
         """Claim jobs and start a task for each, until `stop_claiming`."""
@@ -179,7 +181,7 @@ class Dispatcher:
     async def _claim(self) -> None:
         for job_id in await self._threads.run(self._store.expire):
             self._on_change(job_id)
-        num_running = len(self._running)
+        num_running = sum(not run.is_made for run in self._running.values())
         full = num_running >= with_reserve(self._max_running)
         may_claim = self._app.alive and not self._stopping and not full
         if not may_claim or time.monotonic() < self._claim_after:
@@ -189,11 +191,12 @@ class Dispatcher:
             self._must_requeue = False
         now = time.monotonic()
         self._pauses = {owner: end for owner, end in self._pauses.items() if end > now}
-        running = {job_id: run.owner for job_id, run in self._running.items()}
+        running = {i: run.owner for i, run in self._running.items() if not run.is_made}
         claim = partial(
             self._store.claim,
             self._max_running - num_running,
             running=running,
+            made=self._running.keys() - running.keys(),
             shared=self._keyring.shared,
             except_of=[*self._pauses],
         )
@@ -268,25 +271,20 @@ class Dispatcher:
     async def _deliver(self, job: Job, result: Result) -> bytes:
         """The output of a job, as JSON.
 
-        If the job is cancelled, this ends only when its upload does: were its place free before,
-        jobs that are cancelled while they upload to a slow host would fill all the threads.
+        While its images are sent to a bucket that it brought along, its place to run is another's:
+        that host may be slow. The number of such jobs is limited because results are large. Those
+        beyond keep their places, of which every owner leaves some to others.
         """
-        given_up = Event()
-        output = asyncio.ensure_future(
-            self._delivery_threads.run(self._output, job, result, given_up)
-        )
-        try:
-            return await asyncio.shield(output)
-        except asyncio.CancelledError:
-            given_up.set()
-            if self._stopping:
-                output.cancel()
-            with suppress(Exception):
-                await output
-            raise
+        if result.s3_config is None:
+            return await self._output(job, result)
+        async with self._uploads.hold(current_caller(), [result.s3_config.host]):
+            self._running[job.id].is_made = True
+            self.wake()
+            return await self._output(job, result)
 
-    def _output(self, job: Job, result: Result, given_up: Event) -> bytes:
-        return json.dumps(self._delivery.deliver(job.id, result, given_up)).encode()
+    async def _output(self, job: Job, result: Result) -> bytes:
+        output = await self._delivery.deliver(job.id, result)
+        return await asyncio.to_thread(lambda: json.dumps(output).encode())
 
     async def _compute(self, job: Job, given: JobInput | Call) -> Result:
         """What a job makes. Raises DeadlineExceeded when its time is over, and App's errors."""

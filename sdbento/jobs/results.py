@@ -49,6 +49,12 @@ class Results:
         except FileNotFoundError:
             return None
 
+    def read_part(self, job_id: str, run: int, start: int, num_bytes: int) -> bytes:
+        """Bytes from `start` on, fewer than `num_bytes` at the end. Raises FileNotFoundError."""
+        with self._path(job_id, run).open("rb") as file:
+            file.seek(start)
+            return file.read(num_bytes)
+
     def delete(self, job_id: str, run: int) -> None:
         self._path(job_id, run).unlink(missing_ok=True)
 

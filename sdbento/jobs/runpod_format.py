@@ -17,7 +17,7 @@ from sdbento.jobs.delivery.bucket import BucketOfJob
 from sdbento.jobs.delivery.s3_config import s3_config_of
 from sdbento.jobs.formats.inputs import settle_seed
 from sdbento.jobs.table import SYNC_PREFIX, Job, NewJob
-from sdbento.outbound import check_send
+from sdbento.outbound.urls import check_send, host_of, parse
 from sdbento.request.parse import explain
 from sdbento.settings import Settings
 
@@ -69,8 +69,10 @@ def new_job(body: bytes, settings: Settings, *, sync: bool) -> NewJob:
     here, so that the job makes the same images however often it has to be started again.
     """
     submission = _submission(body)
-    if submission.webhook:
-        check_send(submission.webhook, settings, param="webhook")
+    webhook, webhook_host = submission.webhook or None, None
+    if webhook is not None:
+        check_send(webhook, settings, param="webhook")
+        webhook_host = host_of(parse(webhook))
     if (s3_config := s3_config_of(submission.s3_config)) is not None:
         BucketOfJob(s3_config, settings)  # refused now rather than when the images are made
     given, error = submission.input, None
@@ -87,7 +89,8 @@ def new_job(body: bytes, settings: Settings, *, sync: bool) -> NewJob:
         ttl=policy.ttl,
         execution_timeout=policy.execution_timeout,
         low_priority=policy.low_priority,
-        webhook=submission.webhook or None,
+        webhook=webhook,
+        webhook_host=webhook_host,
         error=error,
         s3_config=None if s3_config is None else s3_config.stored(),
     )
@@ -109,6 +112,14 @@ def one_line(error: SDBentoError) -> str:
 
 def status_body(job: Job, result: bytes | None) -> bytes:
     """What /status answers and webhooks receive, as JSON. `result` is JSON already."""
+    before, after = around_result(job)
+    if job.status != "COMPLETED":
+        return before
+    return before + (result or b"null") + after
+
+
+def around_result(job: Job) -> tuple[bytes, bytes]:
+    """What of the status body comes before the result of a completed job, and after it."""
     fields: dict[str, Any] = {"id": job.id, "status": job.status}
     if job.delay is not None:
         fields["delayTime"] = job.delay
@@ -117,6 +128,4 @@ def status_body(job: Job, result: bytes | None) -> bytes:
     if job.error is not None:
         fields["error"] = job.error
     body = json.dumps(fields).encode()
-    if job.status != "COMPLETED":
-        return body
-    return b'%s, "output": %s}' % (body[:-1], result or b"null")
+    return (b'%s, "output": ' % body[:-1], b"}") if job.status == "COMPLETED" else (body, b"")

@@ -61,6 +61,7 @@ from sdbento.jobs.table import (
 SUSPECT_INTERRUPTIONS = 3  # deaths of the server during a job after which the job is run alone
 MAX_INTERRUPTIONS = 20  # deaths after which it is not run again: it may be what kills the server
 ENOUGH_POSTS = 3  # of a webhook that fails, where room is needed; as many as RunPod makes
+UNPOSTED = ("input", "s3_config")  # columns that no webhook tells of
 VACUUM_PAGES = 10_000  # free pages returned to the file system at a time
 
 
@@ -249,6 +250,7 @@ class JobStore:
         limit: int,
         *,
         running: Mapping[str, str | None] | None = None,
+        made: Collection[str] = (),
         shared: bool = False,
         except_of: Collection[str] = (),
     ) -> list[Job]:
@@ -259,7 +261,7 @@ class JobStore:
         The caller is then responsible for running them and for ending or releasing each.
 
         running: the jobs that take a place to run, and their owners: also cancelled jobs, until
-        their work has stopped.
+        their work has stopped. made: the jobs IN_PROGRESS that take none any more.
         shared: whether several keys share the places to run.
         except_of: owners whose jobs must wait.
 
@@ -269,7 +271,7 @@ class JobStore:
         now = self._now()
         claimed: list[Job] = []
         with self._transaction() as connection:
-            num_of = self._num_running(connection, running or {})
+            num_of = self._num_running(connection, running or {}, made)
             num_running = num_of.total()
             places = num_running + limit
             interruptions = connection.execute(_MOST_INTERRUPTIONS).scalar_one()
@@ -293,10 +295,10 @@ class JobStore:
         return claimed
 
     def _num_running(
-        self, connection: Connection, running: Mapping[str, str | None]
+        self, connection: Connection, running: Mapping[str, str | None], made: Collection[str]
     ) -> Counter[str | None]:
-        """How many jobs of each owner are `running` or IN_PROGRESS."""
-        others = jobs.c.status == "IN_PROGRESS", jobs.c.id.not_in(running)
+        """How many jobs of each owner are `running`, or IN_PROGRESS and not `made`."""
+        others = jobs.c.status == "IN_PROGRESS", jobs.c.id.not_in([*running, *made])
         owners = connection.execute(select(owner_of_job).where(*others)).scalars()
         return Counter([*running.values(), *owners])
 
@@ -336,8 +338,15 @@ class JobStore:
             return None
         result = self._results.read(job.id, job.run)
         if result is None or len(result) != job.size:
-            raise NotFound(f"the result of job {job.id} is no longer there", param="id")
+            raise _lost(job)
         return result
+
+    def part_of_result(self, job: Job, start: int, num_bytes: int) -> bytes:
+        """A part of the result of a completed job. Raises NotFound if it is missing."""
+        try:
+            return self._results.read_part(job.id, job.run, start, num_bytes)
+        except FileNotFoundError:
+            raise _lost(job) from None
 
     def cancel(self, job_id: str) -> Job | None:
         """Cancel a job unless it has finished. Returns the job as it is then; None if unknown."""
@@ -395,20 +404,22 @@ class JobStore:
             retries = connection.execute(retried).scalar_one()
         return Counts({status: found.get(status, 0) for status in get_args(Status)}, retries or 0)
 
-    def due_webhooks(
-        self, limit: int, *, except_jobs: Collection[str] = (), except_of: Collection[str] = ()
-    ) -> list[Job]:
-        """Finished jobs whose webhook is to be posted now; those posted least often go first.
+    def due_webhooks(self, limit: int, each: int, posting: Collection[str] = ()) -> list[Job]:
+        """Finished jobs, up to `limit`, whose webhook is to be posted now. Their inputs, which may
+        be large, are not read.
 
-        except_jobs, except_of: jobs by id, and all those of some owners, that are left out.
+        Owners take turns, and of an owner's posts the hosts, so that many posts to a slow host do
+        not hide those to others; of the posts to a host those go first that were made least often.
+
+        each: of one owner's posts to a host, how many may be under way. posting: the jobs whose
+        posts are; they count, and are not among the result.
         """
-        due = jobs.c.webhook_due <= self._now()
-        others = or_(owner_of_job.is_(None), owner_of_job.not_in(except_of))
-        first = jobs.c.webhook_posts, jobs.c.webhook_due
-        query = select(jobs).where(due, others, jobs.c.id.not_in(except_jobs)).order_by(*first)
-        query = query.limit(limit)
+        chosen = _webhooks_in_turn(self._now(), posting, each).limit(limit).subquery()
+        columns = [column for column in jobs.c if column.key not in UNPOSTED]
+        query = select(*columns).join(chosen, jobs.c.number == chosen.c.number)
         with self._snapshot() as connection:
-            return [Job.of(row) for row in connection.execute(query)]
+            rows = connection.execute(query.order_by(chosen.c.place, jobs.c.webhook_due))
+            return [Job.of(row) for row in rows]
 
     def note_webhook(self, job: Job, again_in: int | None) -> None:
         """Note that a webhook was posted: for the last time (None), or again in so many ms."""
@@ -537,6 +548,10 @@ _MOST_INTERRUPTIONS = select(func.coalesce(func.max(jobs.c.interruptions), 0)).w
 )
 
 
+def _lost(job: Job) -> NotFound:
+    return NotFound(f"the result of job {job.id} is no longer there", param="id")
+
+
 def _is_of(key_name: str | None) -> ColumnElement[bool]:
     return jobs.c.key_name.is_not_distinct_from(key_name)
 
@@ -552,6 +567,24 @@ def _next_of_each(now: int, limit: int, except_of: Collection[str]) -> Select[An
         .subquery()
     )
     return select(waiting).where(waiting.c.place <= limit)
+
+
+def _webhooks_in_turn(now: int, posting: Collection[str], each: int) -> Select[Any]:
+    """The numbers of jobs with a webhook that is due and not under way, each with its `place` among
+    those of its owner."""
+    is_new = case((jobs.c.id.in_(posting), 0), else_=1).label("is_new")
+    first = is_new, jobs.c.webhook_posts, jobs.c.webhook_due, jobs.c.number
+    host = owner_of_job, jobs.c.webhook_host
+    at_host = func.row_number().over(partition_by=host, order_by=first).label("at_host")
+    due = select(owner_of_job, *first, at_host).where(jobs.c.webhook_due <= now).subquery()
+    turn = due.c.is_new, due.c.at_host, due.c.webhook_posts, due.c.webhook_due
+    place = func.row_number().over(partition_by=due.c.owner, order_by=turn).label("place")
+    allowed = select(due.c.number, due.c.is_new, place).where(due.c.at_host <= each).subquery()
+    return (
+        select(allowed.c.number, allowed.c.place)
+        .where(allowed.c.is_new == 1)
+        .order_by(allowed.c.place, allowed.c.number)
+    )
 
 
 def _in_turn(rows: Iterable[Row[Any]], num_running: Counter[str | None]) -> list[Row[Any]]:

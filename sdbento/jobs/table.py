@@ -7,6 +7,7 @@ durations are in milliseconds.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -44,6 +45,7 @@ jobs = Table(
     Column("keep", BigInteger, nullable=False),
     Column("error", Text),
     Column("webhook", Text),
+    Column("webhook_host", String(255)),  # None: there is no webhook, or an old version stored it
     # How often its webhook was posted. Called webhook_failures in the databases that exist.
     Column("webhook_failures", Integer, key="webhook_posts", nullable=False),
     Column("webhook_due", BigInteger, index=True),  # None: nothing to post
@@ -66,6 +68,7 @@ class NewJob:
     execution_timeout: int
     low_priority: bool = False
     webhook: str | None = None
+    webhook_host: str | None = None
     error: str | None = None
     s3_config: str | None = field(default=None, repr=False)
     key_name: str | None = None  # the name of the key that asks for it
@@ -74,7 +77,7 @@ class NewJob:
 
 @dataclass(frozen=True)
 class Job:
-    """A stored job, as its row was when it was read."""
+    """A stored job, as its row was when it was read. Columns that were not read are None."""
 
     id: str
     status: Status
@@ -97,7 +100,9 @@ class Job:
 
     @classmethod
     def of(cls, row: Row[Any]) -> Job:
-        return cls(**{name: row._mapping[jobs.c[name]] for name in cls.__dataclass_fields__})
+        read: Mapping[Any, Any] = row._mapping
+        values: dict[str, Any] = {n: read.get(jobs.c[n]) for n in cls.__dataclass_fields__}
+        return cls(**values)
 
     @property
     def owner(self) -> str | None:

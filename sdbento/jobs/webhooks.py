@@ -11,20 +11,22 @@ import asyncio
 import logging
 import random
 from collections import Counter
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 
 from standardwebhooks import Webhook
 
-from sdbento.access.limits import has_share
+from sdbento.access.caller import Caller, acting_for
+from sdbento.access.limits import has_place, with_reserve
 from sdbento.background import Problem, ThreadPool, start_task
 from sdbento.errors import classify, unexplained
 from sdbento.jobs.retry import retry_while_refused
-from sdbento.jobs.runpod_format import status_body
+from sdbento.jobs.runpod_format import around_result, status_body
 from sdbento.jobs.store import JobStore
 from sdbento.jobs.table import Job, milliseconds
-from sdbento.outbound import Answer, send
+from sdbento.outbound.http import Answer, Body, Outbound
 from sdbento.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -35,8 +37,12 @@ RUNPODS_RETRIES = 2  # the first two are RunPod's own, made however long the job
 JITTER = 0.2  # the share by which a pause may be longer, so that posts do not come all at once
 MAX_RETRY_AFTER = 3600.0  # seconds for which a host may ask
 GONE, BUSY = 410, (429, 503)  # statuses that end the retries, and that may come with a Retry-After
-MAX_POSTS = 8  # at once: hosts may be slow
-POLL_SECONDS = 1.0  # between two searches for posts that are due
+MAX_POSTS = 256  # at once: hosts may be slow
+POSTS_TO_A_HOST = 4  # at once, of one owner
+PART_BYTES = 2**18  # of a result that is being posted, in memory
+THREADS = 2  # that read and write what is stored
+POLL_SECONDS = 1.0  # until posts that are due are looked for again
+PAUSE = 0.05  # at least
 
 
 class Webhooks:
@@ -46,16 +52,15 @@ class Webhooks:
         self, store: JobStore, settings: Settings, pauses: tuple[float, ...] = PAUSES
     ) -> None:
         self._store = store
-        self._settings = settings
         self._pauses = pauses
+        self._outbound = Outbound(settings)
         secret = settings.webhook_secret
         self._signer = None if secret is None else Webhook(secret.get_secret_value())
         self._problem = Problem(log)
         self._awake = asyncio.Event()  # a post may be due, or there is room for one
         self._posting: dict[str, asyncio.Task[None]] = {}  # by the job's id
         self._num_posts: Counter[str | None] = Counter()  # of these, by the job's owner
-        self._post_threads = ThreadPool(MAX_POSTS, "sdbento-webhook")
-        self._store_thread = ThreadPool(1, "sdbento-webhook-store")
+        self._threads = ThreadPool(THREADS, "sdbento-webhook")
 
     def wake(self) -> None:
         self._awake.set()
@@ -66,42 +71,38 @@ class Webhooks:
             while True:
                 self._awake.clear()
                 await self._start_due()
+                await asyncio.sleep(PAUSE)
                 with suppress(TimeoutError):
                     async with asyncio.timeout(min(POLL_SECONDS, *self._pauses)):
                         await self._awake.wait()
         finally:
-            for task in self._posting.values():
+            posting = list(self._posting.values())
+            for task in posting:
                 task.cancel()
-            self._post_threads.shutdown(wait=False, cancel_futures=True)
-            # Wait for this one: the store is closed next.
-            await asyncio.to_thread(self._store_thread.shutdown, cancel_futures=True)
+            await asyncio.gather(*posting, return_exceptions=True)
+            # Wait for these: the store is closed next.
+            await asyncio.to_thread(self._threads.shutdown, cancel_futures=True)
 
     async def _start_due(self) -> None:
-        under_way = list(self._posting)
-        full = [owner for owner in self._num_posts if owner and not self._has_room(owner)]
-        find = partial(self._store.due_webhooks, except_jobs=under_way, except_of=full)
+        free = with_reserve(MAX_POSTS) - len(self._posting)
+        if free <= 0:
+            return
+        find = partial(self._store.due_webhooks, each=POSTS_TO_A_HOST, posting=[*self._posting])
         try:
-            due = await self._store_thread.run(find, MAX_POSTS)
+            due = await self._threads.run(find, free)
         except Exception as exc:
             reason = classify(exc).message
             self._problem.note(f"due webhooks cannot be read: {reason}", unexplained(exc))
             return
         self._problem.solved()
         for job in due:
-            if not self._has_room(job.owner):
+            # Leave room for the posts of others, whose hosts may be faster.
+            if not has_place(_owner_of(job), self._num_posts, MAX_POSTS):
                 continue
             task = start_task(self._post_and_note(job), f"sdbento webhook of job {job.id}")
             self._posting[job.id] = task
             self._num_posts[job.owner] += 1
             task.add_done_callback(partial(self._post_ended, job))
-
-    def _has_room(self, owner: str | None) -> bool:
-        """Whether one more post for `owner` leaves room for those of others, whose hosts may be
-        faster."""
-        total = len(self._posting)
-        if owner is None:
-            return total < MAX_POSTS
-        return has_share(self._num_posts[owner], total, MAX_POSTS)
 
     def _post_ended(self, job: Job, _: asyncio.Task[None]) -> None:
         del self._posting[job.id]
@@ -112,11 +113,12 @@ class Webhooks:
 
     async def _post_and_note(self, job: Job) -> None:
         try:
-            answer = await self._post_threads.run(self._post, job)
+            with acting_for(_owner_of(job)):
+                answer = await self._post(job)
             again_in = milliseconds_until_next(job, answer, self._pauses)
             # The job is not posted again meanwhile: this task counts as its post until it ends.
             await retry_while_refused(
-                lambda: self._store_thread.run(self._store.note_webhook, job, again_in),
+                lambda: self._threads.run(self._store.note_webhook, job, again_in),
                 f"that the webhook of job {job.id} was posted cannot be kept",
             )
         except Exception as exc:
@@ -124,13 +126,15 @@ class Webhooks:
             log.error("the webhook of job %s: %s", job.id, reason, exc_info=unexplained(exc))
             await asyncio.sleep(POLL_SECONDS)  # the post is still due: do not repeat it at once
 
-    def _post(self, job: Job) -> Answer | None:
-        """What the webhook's host answered, None if it did not. Blocking."""
+    async def _post(self, job: Job) -> Answer | None:
+        """What the webhook's host answered, None if it did not."""
         assert job.webhook is not None
         try:
-            body = status_body(job, self._store.result(job))
-            headers = {"content-type": "application/json"} | self._signature(job, body)
-            answer = send("POST", job.webhook, body, headers, self._settings, param="webhook")
+            headers = {"content-type": "application/json"}
+            if self._signer is not None:
+                headers |= await self._threads.run(self._signature, self._signer, job)
+            body = self._body(job)
+            answer = await self._outbound.send("POST", job.webhook, body, headers, param="webhook")
         except Exception as exc:
             log.warning("job %s: %s", job.id, classify(exc).message)
             return None
@@ -138,16 +142,35 @@ class Webhooks:
             log.warning("job %s: the host of its webhook answered %d", job.id, answer.status)
         return answer
 
-    def _signature(self, job: Job, body: bytes) -> dict[str, str]:
-        """The headers that sign a post. All posts about this end of the job have the same id."""
-        if self._signer is None:
-            return {}
+    def _body(self, job: Job) -> Body:
+        """The status body, whose result is read while it is sent: it may be large, and the host
+        slow."""
+        before, after = around_result(job)
+        size = job.size if job.status == "COMPLETED" else 0
+
+        async def parts() -> AsyncIterator[bytes]:
+            yield before
+            for start in range(0, size, PART_BYTES):
+                yield await self._threads.run(self._store.part_of_result, job, start, PART_BYTES)
+            yield after
+
+        return Body(len(before) + size + len(after), parts())
+
+    def _signature(self, signer: Webhook, job: Job) -> dict[str, str]:
+        """The headers that sign a post. All posts about this end of the job have the same id.
+
+        Blocking: reads the result."""
+        body = status_body(job, self._store.result(job))
         event, now = f"{job.id}-{job.finished}", datetime.now(UTC)
         return {
             "webhook-id": event,
             "webhook-timestamp": str(int(now.timestamp())),
-            "webhook-signature": self._signer.sign(event, now, body.decode()),
+            "webhook-signature": signer.sign(event, now, body.decode()),
         }
+
+
+def _owner_of(job: Job) -> Caller:
+    return Caller(job.key_name, shares=job.key_name is not None, address=job.address)
 
 
 def milliseconds_until_next(

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from sdbento import outbound
 from sdbento.catalog.specs import ModelSpec
 from sdbento.lora.layers import check_family
 from sdbento.lora.lookup import LoraSource, Url, locate
+from sdbento.outbound.urls import check_fetch
 from sdbento.settings import Settings
 
 
@@ -26,5 +26,5 @@ def locate_loras(names: Iterable[str], spec: ModelSpec, settings: Settings) -> l
     for source in sources:
         check_family(source, spec)
         if isinstance(source.place, Url):
-            outbound.check_fetch(source.place.address, settings, param="lora")
+            check_fetch(source.place.address, settings, param="lora")
     return sources

@@ -38,7 +38,7 @@ from sdbento.lora.lookup import (
     unknown,
     unreadable,
 )
-from sdbento.outbound import fetch
+from sdbento.outbound.http import fetch_blocking
 from sdbento.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ def read(source: LoraSource, settings: Settings) -> LoraFile:
     try:
         match source.place:
             case Url(address):
-                data = fetch(address, settings, max_bytes=MAX_LORA_BYTES, param="lora")
+                data = fetch_blocking(address, settings, max_bytes=MAX_LORA_BYTES, param="lora")
                 return LoraFile(safetensors.torch.load(data), _metadata(data))
             case HubFile():
                 return _open(source.name, _download(source.name, source.place, settings))

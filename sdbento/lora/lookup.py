@@ -16,7 +16,7 @@ from sdbento.catalog.families import PICKLED, Family
 from sdbento.catalog.folder import list_files
 from sdbento.catalog.specs import LoraSpec, catalogued_loras
 from sdbento.errors import InvalidParameter, ModelLoadFailed, UnsupportedModel, nearest_names
-from sdbento.outbound import is_url
+from sdbento.outbound.urls import is_url
 from sdbento.settings import Settings
 
 SUFFIX = ".safetensors"

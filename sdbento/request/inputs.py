@@ -1,22 +1,28 @@
-"""The images that a request brings along: read, decoded, made into control images.
+"""The images that a request brings along: fetched, decoded, made into control images.
 
-Blocking: hosts may be slow, images large. Knows nothing of doors or of the engine.
+Knows nothing of doors or of the engine.
 """
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from PIL import Image
 
+from sdbento.access.threads import SharedThreads
 from sdbento.errors import InvalidParameter
 from sdbento.images import codec
 from sdbento.images.canvas import extend, resized
 from sdbento.images.preprocessors import preprocess
-from sdbento.outbound import is_url
-from sdbento.request.schema import ControlNetInput, GenerateRequest
+from sdbento.outbound.http import Outbound
+from sdbento.outbound.urls import is_url
+from sdbento.request.schema import GenerateRequest
 from sdbento.request.settle import SettledRequest, Size, mask_blur
 from sdbento.settings import Settings
+
+DECODERS = 4  # images that are decoded at once: each may be large
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,44 +40,73 @@ class InputImages:
         return next((image.size for image in images if image is not None), None)
 
 
-def has_images(request: GenerateRequest) -> bool:
-    """Whether there is anything to read."""
-    return bool(request.image is not None or request.mask_image is not None or request.controlnet)
+class ImageReader:
+    """Fetches and decodes images of requests, many at a time: slow hosts hold up only those who
+    name them, and large images only those who send many."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._outbound = Outbound(settings)
+        self._decoders = SharedThreads(DECODERS, "sdbento-decoder")
+
+    def close(self) -> None:
+        self._decoders.shutdown(wait=False, cancel_futures=True)
+
+    async def read(self, source: str, param: str) -> Image.Image:
+        """The image that the request's field `param` holds: a URL, a data URI or base64.
+
+        Raises what `codec.decode` and `Outbound.fetched` raise.
+        """
+        settings, run = self._settings, self._decoders.run
+        if not is_url(source):
+            return await run(codec.read, source, settings, param=param)
+        limit = settings.max_image_bytes
+        async with self._outbound.fetched(source.strip(), max_bytes=limit, param=param) as data:
+            return await run(codec.decode, data, settings, param=param)
+
+    async def read_all(self, request: GenerateRequest) -> InputImages:
+        """All images of a request, read at once: it takes as long as the slowest host, not as all
+        of them together. Raises as `read`, for one of those that fail."""
+        try:
+            async with asyncio.TaskGroup() as reading:
+                images = {
+                    param: reading.create_task(self.read(source, param))
+                    for param, source in sources(request).items()
+                }
+        except BaseExceptionGroup as group:
+            raise group.exceptions[0] from None
+        if not images:
+            return InputImages()
+        read = {param: task.result() for param, task in images.items()}
+        return await asyncio.to_thread(arrange, request, read)
 
 
-def has_urls(request: GenerateRequest) -> bool:
-    """Whether an image has to be fetched from somewhere."""
-    sources = [request.image, request.mask_image, *(c.image for c in request.controlnet or ())]
-    return any(source is not None and is_url(source) for source in sources)
+def sources(request: GenerateRequest) -> dict[str, str]:
+    """Where the images are that a request brings along, by field.
+
+    Raises InvalidParameter for a ControlNet that is left without an image.
+    """
+    given = {"image": request.image, "mask_image": request.mask_image}
+    for i, control in enumerate(request.controlnet or ()):
+        given[param := f"controlnet.{i}.image"] = control.image
+        if control.image is None and request.image is None:
+            raise InvalidParameter(f"{param} is required where there is no image", param=param)
+    return {param: source for param, source in given.items() if source is not None}
 
 
-def read_images(request: GenerateRequest, settings: Settings) -> InputImages:
-    """Fetch and decode. Raises InvalidParameter or TooLarge naming the field."""
-    image = mask = None
-    if request.image is not None:
-        image = codec.read(request.image, settings, param="image")
-    if request.mask_image is not None:
-        mask = codec.read(request.mask_image, settings, param="mask_image")
+def arrange(request: GenerateRequest, read: Mapping[str, Image.Image]) -> InputImages:
+    """What a request brings along, once all of its `sources` are read. Blocking."""
+    image, mask = read.get("image"), read.get("mask_image")
     if request.outpaint is not None and image is not None:
         out = request.outpaint
         margins = (out.left, out.top, out.right, out.bottom)
         image, mask = extend(image, mask, margins, overlap=2 * (mask_blur(request) or 0))
-    controls = tuple(
-        _control_image(control, image, settings, f"controlnet.{i}.image")
-        for i, control in enumerate(request.controlnet or ())
-    )
-    return InputImages(image, mask, controls)
-
-
-def _control_image(
-    control: ControlNetInput, image: Image.Image | None, settings: Settings, param: str
-) -> Image.Image | None:
-    """None: the image with its mask, which an inpaint ControlNet reads."""
-    if control.image is not None:
-        return codec.read(control.image, settings, param=param)
-    if image is None:
-        raise InvalidParameter(f"{param} is required where there is no image", param=param)
-    return None if control.type == "inpaint" else image
+    controls = []
+    for i, control in enumerate(request.controlnet or ()):
+        # An inpaint ControlNet reads the image with its mask.
+        default = None if control.type == "inpaint" else image
+        controls.append(read.get(f"controlnet.{i}.image", default))
+    return InputImages(image, mask, tuple(controls))
 
 
 def make_control_images(request: SettledRequest, images: InputImages) -> InputImages:

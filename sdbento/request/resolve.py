@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass
-from functools import partial
 from typing import TypeVar
 
 from PIL import Image
@@ -20,20 +19,12 @@ from sdbento.access.threads import SharedThreads
 from sdbento.catalog.lookup import Catalog, Names
 from sdbento.catalog.specs import ModelSpec, Spec
 from sdbento.errors import DeadlineExceeded, Forbidden, InvalidParameter, reraise
-from sdbento.images import codec
 from sdbento.images.canvas import Canvas, enlarge, prepare_canvas
 from sdbento.images.redaction import public_name
-from sdbento.outbound import is_url
 from sdbento.prompts.check import check_inversions
 from sdbento.prompts.inversions import Inversions
 from sdbento.prompts.syntax import extract_loras
-from sdbento.request.inputs import (
-    InputImages,
-    has_images,
-    has_urls,
-    make_control_images,
-    read_images,
-)
+from sdbento.request.inputs import ImageReader, InputImages, make_control_images
 from sdbento.request.loras import ChosenLora, choose_loras
 from sdbento.request.resolved import ResolvedRequest
 from sdbento.request.schema import GenerateRequest
@@ -44,7 +35,6 @@ S = TypeVar("S", bound=Spec)
 
 FILE_LOOKUPS = 4  # names that may be looked up on this machine at once
 HUB_LOOKUPS = 4  # names that the Hub may be asked about at once
-READERS = 16  # requests whose images may be fetched at once; hosts may be slow
 
 
 @dataclass(frozen=True)
@@ -65,7 +55,7 @@ class Resolver:
         self._inversions = inversions
         self._files = SharedThreads(FILE_LOOKUPS, "sdbento-lookup")
         self._hub = SharedThreads(HUB_LOOKUPS, "sdbento-hub")
-        self._readers = SharedThreads(READERS, "sdbento-reader")
+        self._images = ImageReader(settings)
 
     async def resolve(
         self, request: GenerateRequest, arrived: float, seconds: float | None = None
@@ -128,15 +118,15 @@ class Resolver:
         return await self._find_spec(self._catalog, meant)
 
     async def read_image(self, source: str, param: str) -> Image.Image:
-        """As `codec.read`. Raises errors of the `errors` tree only."""
-        run = self._readers.run if is_url(source) else asyncio.to_thread
+        """As `ImageReader.read`. Raises errors of the `errors` tree only."""
         try:
-            return await run(partial(codec.read, source, self._settings, param=param))
+            return await self._images.read(source, param)
         except Exception as exc:
             reraise(exc)
 
     def close(self) -> None:
-        for threads in (self._files, self._hub, self._readers):
+        self._images.close()
+        for threads in (self._files, self._hub):
             threads.shutdown(wait=False, cancel_futures=True)
 
     async def _find_spec(self, names: Names[S], name: str) -> S:
@@ -169,12 +159,9 @@ class Resolver:
         return _Prompts(prompt, prompt_2, tuple(loras))
 
     async def _read_images(self, request: GenerateRequest, deadline: float) -> InputImages:
-        if not has_images(request):
-            return InputImages()
-        run = self._readers.run if has_urls(request) else asyncio.to_thread
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
-                return await run(read_images, request, self._settings)
+                return await self._images.read_all(request)
         except TimeoutError:
             raise DeadlineExceeded(
                 "the images were not fetched within the request's timeout", param="timeout"

@@ -16,7 +16,7 @@ from sdbento.engine.trajectory import image_of
 from sdbento.images import codec
 from sdbento.images.canvas import Overlay
 from sdbento.images.metadata import Metadata
-from sdbento.outbound import is_url
+from sdbento.outbound.urls import is_url
 from sdbento.request.embedded import infotext_of, public
 from sdbento.request.resolved import ResolvedRequest
 from sdbento.request.schema import GenerateRequest, GenerateResponse, Timings

@@ -102,19 +102,6 @@ def test_missing_base64_padding_is_accepted(num_bytes: int) -> None:
     assert read(data.rstrip("="), SETTINGS, param="image").size == RED.size
 
 
-def test_a_url_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[object, ...]] = []
-
-    def fetch(url: str, settings: Settings, *, max_bytes: int, param: str) -> bytes:
-        asked.append((url, settings, max_bytes, param))
-        return file(RED)
-
-    monkeypatch.setattr(codec, "fetch", fetch)
-    assert read(" HTTPS://images.example/a.png\n", SETTINGS, param="image").size == RED.size
-    expected = ("HTTPS://images.example/a.png", SETTINGS, SETTINGS.max_image_bytes, "image")
-    assert asked == [expected]
-
-
 @pytest.mark.parametrize(
     "source",
     [
@@ -135,10 +122,6 @@ def test_data_that_is_no_image_is_refused_with_the_accepted_forms(source: str) -
     message = refusal(source)
     assert message.startswith("mask_image")
     assert "https URL" in message and "base64" in message and "PNG" in message
-
-
-def test_an_http_url_is_refused() -> None:
-    assert "use https" in refusal("http://images.example/a.png")
 
 
 @pytest.mark.parametrize("uri", ["data:image/png,rawbytes", "data:image/svg+xml;utf8,<svg/>"])

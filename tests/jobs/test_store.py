@@ -348,19 +348,19 @@ def test_a_webhook_of_a_finished_job_is_due_until_it_is_posted(
 ) -> None:
     job = add_and_claim(store, webhook="https://listener.example/")
     add_and_claim(store, "silent")
-    assert store.due_webhooks(5) == []
+    assert store.due_webhooks(5, 5) == []
     store.complete(job, b"[]")
-    (due,) = store.due_webhooks(5)
+    (due,) = store.due_webhooks(5, 5)
     assert (due.id, due.webhook_posts) == ("a", 0)
     store.note_webhook(due, again_in=500)
-    assert store.due_webhooks(5) == []
+    assert store.due_webhooks(5, 5) == []
     clock.now += 500
-    (due,) = store.due_webhooks(5)
+    (due,) = store.due_webhooks(5, 5)
     assert due.webhook_posts == 1
     clock.now += 2 * HOUR
     assert store.tidy() == []  # not before the webhook is posted
     store.note_webhook(due, again_in=None)
-    assert store.due_webhooks(5) == []
+    assert store.due_webhooks(5, 5) == []
     assert store.tidy() == ["a"]
 
 
@@ -370,12 +370,41 @@ def test_a_late_answer_to_a_post_does_not_count_for_the_next_end(
     store.add(new(webhook="https://listener.example/"))
     clock.now += 10 * HOUR
     store.expire()
-    (first,) = store.due_webhooks(5)
+    (first,) = store.due_webhooks(5, 5)
     store.retry("a")
     clock.now += 10 * HOUR
     store.expire()  # never started, so still the same run number
     store.note_webhook(first, again_in=None)
-    assert [job.id for job in store.due_webhooks(5)] == ["a"]
+    assert [job.id for job in store.due_webhooks(5, 5)] == ["a"]
+
+
+def due(store: JobStore, limit: int, each: int, posting: tuple[str, ...] = ()) -> list[str]:
+    return [job.id for job in store.due_webhooks(limit, each, posting)]
+
+
+def test_many_posts_to_one_host_do_not_hide_those_to_others(store: JobStore, clock: Clock) -> None:
+    hook = {"webhook": "https://slow.example/", "webhook_host": "slow.example", "error": "bad"}
+    for i in range(50):
+        store.add(new(f"s{i}", **hook, key_name="a"))
+        clock.now += 1
+    store.add(new("good", **hook | {"webhook_host": "good.example"}, key_name="a"))
+    store.add(new("other", **hook, key_name="b"))
+    assert due(store, 10, each=3) == ["s0", "other", "good", "s1", "s2"]
+    posting = "s0", "s1", "gone"
+    assert due(store, 10, each=3, posting=posting) == ["other", "good", "s2"]
+    assert due(store, 2, each=3, posting=posting) == ["other", "good"]
+    assert due(store, 10, each=3, posting=("s2", *posting, "other")) == ["good"]
+    [first] = store.due_webhooks(1, each=1)
+    store.note_webhook(first, again_in=0)
+    assert due(store, 10, each=1) == ["other", "s1", "good"]  # what was posted before goes last
+
+
+def test_inputs_are_not_read_for_posts(store: JobStore) -> None:
+    job = add_and_claim(store, webhook="https://listener.example/", input="x" * 1000)
+    store.fail(job, "no")
+    (posted,) = store.due_webhooks(1, each=1)
+    assert posted.input is None and posted.error == "no"
+    assert current(store).input == "x" * 1000
 
 
 @pytest.mark.parametrize("end", ["fail", "cancel", "purge", "expire", "bad"])
@@ -391,7 +420,7 @@ def test_every_end_makes_the_webhook_due(end: str, store: JobStore, clock: Clock
             "purge": lambda: store.purge(),
             "expire": store.expire,
         }.get(end, lambda: None)()
-    assert [job.id for job in store.due_webhooks(5)] == ["a"]
+    assert [job.id for job in store.due_webhooks(5, 5)] == ["a"]
 
 
 # A new start
@@ -493,7 +522,7 @@ def test_a_job_that_crashes_every_server_fails(store: JobStore) -> None:
     killer = current(store, "killer")
     assert (killer.status, killer.run) == ("FAILED", MAX_INTERRUPTIONS)
     assert "died 20 times while it ran this job" in str(killer.error)
-    assert [job.id for job in store.due_webhooks(5)] == ["killer"]
+    assert [job.id for job in store.due_webhooks(5, 5)] == ["killer"]
     assert store.retry("killer")
     crash_servers(store, 2)
     assert current(store, "killer").status == "IN_QUEUE"

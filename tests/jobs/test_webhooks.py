@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -14,18 +15,21 @@ from standardwebhooks import Webhook, WebhookVerificationError
 
 from sdbento.access.caller import Caller, acting_for
 from sdbento.errors import GenerationFailed
+from sdbento.jobs import webhooks
 from sdbento.jobs.runpod_format import new_job
 from sdbento.jobs.store import JobStore
 from sdbento.jobs.table import Job, jobs, milliseconds
-from sdbento.jobs.webhooks import MAX_POSTS, milliseconds_until_next
-from sdbento.outbound import Answer
+from sdbento.jobs.webhooks import POSTS_TO_A_HOST, milliseconds_until_next
+from sdbento.outbound.http import Answer
+from tests.support.hosts import hosting
 from tests.support.job_server import SETTINGS, Server, serving, until
+from tests.support.jobs import new
 from tests.support.listener import Listener
 
 
 async def all_posted(server: Server) -> None:
     """Wait until no webhook is due or being posted."""
-    await until(lambda: not server.store.due_webhooks(1) and not server.jobs._webhooks._posting)
+    await until(lambda: not server.store.due_webhooks(1, 1) and not server.jobs._webhooks._posting)
 
 
 async def test_a_webhook_receives_what_the_status_route_returns(
@@ -195,19 +199,76 @@ async def test_an_unsent_webhook_is_posted_after_a_restart(
         assert server.app.begun == []
 
 
-async def test_the_slow_host_of_one_key_does_not_keep_the_posts_of_another_waiting(
+async def test_a_host_gets_few_posts_of_one_key_at_once_and_others_do_not_wait(
     server: Server, listener: Listener
 ) -> None:
     listener.hold.clear()
     with acting_for(Caller("slow")):
-        slow = [await server.submit(webhook=listener.url) for _ in range(2 * MAX_POSTS)]
-    await until(lambda: len(server.jobs._webhooks._posting) >= MAX_POSTS // 2)
+        slow = [await server.submit(webhook=listener.url) for _ in range(3 * POSTS_TO_A_HOST)]
+    await until(lambda: len(server.jobs._webhooks._posting) == POSTS_TO_A_HOST)
     with acting_for(Caller("quick")):
         quick = await server.submit(webhook=listener.url)
     await until(lambda: quick in server.jobs._webhooks._posting)
-    assert len(set(slow) & set(server.jobs._webhooks._posting)) <= MAX_POSTS // 2
+    assert len(set(slow) & set(server.jobs._webhooks._posting)) == POSTS_TO_A_HOST
     listener.hold.set()
     await until(lambda: {heard["id"] for heard in listener.heard} >= {quick, *slow})
+
+
+async def test_many_slow_hosts_do_not_delay_the_posts_to_others(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhooks, "MAX_POSTS", 16)
+    async with hosting(monkeypatch, num_addresses=50) as hosts:
+        with acting_for(Caller("slow")):
+            for i in range(60):
+                await server.submit(input={}, webhook=hosts.url(f"slow-{i}.example"))
+        await until(lambda: hosts.connected.total() == 8)
+        with acting_for(Caller("quick")):
+            for i in range(10):
+                await server.submit(input={}, webhook=hosts.url(f"quick-{i}.example"))
+        await until(lambda: len(hosts.received) == 10)
+        assert hosts.connected.total() == 8
+        hosts.answer.set()
+        await until(lambda: len(hosts.received) == 70)
+
+
+async def test_a_large_result_is_read_while_it_is_sent(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts: list[int] = []
+    read = JobStore.part_of_result
+
+    def counting(store: JobStore, job: Job, start: int, num_bytes: int) -> bytes:
+        parts.append(start)
+        return read(store, job, start, num_bytes)
+
+    monkeypatch.setattr(JobStore, "part_of_result", counting)
+    reads = asyncio.Event()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        await reads.wait()
+        received.append(await reader.readexactly(len(b'{"output": ""}') + len(result)))
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        writer.close()
+
+    received: list[bytes] = []
+    result = b'"' + b"x" * 2**25 + b'"'
+    host = await asyncio.start_server(answer, "127.0.0.1")
+    port = host.sockets[0].getsockname()[1]
+    store_completed(server.store, result, f"http://127.0.0.1:{port}/")
+    await until(lambda: parts)
+    await asyncio.sleep(0.3)
+    assert max(parts) < len(result) // 2  # what the host does not read is not read here
+    reads.set()
+    await until(lambda: received)
+    host.close()
+
+
+def store_completed(store: JobStore, result: bytes, webhook: str) -> None:
+    store.add(new("large", webhook=webhook))
+    (job,) = store.claim(1)
+    assert store.complete(job, result)
 
 
 async def test_failures_and_cancellations_are_posted_to_the_webhook(

@@ -30,7 +30,8 @@ FLOORS = (
     {"images", "lora"},
     {"models"},
     {"catalog"},
-    {"samplers", "outbound", "environment", "access"},
+    {"samplers", "outbound", "environment"},
+    {"access"},
     {"errors", "metrics", "process", "settings"},
     {"backoff", "background", "urls"},
 )
@@ -41,7 +42,7 @@ NO_TORCH = [
     "errors",
     "settings",
     "environment",
-    "outbound",
+    "outbound.http",
     "metrics",
     "backoff",
     "background",

@@ -19,10 +19,11 @@ from sdbento.catalog.specs import ControlNetSpec, ModelSpec
 from sdbento.engine.planner import Planner
 from sdbento.engine.trajectory import Launched, Stage, StepPlan, Trajectory
 from sdbento.environment import load_settings
+from sdbento.images import codec
 from sdbento.models.pipeline import ControlNet, Pipeline
 from sdbento.prompts.inversions import Inversions
 from sdbento.request.build import TrajectoryBuilder
-from sdbento.request.inputs import InputImages, make_control_images, read_images
+from sdbento.request.inputs import InputImages, arrange, make_control_images, sources
 from sdbento.request.resolve import Resolver
 from sdbento.request.resolved import ResidentModels, ResolvedRequest
 from sdbento.request.schema import GenerateRequest
@@ -125,7 +126,10 @@ def settled(
 ) -> tuple[SettledRequest, InputImages]:
     request = GenerateRequest(**fields)
     check_fields(request, model.spec)
-    images = read_images(request, settings)
+    read = {
+        param: codec.read(image, settings, param=param) for param, image in sources(request).items()
+    }
+    images = arrange(request, read)
     sized, _ = settle(request, model.spec, images.size, max_pixels=2048**2)
     return sized, make_control_images(sized, images)
 

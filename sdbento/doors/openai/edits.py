@@ -17,7 +17,7 @@ from sdbento.doors.openai.order import Order
 from sdbento.doors.openai.parts import Parts
 from sdbento.errors import InvalidParameter
 from sdbento.images import codec
-from sdbento.outbound import is_url
+from sdbento.outbound.urls import is_url
 
 if TYPE_CHECKING:
     from sdbento.app import App

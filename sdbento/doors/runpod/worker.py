@@ -23,7 +23,6 @@ import runpod.serverless
 from runpod.serverless.modules.rp_logger import LOG_LEVELS, RunPodLogger
 from runpod.serverless.modules.worker_state import IS_LOCAL_TEST
 
-from sdbento.background import ThreadPool
 from sdbento.doors.runpod.a1111_calls import answer, routes_on
 from sdbento.doors.runpod.loop import DrainingScaler
 from sdbento.doors.runpod.stream import EventPoster
@@ -80,7 +79,7 @@ def run(settings: Settings) -> int:
 
     num_jobs = concurrency(settings)
     app = App(settings, on_broken=end_process)
-    worker = Worker(app, delivery, num_jobs, partial(answer, routes_on(app)))
+    worker = Worker(app, delivery, partial(answer, routes_on(app)))
     app.start()
     runpod.serverless.register_fitness_check(worker.check_fitness)
     DrainingScaler.install(settings.runpod_drain_seconds)
@@ -130,16 +129,12 @@ def input_of(job: WireJob) -> JobInput | Call:
 
 
 class Worker:
-    """Runs jobs of the queue on the App, at most `num_jobs` at once."""
+    """Runs jobs of the queue on the App."""
 
-    def __init__(
-        self, app: App, delivery: Delivery, num_jobs: int, answer_call: AnswerCall
-    ) -> None:
+    def __init__(self, app: App, delivery: Delivery, answer_call: AnswerCall) -> None:
         self._app = app
         self._answer_call = answer_call
         self._delivery = delivery
-        # Not asyncio's own threads: uploads to a bucket that hangs would keep all of them busy.
-        self._threads = ThreadPool(num_jobs, "sdbento-delivery")
 
     async def check_fitness(self) -> None:
         """Load the model and make a small image. Raises what the SDK reports as unfit."""
@@ -163,7 +158,7 @@ class Worker:
             return output
 
     async def _deliver(self, job: WireJob, result: Result) -> Any:
-        return await self._threads.run(self._delivery.deliver, str(job["id"]), result)
+        return await self._delivery.deliver(str(job["id"]), result)
 
     def _failure(self, job: WireJob, exc: Exception) -> dict[str, Any]:
         """The output of a job that failed; after a device failure no more jobs are taken."""

@@ -6,15 +6,18 @@ no connection, and `outbound` sends. Knows nothing of jobs.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 from collections.abc import Mapping
-from threading import Event, Lock
+from threading import Lock
 from urllib.parse import urlsplit, urlunsplit
 
-from sdbento.errors import Cancelled, InvalidParameter, Unavailable
+from sdbento.access.threads import SharedThreads
+from sdbento.errors import InvalidParameter, LimitReached, Unavailable
 from sdbento.jobs.delivery.s3_config import S3Config
-from sdbento.outbound import check_send, send
+from sdbento.outbound.http import Body, Outbound
+from sdbento.outbound.urls import check_send
 from sdbento.settings import Settings, SettingsError
 
 log = logging.getLogger(__name__)
@@ -26,13 +29,14 @@ VARIABLES = (
     "BUCKET_NAME",
 )
 ENDPOINT = "s3Config.endpointUrl"
-ATTEMPTS = 3  # to upload an image
+PAUSES = (0.0, 1.0, 2.0)  # seconds before each attempt to upload an image
+UPLOADS = 8  # to the operator's bucket at once
 _making = Lock()  # boto3's default session may make one client at a time
 _REGION = re.compile(r"s3[.-]([a-z]+-[a-z-]+-\d)\.|([a-z]+\d)\.digitaloceanspaces\.com")
 
 
 class Bucket:
-    """An S3 bucket to upload results to. Thread-safe; everything blocks.
+    """An S3 bucket to upload results to. To make one takes a while; `close` it at the end.
 
     url_seconds: how long the URLs of uploaded results can be read.
     """
@@ -45,12 +49,13 @@ class Bucket:
 
         self.name = name
         self._url_seconds = url_seconds
+        self._threads = SharedThreads(UPLOADS, "sdbento-bucket")
         config = Config(
             signature_version="s3v4",
             s3={"addressing_style": "path"},
             connect_timeout=10,
             read_timeout=20,
-            retries={"total_max_attempts": ATTEMPTS},
+            retries={"total_max_attempts": len(PAUSES)},
             # Only AWS understands checksums in trailers: other stores refuse the upload, or
             # store the checksum as a part of the file.
             request_checksum_calculation="when_required",
@@ -92,16 +97,24 @@ class Bucket:
                 f"BUCKET_ENDPOINT_URL={endpoint!r}: must be a URL as https://s3.example.com"
             ) from None
 
-    def upload(self, key: str, data: bytes, media_type: str) -> str:
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def upload(self, key: str, data: bytes, media_type: str) -> str:
         """Store `data`. Returns a URL at which anybody can read it for `url_seconds`.
 
         Raises Unavailable, or InvalidParameter if the bucket came with the job.
         """
         place = {"Bucket": self.name, "Key": key}
-        self._put(place, data, media_type)
-        return self._signed("get_object", place)
+        await self._store(place, data, media_type)
+        return await asyncio.to_thread(self._signed, "get_object", place)
+
+    async def _store(self, place: Mapping[str, str], data: bytes, media_type: str) -> None:
+        # Not on asyncio's threads: a bucket that hangs would keep all of them busy.
+        await self._threads.run(self._put, place, data, media_type)
 
     def _put(self, place: Mapping[str, str], data: bytes, media_type: str) -> None:
+        """Blocking, for long."""
         from botocore.exceptions import ClientError
 
         problem = f"the result could not be uploaded to bucket {self.name}"
@@ -123,8 +136,10 @@ class Bucket:
 class BucketOfJob(Bucket):
     """A bucket that a client names for one job."""
 
-    def __init__(self, given: S3Config, settings: Settings, given_up: Event | None = None) -> None:
-        """given_up: set when the job was cancelled; then no upload is begun, and none tried again.
+    def __init__(
+        self, given: S3Config, settings: Settings, outbound: Outbound | None = None
+    ) -> None:
+        """outbound: what it sends with; None: something of its own.
 
         Raises InvalidParameter if the address is refused without a connection.
         """
@@ -138,16 +153,20 @@ class BucketOfJob(Bucket):
             raise InvalidParameter(
                 f"{ENDPOINT} must be a URL as https://s3.example.com", param=ENDPOINT
             ) from None
-        self._settings = settings
-        self._given_up = given_up or Event()
+        self._outbound = outbound or Outbound(settings)
 
-    def _put(self, place: Mapping[str, str], data: bytes, media_type: str) -> None:
-        url = self._signed("put_object", {**place, "ContentType": media_type})
+    async def _store(self, place: Mapping[str, str], data: bytes, media_type: str) -> None:
+        asked = {**place, "ContentType": media_type}
+        url = await asyncio.to_thread(self._signed, "put_object", asked)
         headers = {"content-type": media_type}
-        for attempt in range(ATTEMPTS):
-            if self._given_up.wait(attempt):
-                raise Cancelled("the job was cancelled before its result was uploaded")
-            answer = send("PUT", url, data, headers, self._settings, param=ENDPOINT)
+        for pause in PAUSES:
+            await asyncio.sleep(pause)
+            try:
+                answer = await self._outbound.send(
+                    "PUT", url, Body.of(data), headers, param=ENDPOINT
+                )
+            except LimitReached as error:  # the images need not be made again
+                raise Unavailable(error.message) from error
             if answer.accepted:
                 return
             if answer.status < 500:

@@ -1,12 +1,12 @@
 """What a job returns, and where its images go.
 
 RunPod drops a result that is too large, and the job reads COMPLETED without an output. So sizes are
-checked before anything is sent. A server of one's own has no such limit. Everything here blocks; it
-knows no event loop and no SDK.
+checked before anything is sent. A server of one's own has no such limit. Knows no SDK.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import secrets
@@ -14,7 +14,6 @@ from base64 import b64decode, b64encode
 from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
-from threading import Event
 from typing import Any
 
 from PIL import Image
@@ -25,6 +24,7 @@ from sdbento.images.metadata import read_metadata
 from sdbento.jobs.delivery.bucket import VARIABLES, Bucket, BucketOfJob
 from sdbento.jobs.delivery.s3_config import S3Config
 from sdbento.jobs.table import SYNC_PREFIX
+from sdbento.outbound.http import Outbound
 from sdbento.request.schema import OutputFormat
 from sdbento.settings import Settings
 
@@ -48,7 +48,7 @@ class Result:
 
 
 class Delivery:
-    """Turns the result of a job into its output.
+    """Turns the results of jobs into their outputs. `close` it at the end.
 
     limited: whether RunPod posts the output, and so drops what is too large.
     """
@@ -58,39 +58,55 @@ class Delivery:
         self._settings = settings
         self._limited = limited
         self._bucket = Bucket.configured(settings)
+        self._outbound = Outbound(settings)
 
-    def deliver(self, job_id: str, result: Result, given_up: Event | None = None) -> Any:
+    def close(self) -> None:
+        if self._bucket is not None:
+            self._bucket.close()
+
+    async def deliver(self, job_id: str, result: Result) -> Any:
         """The job's output, with the images in base64 or as URLs of a bucket.
 
         They go into the job's own bucket, if it brings one; into the operator's, if the output is
         above the limit or all are to be uploaded. Without a bucket, an output above RunPod's limit
         has JPEGs if the job allows them. Raises TooLarge if nothing helps; Unavailable or
-        InvalidParameter if an upload fails; Cancelled if `given_up` was set before everything was
-        in the job's own bucket.
+        InvalidParameter if an upload fails. If this is cancelled, an upload to the job's own bucket
+        stops at once.
         """
-        if result.s3_config is not None:
-            bucket = BucketOfJob(result.s3_config, self._settings, given_up)
-            return self._uploaded(bucket, job_id, result)
+        if (config := result.s3_config) is not None:
+            made = asyncio.to_thread(BucketOfJob, config, self._settings, self._outbound)
+            return await self._uploaded(await made, job_id, result)
         if self._bucket is not None and self._settings.upload == "always":
-            return self._uploaded(self._bucket, job_id, result)
+            return await self._uploaded(self._bucket, job_id, result)
+        try:
+            return await asyncio.to_thread(self._within_limit, job_id, result)
+        except TooLarge:
+            if self._bucket is None:
+                raise
+            return await self._uploaded(self._bucket, job_id, result)
+
+    def _within_limit(self, job_id: str, result: Result) -> Any:
+        """The output with its images. Raises TooLarge. Blocking, as the methods below."""
         output = result.output()
         if self._bucket is None and not self._limited:
             return output
         limit, variable = self._limit(job_id)
         if (size := posted_size(output)) <= limit:
             return output
-        if self._bucket is not None:
-            return self._uploaded(self._bucket, job_id, result)
-        if result.allow_jpeg and result.output_format != "jpeg":
+        if self._bucket is None and result.allow_jpeg and result.output_format != "jpeg":
             warning = f"sent as JPEG: the result had {size} bytes, the limit is {limit}"
             output = result.write([_as_jpeg(image) for image in result.images], [warning])
             if posted_size(output) <= limit:
                 return output
         raise _too_large(size, limit, variable, result)
 
-    def _uploaded(self, bucket: Bucket, job_id: str, result: Result) -> Any:
+    async def _uploaded(self, bucket: Bucket, job_id: str, result: Result) -> Any:
         """The output with URLs in place of the images. Raises TooLarge if the rest is too large."""
-        output = result.write(_upload(bucket, job_id, result), [])
+        urls = await _upload(bucket, job_id, result)
+        return await asyncio.to_thread(self._with_urls, job_id, result, urls)
+
+    def _with_urls(self, job_id: str, result: Result, urls: list[str]) -> Any:
+        output = result.write(urls, [])
         limit, variable = self._limit(job_id)
         if self._limited and (size := posted_size(output)) > limit:
             raise TooLarge(
@@ -110,7 +126,7 @@ def posted_size(output: Any) -> int:
     return len(json.dumps({"output": output}, ensure_ascii=False).encode())
 
 
-def _upload(bucket: Bucket, job_id: str, result: Result) -> list[str]:
+async def _upload(bucket: Bucket, job_id: str, result: Result) -> list[str]:
     """The URLs of the images, once they are in the bucket."""
     folder = re.sub(r"[^\w.-]", "_", job_id)
     suffix, media_type = SUFFIXES[result.output_format], MEDIA_TYPES[result.output_format]
@@ -118,7 +134,8 @@ def _upload(bucket: Bucket, job_id: str, result: Result) -> list[str]:
     for i, image in enumerate(result.images):
         unguessable = secrets.token_hex(8)  # should the bucket be public
         key = f"{folder}/{i}-{unguessable}{suffix}"
-        urls.append(bucket.upload(key, b64decode(image), media_type))
+        data = await asyncio.to_thread(b64decode, image)
+        urls.append(await bucket.upload(key, data, media_type))
     return urls
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 from pydantic import (
     BaseModel,
@@ -45,6 +46,10 @@ class S3Config(BaseModel):
         if not (0 < len(text) <= MAX_SECRET_CHARS and text.isascii() and text.isprintable()):
             raise ValueError(f"must be 1 to {MAX_SECRET_CHARS} printable ASCII characters")
         return secret
+
+    @property
+    def host(self) -> str:
+        return urlsplit(self.endpoint_url).netloc
 
     def stored(self) -> str:
         """As JSON, secrets and all, for `of_stored`."""

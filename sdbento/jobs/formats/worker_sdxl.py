@@ -13,7 +13,7 @@ from typing import Any
 
 from sdbento.errors import InvalidParameter
 from sdbento.images.codec import MEDIA_TYPES
-from sdbento.outbound import is_url
+from sdbento.outbound.urls import is_url
 from sdbento.request.schema import GenerateResponse, OutputFormat
 
 Fields = dict[str, Any]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import threading
 from collections.abc import AsyncGenerator, Iterator
 from io import BytesIO
 from pathlib import Path
@@ -317,7 +315,7 @@ async def no_calls(call: Call) -> Any:
 
 def worker_with(response: GenerateResponse | Exception) -> Worker:
     app: Any = FakeApp(response)
-    return Worker(app, Delivery(load_settings(), limited=True), num_jobs=1, answer_call=no_calls)
+    return Worker(app, Delivery(load_settings(), limited=True), answer_call=no_calls)
 
 
 @pytest.mark.parametrize(("error", "sick"), SICK)
@@ -326,28 +324,6 @@ async def test_only_a_sick_gpu_asks_for_a_fresh_worker(error: Exception, sick: b
     assert isinstance(output, dict)
     assert output.get("refresh_worker", False) is sick
     assert "\n" not in output["error"]
-
-
-async def test_results_that_cannot_be_delivered_do_not_block_the_threads_of_others() -> None:
-    release = threading.Event()
-
-    class Hanging:
-        def deliver(self, *_: object) -> list[str]:
-            release.wait()
-            return []
-
-    app: Any = FakeApp(response_to(GenerateRequest(prompt="x")))
-    delivery: Any = Hanging()
-    num_jobs = 64  # more than asyncio has threads
-    worker = Worker(app, delivery, num_jobs, no_calls)
-    jobs = [{"id": str(i), "input": {"prompt": "x"}} for i in range(num_jobs)]
-    answering = [asyncio.create_task(worker.handle(job)) for job in jobs]
-    try:
-        await asyncio.sleep(0.2)
-        assert await asyncio.wait_for(asyncio.to_thread(lambda: "free"), 5) == "free"
-    finally:
-        release.set()
-    assert await asyncio.gather(*answering) == [[]] * num_jobs
 
 
 async def test_the_sdk_makes_a_failure_and_a_refresh_of_a_sick_gpu() -> None:
@@ -398,7 +374,7 @@ async def test_a_job_of_the_queue_may_bring_a_bucket() -> None:
     with storing() as store:
         given = {"accessId": "a", "accessSecret": SECRET, "bucketName": "pictures"}
         job = {"id": "a", "input": {"prompt": "x"}}
-        worker = Worker(app, delivery, num_jobs=1, answer_call=no_calls)
+        worker = Worker(app, delivery, answer_call=no_calls)
         output = await worker.handle({**job, "s3Config": {**given, "endpointUrl": store.url}})
         assert isinstance(output, list)
         assert output[0].startswith(f"{store.url}/pictures/a/0-")
@@ -414,7 +390,7 @@ async def test_a_job_of_the_queue_may_be_a_call_of_another_api() -> None:
         raise InvalidParameter("steps is missing")
 
     app: Any = FakeApp(response_to(GenerateRequest(prompt="x")))
-    worker = Worker(app, Delivery(load_settings(), limited=True), 1, answer)
+    worker = Worker(app, Delivery(load_settings(), limited=True), answer)
     output = await worker.handle({"id": "a", "input": {"prompt": "x", "steps": 4}})
     assert output == {"images": ["AAAA"], "info": "/sdapi/v1/txt2img"}
     output = await worker.handle({"id": "a", "input": {"prompt": "x", "cfg_scale": 4}})

@@ -12,7 +12,7 @@ from pydantic_core import PydanticCustomError
 from starlette.responses import Response
 
 from sdbento.access.threads import SharedThreads
-from sdbento.outbound import is_url
+from sdbento.outbound.urls import is_url
 
 if TYPE_CHECKING:
     from sdbento.app import App

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import ssl
 import threading
@@ -16,18 +17,12 @@ from urllib.parse import quote, unquote
 import httpcore
 import pytest
 
-from sdbento import outbound as fetch_module
 from sdbento.errors import InvalidParameter, TooLarge
-from sdbento.outbound import (
-    MAX_REDIRECTS,
-    Answer,
-    check_send,
-    fetch,
-    is_global,
-    is_url,
-    look_up,
-    send,
-)
+from sdbento.outbound import http, names, urls
+from sdbento.outbound.addresses import is_global
+from sdbento.outbound.http import MAX_REDIRECTS, Answer, Body, Outbound
+from sdbento.outbound.names import look_up
+from sdbento.outbound.urls import check_send, is_url
 from sdbento.settings import Settings
 
 BODY = bytes(range(256)) * 40
@@ -178,7 +173,7 @@ def tls_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serv
     context.sni_callback = lambda _socket, name, _context: server.names.append(name)
     server.socket = context.wrap_socket(server.socket, server_side=True)
     trusting = ssl.create_default_context(cafile=str(file))
-    monkeypatch.setattr(fetch_module, "_tls", lambda: trusting)
+    monkeypatch.setattr(http, "_tls", lambda: trusting)
     with running(server):
         yield server
 
@@ -197,7 +192,7 @@ def resolve(monkeypatch: pytest.MonkeyPatch) -> Resolve:
             asked.append(host)
             return list(addresses)
 
-        monkeypatch.setattr(fetch_module, "look_up", stand_in)
+        monkeypatch.setattr(names, "look_up", stand_in)
         return asked
 
     return answer_with
@@ -208,16 +203,21 @@ def connected(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The hosts to which a connection is attempted; none is made."""
     tried: list[str] = []
 
-    def stand_in(self: object, host: str, *args: object) -> httpcore.NetworkStream:
+    async def stand_in(self: object, host: str, *args: object) -> httpcore.AsyncNetworkStream:
         tried.append(host)
         raise httpcore.ConnectError
 
-    monkeypatch.setattr(httpcore.SyncBackend, "connect_tcp", stand_in)
+    monkeypatch.setattr(httpcore.AnyIOBackend, "connect_tcp", stand_in)
     return tried
 
 
+async def fetch(outbound: Outbound, url: str) -> bytes:
+    async with outbound.fetched(url, max_bytes=LIMIT, param="image") as body:
+        return body
+
+
 def get(url: str, settings: Settings = PRIVATE) -> bytes:
-    return fetch(url, settings, max_bytes=LIMIT, param="image")
+    return asyncio.run(fetch(Outbound(settings), url))
 
 
 def refusal(url: str, settings: Settings = PRIVATE) -> str:
@@ -373,10 +373,10 @@ def test_a_redirect_is_checked_like_the_first_url(
 ) -> None:
     port = tls_server.server_port
     monkeypatch.setattr(  # loopback counts as public, but under this name only
-        fetch_module, "look_up", lambda host, _: ["127.0.0.1"] if host.endswith("le") else [host]
+        names, "look_up", lambda host, _: ["127.0.0.1"] if host.endswith("le") else [host]
     )
     monkeypatch.setattr(
-        fetch_module, "is_global", lambda address: str(address) == "127.0.0.1" or is_global(address)
+        urls, "is_global", lambda address: str(address) == "127.0.0.1" or is_global(address)
     )
     assert reason in refusal(f"https://pictures.example:{port}/redirect/{target}", PUBLIC)
     assert len(tls_server.seen) == 1
@@ -412,7 +412,7 @@ def test_a_resolver_that_does_not_answer_times_out(monkeypatch: pytest.MonkeyPat
         released.wait(10)
         return ["127.0.0.1"]
 
-    monkeypatch.setattr(fetch_module, "look_up", hang)
+    monkeypatch.setattr(names, "look_up", hang)
     settings = Settings(allow_private_urls=True, fetch_timeout=0.1)
     assert "SDBENTO_FETCH_TIMEOUT" in refusal("http://pictures.example/", settings)
     released.set()
@@ -441,7 +441,7 @@ def test_an_unknown_host_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(host: str, port: int) -> list[str]:
         raise socket.gaierror(socket.EAI_NONAME, "not known")
 
-    monkeypatch.setattr(fetch_module, "look_up", fail)
+    monkeypatch.setattr(names, "look_up", fail)
     assert "cannot be resolved" in refusal("https://nowhere.example/")
 
 
@@ -458,7 +458,7 @@ def test_a_certificate_for_another_name_is_refused(tls_server: Server, resolve: 
 def test_a_certificate_of_an_unknown_authority_is_refused(
     tls_server: Server, resolve: Resolve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fetch_module, "_tls", httpcore.default_ssl_context)
+    monkeypatch.setattr(http, "_tls", httpcore.default_ssl_context)
     resolve("127.0.0.1")
     message = refusal(f"https://pictures.example:{tls_server.server_port}/image")
     assert "certificate was refused" in message
@@ -478,7 +478,9 @@ def test_the_real_resolver_knows_literals() -> None:
 
 def sent(url: str, settings: Settings = PRIVATE) -> Answer:
     headers = {"content-type": "application/json", "x-event": "ended"}
-    return send("POST", url, b'{"id": "a"}', headers, settings, param="webhook")
+    body = Body.of(b'{"id": "a"}')
+    sending = Outbound(settings).send("POST", url, body, headers, param="webhook")
+    return asyncio.run(sending)
 
 
 def send_refusal(url: str, settings: Settings = PRIVATE) -> str:
