@@ -21,6 +21,7 @@ from PIL import Image
 
 from sdbento.access.caller import Caller, current_caller
 from sdbento.access.limits import ImagesAtOnce, Places, has_place
+from sdbento.access.threads import SharedThreads
 from sdbento.backoff import Backoff
 from sdbento.catalog.lookup import Catalog
 from sdbento.catalog.specs import ControlNetSpec, ModelSpec
@@ -59,6 +60,7 @@ IMAGES_PER_REQUEST = 4  # unfinished ones, on average: the engine looks at all o
 LEAST_IMAGES = 4 * MAX_IMAGES  # however few requests may wait
 FORECAST_WAIT = 2.0  # seconds until the engine has the first of the requests that have just come
 UNKNOWN = 5.0  # seconds until the next try, where nothing under way has got to the engine
+LORA_THREADS = 8  # requests that wait for LoRAs from other hosts, which may be slow
 RELEASE_EVERY = 60.0  # seconds after which freed memory goes back to the kernel
 
 
@@ -102,6 +104,7 @@ class App:
         inversions = Inversions(settings)
         self._resolver = Resolver(settings, self.catalog, inversions)
         self._builder = TrajectoryBuilder(settings, inversions)
+        self._lora_threads = SharedThreads(LORA_THREADS, "sdbento-lora")
         self._requests, self._images = _places(settings)  # of those that are unfinished
         self._images_at_once = ImagesAtOnce()
         self._release_timer: asyncio.TimerHandle | None = None
@@ -137,6 +140,7 @@ class App:
         self.engine.close(grace)
         self.pipelines.close()
         self._resolver.close()
+        self._lora_threads.shutdown(wait=False, cancel_futures=True)
 
     def list_models(self) -> list[ListedModel]:
         """The models that the present caller may use."""
@@ -327,7 +331,9 @@ class App:
         lease = await self._lease(request.specs, request.deadline)
         try:
             models = request.models(lease)
-            trajectories, warnings = await asyncio.to_thread(self._builder.build, request, models)
+            fetches = self._builder.must_fetch(request, models)
+            run = self._lora_threads.run if fetches else asyncio.to_thread
+            trajectories, warnings = await run(self._builder.build, request, models)
             handle = self.engine.submit(trajectories, request.deadline)
         except BaseException:
             lease.release()

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 
 from sdbento.access.caller import Caller, acting_for
-from sdbento.app import App
+from sdbento.app import LORA_THREADS, App
 from sdbento.environment import load_settings
 from sdbento.errors import (
     DeadlineExceeded,
@@ -25,12 +25,14 @@ from sdbento.errors import (
     Overloaded,
     SDBentoError,
     Unavailable,
+    UnsupportedModel,
 )
 from sdbento.images import codec
 from sdbento.request.schema import GenerateRequest
 from sdbento.settings import Settings
 from tests.support.device_errors import AcceleratorError
 from tests.support.fakes import FakeRunner
+from tests.support.hosts import hosting
 from tests.support.images import data_uri, gradient, half_mask
 from tests.support.oracle import engine_pixels, tiny_control, tiny_model
 from tests.support.tiny import save_tiny, save_tiny_controlnet
@@ -461,3 +463,25 @@ async def test_one_image_goes_before_most_of_another_owners_many(owner: str) -> 
     await asyncio.gather(make("one", owner, 1, 4), *many)
     await asyncio.to_thread(app.close)
     assert done.index("one") <= 3 if owner == "b" else done.index("one") > 3
+
+
+async def test_loras_from_slow_hosts_hold_up_nobody_else(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = {"allow_lora_urls": True, "allow_private_urls": True, "fetch_timeout": 60}
+    app = App(load_settings(sd_model="tiny-sd15", models_dir=folder, **limits))
+    app.start()
+    async with hosting(monkeypatch, body=b"no LoRA", num_addresses=40) as hosts:
+        slow = []
+        for i in range(40):
+            url = hosts.url(f"slow-{i}.example").replace("image.png", "a.safetensors")
+            lora = {"model_id": url, "weight": 1.0}
+            with acting_for(Caller(address="192.0.2.1")):
+                slow.append(asyncio.create_task(made(app, lora=lora)))
+        await until(lambda: hosts.connected.total() == LORA_THREADS)
+        with acting_for(Caller(address="192.0.2.2")):
+            assert (await asyncio.wait_for(made(app), 60)).shape == (64, 64, 3)
+        hosts.answer.set()
+        errors = await asyncio.gather(*slow, return_exceptions=True)
+        assert all(isinstance(error, UnsupportedModel) for error in errors)
+    await asyncio.to_thread(app.close)

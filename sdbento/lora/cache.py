@@ -7,6 +7,7 @@ import logging
 import threading
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from pathlib import Path
 from weakref import WeakKeyDictionary
 
 from cachetools import LRUCache
@@ -74,6 +75,14 @@ class AdapterCache:
         if is_first:
             self._load(pipeline, source, adapters, future)
         return future.result()
+
+    def must_fetch(self, pipeline: Pipeline, source: LoraSource) -> bool:
+        """Whether `get` would ask another host, which may be slow."""
+        if isinstance(source.place, Path):
+            return False
+        with self._lock:
+            adapters = self._models.get(pipeline)
+            return adapters is None or adapters.find(source) is None
 
     def _load(
         self,

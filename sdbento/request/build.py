@@ -41,6 +41,12 @@ class TrajectoryBuilder:
         ]
         return trajectories, tuple(w for lora in adapters for w in lora.adapter.warnings)
 
+    def must_fetch(self, request: ResolvedRequest, models: ResidentModels) -> bool:
+        """Whether `build` would ask another host for a LoRA, which may take long."""
+        return any(
+            self._adapters.must_fetch(models.pipeline, lora.source) for lora in request.loras
+        )
+
     def _load_adapters(
         self, request: ResolvedRequest, pipeline: Pipeline
     ) -> tuple[WeightedAdapter, ...]:

@@ -67,7 +67,7 @@ def test_a_url_is_fetched_where_that_is_allowed(
         asked.append((url, limits))
         return safetensors.torch.save(TENSORS, metadata={"marker": "url"})
 
-    monkeypatch.setattr(lora_files, "fetch", fetch)
+    monkeypatch.setattr(lora_files, "fetch_blocking", fetch)
     settings = make(folder, allow_lora_urls=True)
     source = locate("https://a.example/x.safetensors?token=secret", settings)
     assert source.name == "https://a.example/x.safetensors"
@@ -216,7 +216,7 @@ def test_damaged_files_are_refused(
     content: bytes, by_url: bool, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (folder / "damaged.safetensors").write_bytes(content)
-    monkeypatch.setattr(lora_files, "fetch", lambda *_, **__: content)
+    monkeypatch.setattr(lora_files, "fetch_blocking", lambda *_, **__: content)
     settings = make(folder, allow_lora_urls=True)
     source = locate("damaged", settings)
     if by_url:

@@ -143,13 +143,16 @@ class BucketOfJob(Bucket):
 
         Raises InvalidParameter if the address is refused without a connection.
         """
+        from botocore.exceptions import BotoCoreError
+
         check_send(given.endpoint_url, settings, param=ENDPOINT)
         key_id, secret = given.access_id.get_secret_value(), given.access_secret.get_secret_value()
         try:
             super().__init__(
                 given.endpoint_url, key_id, secret, given.bucket_name, settings.bucket_url_seconds
             )
-        except ValueError:
+            self._signed("put_object", {"Bucket": self.name, "Key": "any"})  # reads the URL
+        except (ValueError, BotoCoreError):
             raise InvalidParameter(
                 f"{ENDPOINT} must be a URL as https://s3.example.com", param=ENDPOINT
             ) from None

@@ -58,7 +58,8 @@ def test_a_bucket_cannot_be_a_path(name: str) -> None:
     "url",
     ["https://127.0.0.1:9000", "https://169.254.169.254/latest", "https://[::1]", "https://10.0.0.1",
      "http://s3.example.com", "https://user:password@s3.example.com", "https://s3.example.com:0",
-     "ftp://s3.example.com", "s3.example.com", "https://", "https://a b.com", "https://pictures."],
+     "ftp://s3.example.com", "s3.example.com", "https://", "https://a b.com", "https://pictures.",
+     "https://s3.example.com:٣", "https://xn--/", "https://a..b"],
 )  # fmt: skip
 def test_addresses_that_must_not_be_reached_are_refused_at_once(url: str) -> None:
     with pytest.raises(InvalidParameter, match=r"s3Config\.endpointUrl") as caught:
