@@ -446,13 +446,13 @@ def test_everything_is_kept_across_a_restart(tmp_path: Path, clock: Clock) -> No
 
 def test_a_clock_that_was_set_back_holds_nothing_up(store: JobStore, clock: Clock) -> None:
     store.complete(add_and_claim(store, "done", webhook="https://listener.example/"), b"[]")
-    (due,) = store.due_webhooks(1)
+    (due,) = store.due_webhooks(1, 1)
     store.note_webhook(due, again_in=500)
     add_and_claim(store, "running")
     store.add(new("queued"))
     clock.now -= 5 * HOUR
     store.recover()
-    (due,) = store.due_webhooks(5)
+    (due,) = store.due_webhooks(5, 5)
     assert (due.id, due.webhook_posts) == ("done", 1)
     store.note_webhook(due, again_in=None)
     assert [job.delay for job in store.claim(5)] == [0, 0]
@@ -472,7 +472,7 @@ def test_a_step_of_the_clock_ends_no_job(
     monkeypatch.setattr(time, "time", lambda: time.time_ns() / 1e9)
     assert store.expire() == []
     assert store.tidy() == []
-    assert [job.id for job in store.due_webhooks(5)] == ["done"]
+    assert [job.id for job in store.due_webhooks(5, 5)] == ["done"]
     (job,) = store.claim(5)
     assert job.delay is not None and job.delay < HOUR
     store.close()
