@@ -31,6 +31,7 @@ PACKAGES = (
     "models",
     "catalog",
     "samplers",
+    "outbound",
     "access",
     "process",
 )
