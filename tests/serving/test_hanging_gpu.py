@@ -47,12 +47,13 @@ def test_a_process_that_hangs_is_replaced_and_one_that_was_stopped_is_not(tmp_pa
         generated(server, **QUICK)
         worker = worker_of(server)
 
-        paused = pool.submit(post, server, **long)
-        until(lambda: "sdbento_queue_depth" in server.client.get("/metrics").text)
+        paused = server.client.post("/run", json={"input": long}).json()["id"]
+        until(lambda: status_of(server, paused) == "IN_PROGRESS")
+        time.sleep(0.5)  # it has 150 steps
         worker.send_signal(signal.SIGSTOP)
         time.sleep(2 * STALL)
         worker.send_signal(signal.SIGCONT)
-        assert paused.result().status_code == 200
+        until(lambda: status_of(server, paused) == "COMPLETED")
         assert server.client.get("/livez").status_code == 200
 
         (tmp_path / "state" / "hang").touch()
