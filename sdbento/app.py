@@ -11,32 +11,27 @@ import asyncio
 import logging
 import threading
 import time
-from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
-from contextlib import aclosing, asynccontextmanager, nullcontext
+from contextlib import aclosing, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
 from PIL import Image
 
-from sdbento.access.caller import Caller, current_caller
-from sdbento.access.limits import ImagesAtOnce, Places, has_place
 from sdbento.access.threads import SharedThreads
+from sdbento.admission import Admission
 from sdbento.backoff import Backoff
 from sdbento.catalog.lookup import Catalog
 from sdbento.catalog.specs import ControlNetSpec, ModelSpec
 from sdbento.engine.cost import CostModel
-from sdbento.engine.forecast import Ending
 from sdbento.engine.handle import Estimated, Handle, Stepped
 from sdbento.engine.loop import Engine
 from sdbento.engine.planner import ROWS_PER_IMAGE, Planner
 from sdbento.engine.trajectory import Runner
 from sdbento.environment import unknown_variables
 from sdbento.errors import DeadlineExceeded, classify, is_sick, reraise
-from sdbento.metrics import queue_depth
 from sdbento.models.cache import PipelineCache
 from sdbento.models.leases import Lease, give_up
-from sdbento.process.malloc import release_freed_memory
 from sdbento.process.threads import compute_only_on, num_cores
 from sdbento.prompts.inversions import Inversions
 from sdbento.request.build import TrajectoryBuilder
@@ -44,7 +39,7 @@ from sdbento.request.events import Done, Event, Queued
 from sdbento.request.resolve import Resolver
 from sdbento.request.resolved import ResolvedRequest
 from sdbento.request.result import Result, RunningRequest
-from sdbento.request.schema import MAX_IMAGES, GenerateRequest, GenerateResponse
+from sdbento.request.schema import GenerateRequest, GenerateResponse
 from sdbento.runner.calibration import Calibration
 from sdbento.runner.graphs import bucket, make_graphs
 from sdbento.runner.torch_runner import TorchRunner
@@ -56,12 +51,7 @@ log = logging.getLogger(__name__)
 FIRST_RETRY = 5.0  # seconds until the default model is tried again; doubled each time, up to
 LAST_RETRY = 60.0  # this
 RELIEF = 60.0  # seconds in which the engine's thread gives up memory, between two steps
-IMAGES_PER_REQUEST = 4  # unfinished ones, on average: the engine looks at all of them at each step
-LEAST_IMAGES = 4 * MAX_IMAGES  # however few requests may wait
-FORECAST_WAIT = 2.0  # seconds until the engine has the first of the requests that have just come
-UNKNOWN = 5.0  # seconds until the next try, where nothing under way has got to the engine
 LORA_THREADS = 8  # requests that wait for LoRAs from other hosts, which may be slow
-RELEASE_EVERY = 60.0  # seconds after which freed memory goes back to the kernel
 
 
 @dataclass(frozen=True)
@@ -105,9 +95,7 @@ class App:
         self._resolver = Resolver(settings, self.catalog, inversions)
         self._builder = TrajectoryBuilder(settings, inversions)
         self._lora_threads = SharedThreads(LORA_THREADS, "sdbento-lora")
-        self._requests, self._images = _places(settings)  # of those that are unfinished
-        self._images_at_once = ImagesAtOnce()
-        self._release_timer: asyncio.TimerHandle | None = None
+        self._admission = Admission(settings, lambda: self.engine.endings)
         self._default_loaded = threading.Event()
         self._closed = threading.Event()
         self._broken = False
@@ -133,6 +121,11 @@ class App:
     def ready(self) -> bool:
         """Whether requests can be sent: this process is alive and has loaded the default model."""
         return self.alive and self._default_loaded.is_set()
+
+    @property
+    def num_requests(self) -> int:
+        """How many requests are unfinished."""
+        return self._admission.num_requests
 
     def close(self, grace: float = 30.0) -> None:
         """Finish what is under way for up to `grace` seconds, refuse the rest, free everything."""
@@ -202,7 +195,7 @@ class App:
         self, request: GenerateRequest, on_start: Callable[[Handle], None], seconds: float | None
     ) -> AsyncGenerator[Event, None]:
         resolved = await self._resolver.resolve(request, time.monotonic(), seconds)
-        position = self._requests.total - 1
+        position = self.num_requests - 1
         yield Queued(position, size=resolved.size, warnings=resolved.warnings)
         running = await self._begin(resolved)
         del resolved  # and its images, while it runs
@@ -211,84 +204,39 @@ class App:
             async for event in events:
                 match event:
                     case Estimated(eta):
-                        yield Queued(self._requests.total - 1, eta)
+                        yield Queued(self.num_requests - 1, eta)
                     case Stepped():
                         yield event
         yield Done(await (await running.result()).to_response())
 
     @asynccontextmanager
     async def _admitted(self, *requests: GenerateRequest) -> AsyncIterator[None]:
-        """Count requests that are made one after another, as one; refuse it when too many, or too
-        many images, are unfinished."""
-        caller = current_caller()
-        num_images = [request.num_images for request in requests]
-        until = partial(self._seconds_until_images, caller.owner)
-        async with self.counted(max(num_images)):
-            with self._images_at_once.hold(caller, sum(num_images), until):
+        """Count requests that are made one after another, as one, or refuse it."""
+        with self._usable():
+            async with self._admission.admitted(*requests):
                 yield
 
     @asynccontextmanager
-    async def counted(self, num_images: int = 0) -> AsyncIterator[None]:
-        """Count a request of the present caller; refuse it when there is no room, or no engine.
-        Remember a lost GPU."""
-        caller = current_caller()
+    async def counted(self) -> AsyncIterator[None]:
+        """Count a request of the present caller that makes no image; refuse it when there is no
+        room."""
+        with self._usable():
+            async with self._admission.counted():
+                yield
+
+    @contextmanager
+    def _usable(self) -> Iterator[None]:
+        """Raises Unavailable if the engine cannot make images any more; remembers a lost GPU."""
         self.engine.check_usable()
-        await self._check_room(caller, num_images)
-        self._count(caller.owner, 1, num_images)
         try:
             yield
         except Exception as error:
             self._notice_sickness(error)
             raise
-        finally:
-            self._count(caller.owner, -1, -num_images)
-
-    async def _check_room(self, caller: Caller, num_images: int) -> None:
-        """Raises Overloaded when the queue is full, or this caller's share of it."""
-        if self._full_for(caller, num_images) is not None:
-            await self._wait_for_forecast()
-        if (full := self._full_for(caller, num_images)) is not None:
-            places, number = full
-            error = places.refusal(caller)
-            error.retry_after = self._seconds_until_place(places, caller, number)
-            raise error
-
-    def _full_for(self, caller: Caller, num_images: int) -> tuple[Places, int] | None:
-        """What has no room for another request with so many images, and how many it takes of it."""
-        for places, number in ((self._requests, 1), (self._images, num_images)):
-            if number and not places.has_room(caller, number):
-                return places, number
-        return None
-
-    async def _wait_for_forecast(self) -> None:
-        """When all under way has come just now: until the engine can tell how long it takes."""
-        give_up = time.monotonic() + FORECAST_WAIT
-        while self._images.total and not self.engine.endings and time.monotonic() < give_up:
-            await asyncio.sleep(0.05)
 
     def seconds_until_end(self, owner: str | None) -> float:
         """Seconds until a request of `owner` will have ended, or where he has none, of anybody."""
-        endings = self.engine.endings
-        mine = [ending for ending in endings if ending.owner == owner]
-        return _seconds_until(next(iter(mine or endings), None))
-
-    def _seconds_until_place(self, places: Places, caller: Caller, number: int) -> float:
-        """Seconds until so much will have ended that `caller` has that many places."""
-        taken, ending = places.taken.copy(), None
-        for ending in self.engine.endings:
-            given_back = ending.num_images if places is self._images else 1
-            taken -= Counter({ending.owner: given_back})
-            if has_place(caller, taken, places.limit, number):
-                break
-        return _seconds_until(ending)
-
-    def _seconds_until_images(self, owner: str | None, num_images: int) -> float:
-        """Seconds until so many images of `owner` will have ended."""
-        ending = None
-        for ending in self.engine.endings:
-            if ending.owner == owner and (num_images := num_images - ending.num_images) <= 0:
-                break
-        return _seconds_until(ending)
+        return self._admission.seconds_until_end(owner)
 
     def _notice_sickness(self, error: Exception) -> None:
         """After a device error every later request fails as well, until the process is replaced;
@@ -311,20 +259,6 @@ class App:
             self._broken = True
             log.error("%s: this process must be replaced", reason)
             self._on_broken(self.engine.alive)
-
-    def _count(self, owner: str | None, num_requests: int, num_images: int) -> None:
-        self._requests.change(owner, num_requests)
-        self._images.change(owner, num_images)
-        total = self._requests.total
-        queue_depth.set(max(0, total - self.settings.max_batch_size))
-        if self._release_timer is None:
-            loop = asyncio.get_running_loop()
-            self._release_timer = loop.call_later(RELEASE_EVERY, self._release_memory, loop)
-
-    def _release_memory(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Also beside requests: the heap of a server that is never idle has ever more holes."""
-        self._release_timer = None
-        loop.run_in_executor(None, release_freed_memory)
 
     async def _begin(self, request: ResolvedRequest) -> RunningRequest:
         """Lease the models and hand the request to the engine."""
@@ -398,27 +332,3 @@ class App:
     def _calibration(self, spec: ModelSpec) -> Calibration:
         max_rows = ROWS_PER_IMAGE * self.settings.max_batch_size
         return Calibration(spec, self.pipelines, self.runner, self.planner.cost, max_rows)
-
-
-def _places(settings: Settings) -> tuple[Places, Places]:
-    """Of requests, and of their images."""
-    queue, batch = settings.max_queue_size, settings.max_batch_size
-    num_requests = queue + batch
-    num_images = max(IMAGES_PER_REQUEST * num_requests, LEAST_IMAGES)
-    sizes = f"MAX_QUEUE_SIZE={queue} beside MAX_BATCH_SIZE={batch}"
-    return (
-        Places(
-            num_requests,
-            what=f"the queue ({sizes})",
-            full=f"the queue is full: {{}} requests are unfinished ({sizes})",
-        ),
-        Places(
-            num_images,
-            what=f"the {num_images} images of the queue ({sizes})",
-            full=f"the queue is full: {{}} of {num_images} images are unfinished ({sizes})",
-        ),
-    )
-
-
-def _seconds_until(ending: Ending | None) -> float:
-    return UNKNOWN if ending is None else max(1.0, ending.at - time.monotonic())

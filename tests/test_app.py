@@ -162,7 +162,7 @@ async def test_the_server_is_ready_when_its_model_is_loaded_and_measures_it_when
     async with measuring() as (app, runner):
         await until(lambda: app.ready and runner.ready_at)
         request = asyncio.create_task(app.run(GenerateRequest(prompt="x", timeout=20)))
-        await until(lambda: app._requests.total == 1)
+        await until(lambda: app.num_requests == 1)
         runner.go_on.set()
         assert len((await request).images) == 1
         await until(lambda: len(runner.ready_at) == MEASUREMENTS)
@@ -196,10 +196,10 @@ async def test_freed_memory_is_given_back_beside_requests_and_after_the_last(
     app: App, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     released_beside: list[int] = []  # so many requests
-    monkeypatch.setattr("sdbento.app.RELEASE_EVERY", 0.0)
+    monkeypatch.setattr("sdbento.admission.RELEASE_EVERY", 0.0)
     monkeypatch.setattr(
-        "sdbento.app.release_freed_memory",
-        lambda: released_beside.append(app._requests.total),
+        "sdbento.admission.release_freed_memory",
+        lambda: released_beside.append(app.num_requests),
     )
     await asyncio.gather(made(app), made(app, num_inference_steps=9))
     await until(lambda: released_beside[-1] == 0)

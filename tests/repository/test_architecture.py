@@ -24,6 +24,7 @@ FLOORS = (
     {"doors", "client"},
     {"jobs"},
     {"app"},
+    {"admission"},
     {"request", "runner"},
     {"engine"},
     {"prompts"},

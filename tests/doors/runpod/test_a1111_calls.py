@@ -87,9 +87,9 @@ async def test_a_call_that_is_cancelled_stops_its_work(app: App) -> None:
     runner: Any = app.engine._runner
     runner.seconds = 0.02
     task = asyncio.create_task(answered(app, "/sdapi/v1/txt2img", **{**BODY, "steps": 150}))
-    await until(lambda: app._requests.total == 1)
+    await until(lambda: app.num_requests == 1)
     task.cancel()
-    await until(lambda: app._requests.total == 0)
+    await until(lambda: app.num_requests == 0)
     assert task.cancelled()
 
 

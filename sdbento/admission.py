@@ -1,0 +1,153 @@
+"""Who may come in: counts the requests that are unfinished, and refuses those that have no place.
+
+Whoever is refused is told when there will be one, by what the engine expects. Knows nothing of how
+images are made.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+
+from sdbento.access.caller import Caller, current_caller
+from sdbento.access.limits import ImagesAtOnce, Places, has_place
+from sdbento.engine.forecast import Ending
+from sdbento.metrics import queue_depth
+from sdbento.process.malloc import release_freed_memory
+from sdbento.request.schema import MAX_IMAGES, GenerateRequest
+from sdbento.settings import Settings
+
+IMAGES_PER_REQUEST = 4  # unfinished ones, on average: the engine looks at all of them at each step
+LEAST_IMAGES = 4 * MAX_IMAGES  # however few requests may wait
+FORECAST_WAIT = 2.0  # seconds until the engine has the first of the requests that have just come
+UNKNOWN = 5.0  # seconds until the next try, where nothing under way has got to the engine
+RELEASE_EVERY = 60.0  # seconds after which freed memory goes back to the kernel
+
+
+class Admission:
+    """The places of requests and of their images, shared between callers. For one event loop.
+
+    `endings`: when the requests that the engine has will be done, the first one first.
+    """
+
+    def __init__(self, settings: Settings, endings: Callable[[], Sequence[Ending]]) -> None:
+        self._requests, self._images = _places(settings)
+        self._images_at_once = ImagesAtOnce()
+        self._endings = endings
+        self._max_batch_size = settings.max_batch_size
+        self._release_timer: asyncio.TimerHandle | None = None
+
+    @property
+    def num_requests(self) -> int:
+        """How many are unfinished."""
+        return self._requests.total
+
+    @asynccontextmanager
+    async def admitted(self, *requests: GenerateRequest) -> AsyncIterator[None]:
+        """Count requests that are made one after another, as one; refuse it when too many, or too
+        many images, are unfinished."""
+        caller = current_caller()
+        num_images = [request.num_images for request in requests]
+        until = partial(self._seconds_until_images, caller.owner)
+        async with self.counted(max(num_images)):
+            with self._images_at_once.hold(caller, sum(num_images), until):
+                yield
+
+    @asynccontextmanager
+    async def counted(self, num_images: int = 0) -> AsyncIterator[None]:
+        """Count a request of the present caller. Raises Overloaded when there is no room."""
+        caller = current_caller()
+        await self._check_room(caller, num_images)
+        self._count(caller.owner, 1, num_images)
+        try:
+            yield
+        finally:
+            self._count(caller.owner, -1, -num_images)
+
+    async def _check_room(self, caller: Caller, num_images: int) -> None:
+        """Raises Overloaded when the queue is full, or this caller's share of it."""
+        if self._full_for(caller, num_images) is not None:
+            await self._wait_for_forecast()
+        if (full := self._full_for(caller, num_images)) is not None:
+            places, number = full
+            error = places.refusal(caller)
+            error.retry_after = self._seconds_until_place(places, caller, number)
+            raise error
+
+    def _full_for(self, caller: Caller, num_images: int) -> tuple[Places, int] | None:
+        """What has no room for another request with so many images, and how many it takes of it."""
+        for places, number in ((self._requests, 1), (self._images, num_images)):
+            if number and not places.has_room(caller, number):
+                return places, number
+        return None
+
+    async def _wait_for_forecast(self) -> None:
+        """When all under way has come just now: until the engine can tell how long it takes."""
+        give_up = time.monotonic() + FORECAST_WAIT
+        while self._images.total and not self._endings() and time.monotonic() < give_up:
+            await asyncio.sleep(0.05)
+
+    def seconds_until_end(self, owner: str | None) -> float:
+        """Seconds until a request of `owner` will have ended, or where he has none, of anybody."""
+        endings = self._endings()
+        mine = [ending for ending in endings if ending.owner == owner]
+        return _seconds_until(next(iter(mine or endings), None))
+
+    def _seconds_until_place(self, places: Places, caller: Caller, number: int) -> float:
+        """Seconds until so much will have ended that `caller` has that many places."""
+        taken, ending = places.taken.copy(), None
+        for ending in self._endings():
+            given_back = ending.num_images if places is self._images else 1
+            taken -= Counter({ending.owner: given_back})
+            if has_place(caller, taken, places.limit, number):
+                break
+        return _seconds_until(ending)
+
+    def _seconds_until_images(self, owner: str | None, num_images: int) -> float:
+        """Seconds until so many images of `owner` will have ended."""
+        ending = None
+        for ending in self._endings():
+            if ending.owner == owner and (num_images := num_images - ending.num_images) <= 0:
+                break
+        return _seconds_until(ending)
+
+    def _count(self, owner: str | None, num_requests: int, num_images: int) -> None:
+        self._requests.change(owner, num_requests)
+        self._images.change(owner, num_images)
+        queue_depth.set(max(0, self.num_requests - self._max_batch_size))
+        if self._release_timer is None:
+            loop = asyncio.get_running_loop()
+            self._release_timer = loop.call_later(RELEASE_EVERY, self._release_memory, loop)
+
+    def _release_memory(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Also beside requests: the heap of a server that is never idle has ever more holes."""
+        self._release_timer = None
+        loop.run_in_executor(None, release_freed_memory)
+
+
+def _places(settings: Settings) -> tuple[Places, Places]:
+    """Of requests, and of their images."""
+    queue, batch = settings.max_queue_size, settings.max_batch_size
+    num_requests = queue + batch
+    num_images = max(IMAGES_PER_REQUEST * num_requests, LEAST_IMAGES)
+    sizes = f"MAX_QUEUE_SIZE={queue} beside MAX_BATCH_SIZE={batch}"
+    return (
+        Places(
+            num_requests,
+            what=f"the queue ({sizes})",
+            full=f"the queue is full: {{}} requests are unfinished ({sizes})",
+        ),
+        Places(
+            num_images,
+            what=f"the {num_images} images of the queue ({sizes})",
+            full=f"the queue is full: {{}} of {num_images} images are unfinished ({sizes})",
+        ),
+    )
+
+
+def _seconds_until(ending: Ending | None) -> float:
+    return UNKNOWN if ending is None else max(1.0, ending.at - time.monotonic())
