@@ -20,6 +20,7 @@ from starlette.responses import Response
 from sdbento.doors.bentoml.arguments import REQUEST_MODELS, arguments
 from sdbento.doors.bentoml.labels import RouteLabels
 from sdbento.doors.bentoml.private import (
+    bound_connections,
     count_by_route,
     keep_addresses,
     keep_metrics_in_memory,
@@ -31,7 +32,9 @@ from sdbento.doors.http.events import guarded_stream, server_sent_events
 from sdbento.doors.http.exposure import warn_if_open
 from sdbento.doors.http.failures import guarded
 from sdbento.doors.http.guard import Guard, parsed_request
-from sdbento.doors.http.routing import mounted
+from sdbento.doors.http.routing import body_readers, mounted
+from sdbento.doors.network.limits import Limits
+from sdbento.doors.network.log_lines import write_one_line_each
 from sdbento.doors.runpod.lifespan import run_jobs
 from sdbento.environment import load_settings, metrics_folder, note_supervisor, supervisor
 from sdbento.errors import InvalidParameter
@@ -60,6 +63,8 @@ else:
 # BentoML's own routes are POST only and cannot have parameters in their paths.
 routes = mounted(*ROUTERS, lifespan=run_jobs, error_shapes=ERROR_SHAPES)
 
+write_one_line_each()
+bound_connections(Limits())
 leave_out_timeouts()
 keep_metrics_in_memory()
 keep_addresses()
@@ -162,6 +167,7 @@ StableDiffusion.add_asgi_middleware(  # type: ignore[attr-defined]  # it is a Se
     request_models=REQUEST_MODELS,
     error_shapes=ERROR_SHAPES,
     open_prefixes=OPEN_PREFIXES,
+    takes_body=body_readers(ROUTERS, REQUEST_MODELS),
 )
 
 # The Guard has parsed the body. Without this BentoML would parse it again: twice the time on the

@@ -2,6 +2,7 @@
 
     SDBentoError                 500  internal_error     unexpected; the log has the details
       MalformedRequest           400  malformed_request  the body is not what the route reads
+        UnsupportedEncoding      415  unsupported_encoding  a compressed body
       Unauthorized               401  unauthorized       a key is needed, and this is none
       Forbidden                  403  forbidden          this key does not allow it
       NotFound                   404  not_found          no such route
@@ -61,6 +62,10 @@ class SDBentoError(Exception):
 
 class MalformedRequest(SDBentoError):
     status, type = 400, "malformed_request"
+
+
+class UnsupportedEncoding(MalformedRequest):
+    status, type = 415, "unsupported_encoding"
 
 
 class Unauthorized(SDBentoError):

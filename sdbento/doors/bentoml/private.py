@@ -16,6 +16,8 @@ from prometheus_client import values
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sdbento.doors.bentoml.labels import RouteLabels
+from sdbento.doors.network.limits import Limits
+from sdbento.doors.network.protocol import bounded
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +78,12 @@ def keep_metrics_in_memory() -> None:
         values.ValueClass = values.MutexValue
     except (ImportError, AttributeError, TypeError):
         log.warning("BentoML %s keeps its metrics in files", version("bentoml"))
+
+
+def bound_connections(limits: Limits, module: str = "uvicorn.protocols.http.auto") -> None:
+    """Let uvicorn, which BentoML starts without a way to say so, make connections that are bounded;
+    see `network/protocol`."""
+    _replace(module, "AutoHTTPProtocol", lambda _: bounded(limits))
 
 
 def _replace(module: str, name: str, replacement: Callable[[Any], Any]) -> None:

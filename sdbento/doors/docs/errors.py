@@ -18,6 +18,7 @@ from sdbento.errors import (
     TooLarge,
     Unauthorized,
     Unavailable,
+    UnsupportedEncoding,
 )
 
 MEANINGS: dict[type[SDBentoError], str] = {
@@ -26,6 +27,7 @@ MEANINGS: dict[type[SDBentoError], str] = {
     Forbidden: "The key does not allow this",
     NotFound: "What the request names is not there",
     TooLarge: "The body or an image in it is too large",
+    UnsupportedEncoding: "The body is compressed",
     InvalidParameter: "A field is wrong, or fields do not go together",
     Overloaded: "Too many requests are waiting, or come from this key",
     SDBentoError: "An error of the server; its log explains the id in the message",
@@ -35,7 +37,8 @@ MEANINGS: dict[type[SDBentoError], str] = {
 ANY_ROUTE = {SDBentoError, Unavailable}
 WITH_KEY = {Unauthorized, Forbidden, Overloaded}
 WITH_PARAMETERS = {MalformedRequest, NotFound, InvalidParameter}
-WITH_BODY = {MalformedRequest, NotFound, TooLarge, InvalidParameter, DeadlineExceeded}
+WITH_BODY = {MalformedRequest, NotFound, TooLarge, UnsupportedEncoding}
+WITH_BODY |= {InvalidParameter, DeadlineExceeded}
 SECONDS = {"description": "Seconds until it is worth trying again", "schema": {"type": "integer"}}
 SCHEME = {"description": "How to send a key", "schema": {"type": "string"}}
 HEADERS = {

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import cached_property
 from types import MappingProxyType
 
@@ -22,9 +22,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from sdbento.access.caller import acting_for
 from sdbento.doors.http import failures
 from sdbento.doors.http.failures import OURS, ErrorShape, OneErrorShape, error_response
-from sdbento.doors.http.forms import body_as_json
+from sdbento.doors.http.forms import body_as_json, is_form
 from sdbento.doors.http.gate import Gate
-from sdbento.errors import Cancelled, TooLarge
+from sdbento.doors.http.json_bounds import check
+from sdbento.doors.network.bodies import Bodies, ClientGone, Share
+from sdbento.doors.network.parsers import parsed
+from sdbento.errors import Cancelled, UnsupportedEncoding
 from sdbento.request.parse import parse
 from sdbento.request.schema import GenerateRequest
 from sdbento.settings import Settings
@@ -46,13 +49,13 @@ class Guard:
     """ASGI middleware around everything that is served.
 
     A request without a key, where one is needed, is answered before its body is read; the others
-    are handled on behalf of their key (`current_caller`). What is open to all has no body: if one
-    comes, it is not kept. A body over the limit is answered with
-    413. The body of a POST to a path of `request_models` is parsed here, and only here, as a
-    request of that class; `parsed_request` returns it. It is a form, or else JSON whatever its
-    Content-Type says. When the client goes away, the handler is cancelled. Errors have the shape of
-    the door that a path belongs to, by its prefix in `error_shapes`. Files directly below
-    `open_prefixes` need no key.
+    are handled on behalf of their key (`current_caller`). Only a POST to a path that `takes_body`
+    has a body; what comes elsewhere is not kept. A body over a limit is answered with 413, and with
+    503 where there are too many at once. The body of a POST to a path of `request_models` is parsed
+    here, and only here, as a request of that class; `parsed_request` returns it. It is a form, or
+    else JSON whatever its Content-Type says. When the client goes away, the handler is cancelled.
+    Errors have the shape of the door that a path belongs to, by its prefix in `error_shapes`. Files
+    directly below `open_prefixes` need no key.
     """
 
     def __init__(
@@ -62,12 +65,14 @@ class Guard:
         request_models: Mapping[str, type[GenerateRequest]],
         error_shapes: Mapping[str, ErrorShape] = MappingProxyType({}),
         open_prefixes: tuple[str, ...] = (),
+        takes_body: Callable[[str], bool] = lambda _: True,
     ) -> None:
         self.app = app
         self._load_settings = load_settings
         self._request_models = request_models
         self._error_shapes = error_shapes
         self._open_prefixes = open_prefixes
+        self._takes_body = takes_body
 
     # At the first request, not before: a bad setting is told by the service when it starts, which
     # it could not if the application in which it starts had failed already.
@@ -79,6 +84,10 @@ class Guard:
     @cached_property
     def _gate(self) -> Gate:
         return Gate(self._settings, self._open_prefixes)
+
+    @cached_property
+    def _bodies(self) -> Bodies:
+        return Bodies(self._settings.max_body_bytes)
 
     @cached_property
     def _answer(self) -> ASGIApp:
@@ -97,17 +106,19 @@ class Guard:
         own_path = scope["path"] in self._request_models
         shape = self._shape_of(scope["path"])
         answer = OneErrorShape(scope, send, failures.watch(), own_path=own_path, shape=shape)
-        try:
-            caller = await self._gate.admit(scope)
-            body = b"" if self._gate.is_open(scope) else await self._read_body(scope, receive)
-            if own_path and scope["method"] == "POST":
-                scope, body = await self._parse(scope, body), b""  # it may hold large images
-        except _ClientGone:
-            return
-        except Exception as exc:  # also a disk without room for a form's files
-            await error_response(failures.note(exc), shape)(scope, receive, send)
-            return
-        with acting_for(caller):
+        with ExitStack() as held:
+            try:
+                caller = await self._gate.admit(scope)
+                held.enter_context(acting_for(caller))
+                share = held.enter_context(self._bodies.share(caller.owner))
+                body = await self._read_body(scope, receive, share)
+                if own_path and scope["method"] == "POST":
+                    scope, body = await self._parse(scope, body), b""  # it may hold large images
+            except ClientGone:
+                return
+            except Exception as exc:
+                await error_response(failures.note(exc), shape)(scope, receive, send)
+                return
             finished = await _until_disconnected(self.app, scope, body, receive, answer)
         if not finished:
             log.info("the client of %r went away", scope["path"])
@@ -119,29 +130,29 @@ class Guard:
         shapes = (shape for prefix, shape in self._error_shapes.items() if path.startswith(prefix))
         return next(shapes, OURS)
 
-    async def _read_body(self, scope: Scope, receive: Receive) -> bytes:
-        limit = self._settings.max_body_bytes
-        declared = Headers(scope=scope).get("content-length", "0")
-        if declared.isdigit() and int(declared) > limit:
-            raise _too_large(int(declared), limit)
-        chunks: list[bytes] = []
-        size, more = 0, True
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise _ClientGone
-            chunks.append(message.get("body", b""))
-            size += len(chunks[-1])
-            more = message.get("more_body", False)
-            if size > limit:
-                raise _too_large(size, limit)
-        return b"".join(chunks)
+    async def _read_body(self, scope: Scope, receive: Receive, share: Share) -> bytes:
+        """What a handler may parse. Raises SDBentoError, ClientGone."""
+        if self._gate.is_open(scope):
+            return b""
+        headers = Headers(scope=scope)
+        if scope["method"] != "POST" or not self._takes_body(scope["path"]):
+            await share.discard(headers, receive)
+            return b""
+        if (coding := headers.get("content-encoding", "identity")) != "identity":
+            raise UnsupportedEncoding(f"the body may not be compressed; given: {coding[:80]}")
+        body = await share.read(headers, receive)
+        if not is_form(headers):  # `forms` checks the parts of one
+            await parsed(check, body)
+        return body
 
     async def _parse(self, scope: Scope, body: bytes) -> Scope:
-        """The scope with the request that `body` stands for. Raises MalformedRequest,
+        """The scope with the request that `body` stands for. Raises MalformedRequest, TooLarge,
         InvalidParameter."""
         text = await body_as_json(Headers(scope=scope), body)
-        request = parse(text, self._request_models[scope["path"]])
+        if text is not body:  # a form has been made into JSON
+            await parsed(check, text)
+        model = self._request_models[scope["path"]]
+        request = await parsed(parse, text, model)
         copy = dict(scope, headers=list(scope["headers"])) | {REQUEST: request}
         # BentoML refuses some content types, whether it reads the body or not.
         changed = MutableHeaders(scope=copy)
@@ -171,14 +182,6 @@ def _without_last_slash(scope: Scope) -> Scope:
     """Starlette redirects from `/models/` to `/models`, which not all clients follow."""
     path = scope["path"].rstrip("/")
     return dict(scope, path=path) if path else scope
-
-
-class _ClientGone(Exception):
-    """The client left before it had sent its request."""
-
-
-def _too_large(size: int, limit: int) -> TooLarge:
-    return TooLarge(f"the body may have at most {limit} bytes; given: {size} or more")
 
 
 async def _until_disconnected(

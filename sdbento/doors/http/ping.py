@@ -6,20 +6,26 @@ answers it there, and answers nothing else.
 
 from __future__ import annotations
 
+import socket
 import threading
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING
 
+import uvicorn
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from sdbento.doors.http.routing import TheApp, door
+from sdbento.doors.network.limits import Limits
+from sdbento.doors.network.protocol import bounded
 from sdbento.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
     from sdbento.app import App
 
-REQUEST_TIMEOUT = 5.0  # seconds in which a client of the listener must send its request
+# Of the listener, which a load balancer asks every few seconds: much less than the server's.
+LIMITS = Limits(connections=100, head_bytes=8 * 1024, head_seconds=5.0, body_seconds=5.0)
+CLOSE_SECONDS = 5.0
 
 
 def status_of(app: App) -> HTTPStatus:
@@ -39,33 +45,33 @@ async def ping(app: TheApp) -> Response:
 
 
 class HealthListener:
-    """Answers GET /ping on its own port, with its own threads, until it is closed."""
+    """Answers GET /ping on its own port, in its own thread, until it is closed."""
 
     def __init__(self, app: App, port: int) -> None:
-        class Handler(BaseHTTPRequestHandler):
-            timeout = REQUEST_TIMEOUT
-
-            def do_GET(self) -> None:
-                known = self.path.partition("?")[0] == "/ping"
-                self.send_response(status_of(app) if known else HTTPStatus.NOT_FOUND)
-                self.end_headers()
-
-            def log_message(self, *_: object) -> None:
-                """Log nothing: the load balancer asks every few seconds."""
+        async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+            status = status_of(app) if scope["path"] == "/ping" else HTTPStatus.NOT_FOUND
+            if scope["method"] not in ("GET", "HEAD"):
+                status = HTTPStatus.METHOD_NOT_ALLOWED
+            await Response(status_code=status)(scope, receive, send)
 
         try:
-            self._server = ThreadingHTTPServer(("", port), Handler)
+            self._socket = socket.create_server(("", port), backlog=LIMITS.connections)
         except OSError as error:
             reason = str(error.strerror).lower()
             raise SettingsError(f"PORT_HEALTH={port}: cannot listen there: {reason}") from None
-        self._server.daemon_threads = True
-        threading.Thread(
-            target=self._server.serve_forever, name="sdbento-health", daemon=True
-        ).start()
+        self._server = uvicorn.Server(
+            uvicorn.Config(
+                answer, http=bounded(LIMITS), lifespan="off", log_config=None, server_header=False
+            )
+        )
+        self._thread = threading.Thread(
+            target=self._server.run, args=[[self._socket]], name="sdbento-health", daemon=True
+        )
+        self._thread.start()
 
     def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        self._server.should_exit = self._server.force_exit = True
+        self._thread.join(CLOSE_SECONDS)
 
 
 def listen(app: App, settings: Settings) -> HealthListener | None:

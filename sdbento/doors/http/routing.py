@@ -6,9 +6,7 @@ bodies and answers are FastAPI's; errors become answers in the Guard (see `failu
 
 from __future__ import annotations
 
-import asyncio
-import json
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -22,14 +20,14 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import Scope
 
+from sdbento.doors.http import json_bounds
 from sdbento.doors.http.failures import ErrorShape, guarded
 from sdbento.doors.http.forms import is_form
-from sdbento.errors import MalformedRequest
+from sdbento.doors.network.parsers import parsed
+from sdbento.errors import MalformedRequest, SDBentoError
 from sdbento.request.parse import explain_first
 
 T = TypeVar("T")
-
-LARGE_BODY = 64 * 1024  # bytes from which on a body is parsed on a thread
 
 
 def app_of(request: Request) -> App:
@@ -85,6 +83,18 @@ def mounted(
     return routes
 
 
+def body_readers(doors: Iterable[APIRouter], paths: Iterable[str]) -> Callable[[str], bool]:
+    """Whether a POST to a path may have a body: to one of `paths`, or to a route of `doors`."""
+    known = frozenset(paths)
+    patterns = [
+        route.path_regex
+        for door in doors
+        for route in door.routes
+        if isinstance(route, APIRoute) and "POST" in (route.methods or ())
+    ]
+    return lambda path: path in known or any(pattern.match(path) for pattern in patterns)
+
+
 class DoorRoute(APIRoute):
     """A route that reads any body but a form as JSON, whatever its Content-Type says, and whose
     errors the Guard answers."""
@@ -100,14 +110,16 @@ class DoorRoute(APIRoute):
                 first = dict(error.errors()[0])
                 first["loc"] = first["loc"][1:]  # without "body" or "query"
                 raise explain_first(first) from None
-            except HTTPException as error:  # by FastAPI, for a body that cannot be parsed at all
+            except HTTPException as error:  # by FastAPI, for whatever parsing the body raised
+                if isinstance(error.__cause__, SDBentoError):
+                    raise error.__cause__ from None
                 raise MalformedRequest(f"the body cannot be read: {error.detail}") from None
 
         return handle_or_fail
 
 
 class _JSONRequest(Request):
-    """Says that its body is JSON, as `curl -d` does not, and parses large ones on a thread."""
+    """Says that its body is JSON, as `curl -d` does not, and parses it as `json_bounds` does."""
 
     def __init__(self, scope: Scope, *args: Any) -> None:
         headers = MutableHeaders(raw=list(scope["headers"]))
@@ -116,10 +128,7 @@ class _JSONRequest(Request):
         super().__init__(dict(scope, headers=headers.raw), *args)
 
     async def json(self) -> Any:
-        body = await self.body()
-        if len(body) < LARGE_BODY:
-            return json.loads(body)
-        return await asyncio.to_thread(json.loads, body)
+        return await parsed(json_bounds.read, await self.body())
 
 
 async def _unrouted(_: Request, error: Exception) -> Response:

@@ -7,7 +7,6 @@ understands is ignored.
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -20,7 +19,7 @@ from pydantic import (
 )
 
 from sdbento.doors.docs.bodies import empty_counts_as_absent
-from sdbento.doors.http.forms import string_fields
+from sdbento.doors.http.forms import string_fields, text_as_json
 from sdbento.request.parse import ELSEWHERE
 from sdbento.request.schema import GenerateRequest, OutputFormat, Prompt
 
@@ -114,8 +113,5 @@ def _parsed(name: str, value: Any) -> Any:
     """An object or list that came as text, as in forms."""
     takes_json = name in GenerateRequest.model_fields and name not in string_fields()
     if takes_json and isinstance(value, str) and value.lstrip().startswith(("{", "[")):
-        try:
-            return json.loads(value)
-        except (ValueError, RecursionError):
-            return value
+        return text_as_json(name, value)
     return value

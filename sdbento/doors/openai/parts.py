@@ -18,7 +18,9 @@ from typing import Any
 from starlette.requests import Request
 
 from sdbento.doors.docs.bodies import BINARY, FORM, JSON
-from sdbento.doors.http.forms import is_form, read_parts
+from sdbento.doors.http import json_bounds
+from sdbento.doors.http.forms import is_form, read_parts, text_as_json
+from sdbento.doors.network.parsers import parsed
 from sdbento.doors.openai.body import ImageBody
 from sdbento.errors import InvalidParameter, MalformedRequest
 
@@ -62,10 +64,7 @@ async def read(request: Request) -> Parts:
 
 
 async def _from_json(request: Request) -> dict[str, Any]:
-    try:
-        fields = await request.json()
-    except (ValueError, RecursionError) as error:
-        raise MalformedRequest(f"the body is neither a form nor JSON: {error}") from None
+    fields = await parsed(json_bounds.read, await request.body())
     if not isinstance(fields, dict):
         raise MalformedRequest("the body must be a JSON object or a form")
     return fields
@@ -108,10 +107,7 @@ def _append(items: list[Any], key: str | None, value: str) -> None:
 
 def _leaf(text: str) -> Any:
     """What the text of a form stands for inside of a list or an object."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return text
+    return text_as_json("a field in brackets", text)
 
 
 def _sources(value: Any, param: str) -> list[str]:

@@ -7,7 +7,13 @@ from collections.abc import Callable
 import pytest
 
 from sdbento.doors.bentoml.labels import RouteLabels
-from sdbento.doors.bentoml.private import count_by_route, keep_addresses, leave_out_timeouts
+from sdbento.doors.bentoml.private import (
+    bound_connections,
+    count_by_route,
+    keep_addresses,
+    leave_out_timeouts,
+)
+from sdbento.doors.network.limits import Limits
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of importing BentoML
@@ -17,6 +23,7 @@ from sdbento.doors.bentoml.private import count_by_route, keep_addresses, leave_
     [
         (leave_out_timeouts, "TimeoutMiddleware"),
         (keep_addresses, "ProxyHeadersMiddleware"),
+        (lambda module: bound_connections(Limits(), module), "AutoHTTPProtocol"),
         (lambda module: count_by_route(RouteLabels([], []), module), "RunnerTrafficMetrics"),
     ],
 )

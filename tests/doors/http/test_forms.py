@@ -20,7 +20,7 @@ from sdbento.doors.http.forms import (
     form_as_json,
     is_form,
 )
-from sdbento.errors import MalformedRequest
+from sdbento.errors import MalformedRequest, TooLarge
 from tests.support.damage import damaged
 
 
@@ -57,8 +57,16 @@ async def test_a_prompt_that_looks_like_json_is_still_a_text(text: str) -> None:
     assert (await read(prompt=text))["prompt"] == text
 
 
-async def test_text_that_is_nested_too_deeply_for_json_is_text() -> None:
-    assert (await read(lora="[" * 100_000))["lora"] == "[" * 100_000
+@pytest.mark.parametrize("text", ["[" * 100_000, "[" * 500 + "]" * 500, "[1" + ",1" * 1000 + "]"])
+async def test_text_that_is_more_json_than_a_field_may_be_is_refused(text: str) -> None:
+    with pytest.raises(TooLarge, match="lora may "):
+        await read(lora=text)
+    assert (await read(prompt=text))["prompt"] == text  # it is not read as JSON
+
+
+async def test_an_urlencoded_form_of_escapes_alone_is_refused() -> None:
+    with pytest.raises(TooLarge, match="at most 1000000 escaped"):
+        await body("prompt=" + "%41" * 1_000_001, URLENCODED)
 
 
 async def test_too_many_parts_and_no_form_at_all_are_refused() -> None:
@@ -137,7 +145,7 @@ async def test_whatever_is_sent_as_a_form_is_json_or_malformed(body: bytes, kind
     headers = Headers(raw=[(b"content-type", kind.encode("latin-1"))])
     try:
         answer = await body_as_json(headers, body)
-    except MalformedRequest as error:
+    except (MalformedRequest, TooLarge) as error:
         error.message.encode()
         return
     if is_form(headers):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,10 +46,24 @@ def test_a_port_of_its_own_answers_ping_and_nothing_else() -> None:
         app.ready = True
         assert client.get("/ping?from=balancer").status_code == 200
         assert client.get("/generate").status_code == 404
-        assert client.post("/ping").status_code == 501
+        assert client.post("/ping").status_code == 405
         listener.close()
         with pytest.raises(httpx.TransportError):
             client.get("/ping")
+
+
+def test_nobody_can_take_all_connections_of_that_port() -> None:
+    app: Any = FakeApp()
+    port = free_port()
+    listener = ping.listen(app, load_settings(port=3000, port_health=port))
+    assert listener is not None
+    held = [socket.create_connection(("127.0.0.1", port)) for _ in range(150)]
+    assert httpx.get(f"http://127.0.0.1:{port}/ping", trust_env=False).status_code == 204
+    held[0].settimeout(30)
+    assert held[0].recv(1) == b""  # the oldest made room
+    for client in held:
+        client.close()
+    listener.close()
 
 
 @pytest.mark.parametrize("ports", [{}, {"port": 80}, {"port": 80, "port_health": 80}])
