@@ -35,10 +35,12 @@ coverage: $(STAMP) ## run the tests and name the lines that none of them reaches
 	@$(BIN)/coverage run -m $(PYTEST) $(ARGS); status=$$?; \
 	$(BIN)/coverage combine --quiet && $(BIN)/coverage report; exit $$status
 
-check: $(STAMP) ## lint, formatting and types
+check: $(STAMP) ## lint, formatting, types, licences, known vulnerabilities
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
+	@$(BIN)/python -m tools.licences
+	@$(BIN)/python -m tools.audit
 
 docs-check: $(STAMP) ## validate the OpenAPI document, and see that every route is in it
 	@$(BIN)/python -W ignore -m tools.docs_check
@@ -74,10 +76,10 @@ image: $(STAMP) ## build the OCI image with docker, podman or buildah; takes IMA
 image-smoke: $(STAMP) ## build it without an engine, for the CPU, and try it: HTTP, RunPod, registry
 	@scripts/image-smoke
 
-$(STAMP): requirements.lock requirements-dev.lock pyproject.toml
+$(STAMP): requirements.lock requirements-dev.lock requirements-cuda.lock pyproject.toml
 	$(if $(PYTHON),,$(error sdbento needs Python 3.11 or 3.12; name one: make install PYTHON=/path/to/python3.12))
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV) # also a half-made one
 	@echo "installing what requirements-dev.lock pins into $(VENV)"
-	@$(BIN)/python -m pip install --quiet --requirement requirements-dev.lock
+	@$(BIN)/python tools/install.py
 	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@

@@ -41,7 +41,7 @@ PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_24", "manylinux_2_
 
 def pins() -> dict[str, str]:
     """Versions by name, from the lock and of what is not in it."""
-    locked = dict(re.findall(r"^([\w.-]+)==(\S+)$", LOCK.read_text(encoding="utf-8"), re.M))
+    locked = dict(re.findall(r"^([\w.-]+)==(\S+)", LOCK.read_text(encoding="utf-8"), re.M))
     return {name: locked[name] for name in WANTED} | NOT_LOCKED
 
 

@@ -225,8 +225,8 @@ def test_small_networks_are_not_taken_for_a_result(tmp_path: Path, folder: Path)
 def test_the_wheels_are_those_that_the_lock_pins() -> None:
     pins = gpu_wheels.pins()
     assert set(gpu_wheels.WANTED) <= set(pins)
-    lock = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
-    assert [name for name in gpu_wheels.WANTED if f"{name}=={pins[name]}" not in lock] == []
+    lock = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    assert [name for name in gpu_wheels.WANTED if f"\n{name}=={pins[name]} " not in lock] == []
 
 
 def test_a_changed_or_superfluous_wheel_is_noticed(tmp_path: Path) -> None:

@@ -1,0 +1,87 @@
+"""What is installed: its hashes, licences, vulnerabilities, and the list of it all."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from tools import audit, licences, lock
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_all_licences_are_allowed_or_exceptions_with_a_reason() -> None:
+    text = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    assert list(licences.problems(licences.pinned(text))) == []
+
+
+@pytest.mark.parametrize(
+    ("licence", "allowed"),
+    [
+        ("MIT", True),
+        ("Apache-2.0 OR BSD-3-Clause", True),
+        ("GPL-3.0-only OR MIT", True),
+        ("MIT AND GPL-3.0-only", False),
+        ("AGPL-3.0-or-later", False),
+        ("GNU General Public License v3 (GPLv3)", False),
+        ("MIT-like, but no commercial use", False),
+        ("", False),
+    ],
+)
+def test_licences_are_judged_by_all_their_parts(licence: str, allowed: bool) -> None:
+    assert licences.is_allowed(licence) is allowed
+
+
+def test_a_package_without_a_licence_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metadata, "metadata", lambda name: None)
+    monkeypatch.setattr(licences, "licence_of", lambda package: "")
+    assert "thing: it states no licence" in list(licences.problems(["thing"]))
+
+
+FLAW = {"id": "PYSEC-2026-1", "fix_versions": ["1.1"], "aliases": []}
+
+
+def test_a_known_vulnerability_is_told_with_the_version_that_lacks_it() -> None:
+    report = [{"name": "thing", "version": "1.0", "vulns": [FLAW]}]
+    assert audit.problems(report) == ["thing 1.0: PYSEC-2026-1; fixed in 1.1"]
+
+
+@pytest.mark.parametrize("vulnerable", [False, True])
+def test_an_audit_holds_for_a_day_if_nothing_was_found(
+    vulnerable: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def ask(pins: list[str]) -> audit.Report:
+        asked.append(len(pins))
+        flaws = [FLAW] if vulnerable else []
+        return [{"name": pin, "version": "1", "vulns": flaws} for pin in pins]
+
+    monkeypatch.setattr(audit, "ask", ask)
+    monkeypatch.setattr(audit, "KEPT", tmp_path / "audited")
+    assert [audit.main(), audit.main()] == [int(vulnerable)] * 2
+    assert len(asked) == (4 if vulnerable else 2) and asked[1] > 100
+
+
+def test_an_audit_that_could_not_be_made_says_so_and_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(audit, "ask", lambda pins: [])
+    monkeypatch.setattr(audit, "KEPT", tmp_path / "audited")
+    assert audit.main() == 0
+    assert "nothing was audited" in capsys.readouterr().out
+    assert not audit.KEPT.exists()
+
+
+def test_a_lock_keeps_the_hashes_of_builds_that_only_some_machines_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "test.lock"
+    monkeypatch.setattr(lock, "hashes_of", lambda versions: {("torch", "2.0"): {"sha256:aa"}})
+    lock.write(path, "# header\n", {"torch": "2.0"}, {("torch", "2.0"): {"sha256:bb"}})
+    lock.write(path, "# header\n", {"torch": "2.0"}, {})
+    assert path.read_text() == (
+        "# header\ntorch==2.0 \\\n    --hash=sha256:aa \\\n    --hash=sha256:bb\n"
+    )
