@@ -46,7 +46,7 @@ from sdbento.jobs.retry import retry_while_refused
 from sdbento.jobs.runpod_format import one_line
 from sdbento.jobs.store import JobStore
 from sdbento.jobs.table import Job, milliseconds
-from sdbento.outbound.places import Places
+from sdbento.outbound.places import HostPlaces
 from sdbento.settings import Settings
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class Dispatcher:
         room = settings.max_queue_size + settings.max_batch_size
         self._max_running = min(2 * settings.max_batch_size, room)
         self._delivery = Delivery(settings, limited=False)
-        self._uploads = Places(UPLOADS, UPLOADS_TO_A_HOST)
+        self._uploads = HostPlaces(UPLOADS, UPLOADS_TO_A_HOST)
         self._keyring = Keyring(settings)
         self._running: dict[str, _Run] = {}
         self._awake = asyncio.Event()  # there may be something to claim, or room for it

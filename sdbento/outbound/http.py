@@ -24,7 +24,7 @@ from sdbento.errors import TooLarge
 from sdbento.outbound.addresses import Address, site
 from sdbento.outbound.failures import FAILURES, Failed, explained
 from sdbento.outbound.names import resolve
-from sdbento.outbound.places import Places, SharedBytes, TimeLimit
+from sdbento.outbound.places import HostPlaces, SharedBytes, TimeLimit
 from sdbento.outbound.urls import check, check_addresses, host_of, join, parse
 from sdbento.settings import Settings
 
@@ -82,7 +82,7 @@ class Outbound:
     def __init__(self, settings: Settings, max_memory: int = MAX_MEMORY) -> None:
         """max_memory: bytes of what is being fetched."""
         self._settings = settings
-        self._places = Places(CONNECTIONS, CONNECTIONS_TO_A_HOST)
+        self._places = HostPlaces(CONNECTIONS, CONNECTIONS_TO_A_HOST)
         self._memory = SharedBytes(max_memory, "the memory for what is fetched")
 
     @asynccontextmanager
@@ -156,7 +156,7 @@ def fetch_blocking(url: str, settings: Settings, *, max_bytes: int, param: str) 
 class _Call:
     """The requests of one call, which share its time."""
 
-    def __init__(self, settings: Settings, places: Places) -> None:
+    def __init__(self, settings: Settings, places: HostPlaces) -> None:
         self._settings = settings
         self._places = places
         self._caller = current_caller()

@@ -16,13 +16,13 @@ from sdbento.access.caller import Caller
 from sdbento.errors import Unavailable
 from sdbento.outbound.addresses import Address
 from sdbento.outbound.failures import Failed
-from sdbento.outbound.places import Places, TimeLimit
+from sdbento.outbound.places import HostPlaces, TimeLimit
 from sdbento.outbound.urls import as_address, registered_name
 
 LOOKUPS = 256  # at once
 LOOKUPS_IN_A_DOMAIN = 8  # of one owner
 
-_places = Places(LOOKUPS, LOOKUPS_IN_A_DOMAIN)
+_places = HostPlaces(LOOKUPS, LOOKUPS_IN_A_DOMAIN)
 
 
 def look_up(host: str, port: int) -> list[str]:

@@ -9,17 +9,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection, Hashable, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from threading import Lock
-from typing import TypeVar
 
 from sdbento.access.caller import Caller
-from sdbento.access.limits import has_place, refusal
+from sdbento.access.limits import Places
 from sdbento.errors import LimitReached
-
-K = TypeVar("K", bound=Hashable)
 
 BUSY = (
     "too many of your URLs are in use at once, and their hosts have not answered; try again later"
@@ -57,7 +54,7 @@ class Visit:
     admitted: asyncio.Future[None] = field(default_factory=_new_future)
 
 
-class Places:
+class HostPlaces:
     """Places to deal with hosts. Those who find none wait, in the order in which they came, except
     that nobody waits for a place that is not free because of somebody else's host.
 
@@ -65,10 +62,9 @@ class Places:
     """
 
     def __init__(self, total: int, each: int) -> None:
-        self._total = total
+        self._places = Places(total)
         self._each = each
         self._lock = Lock()
-        self._num_visits: Counter[str | None] = Counter()  # by owner
         self._num_on_host: Counter[tuple[str | None, str]] = Counter()
         self._waiting: list[Visit] = []
 
@@ -126,24 +122,24 @@ class Places:
 
     def _has_room(self, visit: Visit) -> bool:
         owner = visit.caller.owner
-        return has_place(visit.caller, self._num_visits, self._total) and all(
+        return self._places.has_room(visit.caller) and all(
             self._num_on_host[owner, host] < self._each for host in visit.hosts
         )
 
     def _count(self, visit: Visit, change: int) -> None:
         owner = visit.caller.owner
-        _add(self._num_visits, owner, change)
+        self._places.change(owner, change)
         for host in visit.hosts:
-            _add(self._num_on_host, (owner, host), change)
+            self._num_on_host[owner, host] += change
+            if not self._num_on_host[owner, host]:
+                del self._num_on_host[owner, host]
 
 
 class SharedBytes:
     """Bytes in memory, of which every owner leaves room for those of others. For one thread."""
 
     def __init__(self, limit: int, what: str) -> None:
-        self._limit = limit
-        self._what = what
-        self._num_bytes: Counter[str | None] = Counter()
+        self._places = Places(limit, what, f"{what} is used up")
 
     @contextmanager
     def counting(self, caller: Caller) -> Iterator[Callable[[int], None]]:
@@ -153,24 +149,17 @@ class SharedBytes:
 
         def add(num_bytes: int) -> None:
             nonlocal counted
-            if not has_place(caller, self._num_bytes, self._limit, num_bytes):
-                full = f"{self._what} is used up"
-                raise refusal(caller, self._num_bytes, self._limit, what=self._what, full=full)
+            if not self._places.has_room(caller, num_bytes):
+                raise self._places.refusal(caller)
             counted += num_bytes
-            _add(self._num_bytes, caller.owner, num_bytes)
+            self._places.change(caller.owner, num_bytes)
 
         try:
             yield add
         finally:
-            _add(self._num_bytes, caller.owner, -counted)
+            self._places.change(caller.owner, -counted)
 
 
 def _admit(admitted: asyncio.Future[None]) -> None:
     if not admitted.done():  # its task may have been cancelled
         admitted.set_result(None)
-
-
-def _add(counter: Counter[K], key: K, change: int) -> None:
-    counter[key] += change
-    if not counter[key]:
-        del counter[key]

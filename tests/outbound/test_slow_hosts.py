@@ -18,7 +18,7 @@ from sdbento.outbound.http import (
     Outbound,
 )
 from sdbento.outbound.names import LOOKUPS, LOOKUPS_IN_A_DOMAIN
-from sdbento.outbound.places import Places
+from sdbento.outbound.places import HostPlaces
 from sdbento.settings import Settings
 from tests.support.hosts import Hosts, hosting
 from tests.support.job_server import until
@@ -159,7 +159,7 @@ class HangingNames:
 @pytest.fixture
 def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterable[HangingNames]:
     hanging = HangingNames()
-    monkeypatch.setattr(names, "_places", Places(LOOKUPS, LOOKUPS_IN_A_DOMAIN))
+    monkeypatch.setattr(names, "_places", HostPlaces(LOOKUPS, LOOKUPS_IN_A_DOMAIN))
     yield hanging
     hanging.answer.set()
 
