@@ -61,6 +61,7 @@ from sdbento.jobs.table import (
 SUSPECT_INTERRUPTIONS = 3  # deaths of the server during a job after which the job is run alone
 MAX_INTERRUPTIONS = 20  # deaths after which it is not run again: it may be what kills the server
 ENOUGH_POSTS = 3  # of a webhook that fails, where room is needed; as many as RunPod makes
+_MUST_POST = and_(jobs.c.webhook_due.is_not(None), jobs.c.webhook_posts < ENOUGH_POSTS)
 UNPOSTED = ("input", "s3_config")  # columns that no webhook tells of
 VACUUM_PAGES = 10_000  # free pages returned to the file system at a time
 
@@ -206,15 +207,18 @@ class JobStore:
             values |= {"finished": now, "delete_after": now + new.keep}
             values |= {"webhook_due": now if new.webhook else None}
         with self._transaction() as connection:
-            if new.error is None:
+            if new.error is None or new.webhook:
                 caller = Caller(new.key_name, shares=shared, address=new.address)
-                self._check_room(connection, size, caller)
+                self._check_room(connection, values["size"], caller)
             connection.execute(insert(jobs).values(values))
 
     def _check_room(self, connection: Connection, size: int, caller: Caller) -> None:
-        """Raises Overloaded if a job of so many bytes has no room among the unfinished ones."""
-        room = select(owner_of_job, func.count(), func.coalesce(func.sum(jobs.c.size), 0))
-        room = room.where(jobs.c.status.in_(UNFINISHED)).group_by(owner_of_job)
+        """Raises Overloaded if a job of so many bytes has no room among the unfinished ones. Those
+        whose webhook has not had its first posts take a place as well: they must be kept."""
+        unfinished = jobs.c.status.in_(UNFINISHED)
+        nbytes = func.sum(case((unfinished, jobs.c.size), else_=0))
+        room = select(owner_of_job, func.count(), nbytes).group_by(owner_of_job)
+        room = room.where(or_(unfinished, _MUST_POST))
         rows = connection.execute(room).tuples().all()
         counts = {owner: count for owner, count, _ in rows}
         sizes = {owner: int(nbytes) for owner, _, nbytes in rows}
@@ -460,8 +464,7 @@ class JobStore:
                 jobs.c.id,
                 jobs.c.run,
                 jobs.c.size,
-                jobs.c.webhook_due,
-                jobs.c.webhook_posts,
+                _MUST_POST.label("must_post"),
                 owner_of_job,
             )
             .where(jobs.c.status.not_in(UNFINISHED))
@@ -473,7 +476,7 @@ class JobStore:
         for row in finished:
             counts[row.owner] += 1
             sizes[row.owner] += row.size
-            if row.webhook_due is None or row.webhook_posts >= ENOUGH_POSTS:
+            if not row.must_post:
                 removable.setdefault(row.owner, []).append(row)
         excess = []
         while any(removable.values()):

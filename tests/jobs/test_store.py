@@ -262,6 +262,24 @@ def test_a_webhook_that_has_failed_often_does_not_keep_results_where_room_is_nee
     store.close()
 
 
+def test_jobs_whose_webhooks_must_still_be_posted_take_places(tmp_path: Path) -> None:
+    """Whoever sends bad inputs with webhooks of a host that hangs would fill the table."""
+    store = JobStore(tmp_path, limits=Limits(max_unfinished=2))
+    for job_id in "ab":
+        store.add(new(job_id, error="bad input", webhook="https://listener.example/"))
+    with pytest.raises(Overloaded):
+        store.add(new("c", error="bad input", webhook="https://listener.example/"))
+    store.add(new("d", error="bad input"))
+    store.note_webhook(current(store, "a"), again_in=None)
+    store.add(new("e"))
+    for _ in range(ENOUGH_POSTS):
+        store.note_webhook(current(store, "b"), again_in=HOUR)
+    store.add(new("f", error="bad input", webhook="https://listener.example/"))
+    with pytest.raises(Overloaded):
+        store.add(new("g"))
+    store.close()
+
+
 @pytest.mark.parametrize("end", ["complete", "fail", "time out", "cancel", "expire", "purge"])
 def test_credentials_are_gone_when_a_job_ends(store: JobStore, clock: Clock, end: str) -> None:
     store.add(new(s3_config='{"accessSecret": "hush"}'))
