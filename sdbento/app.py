@@ -25,7 +25,7 @@ from sdbento.catalog.lookup import Catalog
 from sdbento.catalog.specs import ControlNetSpec, ModelSpec
 from sdbento.engine.cost import CostModel
 from sdbento.engine.handle import Estimated, Handle, Stepped
-from sdbento.engine.loop import Engine
+from sdbento.engine.loop import Engine, replaced
 from sdbento.engine.planner import ROWS_PER_IMAGE, Planner
 from sdbento.engine.trajectory import Runner
 from sdbento.environment import unknown_variables
@@ -68,8 +68,9 @@ class App:
     """Everything behind the doors. Make it, `start` it, ask it, `close` it.
 
     Requests are counted on the event loop that serves them; everything else is thread-safe.
-    `runner` None: the real one. `on_broken` is called once if this process must be replaced, by any
-    thread, with whether requests under way can still be finished.
+    `runner` None: the real one. `on_broken` is called if this process must be replaced, by any
+    thread, with whether requests under way can still be finished; and again if they no longer can.
+    It must return at once.
     """
 
     def __init__(
@@ -98,7 +99,8 @@ class App:
         self._admission = Admission(settings, lambda: self.engine.endings)
         self._default_loaded = threading.Event()
         self._closed = threading.Event()
-        self._broken = False
+        self._broken, self._can_finish = False, True
+        self._break_lock = threading.Lock()  # guards both
 
     def start(self) -> None:
         """Start the engine, and begin to load the default model in the background.
@@ -247,7 +249,7 @@ class App:
     def _lose_engine(self, reason: str) -> None:
         """No image can be made any more: whoever waits for one is told at once."""
         self.engine.abandon()
-        self.pipelines.abandon()
+        self.pipelines.abandon(replaced)
         self.report_broken(reason)
 
     def report_broken(self, reason: str) -> None:
@@ -255,10 +257,13 @@ class App:
 
         Also for parts that App does not know, like the jobs.
         """
-        if not self._broken:
-            self._broken = True
+        with self._break_lock:
+            can_finish = self.engine.alive
+            if self._broken and (can_finish or not self._can_finish):
+                return
+            self._broken, self._can_finish = True, can_finish
             log.error("%s: this process must be replaced", reason)
-            self._on_broken(self.engine.alive)
+            self._on_broken(can_finish)
 
     async def _begin(self, request: ResolvedRequest) -> RunningRequest:
         """Lease the models and hand the request to the engine."""

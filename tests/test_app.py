@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -214,7 +215,12 @@ async def test_a_late_request_without_images_is_not_blamed_on_their_fetch(app: A
 
 @pytest.mark.parametrize(
     ("settings", "longest"),
-    [({}, 600), ({"request_timeout": 60}, 60), ({"request_timeout": 60, "max_timeout": 900}, 900)],
+    [
+        ({}, 600),
+        ({"max_timeout": 60}, 60),
+        ({"request_timeout": 60}, 60),
+        ({"request_timeout": 60, "max_timeout": 900}, 900),
+    ],
 )
 async def test_no_request_has_more_time_than_the_server_allows_unless_it_is_a_job(
     settings: dict[str, float], longest: int
@@ -226,6 +232,7 @@ async def test_no_request_has_more_time_than_the_server_allows_unless_it_is_a_jo
         await app.generate(longer)
     assert caught.value.param == "timeout"
     assert (await resolve(longest_one, 0.0)).deadline == longest
+    assert (await resolve(GenerateRequest(prompt="x"), 0.0)).deadline <= longest
     assert (await resolve(longer, 0.0, seconds=5000.0)).deadline == 5000.0
     await asyncio.to_thread(app.close)
 
@@ -368,6 +375,38 @@ async def test_whoever_can_replace_the_process_is_told_once_when_a_step_hangs(
         assert told == [False]
     finally:
         goes_on.set()
+        await asyncio.to_thread(app.close)
+
+
+async def test_whoever_waits_for_requests_is_told_when_a_device_that_hangs_keeps_them() -> None:
+    told = list[bool]()
+    app = App(load_settings(sd_model="shapes"), FakeRunner(), on_broken=told.append)
+    app.engine.start()
+    app.report_broken("the jobs have died")
+    app.report_broken("the jobs have died again")
+    assert told == [True]
+    for _ in range(2):
+        app._lose_engine("a step hangs")
+    assert told == [True, False]
+    await asyncio.to_thread(app.close)
+
+
+async def test_whoever_waits_for_a_model_when_the_device_fails_may_send_the_request_again() -> None:
+    app = App(load_settings(sd_model="shapes"), FakeRunner())
+    app.engine.start()
+    app.pipelines._load = lambda _: loading.result(60)  # type: ignore[assignment]
+    loading = Future[Any]()
+    waiting = asyncio.create_task(app.run(GenerateRequest(prompt="x")))
+    try:
+        await until(lambda: app.pipelines._pending)
+        app._lose_engine("a step hangs")
+        with pytest.raises(Unavailable, match="is being restarted") as caught:
+            await waiting
+        assert caught.value.retry_after
+        later = app.pipelines.acquire(app.catalog.resolve("shapes")).exception()
+        assert isinstance(later, Unavailable) and later.retry_after
+    finally:
+        loading.set_exception(OSError())
         await asyncio.to_thread(app.close)
 
 

@@ -120,7 +120,7 @@ class Engine:
     def check_usable(self) -> None:
         """Raises Unavailable once the engine was abandoned."""
         if self._abandoned:
-            raise _replaced()
+            raise replaced()
 
     def submit(self, trajectories: list[Trajectory], deadline: float) -> Handle:
         """Take in the images of one request, to be done by `deadline` (time.monotonic).
@@ -183,7 +183,7 @@ class Engine:
         self._watchdog.stop()
         self._inbox.put(self._stop)
         for handle in unfinished:
-            handle.done.set_exception(_replaced())
+            handle.done.set_exception(replaced())
 
     def _cancel(self, handle: Handle) -> None:
         if not handle.done.done():
@@ -424,7 +424,8 @@ class Engine:
         self._fail_everyone(Unavailable("the server stopped before the request was done"))
 
 
-def _replaced() -> Unavailable:
+def replaced() -> Unavailable:
+    """The error for requests that come or wait once the engine was abandoned."""
     return Unavailable(
         "the device has failed, and the server is being restarted; send the request again",
         retry_after=REPLACED,

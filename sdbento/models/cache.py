@@ -18,7 +18,7 @@ model in constant use would be leased without a gap, and never make room for ano
 
 State: `_residency` (what is on the device), `_pending` (by their sets of keys, oldest first),
 `_turns` (of the owners of requests), `_loading` (the set that is being loaded), `_leases` (not yet
-released), `_closed`; all guarded by `_lock`, the lock of the condition `_changed`. A key names a
+released), `_closed`, `_why_closed`; all guarded by `_lock`, the lock of the condition `_changed`. A key names a
 model or ControlNet uniquely. Lock order: a future's own lock may be taken under `_lock`, never
 `_lock` under a future's; callbacks of futures run with neither. Loading and offloading hold no
 lock. `_offloaded` belongs to the loader thread.
@@ -42,7 +42,7 @@ from functools import partial
 import torch
 
 from sdbento.catalog.specs import Spec
-from sdbento.errors import OutOfMemory, classify, unexplained
+from sdbento.errors import OutOfMemory, Unavailable, classify, unexplained
 from sdbento.models.device import (
     GB,
     choose_device,
@@ -101,6 +101,7 @@ class PipelineCache:
         self._turns: dict[str | None, int] = {}  # the number of each owner's last one
         self._loading: frozenset[str] = frozenset()
         self._leases: set[Lease] = set()
+        self._why_closed: Callable[[], Unavailable] = stopping
         self._closed = False
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
@@ -115,7 +116,7 @@ class PipelineCache:
         waiter = Waiter(Future(), specs)
         with self._lock:
             if self._closed:
-                waiter.future.set_exception(stopping())
+                waiter.future.set_exception(self._why_closed())
             elif (lease := self._try_lease(specs)) is not None:
                 waiter.future.set_result(lease)
             else:
@@ -164,15 +165,17 @@ class PipelineCache:
         if self._loader is not None and self._loader is not threading.current_thread():
             self._loader.join(CLOSE_TIMEOUT)
 
-    def abandon(self) -> None:
-        """Fail all who wait, and forget all models; leases not yet released stay usable."""
+    def abandon(self, why: Callable[[], Unavailable] = stopping) -> None:
+        """Fail all who wait and who come later, with the error that the first call's `why` makes,
+        and forget all models; leases not yet released stay usable."""
         with self._changed:
-            self._closed = True
+            if not self._closed:
+                self._closed, self._why_closed = True, why
             waiters = [waiter for pending in self._pending.values() for waiter in pending.waiters]
             self._pending.clear()
             self._residency.clear()
             self._changed.notify_all()
-        fail(waiters, stopping())
+        fail(waiters, self._why_closed())
 
     # Under the lock
 

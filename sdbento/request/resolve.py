@@ -103,7 +103,7 @@ class Resolver:
                 f"or else SDBENTO_REQUEST_TIMEOUT); given: {request.timeout:g}",
                 param="timeout",
             )
-        return request.timeout or default
+        return request.timeout or min(default, longest)
 
     async def find_model(self, name: str | None, param: str = "model") -> ModelSpec:
         """The model of that name, None: the default. Raises errors of the `errors` tree only.
