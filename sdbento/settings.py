@@ -195,8 +195,8 @@ class Settings(BaseModel):
         le=86400,
         allow_inf_nan=False,
         validation_alias=_names("SDBENTO_STALL_SECONDS"),
-        description="Seconds after which a step is taken to hang, and the process is replaced; "
-        "20 times what the step usually takes, if that is longer",
+        description="Seconds after which a step counts as hanging, and the process is replaced; "
+        "20 times what such a step usually takes, if that is longer",
     )
     max_timeout: float | None = Field(
         None,
@@ -295,7 +295,7 @@ class Settings(BaseModel):
         "",
         validation_alias=_names("SDBENTO_TRUSTED_PROXIES"),
         description="Addresses or networks of proxies before the server, separated by commas: "
-        "their X-Forwarded-For names the client, whose share counts where there are no keys",
+        "the server takes a client's address from their X-Forwarded-For",
     )
     metrics_public: bool = Field(
         False,
@@ -311,9 +311,9 @@ class Settings(BaseModel):
     allowed_hosts: str = Field(
         "",
         validation_alias=_names("SDBENTO_ALLOWED_HOSTS"),
-        description="Names under which clients may reach the server, such as sd.example.com or "
-        "*.example.com, separated by commas, or *; addresses and names of private networks need "
-        "not be named; unset, without keys: what a page could misuse is refused",
+        description="Host names that requests may use, such as sd.example.com or *.example.com, "
+        "separated by commas, or * for all; IP addresses, localhost and names such as *.local "
+        "always work. Unset: any with keys; without keys, none that a web page could misuse",
     )
 
     # Durable jobs.

@@ -1,5 +1,4 @@
-"""What each may have: requests a minute and images at once of single keys, and, of whatever has a
-limit for all, a share.
+"""The limits of single keys, and the shares of callers in whatever has a limit for all.
 
 Counted in this process, on its event loop. Knows neither keys nor requests, only names and numbers.
 """

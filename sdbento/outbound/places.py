@@ -55,8 +55,8 @@ class Visit:
 
 
 class HostPlaces:
-    """Places to deal with hosts. Those who find none wait, in the order in which they came, except
-    that nobody waits for a place that is not free because of somebody else's host.
+    """Places to deal with hosts. Who finds none waits, in the order of arrival. Who waits because
+    of a slow host, or has his share, holds up nobody behind him.
 
     total: how many there are. each: how many an owner may have on one host. Thread-safe.
     """

@@ -1,9 +1,9 @@
-"""Whether a request may come under the name that it has for this server, where nobody has a key.
+"""Checks the `Host` of requests to a server without keys, as protection from DNS rebinding.
 
-The owner of a domain can let its name point at this machine once a visitor has its page (DNS
-rebinding). For the visitor's browser that page then is one of this server, and may send and read
-anything. Its requests still name the domain, in `Host`; and it cannot have TLS, for which this
-machine would need a certificate of that domain.
+The owner of a domain can let its name point at this machine once a visitor has loaded its page. The
+visitor's browser then takes this server for a part of that page, which may send and read anything.
+The page's requests still name its domain in `Host`. They come without TLS, for which this machine
+would need a certificate of that domain.
 """
 
 from __future__ import annotations
@@ -53,9 +53,8 @@ class Hosts:
             self._only_known = not is_exposed(scope["server"][1])
         if self._only_known or _is_browser_without_tls(headers):
             raise Forbidden(
-                f"the server does not know the name {host[:80]!r} for itself, and so it could be a "
-                "page of another host that asks; SDBENTO_ALLOWED_HOSTS allows names, and with "
-                "a key (SDBENTO_API_KEY) all are allowed"
+                f"the server does not accept requests for the host {host[:80]!r}; add it to "
+                "SDBENTO_ALLOWED_HOSTS"
             )
 
     def _is_known(self, name: str) -> bool:
