@@ -17,7 +17,7 @@ PYTEST := pytest -q --numprocesses logical --maxprocesses 4 --dist loadfile
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test coverage check docs-check docs-fuzz bench bench-cold bench-gpu gpu-wheels gpu-rehearsal soak lock image image-smoke
+.PHONY: help install serve test coverage check docs-check docs-fuzz bench bench-cold bench-gpu gpu-wheels gpu-rehearsal soak lock sbom image image-smoke
 
 help: ## show these words
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -69,6 +69,9 @@ soak: $(STAMP) ## keep a server in bad company: ARGS="mixed --minutes 60"; alone
 
 lock: $(STAMP) ## pin what pyproject.toml asks for; ARGS=--upgrade takes the newest
 	@$(BIN)/python tools/lock.py $(ARGS)
+
+sbom: $(STAMP) ## list the packages of the image in sbom.cdx.json (CycloneDX)
+	@$(BIN)/python -m tools.sbom requirements-gpu.lock sbom.cdx.json
 
 image: $(STAMP) ## build the OCI image with docker, podman or buildah; takes IMAGE, BACKEND
 	@scripts/image $(ARGS)

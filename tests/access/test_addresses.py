@@ -5,8 +5,10 @@ from __future__ import annotations
 from ipaddress import ip_network
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
-from sdbento.access.addresses import client_address
+from sdbento.access.addresses import Address, client_address
 
 PROXIES = tuple(map(ip_network, ("127.0.0.1", "10.0.0.0/8", "fd00::/8")))
 
@@ -64,3 +66,25 @@ def test_a_client_among_the_proxies_counts_by_its_own_address() -> None:
 
 def test_nobody_is_trusted_who_is_not_named() -> None:
     assert client_address("127.0.0.1", ["192.0.2.1"], ()) == "127.0.0.1"
+
+
+# Whatever clients write into the header
+
+WRITTEN = st.lists(st.text(st.sampled_from("0123456789abf.:,[]% \u00b2"), max_size=30), max_size=4)
+
+
+@given(st.ip_addresses(), WRITTEN)
+def test_nobody_changes_who_he_is_by_what_he_writes(client: Address, written: list[str]) -> None:
+    assume(not any(client in network for network in PROXIES))
+    alone = client_address(str(client), [], PROXIES)
+    assert client_address(str(client), written, PROXIES) == alone
+    for added in (f"{client}", f" {client} ", f"[{client}]:80" if client.version == 6 else client):
+        assert client_address("10.1.1.1", [*written, str(added)], PROXIES) == alone
+        joined = [",".join([*written, str(added), "10.9.9.9"])]
+        assert client_address("10.1.1.1", joined, PROXIES) == alone
+
+
+@given(st.text(max_size=40) | st.ip_addresses().map(str), WRITTEN)
+def test_any_text_is_an_address_or_none(peer: str, written: list[str]) -> None:
+    counted = client_address(peer, written, PROXIES)
+    assert counted is None or ip_network(counted).num_addresses in (1, 2**64)

@@ -14,6 +14,8 @@ import huggingface_hub
 import pytest
 import safetensors.torch
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 
 from sdbento.environment import load_settings
@@ -28,6 +30,7 @@ from sdbento.lora import files as lora_files
 from sdbento.lora.files import read
 from sdbento.lora.lookup import LoraSource, Url, locate
 from sdbento.settings import Settings
+from tests.support.damage import damaged
 
 TENSORS = {"unet.x.lora_A.weight": torch.arange(6.0).reshape(2, 3)}
 STEM = "pytorch_lora_weights.safetensors"
@@ -239,3 +242,48 @@ def test_a_file_that_vanishes_is_an_error_of_its_own(folder: Path) -> None:
     (folder / "outline.safetensors").unlink()
     with pytest.raises(ModelLoadFailed, match="LoRA outline: its file cannot be read"):
         read(source, settings)
+
+
+# Damaged and hostile files
+
+JSON = st.recursive(
+    st.none() | st.integers() | st.sampled_from(["F32", "BF16", "", "a"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.just("a"), inner),
+    max_leaves=4,
+)
+ENTRY = st.fixed_dictionaries(
+    {},
+    optional={
+        "dtype": st.sampled_from(["F32", "F16", "I64", "BOOL", "F8_E4M3", "F4", "Q9"]) | JSON,
+        "shape": st.lists(st.integers(-1, 2**64), max_size=3) | JSON,
+        "data_offsets": st.lists(st.integers(-1, 2**64) | st.integers(0, 32), max_size=3) | JSON,
+    },
+)
+HEADERS = st.dictionaries(st.sampled_from(["__metadata__", "a", "b.c"]), ENTRY | JSON)
+
+
+def with_header(header: str, length: int | None = None) -> bytes:
+    text = header.encode()
+    return struct.pack("<Q", len(text) if length is None else length) + text + bytes(24)
+
+
+@given(
+    damaged(st.just(safetensors.torch.save(TENSORS, metadata={"marker": "x"})))
+    | st.builds(with_header, HEADERS.map(json.dumps))
+    | st.builds(with_header, st.just("{}"), st.integers(0, 2**64 - 1))
+    | st.sampled_from([with_header(text) for text in ("[" * 9999, '{"a":' * 9999, "", "\0", "[]")])
+)
+def test_any_file_is_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, data: bytes
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.safetensors"
+    path.write_bytes(data)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lora_files, "fetch_blocking", lambda *args, **limits: data)
+        for place in (path, Url("https://a.example/x.safetensors")):
+            try:
+                file = read(LoraSource("x", place), Settings())
+            except SDBentoError as error:
+                assert error.status < 500 and "x" in error.message
+            else:
+                assert all(isinstance(value, str) for value in file.metadata.values())

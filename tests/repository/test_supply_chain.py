@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from importlib import metadata
+import json
+import re
+from importlib import metadata, resources
 from pathlib import Path
+from typing import Any
 
+import jsonschema_rs
 import pytest
 
-from tools import audit, licences, lock
+import sdbento
+from tools import audit, licences, lock, sbom
 
 ROOT = Path(__file__).parents[2]
 
@@ -85,3 +90,26 @@ def test_a_lock_keeps_the_hashes_of_builds_that_only_some_machines_have(
     assert path.read_text() == (
         "# header\ntorch==2.0 \\\n    --hash=sha256:aa \\\n    --hash=sha256:bb\n"
     )
+
+
+def test_the_list_of_packages_is_valid_and_has_all_that_the_image_installs(tmp_path: Path) -> None:
+    path = tmp_path / "sbom.json"
+    sbom.write(ROOT / "requirements-gpu.lock", path)
+    found = json.loads(path.read_text(encoding="utf-8"))
+    assert list(cyclonedx_schema(found["specVersion"]).iter_errors(found)) == []
+    assert found["metadata"]["component"]["version"] == sdbento.__version__
+    names = (f"requirements{kind}.lock" for kind in ("", "-cuda", "-gpu"))
+    pins = "".join((ROOT / name).read_text(encoding="utf-8") for name in names)
+    listed = {f"{one['name']}=={one['version']}" for one in found["components"]}
+    assert listed == set(re.findall(r"^[\w.-]+==[\w.]+", pins, re.MULTILINE))
+    assert all(one["purl"].startswith("pkg:pypi/") for one in found["components"])
+
+
+def cyclonedx_schema(version: str) -> jsonschema_rs.Validator:
+    folder = resources.files("cyclonedx.schema._res")
+
+    def schema(url: str) -> Any:
+        return json.loads((folder / url.rpartition("/")[2]).read_text(encoding="utf-8"))
+
+    bom = schema(f"bom-{version}.SNAPSHOT.schema.json")
+    return jsonschema_rs.validator_for(bom, retriever=schema)

@@ -6,6 +6,8 @@ import socket
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sdbento.doors.http import hosts
 from sdbento.errors import Forbidden
@@ -136,6 +138,42 @@ def test_a_server_on_loopback_is_known_by_the_socket_that_it_listens_on() -> Non
                     checking.check(scope)
             else:
                 checking.check(scope)
+
+
+# Any name that somebody can register, and any text
+
+LABEL = st.from_regex(r"[a-z0-9_]([a-z0-9-]{0,8}[a-z0-9])?", fullmatch=True)
+# What a browser takes for a name: its last label is no number.
+TOP = st.sampled_from(["com", "example", "xn--p1ai", "localhost1", "lan-", "0x7f.com", "locals"])
+DOMAINS = st.builds("{}.{}".format, st.lists(LABEL, min_size=1, max_size=4).map(".".join), TOP)
+LIKE_OURS = st.sampled_from(["localhost", "127.0.0.1", "box.lan", "[::1]", "public.example"])
+PORT = st.just("") | st.integers(0, 65535).map(":{}".format)
+
+
+def is_refused(host: str, exposed: bool) -> bool:
+    headers = {**PLAIN, "Host": host}
+    raw = [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hosts, "is_exposed", lambda port: exposed)
+        checking = hosts.Hosts(Settings(public_url="https://public.example"))
+        try:
+            checking.check({"type": "http", "headers": raw, "server": ("127.0.0.1", 3000)})
+        except Forbidden:
+            return True
+    return False
+
+
+@given(DOMAINS, st.none() | LIKE_OURS, st.sampled_from(["", "."]), PORT, st.booleans())
+def test_no_domain_of_the_internet_is_the_servers(
+    domain: str, below: str | None, dot: str, port: str, exposed: bool
+) -> None:
+    host = (domain if below is None else f"{below}.{domain}") + dot + port
+    assert is_refused(host, exposed) and is_refused(host.upper(), exposed)
+
+
+@given(st.text(st.characters(max_codepoint=255), max_size=30), st.booleans())
+def test_any_host_is_judged(host: str, exposed: bool) -> None:
+    assert is_refused(host, exposed) in (True, False)
 
 
 @pytest.mark.parametrize("names", ["http://a.example", "a.example:80", "a.*.example", "a b", "a/b"])

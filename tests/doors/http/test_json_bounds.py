@@ -6,9 +6,12 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sdbento.doors.http.json_bounds import MAX_DEPTH, MAX_VALUES, check, read
 from sdbento.errors import MalformedRequest, TooLarge
+from tests.support.damage import damaged
 
 
 def nested(depth: int) -> str:
@@ -83,3 +86,69 @@ def test_what_is_not_json_in_utf_8_is_refused(body: bytes) -> None:
 
 def test_a_byte_order_mark_does_no_harm() -> None:
     assert read(b'\xef\xbb\xbf{"a": 1}') == {"a": 1}
+
+
+# Whatever the text: no more is read than the limit, and nothing is refused that is within it.
+
+LIMIT = 12
+TEXTS = st.text(st.sampled_from('\\"[]{},: a\n\u20ac'), max_size=8)
+VALUES = st.recursive(
+    st.none() | st.integers() | TEXTS,
+    lambda inner: st.lists(inner, max_size=6) | st.dictionaries(TEXTS, inner, max_size=4),
+    max_leaves=12,
+)
+PIECES = st.sampled_from(['"', "\\", '\\"', "[", "]", "{", "}", ",", ":", "1", '"a"', '{"a":', " "])
+FILES = (
+    damaged(VALUES.map(lambda value: json.dumps(value).encode()))
+    | st.lists(PIECES, max_size=50).map(lambda pieces: ("[" + "".join(pieces)).encode())
+    | st.binary(max_size=40)
+)
+
+
+def is_read(text: bytes) -> bool:
+    try:
+        check(text, max_values=LIMIT)
+    except TooLarge:
+        return False
+    return True
+
+
+@given(VALUES, st.booleans(), st.sampled_from([None, 1]))
+def test_json_is_read_exactly_if_its_values_are_within_the_limit(
+    value: Any, escaped: bool, indent: int | None
+) -> None:
+    text = json.dumps(value, ensure_ascii=escaped, indent=indent)
+    assert is_read(text.encode()) is (num_values(value) <= LIMIT)
+
+
+def num_values(value: Any) -> int:
+    """Keys and values; an empty list or object counts as if there were one in it."""
+    match value:
+        case dict():
+            return 1 + max(1, sum(1 + num_values(inner) for inner in value.values()))
+        case list():
+            return 1 + max(1, sum(map(num_values, value)))
+    return 1
+
+
+@given(FILES)
+def test_a_parser_comes_to_no_more_values_than_the_limit_in_any_text(text: bytes) -> None:
+    assert not is_read(text) or num_begun(text) <= LIMIT
+
+
+def num_begun(text: bytes) -> int:
+    """How many values a parser can have begun before the end, or before what no JSON has."""
+    if not text.lstrip().startswith((b"[", b"{")):
+        return 1
+    begun, inside, is_escaped = 1, False, False
+    for char in text:
+        if inside:
+            inside = is_escaped or char != ord('"')
+            is_escaped = not is_escaped and char == ord("\\")
+        elif char == ord("\\"):
+            break
+        elif char == ord('"'):
+            inside = True
+        else:
+            begun += char in b",:[{"
+    return begun
