@@ -17,10 +17,10 @@ PYTEST := pytest -q --numprocesses logical --maxprocesses 4 --dist loadfile
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test coverage check docs-check docs-fuzz bench bench-cold bench-gpu gpu-wheels gpu-rehearsal soak lock sbom image image-smoke
+.PHONY: help install serve test coverage check docs-check docs-fuzz docs-fuzz-short bench bench-cold bench-gpu gpu-wheels gpu-rehearsal soak lock sbom image image-smoke
 
 help: ## show these words
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## make .venv with everything that the lock pins
 
@@ -47,6 +47,9 @@ docs-check: $(STAMP) ## validate the OpenAPI document, and see that every route 
 
 docs-fuzz: $(STAMP) ## send a server what its OpenAPI document allows and forbids, for some minutes
 	@$(BIN)/python -W ignore -m tests.fuzz $(ARGS)
+
+docs-fuzz-short: $(STAMP) ## the same in a minute: a few requests for each route
+	@$(BIN)/python -W ignore -m tests.fuzz --phases examples,fuzzing,stateful --max-examples 3 $(ARGS)
 
 bench: $(STAMP) ## measure throughput and latency over HTTP
 	@$(BIN)/python -m bench.http $(ARGS)

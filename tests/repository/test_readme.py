@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT))
 from tools.readme import PACKAGES, TABLES, written  # noqa: E402
 
 DOCUMENTS = [
-    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")),
     *sorted((ROOT / "docs").glob("*.md")),
     ROOT / "training" / "shapes" / "README.md",
 ]
