@@ -33,7 +33,8 @@ def write(lock: Path, path: Path) -> None:
     command += ["--pyproject", str(ROOT / "pyproject.toml"), "--output-reproducible"]
     command += ["--no-validate"]  # it takes seconds, and a test does
     given = "\n".join(pins(lock)).encode()
-    bom = json.loads(subprocess.run(command, input=given, check=True, stdout=subprocess.PIPE).stdout)
+    answer = subprocess.run(command, input=given, check=True, stdout=subprocess.PIPE).stdout
+    bom = json.loads(answer)
     bom["metadata"]["component"]["version"] = __version__
     path.write_text(json.dumps(bom, indent=1) + "\n", encoding="utf-8")
 
