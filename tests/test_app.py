@@ -394,8 +394,8 @@ async def test_whoever_waits_for_requests_is_told_when_a_device_that_hangs_keeps
 async def test_whoever_waits_for_a_model_when_the_device_fails_may_send_the_request_again() -> None:
     app = App(load_settings(sd_model="shapes"), FakeRunner())
     app.engine.start()
-    app.pipelines._load = lambda _: loading.result(60)  # type: ignore[assignment]
     loading = Future[Any]()
+    app.pipelines._load = lambda _: loading.result(60)
     waiting = asyncio.create_task(app.run(GenerateRequest(prompt="x")))
     try:
         await until(lambda: app.pipelines._pending)
