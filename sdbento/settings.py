@@ -205,7 +205,7 @@ class Settings(BaseModel):
         allow_inf_nan=False,
         validation_alias=_names("SDBENTO_MAX_TIMEOUT"),
         description="Longest `timeout` that a request may set; unset: SDBENTO_REQUEST_TIMEOUT. "
-        "Jobs of /run have RunPod's executionTimeout in its place",
+        "Does not concern jobs of /run, which have RunPod's executionTimeout",
     )
     max_pixels: int = Field(
         2048 * 2048,
