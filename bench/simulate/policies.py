@@ -198,7 +198,7 @@ class StepsInOrder(Steps):
     name = "steps in order"
 
     def __init__(self, curves: Curves, clock: Clock) -> None:
-        super().__init__(curves, clock, InOrder(MAX_IMAGES))
+        super().__init__(curves, clock, InOrder(MAX_IMAGES, clock=clock))
 
 
 class Ours(Steps):
@@ -207,7 +207,7 @@ class Ours(Steps):
     name = "sdbento"
 
     def __init__(self, curves: Curves, clock: Clock) -> None:
-        planner = Planner(MAX_IMAGES)
+        planner = Planner(MAX_IMAGES, clock=clock)
         super().__init__(curves, clock, planner)
         key = pass_of(Request(1, curves.side)).key
         for _ in range(1 + ENOUGH):  # the first timing is discarded

@@ -131,6 +131,7 @@ class Engine:
         for trajectory in trajectories:
             trajectory.submitted = handle.submitted
             trajectory.deadline = deadline
+            trajectory.num_images = len(trajectories)
         with self._lock:
             self.check_usable()
             if not self._accepting:

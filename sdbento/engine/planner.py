@@ -14,12 +14,15 @@ from scratch, and nobody keeps a place in the batch.
 
 from __future__ import annotations
 
+import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from itertools import accumulate
+from math import inf
 
 from sdbento.engine.caps import Cap
 from sdbento.engine.cost import CostModel
+from sdbento.engine.overdue import Balances, is_overdue
 from sdbento.engine.policy import num_together, turn
 from sdbento.engine.shares import Shares
 from sdbento.engine.trajectory import BatchKey, Owner, Pass, Stage, StepPlan, StepResult, Trajectory
@@ -27,6 +30,8 @@ from sdbento.errors import DeadlineExceeded, SDBentoError
 
 ROWS_PER_IMAGE = 2  # at most: with guidance
 DECODE_PIXELS = 4 * 128**2  # latent pixels: in the VAE 8 images of 1024x1024 have 2^31 elements
+CALL_SECONDS = 1.0  # of a call with more than one image: it cannot be interrupted
+CROWD = 2.0  # times as long as alone: how much company an overdue image gets at most
 EXPLORE_EVERY = 64  # plans of a key until one is filled to the bound, whatever it costs
 
 
@@ -36,7 +41,12 @@ class Planner:
     `max_images` bounds the images in one UNet call. Used on the engine's thread only.
     """
 
-    def __init__(self, max_images: int, cost: CostModel | None = None) -> None:
+    def __init__(
+        self,
+        max_images: int,
+        cost: CostModel | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.max_images = max_images
         self.cost = cost or CostModel()
         self._active: dict[Trajectory, None] = {}  # an ordered set: oldest first
@@ -44,6 +54,8 @@ class Planner:
         self._caps: dict[tuple[BatchKey, Stage], Cap] = {}  # where memory was too small
         self._num_plans: Counter[BatchKey] = Counter()
         self._shares = Shares()
+        self._balances = Balances()
+        self._clock = clock
 
     def add(self, trajectories: Iterable[Trajectory]) -> None:
         self._active.update(dict.fromkeys(trajectories))
@@ -58,10 +70,17 @@ class Planner:
         """The next plan, or None when nobody can advance."""
         waiting = [trajectory for trajectory in self._active if trajectory not in self._decoding]
         self._shares.update(waiting)
-        if finished := [t for t in waiting if t.stage is Stage.DECODE]:
-            return self._decode(self._in_turn(finished))  # short work that frees the batch
-        queue = self._in_turn(sorted(waiting, key=self._turn))
-        return self._prepare_new(self._step(queue)) if queue else None
+        self._balances.keep({trajectory.owner for trajectory in waiting})
+        if not waiting:
+            return None
+        overdue = self._overdue(waiting)
+        queue, in_order = self._queue(waiting, overdue), self._queue(waiting, {})
+        passes = queue[0] in overdue and queue[0] is not in_order[0]
+        finished = [trajectory for trajectory in queue if trajectory.stage is Stage.DECODE]
+        if finished and (not passes or queue[0] is finished[0]):
+            return self._decode(finished, passes)  # short work that frees the batch
+        stepping = [trajectory for trajectory in queue if trajectory.stage is not Stage.DECODE]
+        return self._prepare_new(self._step(stepping, overdue if passes else {}))
 
     def advance(self, plan: StepPlan) -> None:
         """A plan was launched: its trajectories are one step further, or being decoded."""
@@ -86,6 +105,8 @@ class Planner:
         """
         if learn and not result.failures:
             self._learn(plan, result.seconds)
+        leader = plan.trajectories[0].owner
+        self._balances.charge(leader, result.seconds, passed=plan.passes_older)
         self._decoding.difference_update(plan.trajectories)
         members = [trajectory for trajectory in plan.trajectories if trajectory in self._active]
         for trajectory in members:
@@ -148,8 +169,32 @@ class Planner:
         """Seconds that it needs at least: what was never measured counts as nothing."""
         return sum(_alone(*part, self.cost.lower_bound) for part in trajectory.remaining)
 
-    def _in_turn(self, queue: list[Trajectory]) -> list[Trajectory]:
-        """The same trajectories, with each owner's share of the device in mind."""
+    def _overdue(self, waiting: list[Trajectory]) -> dict[Trajectory, float]:
+        """Those that may pass others because they have waited out of proportion to what their
+        requests need; and these seconds, by which they go."""
+        now, needs = self._clock(), dict[tuple[tuple[Pass, ...], int], float]()
+        overdue: dict[Trajectory, float] = {}
+        for trajectory in waiting:
+            if not self._balances.may_pass(trajectory.owner):
+                continue
+            kind = trajectory.passes, trajectory.num_images
+            if kind not in needs:
+                needs[kind] = self._need(*kind)
+            if is_overdue(now - trajectory.submitted, needs[kind]):
+                overdue[trajectory] = needs[kind]
+        return overdue
+
+    def _need(self, passes: tuple[Pass, ...], num_images: int) -> float:
+        """Seconds that a request needs in all if it has the device for itself."""
+        first = sum(_alone(one, 0, self.cost.seconds) for one in passes)
+        return first + (num_images - 1) * sum(self._work(one) for one in passes)
+
+    def _queue(
+        self, waiting: list[Trajectory], overdue: dict[Trajectory, float]
+    ) -> list[Trajectory]:
+        """All in the order in which they go: of each owner those that are overdue first, and with
+        each owner's share of the device in mind."""
+        queue = sorted(waiting, key=lambda one: (overdue.get(one, inf), self._turn(one)))
         return self._shares.order(queue, self._seconds_of_step)
 
     def _seconds_of_step(self, trajectory: Trajectory) -> float:
@@ -182,25 +227,40 @@ class Planner:
         decoding = sum(self.cost.seconds(one.key, Stage.DECODE, 1) for one, _ in longest.remaining)
         return decoding + alone + part * (together - alone), part * theirs
 
-    def _decode(self, finished: list[Trajectory]) -> StepPlan:
+    def _decode(self, finished: list[Trajectory], passed: bool) -> StepPlan:
         key = finished[0].key
         same = [trajectory for trajectory in finished if trajectory.key == key]
-        return StepPlan(Stage.DECODE, key, tuple(same[: self._max_size(key, Stage.DECODE)]))
+        chosen = tuple(same[: self._max_size(key, Stage.DECODE)])
+        return StepPlan(Stage.DECODE, key, chosen, passed)
 
-    def _step(self, queue: list[Trajectory]) -> StepPlan:
+    def _step(self, queue: list[Trajectory], overdue: dict[Trajectory, float]) -> StepPlan:
         """A step of the first in the queue, and of those that should join it.
 
         Now and then of all that may join: otherwise a single disturbed timing could make large
-        batches look dear for ever.
+        batches look dear for ever. `overdue` is empty unless the first passes older ones.
         """
         key = queue[0].key
         same = [trajectory for trajectory in queue if trajectory.key == key]
         rows = [trajectory.rows for trajectory in same]
-        if self._num_plans[key] % EXPLORE_EVERY == EXPLORE_EVERY - 1:
+        if overdue:
+            num_chosen = self._num_together(key, rows, len(queue) - len(same))
+            num_chosen = min(num_chosen, self._num_in_crowd(same, overdue))
+        elif self._num_plans[key] % EXPLORE_EVERY == EXPLORE_EVERY - 1:
             num_chosen = self._num_fitting(key, rows)
         else:
             num_chosen = self._num_together(key, rows, len(queue) - len(same))
-        return StepPlan(Stage.STEP, key, tuple(same[:num_chosen]))
+        return StepPlan(Stage.STEP, key, tuple(same[:num_chosen]), passes_older=bool(overdue))
+
+    def _num_in_crowd(self, same: list[Trajectory], overdue: dict[Trajectory, float]) -> int:
+        """How many may join the first, which is overdue: others like it, and else as many as make
+        its call no longer than CROWD times one alone."""
+        largest = CROWD * overdue[same[0]]
+        num_alike = sum(overdue.get(trajectory, inf) <= largest for trajectory in same)
+        price = [
+            self.cost.seconds(same[0].key, Stage.STEP, rows)
+            for rows in accumulate(trajectory.rows for trajectory in same[: self.max_images])
+        ]
+        return max(num_alike, sum(seconds <= CROWD * price[0] for seconds in price))
 
     def _num_together(self, key: BatchKey, rows: list[int], others: int) -> int:
         """How many of the first should share a call, by the rows of each in the queue of `key`."""
@@ -252,7 +312,7 @@ class Planner:
         if not unprepared:
             return plan
         bound = self._max_size(plan.key, Stage.PREPARE)
-        return StepPlan(Stage.PREPARE, plan.key, unprepared[:bound])
+        return StepPlan(Stage.PREPARE, plan.key, unprepared[:bound], plan.passes_older)
 
     def _expire(self, now: float) -> list[Trajectory]:
         late = [t for t in self._active if now > t.deadline]

@@ -129,6 +129,7 @@ class Trajectory:
     seed: int
     preview_every: int = 0  # may change while it runs, by its handle
     owner: Owner = None
+    num_images: int = 1  # of its request; set by the engine
     submitted: float = 0.0  # monotonic seconds; set by the engine
     deadline: float = inf  # monotonic seconds; set by the engine
     pass_index: int = 0  # set by the planner
@@ -233,6 +234,7 @@ class StepPlan:
     stage: Stage
     key: BatchKey
     trajectories: tuple[Trajectory, ...]
+    passes_older: bool = field(default=False, compare=False)  # its first image is `overdue`
     rows: int = field(init=False, compare=False)
 
     def __post_init__(self) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from random import Random
 from typing import Any, cast
 
@@ -16,7 +17,7 @@ from tests.support.fakes import FakeRunner, chained, make_trajectory
 
 def planner_with(*trajectories: Trajectory, max_images: int = 4) -> Planner:
     """A planner that has learned that a step costs the same for 1 to 8 rows."""
-    planner = Planner(max_images)
+    planner = Planner(max_images, clock=lambda: 0.0)
     for trajectory in trajectories * 2:  # the first timing of each size is discarded
         for rows in range(1, 2 * max_images + 1):
             planner.cost.observe(trajectory.key, Stage.STEP, rows, 1.0 + rows / 100)
@@ -343,9 +344,9 @@ def priced(side: int, rows: int) -> float:
     return (1.0 + rows) * (side / 8) ** 2
 
 
-def planner_of(max_images: int, sides: tuple[int, ...]) -> Planner:
-    """A planner that has learned `priced`."""
-    planner = Planner(max_images)
+def learn_prices(planner: Planner, sides: tuple[int, ...]) -> Planner:
+    """Let a planner learn `priced`."""
+    max_images = planner.max_images
     for side in sides:
         key = BatchKey("a", side, side)
         for _ in range(4):
@@ -358,9 +359,11 @@ def planner_of(max_images: int, sides: tuple[int, ...]) -> Planner:
 class Served:
     """A planner with a device of which every call takes as long as `priced` says."""
 
-    def __init__(self, planner: Planner) -> None:
-        self.planner = planner
+    def __init__(
+        self, max_images: int, sides: tuple[int, ...] = (), make: type[Planner] = Planner
+    ) -> None:
         self.now = 0.0
+        self.planner = learn_prices(make(max_images, clock=lambda: self.now), sides)
         self.plans: list[StepPlan] = []
         self.seconds: defaultdict[str | None, float] = defaultdict(float)  # of the device
 
@@ -392,9 +395,14 @@ class Served:
         return self.now - began
 
 
-class InOrderOfArrival(Planner):
-    def _in_turn(self, queue: list[Trajectory]) -> list[Trajectory]:
-        return queue
+class WithoutOwners(Planner):
+    """Everybody's images go as those of one owner do."""
+
+    def add(self, trajectories: Iterable[Trajectory]) -> None:
+        members = list(trajectories)
+        for member in members:
+            member.owner = None
+        super().add(members)
 
 
 @pytest.mark.parametrize("owner", [None, "a"])
@@ -409,16 +417,16 @@ class InOrderOfArrival(Planner):
 def test_a_single_owner_changes_no_plan(
     owner: str | None, mix: list[tuple[int, int, int, int]], max_images: int
 ) -> None:
-    def plans(planner: Planner) -> list[tuple[Stage, list[int]]]:
+    def plans(make: type[Planner]) -> list[tuple[Stage, list[int]]]:
         arriving = sorted(mix)
         members = [
             make_trajectory(steps, rows=rows, side=8 * size, owner=owner)
             for _, steps, rows, size in arriving
         ]
-        served, made = Served(planner), []
+        served, made = Served(max_images, make=make), []
         for number in range(2000):
             served.add(*(m for m, (at, *_) in zip(members, arriving, strict=True) if at == number))
-            if planner.plan() is not None:
+            if served.planner.plan() is not None:
                 served.call()
                 plan = served.plans[-1]
                 made.append((plan.stage, [members.index(t) for t in plan.trajectories]))
@@ -427,11 +435,11 @@ def test_a_single_owner_changes_no_plan(
         assert all(member.finished for member in members)
         return made
 
-    assert plans(Planner(max_images)) == plans(InOrderOfArrival(max_images))
+    assert plans(Planner) == plans(WithoutOwners)
 
 
 def test_a_single_image_joins_the_next_call_however_many_another_owner_has() -> None:
-    served = Served(planner_of(4, (8,)))
+    served = Served(4, (8,))
     served.add(*(make_trajectory(20, owner="many") for _ in range(100)))
     served.call()
     one = make_trajectory(4, owner="one")
@@ -445,7 +453,7 @@ def test_a_single_image_joins_the_next_call_however_many_another_owner_has() -> 
 
 @pytest.mark.parametrize("sides", [(8, 8), (8, 16), (16, 8)])
 def test_owners_with_many_images_get_equal_shares_of_the_device(sides: tuple[int, int]) -> None:
-    served = Served(planner_of(4, tuple(set(sides))))
+    served = Served(4, tuple(set(sides)))
     for owner, side in zip("ab", sides, strict=True):
         served.add(*(make_trajectory(50, owner=owner, side=side) for _ in range(20)))
     for _ in range(200):
@@ -455,7 +463,7 @@ def test_owners_with_many_images_get_equal_shares_of_the_device(sides: tuple[int
 
 def test_sixteen_images_take_twice_as_long_beside_an_owner_with_a_hundred() -> None:
     def seconds(num_others: int) -> float:
-        served = Served(planner_of(4, (8,)))
+        served = Served(4, (8,))
         served.add(*(make_trajectory(20, owner="many") for _ in range(num_others)))
         mine = [make_trajectory(10, owner="mine") for _ in range(16)]
         served.add(*mine)
@@ -465,7 +473,7 @@ def test_sixteen_images_take_twice_as_long_beside_an_owner_with_a_hundred() -> N
 
 
 def test_no_image_starves_while_its_owners_others_join_somebody_else() -> None:
-    served = Served(planner_of(4, (8, 16)))
+    served = Served(4, (8, 16))
     large = make_trajectory(10, side=16, owner="many")
     served.add(large)
     while not large.finished:
@@ -488,7 +496,7 @@ def test_images_are_decoded_with_those_of_other_owners_first() -> None:
 @given(st.randoms(use_true_random=False))
 def test_each_step_waits_for_about_one_call_of_every_other_owner(rng: Random) -> None:
     sides, others, num_steps = (8, 12, 16), rng.randint(1, 3), rng.choice([1, 4, 20])
-    served = Served(planner_of(rng.choice([1, 2, 4]), sides))
+    served = Served(rng.choice([1, 2, 4]), sides)
     wanted = {str(owner): rng.choice([1, 3, 20]) for owner in range(others)}
 
     def call() -> list[Trajectory]:
@@ -517,7 +525,7 @@ def test_each_step_waits_for_about_one_call_of_every_other_owner(rng: Random) ->
     [(1, 0, 8), (4, 0, 8), (20, 0, 8), (1, 3, 8), (1, 50, 8), (1, 50, 16), (8, 50, 8), (8, 50, 16)],
 )
 def test_the_eta_knows_what_other_owners_get(num_mine: int, num_others: int, side: int) -> None:
-    served = Served(planner_of(4, (8, 16)))
+    served = Served(4, (8, 16))
     served.add(*(make_trajectory(20, owner="many", side=side) for _ in range(num_others)))
     for _ in range(min(num_others, 2)):
         served.call()
@@ -528,7 +536,7 @@ def test_the_eta_knows_what_other_owners_get(num_mine: int, num_others: int, sid
 
 
 def test_the_eta_counts_no_more_company_than_there_is_work_for() -> None:
-    served = Served(planner_of(4, (8,)))
+    served = Served(4, (8,))
     served.add(*(make_trajectory(1, owner="many") for _ in range(3)))
     mine = make_trajectory(50, owner="mine")
     served.add(mine)
