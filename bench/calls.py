@@ -36,9 +36,9 @@ def record(runner: Runner, note: Callable[[Call], None]) -> None:
     """Let `runner` tell `note` of every plan, once its result is read."""
     launch = runner.launch
 
-    def launch_noted(plan: StepPlan) -> Launched:
+    def launch_noted(plan: StepPlan, pause: Callable[[], None] | None = None) -> Launched:
         began = time.monotonic()
-        return _Noted(launch(plan), plan, began, note)
+        return _Noted(launch(plan, pause), plan, began, note)
 
     runner.launch = launch_noted  # type: ignore[method-assign]
 

@@ -185,7 +185,7 @@ class Steps:
 class InOrder(Planner):
     """Steps are shared, in order of arrival: the oldest image and all that can join it."""
 
-    def plan(self) -> StepPlan | None:
+    def plan(self, within: StepPlan | None = None) -> StepPlan | None:
         for stage in (Stage.DECODE, Stage.PREPARE, Stage.STEP):
             ready = [t for t in self._active if t.stage is stage]
             if ready:

@@ -55,6 +55,7 @@ FORECAST = 1.0  # seconds between two forecasts of when requests end
 AHEAD = 1  # plans that may be launched before the result of the one before is read
 LAUNCHES = 16  # steps: their median tells how long it takes to launch one
 MARGIN = 2.0  # medians before the device is idle, the next step is launched
+LONG = 0.25  # seconds: a plan that is expected to take longer pauses for others
 POLL = 0.005  # seconds between looks at a device that may be done earlier than expected
 STALL = 60.0  # seconds after which a call hangs, at least
 SLOW = 20.0  # times as long as expected: neither does a call hang that is merely slow
@@ -99,6 +100,9 @@ class Engine:
         self._handles: dict[Trajectory, Handle] = {}
         self._under_way: deque[_UnderWay] = deque()
         self._busy_until = 0.0  # when the device is expected to have done all that is under way
+        self._long: StepPlan | None = None  # being launched, and pauses
+        self._resumed = 0.0  # when it began, or went on after its last pause
+        self._ended: list[Trajectory] = []  # that are not released, because a long plan has them
         self._launch_seconds = deque([0.0], maxlen=LAUNCHES)
         # When the requests under way will be done; replaced as a whole, for any thread to read.
         self.endings: list[Ending] = []
@@ -206,6 +210,8 @@ class Engine:
                 self._fail_everyone(classify(exc))
 
     def _iterate(self) -> None:
+        while self._ended:
+            self._ended.pop().release()
         self._take_commands_until_launch()
         if not self._running:
             return
@@ -236,8 +242,10 @@ class Engine:
         began = time.monotonic()
         try:
             with self._watched(plan):
-                launched = self._runner.launch(plan)
+                launched = self._call(plan)
         except BaseException as exc:  # those of libraries in Rust (PanicException) are no Exception
+            if self._is_abandoned(plan):
+                return
             error = self._note_failure(plan, exc)
         else:
             self._planner.advance(plan)
@@ -263,6 +271,36 @@ class Engine:
         expected, timed = self._planner.experience(plan)
         limit = max(SLOW * expected, self._stall if timed else UNTIMED * self._stall)
         return self._watchdog.watching(f"{plan.stage} of {plan.key.model}", limit)
+
+    def _call(self, plan: StepPlan) -> Launched:
+        """Launch a plan; if it takes long where launching is computing, it pauses for others."""
+        if self._long is not None or self._planner.expected_seconds(plan) < LONG:
+            return self._runner.launch(plan)
+        self._long, self._resumed = plan, time.monotonic()
+        try:
+            return self._runner.launch(plan, self._pause)
+        finally:
+            self._long = None
+
+    def _pause(self) -> None:
+        """In the midst of a long plan: launch what goes before the rest of it.
+
+        Raises Cancelled, which ends the plan, when nobody waits for it any more.
+        """
+        plan = self._long
+        assert plan is not None
+        self._planner.pause(plan, time.monotonic() - self._resumed)
+        self._take_commands(wait=0.0)
+        while (between := self._planner.plan(within=plan)) is not None:
+            self._launch(between)
+            self._settle(0)
+            self._take_commands(wait=0.0)
+        if self._is_abandoned(plan):
+            raise Cancelled("all requests of the plan have ended")
+        self._resumed = time.monotonic()
+
+    def _is_abandoned(self, plan: StepPlan) -> bool:
+        return not any(trajectory in self._handles for trajectory in plan.trajectories)
 
     def _note_failure(self, plan: StepPlan, exc: BaseException) -> SDBentoError:
         """What went wrong when `plan` was launched."""
@@ -409,7 +447,10 @@ class Engine:
         self._planner.remove(handle.trajectories)
         for trajectory in handle.trajectories:
             self._handles.pop(trajectory, None)
-            trajectory.release()
+            if self._long is not None and trajectory in self._long.trajectories:
+                self._ended.append(trajectory)
+            else:
+                trajectory.release()
         if error is None:
             handle.done.set_result(None)
         else:

@@ -1,9 +1,9 @@
 """Small requests that have waited out of proportion pass larger ones, for half of the device.
 
 A request that needs `need` seconds alone is overdue once it has waited for GRACE times as long. Of
-those the smallest goes next, as long as calls that were led so have not taken longer than those that
-went by the turns of the queue (`policy.turn`). So neither can keep the other from half of the device,
-however many there are of it and however old they are.
+those the smallest goes next, as long as calls that were led so have not taken longer than those
+that went by the turns of the queue (`policy.turn`). So neither can keep the other from half of the
+device, however many there are of it and however old they are.
 
 Each owner has such a balance of its own, since owners have shares of their own (`shares.py`). Knows
 nothing of calls but their seconds.

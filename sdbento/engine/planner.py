@@ -17,6 +17,7 @@ from __future__ import annotations
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from itertools import accumulate
 from math import inf
 
@@ -30,7 +31,8 @@ from sdbento.errors import DeadlineExceeded, SDBentoError
 
 ROWS_PER_IMAGE = 2  # at most: with guidance
 DECODE_PIXELS = 4 * 128**2  # latent pixels: in the VAE 8 images of 1024x1024 have 2^31 elements
-CALL_SECONDS = 1.0  # of a call with more than one image: it cannot be interrupted
+CALL_SECONDS = 1.0  # that a call with several images takes at most: others wait for its end
+UNTRIED = 0.25  # of CALL_SECONDS, as long as nothing of its size has been timed often enough
 CROWD = 2.0  # times as long as alone: how much company an overdue image gets at most
 EXPLORE_EVERY = 64  # plans of a key until one is filled to the bound, whatever it costs
 
@@ -55,6 +57,7 @@ class Planner:
         self._num_plans: Counter[BatchKey] = Counter()
         self._shares = Shares()
         self._balances = Balances()
+        self._paused: tuple[StepPlan, float] | None = None  # the last, and its seconds until then
         self._clock = clock
 
     def add(self, trajectories: Iterable[Trajectory]) -> None:
@@ -66,26 +69,40 @@ class Planner:
             self._active.pop(trajectory, None)
             self._decoding.discard(trajectory)
 
-    def plan(self) -> StepPlan | None:
-        """The next plan, or None when nobody can advance."""
+    def plan(self, within: StepPlan | None = None) -> StepPlan | None:
+        """The next plan, or None when nobody can advance.
+
+        `within`: a long one that has paused (see `pause`). Then the next is a short one that goes
+        before the rest of it, if there is any.
+        """
         waiting = [trajectory for trajectory in self._active if trajectory not in self._decoding]
         self._shares.update(waiting)
         self._balances.keep({trajectory.owner for trajectory in waiting})
+        busy = () if within is None else within.trajectories
+        if busy:
+            waiting = [t for t in waiting if t in busy or self._is_short(t)]
         if not waiting:
             return None
         overdue = self._overdue(waiting)
         queue, in_order = self._queue(waiting, overdue), self._queue(waiting, {})
+        if queue[0] in busy:
+            return None
         passes = queue[0] in overdue and queue[0] is not in_order[0]
-        finished = [trajectory for trajectory in queue if trajectory.stage is Stage.DECODE]
-        if finished and (not passes or queue[0] is finished[0]):
-            return self._decode(finished, passes)  # short work that frees the batch
-        stepping = [trajectory for trajectory in queue if trajectory.stage is not Stage.DECODE]
-        return self._prepare_new(self._step(stepping, overdue if passes else {}))
+        others = [trajectory for trajectory in queue if trajectory not in busy]
+        return self._next(others, overdue if passes else {})
+
+    def pause(self, plan: StepPlan, seconds: float) -> None:
+        """A long plan, which is being launched, has run for `seconds` since it paused last."""
+        before = self._seconds_charged(plan)
+        self._shares.charge(plan, seconds)
+        self._balances.charge(plan.trajectories[0].owner, seconds, passed=plan.passes_older)
+        self._paused = plan, before + seconds
 
     def advance(self, plan: StepPlan) -> None:
         """A plan was launched: its trajectories are one step further, or being decoded."""
         if plan.stage is not Stage.PREPARE:
-            self._shares.charge(plan, self.expected_seconds(plan))
+            charged = self._seconds_charged(plan)
+            self._shares.charge(plan, max(0.0, self.expected_seconds(plan) - charged))
         if plan.stage is Stage.STEP:
             self._num_plans[plan.key] += 1
             for trajectory in plan.trajectories:
@@ -105,8 +122,7 @@ class Planner:
         """
         if learn and not result.failures:
             self._learn(plan, result.seconds)
-        leader = plan.trajectories[0].owner
-        self._balances.charge(leader, result.seconds, passed=plan.passes_older)
+        self._charge(plan, result.seconds)
         self._decoding.difference_update(plan.trajectories)
         members = [trajectory for trajectory in plan.trajectories if trajectory in self._active]
         for trajectory in members:
@@ -148,12 +164,14 @@ class Planner:
 
     def seconds_alone(self, trajectory: Trajectory) -> float:
         """Seconds that `trajectory` needs if it has the device for itself."""
-        return sum(_alone(*part, self.cost.seconds) for part in trajectory.remaining)
+        return sum(self._alone(*part) for part in trajectory.remaining)
 
     def expected_seconds(self, plan: StepPlan) -> float:
-        """Seconds that the device will take for `plan`; 0 for preparing, which is not measured."""
+        """Seconds that the device will take for `plan`. Of preparing only images to encode count:
+        an encoder costs about as much as its decoder."""
         if plan.stage is Stage.PREPARE:
-            return 0.0
+            passes = {trajectory.current for trajectory in plan.trajectories}  # one of a request
+            return sum(self._beginning(one, 0) for one in passes)
         return self.cost.seconds(plan.key, plan.stage, plan.size)
 
     def experience(self, plan: StepPlan) -> tuple[float, bool]:
@@ -167,7 +185,7 @@ class Planner:
 
     def lower_bound(self, trajectory: Trajectory) -> float:
         """Seconds that it needs at least: what was never measured counts as nothing."""
-        return sum(_alone(*part, self.cost.lower_bound) for part in trajectory.remaining)
+        return sum(_calls(*part, self.cost.lower_bound) for part in trajectory.remaining)
 
     def _overdue(self, waiting: list[Trajectory]) -> dict[Trajectory, float]:
         """Those that may pass others because they have waited out of proportion to what their
@@ -186,7 +204,7 @@ class Planner:
 
     def _need(self, passes: tuple[Pass, ...], num_images: int) -> float:
         """Seconds that a request needs in all if it has the device for itself."""
-        first = sum(_alone(one, 0, self.cost.seconds) for one in passes)
+        first = sum(self._alone(one) for one in passes)
         return first + (num_images - 1) * sum(self._work(one) for one in passes)
 
     def _queue(
@@ -227,11 +245,25 @@ class Planner:
         decoding = sum(self.cost.seconds(one.key, Stage.DECODE, 1) for one, _ in longest.remaining)
         return decoding + alone + part * (together - alone), part * theirs
 
-    def _decode(self, finished: list[Trajectory], passed: bool) -> StepPlan:
+    def _is_short(self, trajectory: Trajectory) -> bool:
+        """Whether its next call, if it has no company, may run while another one pauses."""
+        alone = StepPlan(trajectory.stage, trajectory.key, (trajectory,))
+        return self.expected_seconds(alone) <= CALL_SECONDS
+
+    def _next(self, queue: list[Trajectory], overdue: dict[Trajectory, float]) -> StepPlan:
+        """Whatever is finished is decoded first, which is short work that frees the batch; unless
+        the first of the queue passes others, which is said by those that are `overdue`."""
+        finished = [trajectory for trajectory in queue if trajectory.stage is Stage.DECODE]
+        if finished and (not overdue or queue[0] is finished[0]):
+            return self._decode(finished, passes_older=bool(overdue))
+        stepping = [trajectory for trajectory in queue if trajectory.stage is not Stage.DECODE]
+        return self._prepare_new(self._step(stepping, overdue))
+
+    def _decode(self, finished: list[Trajectory], *, passes_older: bool) -> StepPlan:
         key = finished[0].key
         same = [trajectory for trajectory in finished if trajectory.key == key]
-        chosen = tuple(same[: self._max_size(key, Stage.DECODE)])
-        return StepPlan(Stage.DECODE, key, chosen, passed)
+        most = self._num_short(key, Stage.DECODE, [1] * len(same))
+        return StepPlan(Stage.DECODE, key, tuple(same[:most]), passes_older)
 
     def _step(self, queue: list[Trajectory], overdue: dict[Trajectory, float]) -> StepPlan:
         """A step of the first in the queue, and of those that should join it.
@@ -274,12 +306,34 @@ class Planner:
 
     def _num_fitting(self, key: BatchKey, rows: list[int]) -> int:
         """How many of the first a call of `key` can take; always at least one."""
-        bound = self._max_size(key, Stage.STEP)
-        return max(1, sum(total <= bound for total in accumulate(rows[: self.max_images])))
+        return self._num_short(key, Stage.STEP, rows[: self.max_images])
+
+    def _num_short(self, key: BatchKey, stage: Stage, sizes: list[int]) -> int:
+        """How many of the first a call can take within its bounds of size and of seconds; always at
+        least one."""
+        bound = self._max_size(key, stage)
+        longest = CALL_SECONDS if self.cost.is_known(key, stage) else UNTRIED * CALL_SECONDS
+        totals = accumulate(sizes[:bound])
+        return max(
+            1,
+            sum(
+                total <= bound and self.cost.seconds(key, stage, total) <= longest
+                for total in totals
+            ),
+        )
+
+    def _alone(self, one: Pass, step: int = 0) -> float:
+        """Seconds of what is left of a pass from `step` on, with no company."""
+        return self._beginning(one, step) + _calls(one, step, self.cost.seconds)
+
+    def _beginning(self, one: Pass, step: int) -> float:
+        """Seconds until the first step of a pass."""
+        encodes = one.encodes and step == 0
+        return self.cost.seconds(one.key, Stage.DECODE, 1) if encodes else 0.0
 
     def _work(self, one: Pass, step: int = 0) -> float:
         """Seconds of what is left of a pass from `step` on, in full batches."""
-        seconds = self.cost.seconds(one.key, Stage.DECODE, 1)
+        seconds = self._beginning(one, step) + self.cost.seconds(one.key, Stage.DECODE, 1)
         for key, rows, num_calls in one.remaining_calls(step):
             per_row = self.cost.seconds_per_row(key, self._max_size(key, Stage.STEP))
             seconds += num_calls * rows * per_row
@@ -287,6 +341,17 @@ class Planner:
 
     def _turn(self, trajectory: Trajectory) -> float:
         return turn(trajectory.submitted, self.seconds_alone(trajectory))
+
+    def _charge(self, plan: StepPlan, seconds: float) -> None:
+        """A plan has taken so long; for preparing it is known only now."""
+        left = max(0.0, seconds - self._seconds_charged(plan))
+        self._balances.charge(plan.trajectories[0].owner, left, passed=plan.passes_older)
+        if plan.stage is Stage.PREPARE:
+            self._shares.charge(plan, left)
+
+    def _seconds_charged(self, plan: StepPlan) -> float:
+        """What was charged for a plan when it paused."""
+        return self._paused[1] if self._paused is not None and self._paused[0] is plan else 0.0
 
     def _learn(self, plan: StepPlan, seconds: float) -> None:
         if plan.stage is not Stage.PREPARE:
@@ -312,7 +377,9 @@ class Planner:
         if not unprepared:
             return plan
         bound = self._max_size(plan.key, Stage.PREPARE)
-        return StepPlan(Stage.PREPARE, plan.key, unprepared[:bound], plan.passes_older)
+        first = StepPlan(Stage.PREPARE, plan.key, unprepared[:1], plan.passes_older)
+        whole = replace(first, trajectories=unprepared[:bound])
+        return whole if self.expected_seconds(whole) <= CALL_SECONDS else first
 
     def _expire(self, now: float) -> list[Trajectory]:
         late = [t for t in self._active if now > t.deadline]
@@ -322,7 +389,7 @@ class Planner:
         return late
 
 
-def _alone(one: Pass, step: int, price: Callable[[BatchKey, Stage, int], float]) -> float:
+def _calls(one: Pass, step: int, price: Callable[[BatchKey, Stage, int], float]) -> float:
     """Seconds of what is left of a pass from `step` on, with no company, by the price of a call."""
     calls = one.remaining_calls(step)
     seconds = sum(num_calls * price(key, Stage.STEP, rows) for key, rows, num_calls in calls)

@@ -11,7 +11,7 @@ second pass, which goes on from what the first has made.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
@@ -58,6 +58,7 @@ class Pass:
     pipeline: Pipeline  # resident: whoever submits holds its lease
     decodes: bool = True  # False: the next pass starts from the latents
     deep_cache_interval: int = 1  # the steps from one that computes the whole UNet to the next
+    encodes: bool = False  # the VAE encodes an image before the first step
     _calls: dict[int, Sequence[Calls]] = field(default_factory=dict, init=False)
 
     def key_at(self, step: int) -> BatchKey:
@@ -273,8 +274,12 @@ class Launched(Protocol):
 class Runner(Protocol):
     """The only caller of UNet and VAE. Everything runs on the engine's thread."""
 
-    def launch(self, plan: StepPlan) -> Launched:
-        """Begin the whole plan, or change nothing and raise: it can be tried again in parts."""
+    def launch(self, plan: StepPlan, pause: Callable[[], None] | None = None) -> Launched:
+        """Begin the whole plan, or change nothing and raise: it can be tried again in parts.
+
+        Where launching is computing, `pause` may be called in its midst, on the same thread. It may
+        launch other plans, and raises to end this one.
+        """
 
     def measure(
         self, pipeline: Pipeline, key: BatchKey, rows: int, *, capture: bool = False

@@ -14,7 +14,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 log = logging.getLogger(__name__)
 
@@ -47,12 +47,13 @@ class Watchdog:
 
     @contextmanager
     def watching(self, what: str, limit: float) -> Iterator[None]:
-        """The watched thread is in a call that hangs if it takes longer than `limit` seconds."""
-        self._call = _Call(what, limit)
+        """The watched thread is in a call that hangs if it takes longer than `limit` seconds; one
+        within another begins the other's seconds anew."""
+        before, self._call = self._call, _Call(what, limit)
         try:
             yield
         finally:
-            self._call = None
+            self._call = None if before is None else replace(before)
 
     def _run(self) -> None:
         call: _Call | None = None

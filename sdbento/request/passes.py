@@ -143,6 +143,7 @@ class PassBuilder:
             inputs,
             pipeline,
             deep_cache_interval=self.settled.deep_cache_interval,
+            encodes=_encodes(start),
         )
 
     def _prompts(self, pipeline: Pipeline, num_steps: int) -> tuple[PromptTimeline, PromptTimeline]:
@@ -261,6 +262,13 @@ def compile_sampler(
     )
     config = stock.scheduler_config(task, own)
     return compile_table(spec, config, num_steps or settled.num_inference_steps, window)
+
+
+def _encodes(start: Start) -> bool:
+    """Whether the VAE encodes an image before the first step."""
+    if isinstance(start, Enlarge):
+        return start.upscaler != "latent"
+    return isinstance(start, FromImage | Repaint)
 
 
 def _steps_left_out(num_inference_steps: int, strength: float) -> int:

@@ -29,7 +29,7 @@ from sdbento.runner.previews import preview_image, preview_pixels
 from sdbento.runner.rows import Row, RowStacker
 from sdbento.runner.state import first_state, stack_slots, state_of
 from sdbento.runner.step import StepTensors, compute_step
-from sdbento.runner.unet.call import call_unet
+from sdbento.runner.unet.call import call_unet, is_plain
 from sdbento.runner.vae import decode, decode_in_fp32, to_bytes
 
 log = logging.getLogger(__name__)
@@ -44,15 +44,17 @@ class TorchRunner:
         self._rows = RowStacker()
 
     @torch.inference_mode()
-    def launch(self, plan: StepPlan) -> Launched:
+    def launch(self, plan: StepPlan, pause: Callable[[], None] | None = None) -> Launched:
         work: dict[Stage, Callable[[Sequence[Trajectory]], Finish]] = {
             Stage.PREPARE: self._prepare,
             Stage.STEP: self._step,
             Stage.DECODE: _decode,
         }
         device = plan.trajectories[0].pipeline.device
+        if not _can_pause(plan):
+            pause = None
         try:
-            return on_device(device, partial(work[plan.stage], plan.trajectories))
+            return on_device(device, partial(work[plan.stage], plan.trajectories), pause)
         except torch.OutOfMemoryError:
             if self._graphs is not None:
                 self._graphs.forget()
@@ -238,6 +240,16 @@ def _decode_again(latents: torch.Tensor, pipeline: Pipeline) -> torch.Tensor:
         "the image is not finite (NaN): the model's VAE overflows even in fp32; its files may be "
         "damaged: try another model"
     )
+
+
+def _can_pause(plan: StepPlan) -> bool:
+    """Whether other calls may run in the midst of it: not while networks have hooks for its rows,
+    nor in compiled code."""
+    if plan.stage is Stage.DECODE:
+        return True
+    if plan.stage is Stage.PREPARE:
+        return not any(trajectory.inputs.adapters for trajectory in plan.trajectories)
+    return plan.trajectories[0].pipeline.compiled is None and is_plain(plan.trajectories)
 
 
 def _synchronize(pipeline: Pipeline) -> None:

@@ -171,10 +171,10 @@ def test_an_error_of_the_tree_reaches_the_client_unchanged() -> None:
 class Small(FakeRunner):
     """Has no memory for a step of more than two rows."""
 
-    def launch(self, plan: StepPlan) -> Launched:
+    def launch(self, plan: StepPlan, pause: Callable[[], None] | None = None) -> Launched:
         if plan.stage is Stage.STEP and plan.rows > 2:
             raise OutOfMemory("too many rows")
-        return super().launch(plan)
+        return super().launch(plan, pause)
 
 
 class SmallDevice(Small, FakeDevice):
@@ -193,10 +193,10 @@ def test_out_of_memory_shrinks_the_batch_and_every_request_finishes(
 @pytest.mark.parametrize("stage", [Stage.PREPARE, Stage.DECODE])
 def test_out_of_memory_in_one_stage_leaves_the_others_alone(stage: Stage) -> None:
     class Small(FakeRunner):
-        def launch(self, plan: StepPlan) -> Launched:
+        def launch(self, plan: StepPlan, pause: Callable[[], None] | None = None) -> Launched:
             if plan.stage is stage and len(plan.trajectories) > 1:
                 raise OutOfMemory("too much")
-            return super().launch(plan)
+            return super().launch(plan, pause)
 
     runner = Small(seconds=0.001)
     with running(runner) as engine:
@@ -216,13 +216,13 @@ def test_a_failed_call_frees_its_memory_before_it_is_retried_in_halves() -> None
     class Small(FakeRunner):
         allocated: weakref.ref[Allocation] | None = None
 
-        def launch(self, plan: StepPlan) -> Launched:
+        def launch(self, plan: StepPlan, pause: Callable[[], None] | None = None) -> Launched:
             assert self.allocated is None or self.allocated() is None
             if plan.stage is Stage.STEP and len(plan.trajectories) > 1:
                 tensor = Allocation()
                 self.allocated = weakref.ref(tensor)
                 raise MemoryError
-            return super().launch(plan)
+            return super().launch(plan, pause)
 
     with running(Small()) as engine:
         assert_right(submit(engine, *(make_trajectory(seed=seed) for seed in range(4))))
@@ -298,8 +298,8 @@ class Paused(FakeRunner):
         super().__init__()
         self._when, self._pause = when, seconds
 
-    def launch(self, plan: StepPlan) -> Launched:
-        launched = super().launch(plan)
+    def launch(self, plan: StepPlan, pause: Callable[[], None] | None = None) -> Launched:
+        launched = super().launch(plan, pause)
         paused = FakeLaunched(plan, StepResult(self._pause))
         return paused if len(self.plans) == self._when else launched
 
@@ -383,11 +383,11 @@ def test_a_bug_in_the_loop_fails_the_requests_and_the_engine_goes_on() -> None:
     class Buggy(Planner):
         broken = True
 
-        def plan(self) -> StepPlan | None:
+        def plan(self, within: StepPlan | None = None) -> StepPlan | None:
             if Buggy.broken and self._active:
                 Buggy.broken = False
                 raise KeyError("bug")
-            return super().plan()
+            return super().plan(within)
 
     engine = Engine(FakeRunner(), Buggy(4))
     engine.start()

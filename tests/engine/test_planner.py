@@ -20,8 +20,8 @@ def planner_with(*trajectories: Trajectory, max_images: int = 4) -> Planner:
     planner = Planner(max_images, clock=lambda: 0.0)
     for trajectory in trajectories * 2:  # the first timing of each size is discarded
         for rows in range(1, 2 * max_images + 1):
-            planner.cost.observe(trajectory.key, Stage.STEP, rows, 1.0 + rows / 100)
-        planner.cost.observe(trajectory.key, Stage.DECODE, 1, 0.1)
+            planner.cost.observe(trajectory.key, Stage.STEP, rows, 0.1 + rows / 1000)
+        planner.cost.observe(trajectory.key, Stage.DECODE, 1, 0.01)
     planner.add(trajectories)
     return planner
 
@@ -128,7 +128,7 @@ def test_an_image_with_cheaper_steps_is_less_work() -> None:
     planner = planner_with(plain)
     for rows in range(1, 9):
         for _ in range(3):
-            planner.cost.observe(cached.current.key_at(1), Stage.STEP, rows, 0.1 + rows / 100)
+            planner.cost.observe(cached.current.key_at(1), Stage.STEP, rows, 0.01 + rows / 1000)
     assert planner.work(cached) < 0.6 * planner.work(plain)
     assert planner.seconds_alone(cached) < 0.6 * planner.seconds_alone(plain)
 
@@ -172,7 +172,7 @@ def test_a_batch_holds_at_most_max_images_and_no_more_rows_than_pay() -> None:
     assert len(next_plan(planner).trajectories) == 4
     for _ in range(100):  # now 8 rows cost twice what 4 rows cost
         for rows in range(1, 9):
-            planner.cost.observe(members[0].key, Stage.STEP, rows, max(1.0, rows / 4))
+            planner.cost.observe(members[0].key, Stage.STEP, rows, max(0.1, rows / 40))
     assert next_plan(planner).rows == 4
 
 
@@ -231,7 +231,7 @@ class Device:
                 self.planner.shrink(plan)
                 failed += 1
             self.planner.advance(plan)
-            result = StepResult(1.0 + plan.rows / 100)
+            result = StepResult(0.1 + plan.rows / 1000)
             self.planner.record(plan, result, 0.0, learn=not split)
         return failed
 
@@ -341,7 +341,7 @@ def test_keys_differ_by_model_and_size_only() -> None:
 
 
 def priced(side: int, rows: int) -> float:
-    return (1.0 + rows) * (side / 8) ** 2
+    return (1.0 + rows) * (side / 8) ** 2 / 100
 
 
 def learn_prices(planner: Planner, sides: tuple[int, ...]) -> Planner:
@@ -481,7 +481,7 @@ def test_no_image_starves_while_its_owners_others_join_somebody_else() -> None:
         served.add(*(make_trajectory(4, owner="many") for _ in range(12 - waiting["many"])))
         served.add(*(make_trajectory(4, owner="one") for _ in range(1 - waiting["one"])))
         served.call()
-        assert served.now < 2000, "the large image starves"
+        assert served.now < 20, "the large image starves"
 
 
 def test_images_are_decoded_with_those_of_other_owners_first() -> None:

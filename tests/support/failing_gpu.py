@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import sdbento.app
 from sdbento.engine.trajectory import Launched, StepPlan
 from sdbento.process import replacement
@@ -18,11 +20,11 @@ class FailingRunner(TorchRunner):
 
     failed = False
 
-    def launch(self, plan: StepPlan) -> Launched:
+    def launch(self, plan: StepPlan, pause: Callable[[], None] | None = None) -> Launched:
         self.failed |= any(t.seed == FATAL_SEED for t in plan.trajectories)
         if self.failed:
             raise AcceleratorError("CUDA error: an illegal memory access was encountered")
-        return super().launch(plan)
+        return super().launch(plan, pause)
 
 
 vars(sdbento.app)["TorchRunner"] = FailingRunner

@@ -74,7 +74,7 @@ class FakeRunner:
         self.seconds = seconds
         self._fails = fails
 
-    def launch(self, plan: StepPlan) -> Launched:
+    def launch(self, plan: StepPlan, pause: Callable[[], None] | None = None) -> Launched:
         for trajectory in plan.trajectories:
             if (error := self._fails(trajectory)) is not None:
                 raise error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -47,13 +47,13 @@ class KeepingPixels(TorchRunner):
         super().__init__(graphs=graphs)
         self.pixels: dict[Trajectory, Pixels] = {}
 
-    def launch(self, plan: StepPlan) -> Launched:
+    def launch(self, plan: StepPlan, pause: Callable[[], None] | None = None) -> Launched:
         if plan.stage is Stage.DECODE:
             latents = torch.stack([state_of(t).slots[0] for t in plan.trajectories])
             with torch.inference_mode():
                 decoded = decode(latents, plan.trajectories[0].pipeline).numpy()
             self.pixels.update(zip(plan.trajectories, decoded, strict=True))
-        return super().launch(plan)
+        return super().launch(plan, pause)
 
 
 def tiny_model(kind: str, name: str | None = None, seed: int = 0) -> Pipeline:
