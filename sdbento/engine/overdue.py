@@ -15,7 +15,7 @@ from collections.abc import Iterable
 
 from sdbento.engine.trajectory import Owner
 
-GRACE = 12.0  # times what a request needs alone: the wait after which it may pass larger ones
+GRACE = 16.0  # times what a request needs alone: the wait after which it may pass larger ones
 
 
 def is_overdue(waited: float, need: float) -> bool:

@@ -23,7 +23,7 @@ from math import inf
 
 from sdbento.engine.caps import Cap
 from sdbento.engine.cost import CostModel
-from sdbento.engine.overdue import Balances, is_overdue
+from sdbento.engine.overdue import GRACE, Balances, is_overdue
 from sdbento.engine.policy import num_together, turn
 from sdbento.engine.shares import Shares
 from sdbento.engine.trajectory import BatchKey, Owner, Pass, Stage, StepPlan, StepResult, Trajectory
@@ -33,7 +33,7 @@ ROWS_PER_IMAGE = 2  # at most: with guidance
 DECODE_PIXELS = 4 * 128**2  # latent pixels: in the VAE 8 images of 1024x1024 have 2^31 elements
 CALL_SECONDS = 1.0  # that a call with several images takes at most: others wait for its end
 UNTRIED = 0.25  # of CALL_SECONDS, as long as nothing of its size has been timed often enough
-CROWD = 2.0  # times as long as alone: how much company an overdue image gets at most
+CROWD = 4.0  # times as long as alone: how much company an overdue image gets at most
 EXPLORE_EVERY = 64  # plans of a key until one is filled to the bound, whatever it costs
 
 
@@ -84,12 +84,20 @@ class Planner:
         if not waiting:
             return None
         overdue = self._overdue(waiting)
-        queue, in_order = self._queue(waiting, overdue), self._queue(waiting, {})
+        passing = {t: need for t, need in overdue.items() if self._balances.may_pass(t.owner)}
+        queue, in_order = self._queue(waiting, passing), self._queue(waiting, {})
         if queue[0] in busy:
             return None
-        passes = queue[0] in overdue and queue[0] is not in_order[0]
+        if queue[0] is in_order[0] or queue[0] not in passing:
+            passing = {}
         others = [trajectory for trajectory in queue if trajectory not in busy]
-        return self._next(others, overdue if passes else {})
+        finished = [trajectory for trajectory in others if trajectory.stage is Stage.DECODE]
+        if finished and (not passing or others[0] is finished[0]):
+            first = in_order[0]  # short work that frees the batch
+            passes = overdue.get(finished[0], inf) < self._need(first.passes, first.num_images)
+            return self._decode(finished, passes_older=bool(passing) or passes)
+        stepping = [trajectory for trajectory in others if trajectory.stage is not Stage.DECODE]
+        return self._prepare_new(self._step(stepping, passing))
 
     def pause(self, plan: StepPlan, seconds: float) -> None:
         """A long plan, which is being launched, has run for `seconds` since it paused last."""
@@ -159,6 +167,7 @@ class Planner:
             work[trajectory.owner] += self.work(trajectory)
         calls, theirs = self._in_company(mine, others, sum(work.values()))
         own = max(calls, sum(self.work(trajectory) for trajectory in mine))
+        ahead = min(ahead, self._until_overdue(mine[0]) + own)  # then it has half of the device
         share = self._shares.seconds_for_others(owner, ahead + own - theirs, work)
         return ahead + own + max(0.0, share - theirs)
 
@@ -193,14 +202,17 @@ class Planner:
         now, needs = self._clock(), dict[tuple[tuple[Pass, ...], int], float]()
         overdue: dict[Trajectory, float] = {}
         for trajectory in waiting:
-            if not self._balances.may_pass(trajectory.owner):
-                continue
             kind = trajectory.passes, trajectory.num_images
             if kind not in needs:
                 needs[kind] = self._need(*kind)
             if is_overdue(now - trajectory.submitted, needs[kind]):
                 overdue[trajectory] = needs[kind]
         return overdue
+
+    def _until_overdue(self, trajectory: Trajectory) -> float:
+        """Seconds until it may pass larger requests of its owner."""
+        need = self._need(trajectory.passes, trajectory.num_images)
+        return max(0.0, trajectory.submitted + GRACE * need - self._clock())
 
     def _need(self, passes: tuple[Pass, ...], num_images: int) -> float:
         """Seconds that a request needs in all if it has the device for itself."""
@@ -249,15 +261,6 @@ class Planner:
         """Whether its next call, if it has no company, may run while another one pauses."""
         alone = StepPlan(trajectory.stage, trajectory.key, (trajectory,))
         return self.expected_seconds(alone) <= CALL_SECONDS
-
-    def _next(self, queue: list[Trajectory], overdue: dict[Trajectory, float]) -> StepPlan:
-        """Whatever is finished is decoded first, which is short work that frees the batch; unless
-        the first of the queue passes others, which is said by those that are `overdue`."""
-        finished = [trajectory for trajectory in queue if trajectory.stage is Stage.DECODE]
-        if finished and (not overdue or queue[0] is finished[0]):
-            return self._decode(finished, passes_older=bool(overdue))
-        stepping = [trajectory for trajectory in queue if trajectory.stage is not Stage.DECODE]
-        return self._prepare_new(self._step(stepping, overdue))
 
     def _decode(self, finished: list[Trajectory], *, passes_older: bool) -> StepPlan:
         key = finished[0].key

@@ -5,7 +5,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from queue import SimpleQueue
 from weakref import WeakKeyDictionary
 
@@ -624,3 +624,51 @@ def test_no_mix_of_arrivals_cancels_and_failures_harms_other_requests(
                     handle.done.result(timeout=5)
             else:
                 assert isinstance(handle.done.exception(timeout=5), Cancelled | None)
+
+
+class PausingRunner(FakeRunner):
+    """Pauses in the midst of every plan that may; `arrives` is called in the first pause."""
+
+    def __init__(self, arrives: Callable[[], None]) -> None:
+        super().__init__()
+        self._arrives = arrives
+
+    def launch(self, plan: StepPlan, pause: Callable[[], None] | None = None) -> Launched:
+        if pause is not None:
+            arrives, self._arrives = self._arrives, lambda: None
+            arrives()
+            for _ in range(3):  # whoever comes in one has its turn in the next
+                pause()
+                time.sleep(0.001)
+        return super().launch(plan)
+
+
+def paused(arrives: Callable[[Engine, Handle], None]) -> tuple[Handle, PausingRunner]:
+    """A long request, in whose first plan something `arrives`."""
+    large = make_trajectory(2, side=512, owner="a")
+    runner = PausingRunner(lambda: arrives(engine, handle))
+    engine = Engine(runner, Planner(4))
+    handle = submit(engine, large)
+    with suppress(Cancelled):
+        engine.start()
+        handle.done.result(timeout=10)
+    engine.close()
+    return handle, runner
+
+
+def test_a_short_request_of_another_owner_is_done_while_a_long_plan_pauses() -> None:
+    short: list[Handle] = []
+    handle, runner = paused(
+        lambda engine, _: short.append(submit(engine, make_trajectory(1, owner="b")))
+    )
+    assert_right(handle)
+    assert_right(short[0])
+    first = next(plan for plan in runner.plans if plan.stage is Stage.STEP)
+    assert first.trajectories == tuple(short[0].trajectories)
+
+
+def test_a_long_plan_ends_in_a_pause_when_its_request_is_cancelled() -> None:
+    handle, runner = paused(lambda _, handle: handle.cancel())
+    with pytest.raises(Cancelled):
+        handle.done.result(timeout=0)
+    assert not [plan for plan in runner.plans if plan.stage is Stage.STEP]

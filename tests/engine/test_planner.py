@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from dataclasses import replace
 from random import Random
 from typing import Any, cast
 
@@ -9,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdbento.engine.planner import Planner
+from sdbento.engine.overdue import GRACE
+from sdbento.engine.planner import CALL_SECONDS, CROWD, UNTRIED, Planner
 from sdbento.engine.trajectory import BatchKey, Stage, StepPlan, StepResult, Trajectory
 from sdbento.errors import DeadlineExceeded, GenerationFailed
 from tests.support.fakes import FakeRunner, chained, make_trajectory
@@ -542,3 +544,160 @@ def test_the_eta_counts_no_more_company_than_there_is_work_for() -> None:
     served.add(mine)
     eta = served.planner.eta([mine])
     assert eta == pytest.approx(served.until(mine), rel=0.2)
+
+
+def backlog(rng: Random, served: Served, count: int, owner: str | None = None) -> list[Trajectory]:
+    """Heavy requests of all kinds that are there already, some of them for long."""
+    heavy = []
+    for _ in range(count):
+        steps, rows = rng.choice([150, 400]), rng.choice([1, 2])
+        one = make_trajectory(steps, rows=rows, side=rng.choice([8, 16]), owner=owner)
+        heavy.append(one)
+    served.add(*heavy)
+    for one in heavy:
+        one.submitted -= rng.choice([0.0, 30.0, 10_000.0])
+    return heavy
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.randoms(use_true_random=False))
+def test_a_light_request_waits_in_proportion_to_its_work_behind_any_backlog(rng: Random) -> None:
+    served = Served(rng.choice([1, 4]), (8, 16))
+    backlog(rng, served, rng.choice([1, 5, 30]))
+    for _ in range(rng.randint(0, 20)):
+        served.call()
+    for _ in range(3):  # one after the other: they take less than half of the device
+        light = make_trajectory(rng.choice([1, 4]), rows=rng.choice([1, 2]))
+        served.add(light)
+        alone, longest = served.planner.seconds_alone(light), priced(16, 8)
+        assert served.until(light) <= (GRACE + 2 * CROWD) * alone + 3 * longest
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.randoms(use_true_random=False))
+def test_a_heavy_request_keeps_half_of_the_device_in_any_flood_of_light_ones(rng: Random) -> None:
+    served = Served(rng.choice([1, 4]), (8, 16))
+    heavy = make_trajectory(40, side=16)
+    served.add(heavy)
+    seconds = {True: 0.0, False: 0.0}  # by whether calls were led by who passed
+    while not heavy.finished:
+        num_missing = 20 - len(served.planner._active)
+        served.add(*(make_trajectory(rng.choice([1, 1, 4])) for _ in range(num_missing)))
+        began = served.now
+        served.call()
+        seconds[served.plans[-1].passes_older] += served.now - began
+        assert seconds[True] <= seconds[False] + priced(16, 8)
+        assert served.now < 60, "the heavy request starves"
+
+
+def test_sixteen_images_of_a_request_count_together() -> None:
+    served = Served(1, (8,))
+    first = [make_trajectory(4) for _ in range(16)]
+    for one in first:
+        one.num_images = 16
+    heavy, single = make_trajectory(150), make_trajectory(4)
+    served.add(heavy, *first)
+    heavy.submitted -= 1000.0
+    served.add(single)
+    served.until(single)
+    assert not any(one.finished for one in first)
+
+
+def test_who_cancels_and_sends_again_gains_nothing() -> None:
+    def seconds(again: int) -> float:
+        served = Served(1, (8, 16))
+        served.add(*(make_trajectory(200, side=16) for _ in range(5)))
+        light, began = make_trajectory(4), served.now
+        served.add(light)
+        for _ in range(again):
+            served.call()
+            served.planner.remove([light])
+            light = make_trajectory(4)
+            served.add(light)
+        served.until(light)
+        return served.now - began
+
+    assert seconds(0) <= seconds(3) < seconds(10)
+
+
+def test_a_call_of_several_images_takes_a_second_at_most() -> None:
+    sides = (8, 64)
+    served = Served(8, sides)
+    served.add(*(make_trajectory(3, side=side) for side in sides * 8))
+    while served.planner.plan() is not None:
+        served.call()
+    assert all(
+        len(plan.trajectories) == 1 or priced(plan.key.latent_width, plan.size) <= CALL_SECONDS
+        for plan in served.plans
+    )
+    assert max(len(plan.trajectories) for plan in served.plans) > 1
+
+
+def test_a_size_that_was_never_timed_is_tried_in_small_calls() -> None:
+    served = Served(8, (8,))
+    members = [make_trajectory(3, side=32) for _ in range(8)]
+    served.add(*members)
+    expected = served.planner.cost.seconds(members[0].key, Stage.STEP, 16)
+    assert UNTRIED * CALL_SECONDS < expected < CALL_SECONDS * 10
+    assert len(next_plan(served.planner).trajectories) < 8
+
+
+def test_in_a_pause_of_a_long_plan_only_what_goes_before_the_rest_of_it_runs() -> None:
+    served = Served(4, (8, 64, 128))
+    large, other = make_trajectory(3, side=128), make_trajectory(3, side=64)
+    served.add(large)
+    large.submitted -= 1000.0
+    long = next_plan(served.planner)
+    served.add(other)
+    small = make_trajectory(1)
+    served.add(small)
+    planner = served.planner
+    planner.pause(long, 0.2)
+    assert planner.plan(within=long) is None  # nobody is overdue
+    served.now += 10.0
+    between = planner.plan(within=long)
+    assert between is not None
+    assert between.trajectories == (small,)
+    planner.advance(between)
+    planner.record(between, StepResult(0.5), served.now)
+    planner.pause(long, 0.2)
+    assert planner.plan(within=long) is None  # the long plan is owed as much as it has waited
+    planner.pause(long, 0.4)
+    assert planner.plan(within=long) is not None
+
+
+def test_in_a_pause_another_owner_gets_its_share() -> None:
+    served = Served(4, (8, 128))
+    large, small = make_trajectory(3, side=128, owner="a"), make_trajectory(9, owner="b")
+    served.add(large)
+    long = next_plan(served.planner)
+    served.add(small)
+    served.planner.pause(long, 0.2)
+    between = served.planner.plan(within=long)
+    assert between is not None
+    assert between.trajectories == (small,)
+
+
+def test_an_image_to_encode_counts_as_work_and_is_encoded_apart_from_others() -> None:
+    served = Served(4, (8, 64))
+    plain, encoding, another = (make_trajectory(4, side=64) for _ in range(3))
+    for one in (encoding, another):
+        one.passes = (replace(one.current, encodes=True),)
+    planner = served.planner
+    assert planner.seconds_alone(encoding) == planner.seconds_alone(plain) + priced(64, 1)
+    planner.add([encoding, another])
+    plan = next_plan(planner)
+    assert plan.stage is Stage.PREPARE
+    assert len(plan.trajectories) == 1
+    assert planner.expected_seconds(plan) == priced(64, 1)
+
+
+@pytest.mark.parametrize("num_heavy", [1, 10, 40])
+def test_the_eta_knows_that_a_light_request_passes(num_heavy: int) -> None:
+    served = Served(4, (8, 16))
+    served.add(*(make_trajectory(150, side=16) for _ in range(num_heavy)))
+    served.call()
+    light = make_trajectory(4)
+    served.add(light)
+    eta = served.planner.eta([light])
+    assert eta == pytest.approx(served.until(light), rel=0.5)

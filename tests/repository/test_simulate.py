@@ -29,7 +29,7 @@ TWO = [Request(steps=2, side=64, at=0.0), Request(steps=1, side=64, at=1.0)]
         (StaticBatches, [5.0 + WINDOW, 7.0 + WINDOW]),
         # A step of the first alone, one of 3 s together, both images decoded in 2 s.
         (StepsInOrder, [7.0, 6.0]),
-        (Ours, [7.0, 6.0]),
+        (Ours, [5.0, 7.0]),  # calls of more than a second are not shared
     ],
 )
 def test_two_requests_take_as_long_as_computed_by_hand(
@@ -97,7 +97,7 @@ def test_ones_own_curve_and_trace_make_a_table(
     main(["--curve", str(tmp_path / "curve.json"), "--trace", str(tmp_path / "trace")])
     table = capsys.readouterr().out
     assert "| one at a time | 6.00 | 6.90 | 6.98 | 7.00 | 0.25 | 75% |" in table
-    assert "| sdbento | 6.50 |" in table
+    assert "| sdbento | 6.00 |" in table  # calls of more than a second are not shared
 
 
 def test_rows_of_a_gpu_become_a_curve_for_each_way_to_step(tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ def test_who_asks_now_and_then_does_not_wait_for_another_ones_flood(path: str) -
         return max(took), outcome
 
     (before, one_queue), (after, ours) = both(OneQueue), both(Ours)
-    assert after < before / 4
+    assert after < before / 2  # where the light requests pass as well, once they are overdue
     assert ours.throughput >= 0.97 * one_queue.throughput
     assert ours.packing.best / ours.packing.seconds >= 0.95
 

@@ -9,6 +9,7 @@ state; the file is removed first, so that the next process works.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 import sdbento.app
 from sdbento.engine.trajectory import Launched, Stage, StepPlan
@@ -20,13 +21,13 @@ from tests.support.device_errors import HANGING_SEED
 
 
 class HangingRunner(TorchRunner):
-    def launch(self, plan: StepPlan) -> Launched:
+    def launch(self, plan: StepPlan, pause: Callable[[], None] | None = None) -> Launched:
         trigger = load_settings().state_dir / "hang"
         seeds = {trajectory.seed for trajectory in plan.trajectories}
         if plan.stage is Stage.STEP and HANGING_SEED in seeds and trigger.exists():
             trigger.unlink()
             threading.Event().wait()
-        return super().launch(plan)
+        return super().launch(plan, pause)
 
 
 vars(sdbento.app)["TorchRunner"] = HangingRunner
