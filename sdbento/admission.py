@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
+from math import isinf
 
 from sdbento.access.caller import Caller, current_caller
 from sdbento.access.limits import ImagesAtOnce, Places, has_place
@@ -24,7 +25,7 @@ from sdbento.settings import Settings
 IMAGES_PER_REQUEST = 4  # unfinished ones, on average: the engine looks at all of them at each step
 LEAST_IMAGES = 4 * MAX_IMAGES  # however few requests may wait
 FORECAST_WAIT = 2.0  # seconds until the engine has the first of the requests that have just come
-UNKNOWN = 5.0  # seconds until the next try, where nothing under way has got to the engine
+UNKNOWN = 5.0  # seconds until the next try, where nobody knows when anything under way ends
 RELEASE_EVERY = 60.0  # seconds after which freed memory goes back to the kernel
 
 
@@ -150,4 +151,6 @@ def _places(settings: Settings) -> tuple[Places, Places]:
 
 
 def _seconds_until(ending: Ending | None) -> float:
-    return UNKNOWN if ending is None else max(1.0, ending.at - time.monotonic())
+    if ending is None or isinf(ending.at):
+        return UNKNOWN
+    return max(1.0, ending.at - time.monotonic())

@@ -148,11 +148,6 @@ class CostModel:
         self._sources.clear()
         self._knees.clear()
 
-    def is_known(self, key: BatchKey, stage: Stage) -> bool:
-        """Whether calls of this very key were timed often enough."""
-        own = self._curves.get((key, stage))
-        return own is not None and own.confirmed
-
     def seconds(self, key: BatchKey, stage: Stage, rows: int) -> float:
         """Predicted seconds of one call; always positive."""
         rows = self._computed(stage, rows)

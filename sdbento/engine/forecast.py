@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from math import inf, isinf
 
 from sdbento.engine.handle import Handle
 from sdbento.engine.trajectory import Owner, Trajectory
@@ -17,7 +18,7 @@ from sdbento.engine.trajectory import Owner, Trajectory
 class Ending:
     """When a request will be done (time.monotonic), whose it is, and how many images it has."""
 
-    at: float
+    at: float  # inf: nobody knows yet
     owner: Owner
     num_images: int
 
@@ -27,7 +28,7 @@ def forecast(
 ) -> list[Ending]:
     """The end of each request, the first one first; at its deadline it ends in any case.
 
-    `work`: the seconds that an image still needs in full batches.
+    `work`: the seconds that an image still needs in full batches; inf where nobody knows.
     """
     in_order = sorted(handles, key=lambda handle: handle.submitted)
     firsts = [handle.trajectories[0] for handle in in_order]
@@ -35,10 +36,14 @@ def forecast(
     seconds = [_work_of(handle, work) for handle in in_order]
     ends = ends_in_shares(list(zip(owners, seconds, strict=True)))
     endings = [
-        Ending(min(now + end, first.deadline), first.owner, len(handle.trajectories))
+        Ending(_at(now + end, first.deadline), first.owner, len(handle.trajectories))
         for handle, first, end in zip(in_order, firsts, ends, strict=True)
     ]
     return sorted(endings, key=lambda ending: ending.at)
+
+
+def _at(end: float, deadline: float) -> float:
+    return inf if isinf(end) else min(end, deadline)
 
 
 def ends_in_shares(requests: Sequence[tuple[Owner, float]]) -> list[float]:

@@ -102,7 +102,7 @@ class Engine:
         self._busy_until = 0.0  # when the device is expected to have done all that is under way
         self._long: StepPlan | None = None  # being launched, and pauses
         self._resumed = 0.0  # when it began, or went on after its last pause
-        self._ended: list[Trajectory] = []  # that are not released, because a long plan has them
+        self._later: list[Callable[[], None]] = []  # what must wait until no plan pauses
         self._launch_seconds = deque([0.0], maxlen=LAUNCHES)
         # When the requests under way will be done; replaced as a whole, for any thread to read.
         self.endings: list[Ending] = []
@@ -149,6 +149,9 @@ class Engine:
         done: Future[None] = Future()
 
         def run() -> None:
+            if self._long is not None:
+                self._later.append(run)
+                return
             try:
                 function()
             except BaseException as exc:
@@ -210,8 +213,8 @@ class Engine:
                 self._fail_everyone(classify(exc))
 
     def _iterate(self) -> None:
-        while self._ended:
-            self._ended.pop().release()
+        while self._later:
+            self._later.pop(0)()
         self._take_commands_until_launch()
         if not self._running:
             return
@@ -348,7 +351,7 @@ class Engine:
         if now < self._forecast_due:
             return
         self._forecast_due = now + FORECAST
-        self.endings = forecast(set(self._handles.values()), self._planner.work, now)
+        self.endings = forecast(set(self._handles.values()), self._planner.known_work, now)
 
     def _advance_idle_work(self) -> None:
         try:
@@ -448,7 +451,7 @@ class Engine:
         for trajectory in handle.trajectories:
             self._handles.pop(trajectory, None)
             if self._long is not None and trajectory in self._long.trajectories:
-                self._ended.append(trajectory)
+                self._later.append(trajectory.release)
             else:
                 trajectory.release()
         if error is None:

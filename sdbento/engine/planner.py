@@ -15,14 +15,16 @@ from scratch, and nobody keeps a place in the batch.
 from __future__ import annotations
 
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import accumulate
 from math import inf
 
+from cachetools import LRUCache
+
 from sdbento.engine.caps import Cap
-from sdbento.engine.cost import CostModel
+from sdbento.engine.cost import MAX_CURVES, CostModel
 from sdbento.engine.overdue import GRACE, Balances, is_overdue
 from sdbento.engine.policy import num_together, turn
 from sdbento.engine.shares import Shares
@@ -53,8 +55,9 @@ class Planner:
         self.cost = cost or CostModel()
         self._active: dict[Trajectory, None] = {}  # an ordered set: oldest first
         self._decoding: set[Trajectory] = set()  # launched, and the image is not there yet
-        self._caps: dict[tuple[BatchKey, Stage], Cap] = {}  # where memory was too small
-        self._num_plans: Counter[BatchKey] = Counter()
+        # Of the kinds of calls that came last: sizes, and so keys, have no end.
+        self._caps: LRUCache[tuple[BatchKey, Stage], Cap] = LRUCache(MAX_CURVES)  # of memory
+        self._num_plans: LRUCache[BatchKey, int] = LRUCache(MAX_CURVES)
         self._shares = Shares()
         self._balances = Balances()
         self._paused: tuple[StepPlan, float] | None = None  # the last, and its seconds until then
@@ -112,7 +115,7 @@ class Planner:
             charged = self._seconds_charged(plan)
             self._shares.charge(plan, max(0.0, self.expected_seconds(plan) - charged))
         if plan.stage is Stage.STEP:
-            self._num_plans[plan.key] += 1
+            self._num_plans[plan.key] = self._num_plans.get(plan.key, 0) + 1
             for trajectory in plan.trajectories:
                 trajectory.step += 1
                 if trajectory.pass_finished and trajectory.has_next_pass:
@@ -150,6 +153,10 @@ class Planner:
     def work(self, trajectory: Trajectory) -> float:
         """Seconds of device time that `trajectory` still needs in a full batch."""
         return sum(self._work(one, step) for one, step in trajectory.remaining)
+
+    def known_work(self, trajectory: Trajectory) -> float:
+        """As `work`; inf as long as no such steps were timed, when it would be a mere guess."""
+        return self.work(trajectory) if self.cost.is_timed(trajectory.key, Stage.STEP) else inf
 
     def eta(self, trajectories: Iterable[Trajectory]) -> float:
         """Seconds until all of `trajectories`, images of one owner, are done.
@@ -280,7 +287,7 @@ class Planner:
         if overdue:
             num_chosen = self._num_together(key, rows, len(queue) - len(same))
             num_chosen = min(num_chosen, self._num_in_crowd(same, overdue))
-        elif self._num_plans[key] % EXPLORE_EVERY == EXPLORE_EVERY - 1:
+        elif self._num_plans.get(key, 0) % EXPLORE_EVERY == EXPLORE_EVERY - 1:
             num_chosen = self._num_fitting(key, rows)
         else:
             num_chosen = self._num_together(key, rows, len(queue) - len(same))
@@ -315,7 +322,7 @@ class Planner:
         """How many of the first a call can take within its bounds of size and of seconds; always at
         least one."""
         bound = self._max_size(key, stage)
-        longest = CALL_SECONDS if self.cost.is_known(key, stage) else UNTRIED * CALL_SECONDS
+        longest = CALL_SECONDS if self.cost.is_timed(key, stage) else UNTRIED * CALL_SECONDS
         totals = accumulate(sizes[:bound])
         return max(
             1,

@@ -9,7 +9,8 @@ not depend on each other.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +55,13 @@ def _compute(work: Callable[[], Finish], pause: Callable[[], None] | None) -> La
             finish = work()
         paused = pauses.seconds
     return _Computed(time.perf_counter() - started - paused, finish)
+
+
+@contextmanager
+def without_pauses() -> Iterator[None]:
+    """Within this context work does not pause: no other plan may run in its midst."""
+    with torch._C.DisableTorchFunction():
+        yield
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from sdbento.images.canvas import enlarge
 from sdbento.models.device import upload
 from sdbento.models.pipeline import Pipeline
 from sdbento.prompts.encoder import Conditioning, PromptEncoder
+from sdbento.runner.launched import without_pauses
 from sdbento.runner.rows import Row
 from sdbento.runner.vae import Posterior, draw_noise, encode
 
@@ -102,8 +103,9 @@ def first_state(trajectory: Trajectory, encoder: PromptEncoder) -> State:
     """Prompts encoded, images encoded, noise drawn."""
     pipeline, inputs = trajectory.pipeline, trajectory.inputs
     guided = len(trajectory.current.guided_steps) > 0
-    prompts = _encode(encoder, trajectory, inputs.prompts)
-    negative_prompts = _encode(encoder, trajectory, inputs.negative_prompts) if guided else []
+    with without_pauses():  # meanwhile text encoders have hooks for this image's prompts
+        prompts = _encode(encoder, trajectory, inputs.prompts)
+        negative_prompts = _encode(encoder, trajectory, inputs.negative_prompts) if guided else []
     generator = _generator(trajectory)
     beginning = _begin(trajectory, generator)
     slots = torch.zeros(

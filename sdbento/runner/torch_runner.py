@@ -243,12 +243,10 @@ def _decode_again(latents: torch.Tensor, pipeline: Pipeline) -> torch.Tensor:
 
 
 def _can_pause(plan: StepPlan) -> bool:
-    """Whether other calls may run in the midst of it: not while networks have hooks for its rows,
+    """Whether other calls may run in the midst of it: not while the UNet has hooks for its rows,
     nor in compiled code."""
-    if plan.stage is Stage.DECODE:
+    if plan.stage is not Stage.STEP:
         return True
-    if plan.stage is Stage.PREPARE:
-        return not any(trajectory.inputs.adapters for trajectory in plan.trajectories)
     return plan.trajectories[0].pipeline.compiled is None and is_plain(plan.trajectories)
 
 

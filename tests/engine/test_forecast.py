@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import random
+from math import inf
 
 import pytest
 
+from sdbento.engine.cost import ENOUGH
 from sdbento.engine.forecast import ends_in_shares, forecast
 from sdbento.engine.handle import Handle
+from sdbento.engine.planner import Planner
+from sdbento.engine.trajectory import Stage
 from tests.support.fakes import make_trajectory
 
 
@@ -57,3 +61,22 @@ def test_what_is_done_does_not_count_and_a_deadline_ends_a_request() -> None:
         one.deadline = 1000.0
     endings = forecast([b, a], lambda one: float(one.current.num_steps - one.step), now=100.0)
     assert [(end.at, end.owner) for end in endings] == [(128.0, "a"), (164.0, "b")]
+
+
+def test_nobody_knows_when_a_request_ends_behind_one_that_was_never_timed() -> None:
+    new, known, other = (
+        Handle(
+            [make_trajectory(4, owner=owner, model=model, deadline=1000.0)],
+            lambda _: None,
+            lambda _: None,
+        )
+        for owner, model in (("a", "new"), ("a", "known"), ("b", "known"))
+    )
+    planner = Planner(4)
+    key = other.trajectories[0].key
+    for _ in range(1 + ENOUGH):  # the first timing is discarded
+        planner.cost.observe(key, Stage.STEP, 2, 1.0)
+    endings = forecast([new, known, other], planner.known_work, now=100.0)
+    assert [ending.owner for ending in endings] == ["b", "a", "a"]
+    assert endings[0].at < 1000.0
+    assert [ending.at for ending in endings[1:]] == [inf, inf]

@@ -5,6 +5,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from queue import SimpleQueue
 from weakref import WeakKeyDictionary
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sdbento.engine import loop, watchdog
 from sdbento.engine.cost import FRESH, RECENT, CostModel
 from sdbento.engine.handle import EngineEvent, Estimated, Handle, Stepped
 from sdbento.engine.loop import Engine
@@ -665,6 +667,50 @@ def test_a_short_request_of_another_owner_is_done_while_a_long_plan_pauses() -> 
     assert_right(short[0])
     first = next(plan for plan in runner.plans if plan.stage is Stage.STEP)
     assert first.trajectories == tuple(short[0].trajectories)
+
+
+def test_what_is_called_between_two_steps_is_not_called_in_a_pause() -> None:
+    calls: list[tuple[Future[None], list[bool]]] = []
+
+    def arrives(engine: Engine, _: Handle) -> None:
+        pausing: list[bool] = []
+        done = engine.call(lambda: pausing.append(engine._long is not None))
+        calls.append((done, pausing))
+
+    handle, _ = paused(arrives)
+    assert_right(handle)
+    [(done, pausing)] = calls
+    done.result(timeout=5)
+    assert pausing == [False]
+
+
+@pytest.mark.parametrize("which", ["long", "short"])
+def test_a_hang_of_a_long_plan_after_a_pause_and_of_one_within_it_is_noticed(
+    which: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watchdog, "TICK", 0.01)
+    monkeypatch.setattr(loop, "SLOW", 0.0)
+    monkeypatch.setattr(loop, "UNTIMED", 1.0)
+    failure: SimpleQueue[str] = SimpleQueue()
+    goes_on = threading.Event()
+
+    class Hanging(PausingRunner):
+        def compute(self) -> None:
+            plan = self.plans[-1]
+            if plan.stage is Stage.STEP and plan.key.model == which:
+                goes_on.wait(FAR)
+
+    def arrives() -> None:
+        submit(engine, make_trajectory(1, model="short", owner="b"))
+
+    engine = Engine(Hanging(arrives), Planner(4), stall=0.2, on_failure=failure.put)
+    submit(engine, make_trajectory(2, side=512, model="long", owner="a"))
+    engine.start()
+    try:
+        assert f"step of {which} hangs" in failure.get(timeout=10)
+    finally:
+        engine.abandon()
+        goes_on.set()
 
 
 def test_a_long_plan_ends_in_a_pause_when_its_request_is_cancelled() -> None:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sdbento.engine.cost import MAX_CURVES
 from sdbento.engine.overdue import GRACE
 from sdbento.engine.planner import CALL_SECONDS, CROWD, UNTRIED, Planner
 from sdbento.engine.trajectory import BatchKey, Stage, StepPlan, StepResult, Trajectory
@@ -701,3 +702,13 @@ def test_the_eta_knows_that_a_light_request_passes(num_heavy: int) -> None:
     served.add(light)
     eta = served.planner.eta([light])
     assert eta == pytest.approx(served.until(light), rel=0.5)
+
+
+def test_what_is_kept_of_each_size_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    planner = Planner(4)
+    for side in range(1, 2 * MAX_CURVES):
+        one = make_trajectory(2, side=side)
+        plan = StepPlan(Stage.STEP, one.key, (one,))
+        planner.advance(plan)
+        planner.shrink(plan)
+    assert len(planner._caps) == len(planner._num_plans) == MAX_CURVES

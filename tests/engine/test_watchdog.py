@@ -66,6 +66,46 @@ def test_many_short_calls_are_not_one_long_call(monkeypatch: pytest.MonkeyPatch)
     stop.set()
 
 
+@pytest.mark.parametrize("hangs_within", [True, False])
+def test_a_call_within_another_and_the_rest_of_the_other_are_watched(
+    hangs_within: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    goes_on = threading.Event()
+
+    def work(dog: Watchdog) -> None:
+        with dog.watching("the long step", 0.05):
+            with dog.watching("the short step", 0.05):
+                if hangs_within:
+                    goes_on.wait(SOON)
+            goes_on.wait(SOON)
+
+    watched = Watched(monkeypatch, work)
+    assert watched.failed.wait(SOON)
+    goes_on.set()
+    watched.thread.join()
+    name = "short" if hangs_within else "long"
+    assert watched.failures == [f"the {name} step hangs: it is not done after 0 s"]
+
+
+def test_what_runs_within_a_call_does_not_count_as_its_own_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stop = threading.Event()
+
+    def work(dog: Watchdog) -> None:
+        with dog.watching("the long step", 0.05):
+            for _ in range(20):
+                with dog.watching("a short step", SOON):
+                    stop.wait(0.03)
+                stop.wait(0.001)
+        stop.wait(SOON)  # in no call at all
+
+    watched = Watched(monkeypatch, work)
+    assert not watched.failed.wait(1.0)
+    watched.watchdog.stop()
+    stop.set()
+
+
 def test_a_dead_thread_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     watched = Watched(monkeypatch, lambda _: None)
     assert watched.failed.wait(SOON)
