@@ -3,6 +3,7 @@
     python -m bench.simulate                                   every curve in bench/curves
     python -m bench.simulate --curve FILE --trace FILE         a curve and requests of one's own
     python -m bench.simulate --fleet                           1,000 workers with cold starts
+    python -m bench.simulate --grace inf                       small requests pass no larger ones
     python -m bench.simulate --owners                          one with many images, one with few
     python -m bench.simulate --measure-cpu                     writes bench/curves/cpu-shapes.json
     python -m bench.simulate --from-gpu bench/results/gpu      writes curves of GPUs
@@ -17,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.simulate import curves, report, traces
+from sdbento.engine import overdue
 
 CURVES = Path(__file__).parents[1] / "curves"
 REQUESTS, FLEET_REQUESTS = 1000, 20_000
@@ -34,9 +36,11 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--owners", action="store_true")
     parser.add_argument("--requests", type=int, help="of each run")
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--grace", type=float, default=overdue.GRACE, help="see engine/overdue.py")
     parser.add_argument("--measure-cpu", action="store_true")
     parser.add_argument("--from-gpu", type=Path, metavar="DIR")
     options = parser.parse_args(args)
+    overdue.GRACE = options.grace
     if options.measure_cpu:
         from bench.simulate.measure import measure_cpu  # needs torch, and nothing else here does
 
