@@ -1,9 +1,9 @@
-"""Small requests that have waited out of proportion pass larger ones, for half of the device.
+"""Small requests that have waited out of proportion pass larger ones, for a fifth of the device.
 
 A request that needs `need` seconds alone is overdue once it has waited for GRACE times as long. Of
-those the smallest goes next, as long as calls that were led so have not taken longer than those
-that went by the turns of the queue (`policy.turn`). So neither can keep the other from half of the
-device, however many there are of it and however old they are.
+those the smallest goes next, as long as calls that were led so have not taken more than a quarter
+as long as those that went by the turns of the queue (`policy.turn`). So neither can keep the other
+from its part of the device, however many there are of it and however old they are.
 
 Each owner has such a balance of its own, since owners have shares of their own (`shares.py`). Knows
 nothing of calls but their seconds.
@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from sdbento.engine.trajectory import Owner
 
 GRACE = 16.0  # times what a request needs alone: the wait after which it may pass larger ones
+PRICE = 4.0  # seconds of calls by the turns of the queue, for each second of those that pass
 
 
 def is_overdue(waited: float, need: float) -> bool:
@@ -23,10 +24,11 @@ def is_overdue(waited: float, need: float) -> bool:
 
 
 class Balances:
-    """For each owner, the seconds that overdue requests led calls, less those of all other calls.
+    """For each owner, PRICE times the seconds that overdue requests led calls, less those of all
+    other calls.
 
-    A call gives those that it passes by a claim to as many seconds as it took, and no more: having
-    had nobody to pass is saved by nobody. Used on the engine's thread only.
+    A call by the turns of the queue leaves a claim for its own seconds, and no more: having had
+    nobody to pass is saved by nobody. Used on the engine's thread only.
     """
 
     def __init__(self) -> None:
@@ -43,5 +45,5 @@ class Balances:
     def charge(self, owner: Owner, seconds: float, *, passed: bool) -> None:
         """A call that an image of `owner` led took so many seconds; `passed`: it was overdue."""
         before = self._seconds.get(owner, 0.0)
-        after = before + seconds if passed else max(before - seconds, -seconds)
+        after = before + PRICE * seconds if passed else max(before - seconds, -seconds)
         self._seconds[owner] = after

@@ -25,7 +25,7 @@ from cachetools import LRUCache
 
 from sdbento.engine.caps import Cap
 from sdbento.engine.cost import MAX_CURVES, CostModel
-from sdbento.engine.overdue import GRACE, Balances, is_overdue
+from sdbento.engine.overdue import GRACE, PRICE, Balances, is_overdue
 from sdbento.engine.policy import num_together, turn
 from sdbento.engine.shares import Shares
 from sdbento.engine.trajectory import BatchKey, Owner, Pass, Stage, StepPlan, StepResult, Trajectory
@@ -174,7 +174,8 @@ class Planner:
             work[trajectory.owner] += self.work(trajectory)
         calls, theirs = self._in_company(mine, others, sum(work.values()))
         own = max(calls, sum(self.work(trajectory) for trajectory in mine))
-        ahead = min(ahead, self._until_overdue(mine[0]) + own)  # then it has half of the device
+        # Once it is overdue it has its part of the device.
+        ahead = min(ahead, self._until_overdue(mine[0]) + PRICE * own)
         share = self._shares.seconds_for_others(owner, ahead + own - theirs, work)
         return ahead + own + max(0.0, share - theirs)
 

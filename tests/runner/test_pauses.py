@@ -33,7 +33,7 @@ from tests.support.loras import everything, make_lora, save_peft
 from tests.support.oracle import resolved, tiny_control, tiny_model
 
 SOON = 100.0
-EVERY = 7  # operators: planning at each of them takes long, and finds nobody new
+EVERY = 17  # operators: planning at each of them takes long, and finds nobody new
 BASE: dict[str, Any] = {"prompt": "a cat", "num_inference_steps": 3, "width": 64, "height": 64}
 PICTURE: dict[str, Any] = {"image": data_uri(gradient()), "strength": 0.9}
 MASK = {**PICTURE, "mask_image": data_uri(half_mask())}
