@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
+from math import inf
 from queue import SimpleQueue
 from weakref import WeakKeyDictionary
 
@@ -345,7 +346,7 @@ def test_whoever_waits_for_an_end_is_told_when_one_is_expected() -> None:
         assert engine.endings == []
         lengths = {"a": 2000, "b": 3000, "c": 1000}
         handles = [submit(engine, make_trajectory(n, owner=owner)) for owner, n in lengths.items()]
-        until(lambda: len(engine.endings) == 3)
+        until(lambda: [ending.at < inf for ending in engine.endings] == [True] * 3)
         assert [ending.owner for ending in engine.endings] == ["c", "a", "b"]
         assert engine.endings[0].at > time.monotonic()
         for handle in handles:
