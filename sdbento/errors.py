@@ -34,7 +34,7 @@ import uuid
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
-from sdbento.urls import without_credentials
+from sdbento.url_redaction import redacted_message
 
 
 class SDBentoError(Exception):
@@ -50,7 +50,7 @@ class SDBentoError(Exception):
         param: str | None = None,
         retry_after: float | None = None,
     ) -> None:
-        self.message = without_credentials(message)  # it may quote what the client sent
+        self.message = redacted_message(message)  # it may quote what the client sent
         super().__init__(self.message)
         self.param = param
         self.retry_after = retry_after

@@ -74,4 +74,9 @@ class Watchdog:
         frame = sys._current_frames().get(self._thread.ident or 0)
         if frame is not None:
             stack = "".join(traceback.format_stack(frame))
-            log.error("the thread %s hangs here:\n%s", self._thread.name, stack)
+            said, name = "the thread %s hangs here:", self._thread.name
+            # Not in the message: a message is one line of the log.
+            record = log.makeRecord(
+                log.name, logging.ERROR, __file__, 0, said, (name,), None, sinfo=stack.rstrip()
+            )
+            log.handle(record)

@@ -10,7 +10,7 @@ import re
 from pathlib import PurePath
 
 from sdbento.outbound.urls import is_url
-from sdbento.urls import without_credentials
+from sdbento.url_redaction import without_credentials
 
 _LORA_TAG = re.compile(r"(<lora:)([^<>:]*)", re.IGNORECASE)
 

@@ -21,7 +21,7 @@ from sdbento.request.embedded import infotext_of, public
 from sdbento.request.resolved import ResolvedRequest
 from sdbento.request.schema import GenerateRequest, GenerateResponse, Timings
 from sdbento.request.settle import SettledRequest
-from sdbento.urls import all_without_credentials
+from sdbento.url_redaction import all_without_credentials, redacted_message
 
 NOT_PARAMETERS = {"output_format", "output_compression", "preview_every", "timeout", "num_images"}
 
@@ -78,7 +78,7 @@ class Result:
             model=self.request.model,
             parameters=self.parameters(),
             timings=self.timings,
-            warnings=all_without_credentials(list(self.warnings)),
+            warnings=[redacted_message(warning) for warning in self.warnings],
         )
 
 

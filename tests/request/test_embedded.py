@@ -44,6 +44,18 @@ def test_text_to_image() -> None:
     )
 
 
+def test_prompts_are_told_as_they_were_unless_they_have_urls() -> None:
+    prompt = "a cat &style=anime, what?x=y, #a=1 dog"
+    negative = f"{prompt} https://u:hush@h.example/a?token=hush"
+    request = settled(prompt=prompt, negative_prompt=negative)
+    lines = infotext_of(request, "Euler", seed=43).splitlines()
+    assert lines[:2] == [prompt, f"Negative prompt: {prompt} https://h.example/a"]
+    timings = Timings(queued=0, denoising=0, decoding=0, total=0)
+    result = Result(request, "Euler", [Image.new("RGB", (8, 8))], timings, ())
+    assert result.parameters()["prompt"] == prompt
+    assert result.parameters()["negative_prompt"] == f"{prompt} https://h.example/a"
+
+
 def test_a_sampler_has_the_name_that_people_know() -> None:
     read = written("EulerAncestralDiscreteScheduler")
     assert (read["Sampler"], read["Schedule type"]) == ("Euler a", "Automatic")

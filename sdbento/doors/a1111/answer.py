@@ -16,7 +16,7 @@ from sdbento.doors.a1111.translation import Translated
 from sdbento.images import infotext
 from sdbento.images.redaction import public_name
 from sdbento.request.schema import GenerateRequest, GenerateResponse
-from sdbento.urls import all_without_credentials, without_credentials
+from sdbento.url_redaction import all_without_credentials, without_credentials
 
 # What `info` has fields of its own for, of what an infotext says.
 _IN_INFO = {"Prompt", "Negative prompt", "Steps", "Sampler", "CFG scale", "Seed", "Size", "Model"}

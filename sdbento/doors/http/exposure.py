@@ -27,9 +27,12 @@ def is_local(host: str) -> bool:
         return host == "localhost"
 
 
-def is_exposed(port: int) -> bool:
-    """Whether this process listens on `port` of more than loopback."""
-    return not all(is_local(address.ip) for address in _listening() if address.port == port)
+def is_exposed(port: int | None) -> bool:
+    """Whether this process listens on `port` of more than loopback. None: a Unix socket, which is
+    there for a proxy. Blocking, for milliseconds."""
+    return port is None or not all(
+        is_local(address.ip) for address in _listening() if address.port == port
+    )
 
 
 def warn_if_open(settings: Settings) -> None:

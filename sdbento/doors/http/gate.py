@@ -45,7 +45,7 @@ class Gate:
     async def admit(self, scope: Scope) -> Caller:
         """Who sends the request. Raises Forbidden, Unauthorized, LimitReached, Overloaded."""
         if self._hosts is not None and scope["path"] not in OPEN_PATHS:
-            self._hosts.check(scope)
+            await self._hosts.check(scope)
         if scope["method"] not in SAFE_METHODS:
             _refuse_foreign_page(Headers(scope=scope), self._origins)
         if not self._keyring.required or self.is_open(scope):

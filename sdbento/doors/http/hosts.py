@@ -8,6 +8,7 @@ would need a certificate of that domain.
 
 from __future__ import annotations
 
+import asyncio
 import re
 import socket
 from urllib.parse import urlsplit
@@ -38,7 +39,7 @@ class Hosts:
         self._ends = (*PRIVATE, *(name[1:] for name in allowed if name.startswith("*.")))
         self._only_known = True if allowed else None  # None: it was not asked yet who can reach it
 
-    def check(self, scope: Scope) -> None:
+    async def check(self, scope: Scope) -> None:
         """Raises Forbidden for a request that a page of a foreign name may have sent.
 
         If nobody but this machine can reach the server, or the operator has named hosts, no request
@@ -50,7 +51,8 @@ class Hosts:
         if self._any or self._is_known(_PORT.sub("", host).removesuffix(".")):
             return
         if self._only_known is None:
-            self._only_known = not is_exposed(scope["server"][1])
+            _, port = scope.get("server") or (None, None)
+            self._only_known = not await asyncio.to_thread(is_exposed, port)
         if self._only_known or _is_browser_without_tls(headers):
             raise Forbidden(
                 f"the server does not accept requests for the host {host[:80]!r}; add it to "

@@ -6,10 +6,13 @@ Knows nothing of HTTP: a connection says itself whether it can be spared, and wh
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Protocol
 
 from sdbento.access.limits import has_share
 from sdbento.doors.network.limits import Limits
+
+log = logging.getLogger(__name__)
 
 
 class Connection(Protocol):
@@ -100,9 +103,20 @@ class Connections:
         before, self._swept = self._swept, loop.time()
         # If the loop itself was late, clients are not to blame: what they sent is still unread.
         elapsed = min(self._swept - before, 2 * self._limits.sweep_seconds)
-        for connections in [self._refused, *self._by_owner.values()]:
-            for connection in list(connections):
-                connection.check(elapsed)
-        self._sweeping = bool(self._count or self._refused)
-        if self._sweeping:
-            loop.call_later(self._limits.sweep_seconds, self._sweep)
+        try:
+            for connections in [self._refused, *self._by_owner.values()]:
+                for connection in list(connections):
+                    self._check(connection, elapsed)
+        finally:
+            self._sweeping = bool(self._count or self._refused)
+            if self._sweeping:
+                loop.call_later(self._limits.sweep_seconds, self._sweep)
+
+    def _check(self, connection: Connection, elapsed: float) -> None:
+        """A fault in the check of one must not leave all others without an end."""
+        try:
+            connection.check(elapsed)
+        except Exception:
+            log.exception("a connection could not be checked, and is closed")
+            self.remove(connection)
+            connection.drop()

@@ -7,7 +7,7 @@ should bound more tightly is told in docs/deploy.md.
 from __future__ import annotations
 
 import resource
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 MAX_CONNECTIONS = 1000
 
@@ -22,7 +22,8 @@ def _possible_connections() -> int:
 class Limits:
     """Of connections to one port."""
 
-    connections: int = _possible_connections()  # of which one address gets half, `has_share`
+    # Of which one address gets half, `has_share`.
+    connections: int = field(default_factory=_possible_connections)
     refused_connections: int = 100  # beyond those: each is given a moment to read why
     url_bytes: int = 8 * 1024  # as nginx has it, and the next
     head_bytes: int = 32 * 1024  # request line and headers, and trailers too

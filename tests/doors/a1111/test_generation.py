@@ -216,6 +216,15 @@ def test_what_clients_send(fake: FakeServer, path: str, body: dict[str, Any]) ->
     assert "secret" not in json.dumps(answer)
 
 
+def test_prompts_come_back_as_they_were(fake: FakeServer) -> None:
+    prompt = "a cat &style=anime, what?x=y, #a=1 dog"
+    answer = post(fake, prompt=prompt, negative_prompt=prompt, steps=3)
+    info = json.loads(answer["info"])
+    assert info["all_prompts"] == info["all_negative_prompts"] == [prompt]
+    assert answer["parameters"]["prompt"] == prompt
+    assert info["infotexts"][0].startswith(f"{prompt}\nNegative prompt: {prompt}\n")
+
+
 def test_info_has_every_key_of_the_web_ui(fake: FakeServer) -> None:
     body: dict[str, Any] = {"prompt": "a", "negative_prompt": "b", "seed": 4, "batch_size": 2}
     info = json.loads(post(fake, **body, steps=3, restore_faces=True, width=100)["info"])
@@ -363,7 +372,7 @@ def test_other_methods_and_routes(fake: FakeServer) -> None:
 
 @pytest.mark.parametrize(
     "value",
-    ["[" * 500 + "]" * 500, '{"a": 1e999}', '{"a": NaN}', '"\\ud800"', '{"\\ud800": 1}', "[[1]]"],
+    ["[" * 50 + "]" * 50, '{"a": 1e999}', '{"a": NaN}', '"\\ud800"', '{"\\ud800": 1}', "[[1]]"],
 )
 def test_anything_may_be_in_fields_that_are_not_looked_at(fake: FakeServer, value: str) -> None:
     ignored = ("unknown", "styles", "script_args", "s_churn")

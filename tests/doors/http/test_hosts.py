@@ -126,7 +126,7 @@ async def test_all_names_are_allowed_by_a_setting_or_with_a_key(
     assert await status("POST", PLAIN | EVIL | origin | BEARER, **settings) == 200
 
 
-def test_a_server_on_loopback_is_known_by_the_socket_that_it_listens_on() -> None:
+async def test_a_server_on_loopback_is_known_by_the_socket_that_it_listens_on() -> None:
     settings = Settings()
     with socket.create_server(("127.0.0.1", 0)) as inside, socket.create_server(("", 0)) as outside:
         for listening, refuses in ((inside, True), (outside, False)):
@@ -135,9 +135,18 @@ def test_a_server_on_loopback_is_known_by_the_socket_that_it_listens_on() -> Non
             checking = hosts.Hosts(settings)
             if refuses:
                 with pytest.raises(Forbidden):
-                    checking.check(scope)
+                    await checking.check(scope)
             else:
-                checking.check(scope)
+                await checking.check(scope)
+
+
+@pytest.mark.parametrize("server", [None, ("/run/sdbento.sock", None)])
+async def test_a_server_on_a_unix_socket_is_for_proxies(server: tuple[str, None] | None) -> None:
+    scope: dict[str, Any] = {"type": "http", "server": server}
+    await hosts.Hosts(Settings()).check(scope | {"headers": [(b"host", b"sd.example.com")]})
+    page = [(b"host", b"evil.example"), (b"origin", b"http://evil.example")]
+    with pytest.raises(Forbidden):
+        await hosts.Hosts(Settings()).check(scope | {"headers": page})
 
 
 # Any name that somebody can register, and any text

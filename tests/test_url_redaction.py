@@ -5,7 +5,11 @@ from __future__ import annotations
 import pytest
 
 from sdbento.errors import InvalidParameter
-from sdbento.urls import all_without_credentials, without_credentials
+from sdbento.url_redaction import (
+    all_without_credentials,
+    redacted_message,
+    without_credentials,
+)
 
 
 @pytest.mark.parametrize(
@@ -22,18 +26,43 @@ from sdbento.urls import all_without_credentials, without_credentials
         ("https://h/a%3Ftoken=SECRET", "https://h/a"),
         ("https%3A%2F%2Fu%3ASECRET%40h%2Fa%3Ftoken%3DSECRET", "https%3A%2F%2Fh%2Fa"),
         ("https:\\\\u:SECRET@h\\a?token=SECRET", "https:\\\\h\\a"),
-        ("//u:SECRET@h/a?token=SECRET b", "//h/a b"),
-        ("h.example/a?token=SECRET b", "h.example/a b"),
-        ("https:h/a?token=SECRET", "https:h/a"),
-        ("https://h/a\n?token=SECRET", "https://h/a\n"),
-        ("https://h/a?x=<b>&token=SECRET", "https://h/a<b>"),
         ("<lora:https://h/a.safetensors?token=SECRET:1> b", "<lora:https://h/a.safetensors> b"),
-        ("no 'https://h/a?token=SECRET'; (h/a?b=SECRET).", "no 'https://h/a'; (h/a)."),
+        ("no 'https://h/a?token=SECRET'; (s3://h/a?b=SECRET).", "no 'https://h/a'; (s3://h/a)."),
         ("é_https://h/a?token=SECRET", "é_https://h/a"),
     ],
 )
 def test_what_is_left_of_a_text(text: str, told: str | None) -> None:
     assert without_credentials(text) == (text if told is None else told)
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "a cat &style=anime, blue sky",
+        "what?x=y",
+        " #a=1 dog; b=2",
+        "a //cat:1.2@dusk// \\\\(b:c@d\\\\)",
+        "<lora:ink:te=1&unet=2> h.example/a?width=512",
+    ],
+)
+def test_a_prompt_without_a_url_stays_as_it_is(prompt: str) -> None:
+    assert without_credentials(prompt) == prompt
+    assert all_without_credentials([prompt]) == [prompt]
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ("no 'https://u:SECRET@h/a?token=SECRET'; (h/a?b=SECRET).", "no 'https://h/a'; (h/a)."),
+        ("//u:SECRET@h/a?token=SECRET b", "//h/a b"),
+        ("h.example/a?token=SECRET b", "h.example/a b"),
+        ("https:h/a?token=SECRET", "https:h/a"),
+        ("https://h/a\n?token=SECRET", "https://h/a\n"),
+        ("https://h/a?x=<b>&token=SECRET", "https://h/a<b>"),
+    ],
+)
+def test_a_message_loses_what_may_be_a_secret(message: str, told: str) -> None:
+    assert redacted_message(message) == told
 
 
 def test_a_value_of_json_keeps_its_shape() -> None:
@@ -50,7 +79,22 @@ def test_no_error_quotes_them() -> None:
 @pytest.mark.timeout(30)  # less than a second; quadratic would be minutes
 @pytest.mark.parametrize(
     "piece",
-    ["a", "//", "//a:", "a%3a%2f%2f", "%2f", "?a", "&a=", ";", "a://b@", "%3f", "\\", "a:", "?,"],
+    [
+        "a",
+        "//",
+        "//a:",
+        "a%3a%2f%2f",
+        "%2f",
+        "?a",
+        ",a%3a%2f%2f",
+        "&a=",
+        ";",
+        "a://b@",
+        "%3f",
+        "\\",
+        "a:",
+        "?,",
+    ],
 )
 def test_long_texts_take_time_in_proportion_to_their_length(piece: str) -> None:
-    without_credentials(piece * 100_000)
+    redacted_message(piece * 100_000)
