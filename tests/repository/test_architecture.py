@@ -34,7 +34,7 @@ FLOORS = (
     {"samplers", "outbound", "environment"},
     {"access"},
     {"errors", "metrics", "process", "settings"},
-    {"backoff", "background", "urls"},
+    {"backoff", "background", "url_redaction"},
 )
 FLOOR = {package: floor for floor, packages in enumerate(FLOORS) for package in packages}
 MAX_FILES_IN_A_FOLDER = 12
@@ -47,7 +47,7 @@ NO_TORCH = [
     "metrics",
     "backoff",
     "background",
-    "urls",
+    "url_redaction",
 ]
 NO_TORCH += ["catalog.lookup", "images.codec", "samplers.stock", "request.schema"]
 NO_TORCH += ["models.residency", "jobs.service", "doors.cli.commands"]
