@@ -7,17 +7,38 @@ pins are installed only then. Runs in an environment that has nothing but pip.
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+import tempfile
 from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+TORCH = re.compile(r"^torch==([\w.]+)((?: \\\n +--hash=\S+)+)$", re.MULTILINE)
+PIP = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--require-hashes"]
 
 
 def install(lock: str) -> None:
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--require-hashes"]
-    subprocess.run([*command, "--requirement", lock], cwd=ROOT, check=True)
+    subprocess.run([*PIP, "--requirement", lock], cwd=ROOT, check=True)
+
+
+def cpu_torch(lock: str) -> str:
+    """The pin of torch in the text of a lock, for its CPU build only."""
+    [(version, hashes)] = TORCH.findall(lock)
+    return f"torch=={version}+cpu{hashes}\n"
+
+
+def install_cpu_torch() -> None:
+    """Install the CPU build of torch, if pip finds one whose hash is in the lock.
+
+    pip prefers files whose hash an index tells. So of a CPU build in a folder (`find-links`) and
+    PyPI's build for CUDA, it would take the latter, and 3 GB of libraries with it.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "torch.txt"
+        path.write_text(cpu_torch((ROOT / "requirements.lock").read_text(encoding="utf-8")))
+        subprocess.run([*PIP, "--requirement", str(path)], capture_output=True)
 
 
 def needs_cuda() -> bool:
@@ -32,6 +53,7 @@ def needs_cuda() -> bool:
 
 
 if __name__ == "__main__":
+    install_cpu_torch()
     install("requirements-dev.lock")
     if needs_cuda():
         install("requirements-cuda.lock")

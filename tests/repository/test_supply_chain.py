@@ -12,7 +12,7 @@ import jsonschema_rs
 import pytest
 
 import sdbento
-from tools import audit, licences, lock, sbom
+from tools import audit, install, licences, lock, sbom
 
 ROOT = Path(__file__).parents[2]
 
@@ -113,3 +113,10 @@ def cyclonedx_schema(version: str) -> jsonschema_rs.Validator:
 
     bom = schema(f"bom-{version}.SNAPSHOT.schema.json")
     return jsonschema_rs.validator_for(bom, retriever=schema)
+
+
+def test_the_cpu_build_of_torch_is_asked_for_with_the_hashes_of_the_lock() -> None:
+    text = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    pin = install.cpu_torch(text)
+    assert pin.replace("+cpu", "", 1) in text
+    assert pin.startswith(f"torch=={metadata.version('torch').partition('+')[0]}+cpu \\\n")
