@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from typing import Any
 
@@ -162,11 +163,12 @@ PORT = st.just("") | st.integers(0, 65535).map(":{}".format)
 def is_refused(host: str, exposed: bool) -> bool:
     headers = {**PLAIN, "Host": host}
     raw = [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
+    scope = {"type": "http", "headers": raw, "server": ("127.0.0.1", 3000)}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(hosts, "is_exposed", lambda port: exposed)
         checking = hosts.Hosts(Settings(public_url="https://public.example"))
         try:
-            checking.check({"type": "http", "headers": raw, "server": ("127.0.0.1", 3000)})
+            asyncio.run(checking.check(scope))
         except Forbidden:
             return True
     return False
