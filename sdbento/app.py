@@ -86,7 +86,7 @@ class App:
         graphs = make_graphs(settings, self.pipelines)
         cost = CostModel(computed_rows=bucket if graphs else None)
         self.planner = Planner(settings.max_batch_size, cost)
-        self.runner = runner or TorchRunner(graphs=graphs)
+        self.runner = runner or TorchRunner(graphs=graphs, grow=self.pipelines.grow)
         self.engine = Engine(
             self.runner, self.planner, stall=settings.stall_seconds, on_failure=self._lose_engine
         )

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from traceback import clear_frames
 
 import torch
 from PIL import Image
 
 from sdbento.engine.trajectory import BatchKey, Launched, Stage, StepPlan, Trajectory
-from sdbento.errors import GenerationFailed, classify
+from sdbento.errors import GenerationFailed, OutOfMemory, SDBentoError, classify
 from sdbento.models.device import download, host_tensor, upload
 from sdbento.models.pipeline import Pipeline
 from sdbento.prompts.encoder import PromptEncoder
@@ -30,17 +31,29 @@ from sdbento.runner.rows import Row, RowStacker
 from sdbento.runner.state import first_state, stack_slots, state_of
 from sdbento.runner.step import StepTensors, compute_step
 from sdbento.runner.unet.call import call_unet, is_plain
-from sdbento.runner.vae import decode, decode_in_fp32, to_bytes
+from sdbento.runner.vae import decode, decoder_dtype, to_bytes, upcast_decoder
 
 log = logging.getLogger(__name__)
 
+# 8-bit pixels [H, W, 3] in the host's memory, why there are none, or None: they are not finite.
+Decoded = torch.Tensor | SDBentoError | None
+
 
 class TorchRunner:
-    """Executes plans on the device of the pipelines it is handed. `graphs` None: all eagerly."""
+    """Executes plans on the device of the pipelines it is handed. `graphs` None: all eagerly.
 
-    def __init__(self, prompts: PromptEncoder | None = None, graphs: Graphs | None = None) -> None:
+    `grow` is told how many bytes more a pipeline takes for good, where that is found out late.
+    """
+
+    def __init__(
+        self,
+        prompts: PromptEncoder | None = None,
+        graphs: Graphs | None = None,
+        grow: Callable[[Pipeline, int], None] = lambda *_: None,
+    ) -> None:
         self._prompts = prompts or PromptEncoder()
         self._graphs = graphs
+        self._grow = grow
         self._rows = RowStacker()
 
     @torch.inference_mode()
@@ -48,7 +61,7 @@ class TorchRunner:
         work: dict[Stage, Callable[[Sequence[Trajectory]], Finish]] = {
             Stage.PREPARE: self._prepare,
             Stage.STEP: self._step,
-            Stage.DECODE: _decode,
+            Stage.DECODE: partial(_decode, in_fp32=self._decode_in_fp32),
         }
         device = plan.trajectories[0].pipeline.device
         if not _can_pause(plan):
@@ -114,6 +127,31 @@ class TorchRunner:
         for i, state in enumerate(states):
             state.advance(made.slots, i)
         return finish
+
+    @torch.inference_mode()
+    def _decode_in_fp32(self, latents: torch.Tensor, pipeline: Pipeline) -> list[Decoded]:
+        """Of latents that decoding in less precision has made NaN of. Halved where that fails."""
+        try:
+            self._upcast(pipeline)
+            pixels = decode(latents, pipeline)
+            return list(_decoded(to_bytes(pixels).cpu(), _finite(pixels)))
+        except Exception as exc:
+            error = classify(exc)
+            clear_frames(exc.__traceback__)  # which hold tensors
+        if self._graphs is not None and isinstance(error, OutOfMemory):
+            self._graphs.forget()
+        if len(latents) == 1:
+            return [error]
+        halves = latents.tensor_split(2)
+        return [one for half in halves for one in self._decode_in_fp32(half, pipeline)]
+
+    def _upcast(self, pipeline: Pipeline) -> None:
+        if decoder_dtype(pipeline) is not torch.float32:
+            self._grow(pipeline, upcast_decoder(pipeline))
+            log.warning(
+                "%s: the VAE overflows in %s, and decodes in fp32 from now on",
+                *(pipeline.spec, pipeline.vae_dtype),
+            )
 
     def _compute(self, batch: Batch, slots: torch.Tensor, *, capture: bool = False) -> StepTensors:
         rows = self._rows.stack(batch.pipeline, batch.rows)
@@ -196,22 +234,31 @@ def _preview(trajectories: Sequence[Trajectory], made: StepTensors) -> Finish:
     return finish
 
 
-def _decode(trajectories: Sequence[Trajectory]) -> Finish:
-    """Latents to images. What fails on the host's side fails for one image alone."""
+def _decode(
+    trajectories: Sequence[Trajectory],
+    in_fp32: Callable[[torch.Tensor, Pipeline], list[Decoded]],
+) -> Finish:
+    """Latents to images. What fails on the host's side fails for one image alone.
+
+    What overflows is decoded again by `in_fp32`, once the host knows.
+    """
     pipeline = trajectories[0].pipeline
     latents = torch.stack([state_of(trajectory).slots[0] for trajectory in trajectories])
+    in_half = decoder_dtype(pipeline) is not torch.float32
     pixels = decode(latents, pipeline)
-    finite = download(pixels.isfinite().all(dim=(1, 2, 3)))
+    denoised, finite = download(_finite(latents)), download(_finite(pixels))
     images = download(to_bytes(pixels))
 
     def finish() -> Failures:
         failures: Failures = {}
-        for i, (trajectory, is_finite) in enumerate(
-            zip(trajectories, finite.tolist(), strict=True)
-        ):
+        decoded = list(_decoded(images, finite))
+        again = [i for i, one in enumerate(decoded) if one is None and denoised[i]]
+        if again and in_half:
+            for i, image in zip(again, in_fp32(latents[again], pipeline), strict=True):
+                decoded[i] = image
+        for i, trajectory in enumerate(trajectories):
             try:
-                image = images[i] if is_finite else _decode_again(latents[i : i + 1], pipeline)
-                trajectory.image = Image.fromarray(image.numpy())
+                trajectory.image = _image(decoded[i], bool(denoised[i]))
             except Exception as exc:
                 failures[trajectory] = classify(exc)
         return failures
@@ -219,23 +266,28 @@ def _decode(trajectories: Sequence[Trajectory]) -> Finish:
     return finish
 
 
-@torch.inference_mode()
-def _decode_again(latents: torch.Tensor, pipeline: Pipeline) -> torch.Tensor:
-    """8-bit pixels [H, W, 3] of latents [1, C, h, w] of which decoding has made NaN.
+def _finite(numbers: torch.Tensor) -> torch.Tensor:
+    """[B]: for which of [B, ...] all numbers are finite."""
+    return numbers.isfinite().flatten(1).all(dim=1)
 
-    Raises GenerationFailed where more precision does not help.
-    """
-    if not latents.isfinite().all():
+
+def _decoded(images: torch.Tensor, finite: torch.Tensor) -> Iterator[Decoded]:
+    """Each of images [B, H, W, 3] that is finite, else None."""
+    return (image if ok else None for image, ok in zip(images, finite.tolist(), strict=True))
+
+
+def _image(decoded: Decoded, denoised: bool) -> Image.Image:
+    """Raises GenerationFailed where numbers have overflowed for good, and errors as they are."""
+    if isinstance(decoded, SDBentoError):
+        raise decoded
+    if decoded is not None:
+        return Image.fromarray(decoded.numpy())
+    if not denoised:
         raise GenerationFailed(
             "the image is not finite (NaN): its denoising has overflowed; try a lower "
             "guidance_scale, another scheduler or smaller weights of LoRAs, or, on the server, "
             "PRECISION=bf16 or fp32"
         )
-    if pipeline.vae_dtype is not torch.float32:
-        log.warning("%s: the VAE overflows in %s", pipeline.spec, pipeline.vae_dtype)
-        pixels = decode_in_fp32(latents, pipeline)
-        if pixels.isfinite().all():
-            return to_bytes(pixels[0]).cpu()
     raise GenerationFailed(
         "the image is not finite (NaN): the model's VAE overflows even in fp32; its files may be "
         "damaged: try another model"

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -47,21 +45,36 @@ def decode(latents: torch.Tensor, pipeline: Pipeline) -> torch.Tensor:
 
     What overflows is NaN.
     """
-    return _decode(latents, pipeline, pipeline.vae, pipeline.vae_dtype)
-
-
-def decode_in_fp32(latents: torch.Tensor, pipeline: Pipeline) -> torch.Tensor:
-    """As `decode`, by a copy of the VAE in float32, where its own precision overflows."""
-    return _decode(latents, pipeline, copy.deepcopy(pipeline.vae).float(), torch.float32)
-
-
-def _decode(
-    latents: torch.Tensor, pipeline: Pipeline, vae: Any, dtype: torch.dtype
-) -> torch.Tensor:
-    scaled = _unscale(latents, pipeline).to(dtype)
-    decoded: torch.Tensor = vae.decode(scaled, return_dict=False)[0].float()
+    scaled = _unscale(latents, pipeline).to(decoder_dtype(pipeline))
+    decoded: torch.Tensor = pipeline.vae.decode(scaled, return_dict=False)[0].float()
     decoded = decoded + 0 * decoded  # makes NaN of infinity, which `clamp` would make white
     return (decoded / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
+
+
+def decoder_dtype(pipeline: Pipeline) -> torch.dtype:
+    """What `decode` computes in: the VAE's own precision, or float32 after `upcast_decoder`."""
+    dtype: torch.dtype = next(pipeline.vae.decoder.parameters()).dtype
+    return dtype
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def upcast_decoder(pipeline: Pipeline) -> int:
+    """Make `decode` compute in float32 from now on; returns the bytes that this takes for good.
+
+    The encoder keeps its precision, in which it also draws noise: what it makes stays the same. If
+    the device runs out of memory, nothing has changed.
+    """
+    parts = [pipeline.vae.decoder, pipeline.vae.post_quant_conv]
+    weights: list[torch.Tensor] = [
+        weight for part in parts if part is not None for weight in part.parameters()
+    ]
+    upcast = [weight.data.float() for weight in weights]
+    more = sum(wide.nbytes - weight.nbytes for wide, weight in zip(upcast, weights, strict=True))
+    for weight, wide in zip(weights, upcast, strict=True):
+        weight.data = wide
+    pipeline.nbytes += more
+    return more
 
 
 def to_bytes(pixels: torch.Tensor) -> torch.Tensor:

@@ -18,8 +18,10 @@ from sdbento.engine.loop import Engine
 from sdbento.engine.planner import Planner
 from sdbento.engine.trajectory import Trajectory, image_of
 from sdbento.errors import GenerationFailed, OutOfMemory, SDBentoError
+from sdbento.models.pipeline import num_bytes
 from sdbento.runner import torch_runner
 from sdbento.runner.torch_runner import TorchRunner
+from sdbento.runner.vae import decode, decoder_dtype
 from tests.support.images import data_uri, gradient, half_mask
 from tests.support.oracle import tiny_model, trajectories_of
 
@@ -50,9 +52,9 @@ def around(name: str, members: Callable[..., Sequence[Trajectory]]) -> Patch:
     def patch(patched: pytest.MonkeyPatch, fail: Callable[[Sequence[Trajectory]], None]) -> None:
         function = getattr(torch_runner, name)
 
-        def call(*args: Any) -> Any:
+        def call(*args: Any, **options: Any) -> Any:
             fail(members(*args))
-            return function(*args)
+            return function(*args, **options)
 
         patched.setattr(torch_runner, name, call)
 
@@ -68,9 +70,11 @@ PLACES: dict[str, Patch] = {
 }
 
 
-def ended(trajectories: list[Trajectory], max_images: int = 8) -> list[Any]:
+def ended(
+    trajectories: list[Trajectory], max_images: int = 8, runner: TorchRunner | None = None
+) -> list[Any]:
     """The image of each, or why there is none. They are all there when the engine starts."""
-    engine = Engine(TorchRunner(), Planner(max_images))
+    engine = Engine(runner or TorchRunner(), Planner(max_images))
     handles = [engine.submit([one], time.monotonic() + SOON) for one in trajectories]
     engine.start()
     try:
@@ -213,15 +217,102 @@ def with_vae(dtype: torch.dtype, factor: float) -> Any:
     return replace(model, pipe=pipe, vae_dtype=dtype)
 
 
-def test_a_vae_that_overflows_decodes_again_in_fp32(caplog: pytest.LogCaptureFixture) -> None:
-    half, single = with_vae(torch.float16, 3e4), with_vae(torch.float32, 3e4)
-    [made] = ended(requested(ASKED[:1], half))
-    [expected] = ended(requested(ASKED[:1], single))
-    assert isinstance(made, np.ndarray) and isinstance(expected, np.ndarray)
-    assert np.abs(made - expected).max() <= 1
-    assert np.ptp(expected) > 0
-    assert "the VAE overflows in torch.float16" in caplog.text
-    assert half.vae.dtype is torch.float16
+def overflowing() -> tuple[Any, list[Any]]:
+    """A model whose VAE overflows in fp16, and the images of ASKED as stock diffusers decodes them,
+    with `force_upcast`: by the same weights in fp32."""
+    half = with_vae(torch.float16, 3e4)
+    pipe = copy.deepcopy(half.pipe)
+    pipe.vae.float()
+    return half, ended(requested(ASKED[:3], replace(half, pipe=pipe, vae_dtype=torch.float32)))
+
+
+def assert_same(made: list[Any], expected: list[Any]) -> None:
+    for one, other in zip(made, expected, strict=True):
+        assert isinstance(one, np.ndarray), one
+        assert np.abs(one - other).max() <= 1
+        assert np.ptp(other) > 0
+
+
+def counted_decodes(monkeypatch: pytest.MonkeyPatch, most: int = 8) -> list[tuple[Any, int]]:
+    """What decodes in which precision, and of how many images; no more than `most` fit in fp32."""
+    calls = list[tuple[Any, int]]()
+
+    def counted(latents: torch.Tensor, pipeline: Any) -> torch.Tensor:
+        dtype = decoder_dtype(pipeline)
+        calls.append((dtype, len(latents)))
+        if dtype is torch.float32 and len(latents) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return decode(latents, pipeline)
+
+    monkeypatch.setattr(torch_runner, "decode", counted)
+    return calls
+
+
+def test_a_vae_that_overflows_decodes_in_fp32_from_then_on(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (half, expected), grown = overflowing(), list[int]()
+    encoder, nbytes = copy.deepcopy(half.vae.encoder.state_dict()), num_bytes([half.vae])
+    calls = counted_decodes(monkeypatch)
+    runner = TorchRunner(grow=lambda pipeline, more: grown.append(more))
+    for _ in range(2):
+        assert_same(ended(requested(ASKED[:3], half), runner=runner), expected)
+    assert calls == [(torch.float16, 3), (torch.float32, 3), (torch.float32, 3)]
+    assert caplog.text.count("the VAE overflows in torch.float16") == 1
+    assert grown == [num_bytes([half.vae]) - nbytes] == [half.nbytes]
+    for name, weight in half.vae.encoder.state_dict().items():
+        assert weight.dtype is torch.float16
+        assert torch.equal(weight, encoder[name])
+
+
+def test_images_that_overflow_are_halved_where_fp32_takes_too_much_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    half, expected = overflowing()
+    calls = counted_decodes(monkeypatch, most=1)
+    assert_same(ended(requested(ASKED[:3], half)), expected)
+    assert sum(number for dtype, number in calls if dtype is torch.float32) == 3 + 1 + 2 + 1 + 1
+
+
+def test_only_images_that_overflow_are_decoded_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    half, calls = with_vae(torch.float16, 1.0), list[tuple[torch.Tensor, torch.dtype]]()
+
+    def overflow(latents: torch.Tensor, pipeline: Any) -> torch.Tensor:
+        calls.append((latents, decoder_dtype(pipeline)))
+        pixels = decode(latents, pipeline)
+        if len(calls) == 1:
+            pixels[1] = torch.nan
+        return pixels
+
+    expected = ended(requested(ASKED[:3], half))
+    monkeypatch.setattr(torch_runner, "decode", overflow)
+    assert_same(ended(requested(ASKED[:3], half)), expected)
+    assert [(len(latents), dtype) for latents, dtype in calls] == [
+        (3, torch.float16),
+        (1, torch.float32),
+    ]
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_a_device_without_room_for_the_weights_in_fp32_keeps_them_as_they_are(
+    fits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half, expected = overflowing()
+    upcast, errors = torch.Tensor.float, [torch.OutOfMemoryError("CUDA out of memory")]
+
+    def float_(tensor: torch.Tensor) -> torch.Tensor:
+        is_last = tensor.data_ptr() == list(half.vae.decoder.parameters())[-1].data_ptr()
+        if is_last and errors:
+            raise errors[0] if not fits else errors.pop()
+        return upcast(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "float", float_)
+    made = ended(requested(ASKED[:3], half))
+    if fits:  # at the second try
+        assert_same(made, expected)
+    else:
+        assert all(isinstance(error, OutOfMemory) for error in made)
+        assert {weight.dtype for weight in half.vae.parameters()} == {torch.float16}
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
