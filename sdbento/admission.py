@@ -6,7 +6,6 @@ images are made.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -18,15 +17,12 @@ from sdbento.access.caller import Caller, current_caller
 from sdbento.access.limits import ImagesAtOnce, Places, has_place
 from sdbento.engine.forecast import Ending
 from sdbento.metrics import queue_depth
-from sdbento.process.malloc import release_freed_memory
 from sdbento.request.schema import MAX_IMAGES, GenerateRequest
 from sdbento.settings import Settings
 
 IMAGES_PER_REQUEST = 4  # unfinished ones, on average: the engine looks at all of them at each step
 LEAST_IMAGES = 4 * MAX_IMAGES  # however few requests may wait
-FORECAST_WAIT = 2.0  # seconds until the engine has the first of the requests that have just come
 UNKNOWN = 5.0  # seconds until the next try, where nobody knows when anything under way ends
-RELEASE_EVERY = 60.0  # seconds after which freed memory goes back to the kernel
 
 
 class Admission:
@@ -40,7 +36,6 @@ class Admission:
         self._images_at_once = ImagesAtOnce()
         self._endings = endings
         self._max_batch_size = settings.max_batch_size
-        self._release_timer: asyncio.TimerHandle | None = None
 
     @property
     def num_requests(self) -> int:
@@ -62,17 +57,15 @@ class Admission:
     async def counted(self, num_images: int = 0) -> AsyncIterator[None]:
         """Count a request of the present caller. Raises Overloaded when there is no room."""
         caller = current_caller()
-        await self._check_room(caller, num_images)
+        self._check_room(caller, num_images)
         self._count(caller.owner, 1, num_images)
         try:
             yield
         finally:
             self._count(caller.owner, -1, -num_images)
 
-    async def _check_room(self, caller: Caller, num_images: int) -> None:
-        """Raises Overloaded when the queue is full, or this caller's share of it."""
-        if self._full_for(caller, num_images) is not None:
-            await self._wait_for_forecast()
+    def _check_room(self, caller: Caller, num_images: int) -> None:
+        """Raises Overloaded, at once, when the queue is full, or this caller's share of it."""
         if (full := self._full_for(caller, num_images)) is not None:
             places, number = full
             error = places.refusal(caller)
@@ -85,12 +78,6 @@ class Admission:
             if number and not places.has_room(caller, number):
                 return places, number
         return None
-
-    async def _wait_for_forecast(self) -> None:
-        """When all under way has come just now: until the engine can tell how long it takes."""
-        give_up = time.monotonic() + FORECAST_WAIT
-        while self._images.total and not self._endings() and time.monotonic() < give_up:
-            await asyncio.sleep(0.05)
 
     def seconds_until_end(self, owner: str | None) -> float:
         """Seconds until a request of `owner` will have ended, or where he has none, of anybody."""
@@ -120,14 +107,6 @@ class Admission:
         self._requests.change(owner, num_requests)
         self._images.change(owner, num_images)
         queue_depth.set(max(0, self.num_requests - self._max_batch_size))
-        if self._release_timer is None:
-            loop = asyncio.get_running_loop()
-            self._release_timer = loop.call_later(RELEASE_EVERY, self._release_memory, loop)
-
-    def _release_memory(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Also beside requests: the heap of a server that is never idle has ever more holes."""
-        self._release_timer = None
-        loop.run_in_executor(None, release_freed_memory)
 
 
 def _places(settings: Settings) -> tuple[Places, Places]:

@@ -32,6 +32,7 @@ from sdbento.environment import unknown_variables
 from sdbento.errors import DeadlineExceeded, classify, is_sick, reraise
 from sdbento.models.cache import PipelineCache
 from sdbento.models.leases import Lease, give_up
+from sdbento.process.malloc import release_freed_memory
 from sdbento.process.threads import compute_only_on, num_cores
 from sdbento.prompts.inversions import Inversions
 from sdbento.request.build import TrajectoryBuilder
@@ -50,6 +51,7 @@ log = logging.getLogger(__name__)
 
 FIRST_RETRY = 5.0  # seconds until the default model is tried again; doubled each time, up to
 LAST_RETRY = 60.0  # this
+RELEASE_EVERY = 60.0  # seconds after which freed memory goes back to the kernel
 RELIEF = 60.0  # seconds in which the engine's thread gives up memory, between two steps
 LORA_THREADS = 8  # requests that wait for LoRAs from other hosts, which may be slow
 
@@ -113,6 +115,7 @@ class App:
         self.engine.start()
         compute_only_on(self.engine.call, num_threads)
         threading.Thread(target=self._load_default, name="sdbento-start", daemon=True).start()
+        threading.Thread(target=self._release_memory, name="sdbento-memory", daemon=True).start()
 
     @property
     def alive(self) -> bool:
@@ -184,8 +187,9 @@ class App:
 
         A refused request raises before the first event. Closing the iterator stops the work.
         `on_start` is given the request's handle once the engine has it. Several requests are
-        admitted as one, with the images of all, and made one after another. `seconds`: for which
-        each may run, where that is not for its `timeout` and the settings to say.
+        made one after another and admitted as one: the queue counts the images of the largest, a
+        key's images at once those of all. `seconds`: for which each may run, where that is not for
+        its `timeout` and the settings to say.
         """
         async with self._admitted(*requests):
             for request in requests:
@@ -305,6 +309,11 @@ class App:
         backoff = Backoff(FIRST_RETRY, LAST_RETRY)
         while not (self._closed.is_set() or self._try_default()):
             self._closed.wait(backoff.next_pause())
+
+    def _release_memory(self) -> None:
+        """Also beside requests: the heap of a server that is never idle has ever more holes."""
+        while not self._closed.wait(RELEASE_EVERY):
+            release_freed_memory()
 
     def _try_default(self) -> bool:
         """Whether there is nothing more to try: it was loaded, or no such model can be had."""

@@ -194,17 +194,21 @@ async def test_the_server_is_not_ready_before_its_model_is_compiled(
 
 
 async def test_freed_memory_is_given_back_beside_requests_and_after_the_last(
-    app: App, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     released_beside: list[int] = []  # so many requests
-    monkeypatch.setattr("sdbento.admission.RELEASE_EVERY", 0.0)
+    monkeypatch.setattr("sdbento.app.RELEASE_EVERY", 0.001)
+    app = App(load_settings(sd_model="shapes"), FakeRunner())
     monkeypatch.setattr(
-        "sdbento.admission.release_freed_memory",
+        "sdbento.app.release_freed_memory",
         lambda: released_beside.append(app.num_requests),
     )
-    await asyncio.gather(made(app), made(app, num_inference_steps=9))
-    await until(lambda: released_beside[-1] == 0)
-    assert max(released_beside) > 0
+    app.start()
+    async with app.counted():
+        await until(lambda: 1 in released_beside)
+    released_beside.clear()
+    await until(lambda: 0 in released_beside)
+    await asyncio.to_thread(app.close)
 
 
 async def test_a_late_request_without_images_is_not_blamed_on_their_fetch(app: App) -> None:
@@ -333,6 +337,24 @@ async def test_an_image_that_is_read_takes_a_place_of_the_queue(
         await app.read_image(EDGES, param="image")
     goes_on.set()
     await asyncio.gather(*reading, app.read_image(EDGES, param="image"))
+
+
+async def test_whoever_finds_the_queue_full_while_a_model_loads_is_told_at_once() -> None:
+    app = App(load_settings(sd_model="shapes", max_queue_size=1, max_batch_size=1), FakeRunner())
+    app.engine.start()
+    loading = Future[Any]()
+    app.pipelines._load = lambda _: loading.result(60)
+    waiting = [asyncio.create_task(app.run(GenerateRequest(prompt="x"))) for _ in range(2)]
+    try:
+        await until(lambda: app.pipelines._pending)
+        refused = app.run(GenerateRequest(prompt="x"))
+        with pytest.raises(Overloaded) as caught:
+            refused.send(None)  # up to where it would wait for something
+        assert caught.value.retry_after
+    finally:
+        loading.set_exception(OSError())
+        await asyncio.gather(*waiting, return_exceptions=True)
+        await asyncio.to_thread(app.close)
 
 
 async def test_a_gpu_that_failed_for_good_is_remembered_and_a_request_that_failed_is_not() -> None:

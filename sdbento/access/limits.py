@@ -148,7 +148,9 @@ def refusal(
     """The error where there is no place: of a caller who has his share of `what`, or, in the words
     of `full`, of everybody."""
     total, own = sum(taken.values()), taken.get(caller.owner, 0)
-    if total < limit if caller.shares else own and len(taken) > 1:
+    has_free_places = total < limit
+    is_beside_others = own > 0 and len(taken) > 1
+    if has_free_places if caller.shares else is_beside_others:
         return LimitReached(
             f"you have your share of {what}; the places that are left are for others; try again "
             "later"
