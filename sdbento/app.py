@@ -96,6 +96,7 @@ class App:
             self.pipelines.relieve = lambda: self.engine.call(graphs.forget).result(RELIEF)
         inversions = Inversions(settings)
         self._resolver = Resolver(settings, self.catalog, inversions)
+        self.image_threads = self._resolver.image_threads
         self._builder = TrajectoryBuilder(settings, inversions)
         self._lora_threads = SharedThreads(LORA_THREADS, "sdbento-lora")
         self._admission = Admission(settings, lambda: self.engine.endings)
@@ -168,14 +169,14 @@ class App:
 
     async def generate(self, request: GenerateRequest) -> GenerateResponse:
         """Make the images of `request`. Raises errors of the `errors` tree only."""
-        return await (await self.run(request)).to_response()
+        return await (await self.run(request)).to_response(self.image_threads)
 
     async def run(self, request: GenerateRequest) -> Result:
         """As `generate`, but the images come as they are. Cancelling this stops the work."""
         async with self._admitted(request):
             arrived = time.monotonic()
             running = await self._begin(await self._resolver.resolve(request, arrived))
-            return await running.result()
+            return await running.result(self.image_threads)
 
     async def stream(
         self,
@@ -213,7 +214,8 @@ class App:
                         yield Queued(self.num_requests - 1, eta)
                     case Stepped():
                         yield event
-        yield Done(await (await running.result()).to_response())
+        result = await running.result(self.image_threads)
+        yield Done(await result.to_response(self.image_threads))
 
     @asynccontextmanager
     async def _admitted(self, *requests: GenerateRequest) -> AsyncIterator[None]:

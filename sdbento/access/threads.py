@@ -46,7 +46,10 @@ class SharedThreads(ThreadPool):
                 loop.call_soon_threadsafe(self._give_back, caller.owner)
 
         call.add_done_callback(end)
-        return await asyncio.wrap_future(call)
+        try:
+            return await asyncio.wrap_future(call)
+        finally:
+            del call  # with an error it would be in a cycle, and the arguments stay in memory
 
     def _give_back(self, owner: str | None) -> None:
         self._places.change(owner, -1)

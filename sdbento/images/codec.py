@@ -9,6 +9,7 @@ from __future__ import annotations
 import binascii
 import re
 from base64 import b64encode
+from collections.abc import Callable
 from contextlib import suppress
 from io import BytesIO
 from urllib.parse import unquote_to_bytes
@@ -77,16 +78,24 @@ def read_encoded(source: str, settings: Settings, *, param: str) -> bytes:
     return _from_base64(source, settings, param)
 
 
-def decode(data: bytes, settings: Settings, *, param: str) -> Image.Image:
+def decode(
+    data: bytes,
+    settings: Settings,
+    *,
+    param: str,
+    make_room: Callable[[int], None] = lambda _: None,
+) -> Image.Image:
     """The first frame of an image file, upright, "RGB" or, where it has transparency, "RGBA".
 
     Raises TooLarge above `settings.max_image_bytes` or 16 × `settings.max_pixels`, the latter
     before a pixel is decoded, and InvalidParameter if `data` is no image.
+    `make_room` is given the number of pixels before they are decoded, and may raise.
     """
     _check_bytes(len(data), settings, param)
     try:
         with Image.open(BytesIO(data), formats=FORMATS) as image:
             _check_pixels(image.size, settings, param)
+            make_room(image.width * image.height)
             image.load()
             _turn_upright(image)
             return _as_rgb(image, param)

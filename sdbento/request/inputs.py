@@ -6,15 +6,17 @@ Knows nothing of doors or of the engine.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from PIL import Image
 
 from sdbento.access.threads import SharedThreads
-from sdbento.errors import InvalidParameter
+from sdbento.errors import InvalidParameter, TooLarge
 from sdbento.images import codec
 from sdbento.images.canvas import extend, resized
+from sdbento.images.memory import PIXEL_BYTES, ImageMemory
 from sdbento.images.preprocessors import preprocess
 from sdbento.outbound.http import Outbound
 from sdbento.outbound.urls import is_url
@@ -23,6 +25,7 @@ from sdbento.request.settle import SettledRequest, Size, mask_blur
 from sdbento.settings import Settings
 
 DECODERS = 4  # images that are decoded at once: each may be large
+IMAGE_THREADS = 4  # requests whose images are prepared, put back or encoded at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,37 +51,51 @@ class ImageReader:
         self._settings = settings
         self._outbound = Outbound(settings)
         self._decoders = SharedThreads(DECODERS, "sdbento-decoder")
+        self.threads = SharedThreads(IMAGE_THREADS, "sdbento-images")
+        self.memory = ImageMemory(settings)
 
     def close(self) -> None:
-        self._decoders.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._decoders, self.threads):
+            threads.shutdown(wait=False, cancel_futures=True)
 
     async def read(self, source: str, param: str) -> Image.Image:
         """The image that the request's field `param` holds: a URL, a data URI or base64.
 
-        Raises what `codec.decode` and `Outbound.fetched` raise.
+        Raises what `ImageMemory.decode` and `Outbound.fetched` raise.
         """
         settings, run = self._settings, self._decoders.run
         if not is_url(source):
-            return await run(codec.read, source, settings, param=param)
+            return await run(self._read_encoded, source, param)
         limit = settings.max_image_bytes
         async with self._outbound.fetched(source.strip(), max_bytes=limit, param=param) as data:
-            return await run(codec.decode, data, settings, param=param)
+            return await run(self.memory.decode, data, param)
+
+    def _read_encoded(self, source: str, param: str) -> Image.Image:
+        data = codec.read_encoded(source.strip(), self._settings, param=param)
+        return self.memory.decode(data, param)
 
     async def read_all(self, request: GenerateRequest) -> InputImages:
         """All images of a request, read at once: it takes as long as the slowest host, not as all
         of them together. Raises as `read`, for one of those that fail."""
+        images: dict[str, asyncio.Task[Image.Image]] = {}
         try:
             async with asyncio.TaskGroup() as reading:
-                images = {
-                    param: reading.create_task(self.read(source, param))
-                    for param, source in sources(request).items()
-                }
+                for param, source in sources(request).items():
+                    images[param] = reading.create_task(self.read(source, param))
         except BaseExceptionGroup as group:
+            images.clear()  # they would be in a cycle with the error, and stay in memory
             raise group.exceptions[0] from None
         if not images:
             return InputImages()
         read = {param: task.result() for param, task in images.items()}
-        return await asyncio.to_thread(arrange, request, read)
+        return await self.threads.run(self._arrange, request, read)
+
+    def _arrange(self, request: GenerateRequest, read: Mapping[str, Image.Image]) -> InputImages:
+        _check_extended(request, read.get("image"), codec.PIXELS_FACTOR * self._settings.max_pixels)
+        images = arrange(request, read)
+        if request.outpaint is not None and images.image is not None:
+            self.memory.count(images.image, PIXEL_BYTES * math.prod(images.image.size))
+        return images
 
 
 def sources(request: GenerateRequest) -> dict[str, str]:
@@ -92,6 +109,18 @@ def sources(request: GenerateRequest) -> dict[str, str]:
         if control.image is None and request.image is None:
             raise InvalidParameter(f"{param} is required where there is no image", param=param)
     return {param: source for param, source in given.items() if source is not None}
+
+
+def _check_extended(request: GenerateRequest, image: Image.Image | None, limit: int) -> None:
+    if (out := request.outpaint) is None or image is None:
+        return
+    width, height = out.left + image.width + out.right, out.top + image.height + out.bottom
+    if width * height > limit:
+        raise TooLarge(
+            f"outpaint would make the image {width} × {height} pixels large; the limit is {limit} "
+            f"pixels, {codec.PIXELS_FACTOR} × SDBENTO_MAX_PIXELS",
+            param="outpaint",
+        )
 
 
 def arrange(request: GenerateRequest, read: Mapping[str, Image.Image]) -> InputImages:

@@ -9,6 +9,7 @@ or of the engine.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from dataclasses import dataclass
 from typing import TypeVar
@@ -20,6 +21,7 @@ from sdbento.catalog.lookup import Catalog, Names
 from sdbento.catalog.specs import ModelSpec, Spec
 from sdbento.errors import DeadlineExceeded, Forbidden, InvalidParameter, reraise
 from sdbento.images.canvas import Canvas, enlarge, prepare_canvas
+from sdbento.images.memory import PIXEL_BYTES
 from sdbento.images.redaction import public_name
 from sdbento.prompts.check import check_inversions
 from sdbento.prompts.inversions import Inversions
@@ -78,7 +80,7 @@ class Resolver:
         settled, warnings = settle(request, spec, images.size, self._settings.max_pixels)
         canvas = None
         if images.image is not None or images.controls:
-            images, canvas = await asyncio.to_thread(_prepare, settled, images)
+            images, canvas = await self.image_threads.run(self._prepare, settled, images)
         return ResolvedRequest(
             settled=settled,
             prompt=prompts.prompt,
@@ -93,6 +95,24 @@ class Resolver:
             arrived=arrived,
             deadline=deadline,
         )
+
+    @property
+    def image_threads(self) -> SharedThreads:
+        """For whatever is done with the images of requests, before and after they are made."""
+        return self._images.threads
+
+    def _prepare(
+        self, request: SettledRequest, images: InputImages
+    ) -> tuple[InputImages, Canvas | None]:
+        """Blocking. Control images are made before the canvas, whose faults are found last."""
+        images = make_control_images(request, images)
+        canvas = _canvas(request, images)
+        if canvas is not None and (overlay := canvas.overlay) is not None:
+            num_pixels = math.prod(overlay.original.size)
+            # With the mask, and the results that are as large.
+            num_bytes = num_pixels * (PIXEL_BYTES * (1 + request.num_images) + 1)
+            self._images.memory.count(overlay, num_bytes)
+        return images, canvas
 
     def _timeout_of(self, request: GenerateRequest) -> float:
         default = self._settings.request_timeout
@@ -174,12 +194,6 @@ def _check_refiner(refiner: ModelSpec, spec: ModelSpec) -> None:
             f"refiner.model must be an SDXL model; {refiner.name} is not one",
             param="refiner.model",
         )
-
-
-def _prepare(request: SettledRequest, images: InputImages) -> tuple[InputImages, Canvas | None]:
-    """Blocking. Control images are made before the canvas, whose faults are found last."""
-    images = make_control_images(request, images)
-    return images, _canvas(request, images)
 
 
 def _canvas(request: SettledRequest, images: InputImages) -> Canvas | None:

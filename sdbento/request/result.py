@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import time
 from base64 import b64encode
@@ -11,6 +10,7 @@ from typing import Any
 
 from PIL import Image
 
+from sdbento.access.threads import SharedThreads
 from sdbento.engine.handle import Handle
 from sdbento.engine.trajectory import image_of
 from sdbento.images import codec
@@ -65,14 +65,14 @@ class Result:
         """Every image, as by `encode`. Blocking, for milliseconds an image."""
         return [self.encode(i) for i in range(len(self.images))]
 
-    async def to_response(self) -> GenerateResponse:
-        """The answer; images are encoded off the event loop."""
+    async def to_response(self, threads: SharedThreads) -> GenerateResponse:
+        """The answer; images are encoded in one of `threads`."""
 
         def encode_all() -> list[str]:
             return [b64encode(image).decode("ascii") for image in self.encode_all()]
 
         return GenerateResponse(
-            images=await asyncio.to_thread(encode_all),
+            images=await threads.run(encode_all),
             seeds=self.seeds,
             infotexts=[self.infotext(i) for i in range(len(self.images))],
             model=self.request.model,
@@ -103,10 +103,11 @@ class RunningRequest:
         self._warnings = request.warnings + warnings
         self._arrived = request.arrived
 
-    async def result(self) -> Result:
-        """Wait until all images are there; raises what went wrong. Cancelling this stops it."""
+    async def result(self, threads: SharedThreads) -> Result:
+        """Wait until all images are there; raises what went wrong. Cancelling this stops it. What
+        is still to be done to them is done in one of `threads`."""
         await self.handle.wait()
-        return await asyncio.to_thread(self._result, time.monotonic())
+        return await threads.run(self._result, time.monotonic())
 
     def _result(self, now: float) -> Result:
         """Blocking: images may have to be put back into their originals."""

@@ -14,6 +14,7 @@ from typing import Any
 from sdbento.catalog.families import Family
 from sdbento.catalog.specs import ModelSpec
 from sdbento.errors import InvalidParameter
+from sdbento.images.codec import PIXELS_FACTOR
 from sdbento.prompts.check import check_second_prompt
 from sdbento.request.schema import ControlNetInput, GenerateRequest, floor_side
 from sdbento.samplers.names import canonical_name
@@ -76,6 +77,8 @@ def settle(
     size above `max_pixels`.
     """
     width, height, warnings = _size(request, spec, sent, max_pixels)
+    if request.padding_mask_crop is not None and sent is not None:
+        _check_originals(request.num_images, sent, max_pixels)
     steps, guidance_scale = request.num_inference_steps, request.guidance_scale
     decided: dict[str, Any] = {
         "model": spec.name,
@@ -176,4 +179,17 @@ def _check_pixels(width: int, height: int, max_pixels: int) -> None:
             f"width x height must be at most {max_pixels} pixels; "
             f"given: {width} x {height} = {width * height}",
             param="width",
+        )
+
+
+def _check_originals(num_images: int, original: Size, max_pixels: int) -> None:
+    """The results of `padding_mask_crop` are as large as the image that was sent."""
+    width, height = original
+    limit = PIXELS_FACTOR * max_pixels
+    if num_images * width * height > limit:
+        raise InvalidParameter(
+            f"with padding_mask_crop every result is as large as the image, {width} x {height}, "
+            f"and all of them may have {limit} pixels ({PIXELS_FACTOR} x SDBENTO_MAX_PIXELS); send "
+            "a smaller image or ask for fewer images",
+            param="num_images" if width * height <= limit else "image",
         )

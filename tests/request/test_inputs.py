@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from base64 import b64decode
 
 import pytest
 
 from sdbento.environment import load_settings
-from sdbento.errors import InvalidParameter
+from sdbento.errors import InvalidParameter, TooLarge
 from sdbento.request.inputs import ImageReader, InputImages, make_control_images
 from sdbento.request.schema import GenerateRequest
 from sdbento.request.settle import settle
@@ -116,3 +117,20 @@ async def test_the_field_whose_image_fails_is_named_and_the_others_are_given_up(
             await read_images(asked)
         assert caught.value.param == "mask_image"
         await until(lambda: hosts.connected.total() == 0)
+
+
+async def test_nothing_stays_counted_of_a_request_that_fails() -> None:
+    reader = ImageReader(SETTINGS)
+    gc.disable()  # memory would be used up before it is run
+    try:
+        with pytest.raises(InvalidParameter, match="cannot be decoded"):
+            await reader.read_all(request(image=IMAGE, mask_image="AAAA"))
+        huge = request(
+            image=IMAGE, outpaint=dict.fromkeys(("left", "right", "top", "bottom"), 4096)
+        )
+        with pytest.raises(TooLarge, match="outpaint"):
+            await reader.read_all(huge)
+        await until(lambda: reader.memory.num_bytes == 0)
+    finally:
+        gc.enable()
+        reader.close()

@@ -128,3 +128,14 @@ def test_a_tiny_image_gets_the_smallest_allowed_size() -> None:
 def test_a_size_over_the_limit_names_the_limit(fields: dict[str, Any]) -> None:
     with pytest.raises(InvalidParameter, match=f"at most {MAX_PIXELS} pixels"):
         sized(**fields)
+
+
+def test_results_put_back_into_large_originals_are_limited_together() -> None:
+    crop = {"image": IMAGE, "mask_image": MASK, "padding_mask_crop": 0}
+    largest = (4 * 512, 4 * 512)
+    assert settled(largest, **crop).num_images == 1
+    assert settled((512, 512), **crop, num_images=16).num_images == 16
+    with pytest.raises(InvalidParameter, match="SDBENTO_MAX_PIXELS") as caught:
+        settled(largest, **crop, num_images=2)
+    assert caught.value.param == "num_images"
+    assert settled(largest, image=IMAGE, num_images=16).num_images == 16
