@@ -29,7 +29,7 @@ from sdbento.doors.bentoml.private import (
 from sdbento.doors.every import ERROR_SHAPES, OPEN_PREFIXES, ROUTERS
 from sdbento.doors.http import ping
 from sdbento.doors.http.events import guarded_stream, server_sent_events
-from sdbento.doors.http.exposure import warn_if_open
+from sdbento.doors.http.exposure import decide_any_model, warn_if_open
 from sdbento.doors.http.failures import guarded
 from sdbento.doors.http.guard import Guard, parsed_request
 from sdbento.doors.http.routing import body_readers, mounted
@@ -95,7 +95,7 @@ class StableDiffusion:
             settings = load_settings()
             logging.getLogger("sdbento").setLevel(settings.log_level)  # App has things to say
             Bucket.configured(settings)  # complains now, not at the first result
-            self.app = routes.state.app = App(settings, on_broken=end_process)
+            self.app = routes.state.app = App(decide_any_model(settings), on_broken=end_process)
             warn_if_open(settings)
             self._health = ping.listen(self.app, settings)
         except SettingsError as error:

@@ -12,15 +12,18 @@ import logging
 import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from concurrent.futures import Future
 from contextlib import aclosing, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 from PIL import Image
 
 from sdbento.access.threads import SharedThreads
 from sdbento.admission import Admission
 from sdbento.backoff import Backoff
+from sdbento.catalog.downloads.queue import Downloads
 from sdbento.catalog.lookup import Catalog
 from sdbento.catalog.specs import ControlNetSpec, ModelSpec
 from sdbento.engine.cost import CostModel
@@ -30,6 +33,7 @@ from sdbento.engine.planner import ROWS_PER_IMAGE, Planner
 from sdbento.engine.trajectory import Runner
 from sdbento.environment import unknown_variables
 from sdbento.errors import DeadlineExceeded, classify, is_sick, reraise
+from sdbento.lora.files import fetch_lora
 from sdbento.models.cache import PipelineCache
 from sdbento.models.leases import Lease, give_up
 from sdbento.process.malloc import release_freed_memory
@@ -48,6 +52,8 @@ from sdbento.samplers.names import SamplerInfo, list_samplers
 from sdbento.settings import Settings
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 FIRST_RETRY = 5.0  # seconds until the default model is tried again; doubled each time, up to
 LAST_RETRY = 60.0  # this
@@ -84,7 +90,8 @@ class App:
         self.settings = settings
         self._on_broken = on_broken
         self.catalog = Catalog(settings)
-        self.pipelines = PipelineCache(settings)
+        self.downloads = Downloads()
+        self.pipelines = PipelineCache(settings, downloads=self.downloads)
         graphs = make_graphs(settings, self.pipelines)
         cost = CostModel(computed_rows=bucket if graphs else None)
         self.planner = Planner(settings.max_batch_size, cost)
@@ -272,7 +279,8 @@ class App:
             self._on_broken(can_finish)
 
     async def _begin(self, request: ResolvedRequest) -> RunningRequest:
-        """Lease the models and hand the request to the engine."""
+        """Fetch LoRAs, lease the models and hand the request to the engine."""
+        await self._fetch_loras(request)
         lease = await self._lease(request.specs, request.deadline)
         try:
             models = request.models(lease)
@@ -287,24 +295,29 @@ class App:
         own_sampler = str(models.pipeline.scheduler_config["_class_name"])
         return RunningRequest(request, handle, own_sampler, warnings)
 
+    async def _fetch_loras(self, request: ResolvedRequest) -> None:
+        """Download those of the Hub, before the request holds a lease."""
+        futures = {
+            name: self.downloads.want(
+                f"LoRA {name}", partial(fetch_lora, name, place, self.settings)
+            )
+            for name, place in self._builder.absent_loras(request).items()
+        }
+        try:
+            for name, future in futures.items():
+                await _wait(future, request.deadline, f"LoRA {name}")
+        finally:
+            for future in futures.values():
+                future.cancel()
+
     async def _lease(self, specs: list[ModelSpec | ControlNetSpec], deadline: float) -> Lease:
         """Wait until the models are resident; other models keep stepping meanwhile."""
         future = self.pipelines.acquire(*specs)
         try:
-            async with asyncio.timeout(deadline - time.monotonic()):
-                return await asyncio.shield(asyncio.wrap_future(future))
-        except TimeoutError:
-            give_up(future)
-            raise DeadlineExceeded(
-                f"{' and '.join(spec.name for spec in specs)} could not be loaded within the "
-                "request's timeout",
-                param="timeout",
-            ) from None
-        except asyncio.CancelledError:
+            return await _wait(future, deadline, " and ".join(spec.name for spec in specs))
+        except BaseException:
             give_up(future)
             raise
-        except Exception as exc:
-            reraise(exc)
 
     def _load_default(self) -> None:
         """Load, and compile, the default model; where that may help, try again until it works."""
@@ -348,3 +361,17 @@ class App:
     def _calibration(self, spec: ModelSpec) -> Calibration:
         max_rows = ROWS_PER_IMAGE * self.settings.max_batch_size
         return Calibration(spec, self.pipelines, self.runner, self.planner.cost, max_rows)
+
+
+async def _wait(future: Future[T], deadline: float, what: str) -> T:
+    """The result of work on `what`. Raises errors of the `errors` tree, and leaves the future as it
+    is: whoever gives up must say so."""
+    try:
+        async with asyncio.timeout(deadline - time.monotonic()):
+            return await asyncio.shield(asyncio.wrap_future(future))
+    except TimeoutError:
+        raise DeadlineExceeded(
+            f"{what} could not be loaded within the request's timeout", param="timeout"
+        ) from None
+    except Exception as exc:
+        reraise(exc)

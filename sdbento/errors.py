@@ -275,6 +275,14 @@ def _is_device_failure(error: BaseException) -> bool:
     )
 
 
+def _hub_fault(exc: BaseException) -> str | None:
+    """What the Hub's answer says of the Hub itself, if anything."""
+    status = getattr(getattr(exc, "response", None), "status_code", 0)
+    if status == 429:
+        return "the Hub asks for a pause (429 Too Many Requests); try again later"
+    return f"the Hub has a fault (status {status}); try again later" if status >= 500 else None
+
+
 def _recognise(exc: BaseException) -> tuple[type[SDBentoError], str] | None:
     sqlite: str | None = getattr(getattr(exc, "orig", None), "sqlite_errorname", None)
     if sqlite == "SQLITE_FULL":
@@ -282,6 +290,8 @@ def _recognise(exc: BaseException) -> tuple[type[SDBentoError], str] | None:
     if sqlite is not None and sqlite.startswith("SQLITE_READONLY"):
         return Unavailable, "the jobs' database cannot be written: it, or its disk, is read-only"
     for cls in type(exc).__mro__:
+        if cls.__name__ == "HfHubHTTPError" and (fault := _hub_fault(exc)) is not None:
+            return ModelLoadFailed, fault
         if cls.__name__ in _FOREIGN:
             return _FOREIGN[cls.__name__]
     if isinstance(exc, OSError) and exc.errno == errno.ENOSPC:

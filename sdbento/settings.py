@@ -30,6 +30,7 @@ Upload = Literal["oversize", "always"]
 
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@*\s,]+")
 HOST = re.compile(r"\*|(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*")
+OWNER = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)
 DATABASES = ("postgresql://", "postgresql+psycopg://", "postgres://", "sqlite:///")
 
 
@@ -115,11 +116,19 @@ class Settings(BaseModel):
         description="Folder with models, as diffusers folders and .safetensors files; requests "
         "name them as they are called there",
     )
-    allow_any_model: bool = Field(
-        True,
+    allow_any_model: bool | None = Field(
+        None,
         validation_alias=_names("SDBENTO_ALLOW_ANY_MODEL"),
         description="Let requests name Hub ids and paths that are neither the default model, nor "
-        "in the catalogue, nor in the models folder",
+        "in the catalogue, nor in the models folder; unset: only where nobody but this machine can "
+        "reach the server",
+    )
+    hub_owners: str = Field(
+        "",
+        validation_alias=_names("SDBENTO_HUB_OWNERS"),
+        description="Owners on the Hub, or owner/repo, separated by commas, whose models, "
+        "ControlNets and LoRAs requests may name, and no others, whatever SDBENTO_ALLOW_ANY_MODEL "
+        "says; unset: LoRAs of all",
     )
     offline: bool = Field(
         False,
@@ -457,6 +466,20 @@ class Settings(BaseModel):
         if not stripped:
             raise ValueError("must not be empty; unset it to serve without a key")
         return SecretStr(stripped)
+
+    @field_validator("hub_owners")
+    @classmethod
+    def _are_owners(cls, text: str) -> str:
+        owners = [owner.strip() for owner in text.split(",")]
+        for owner in filter(None, owners):
+            if not OWNER.fullmatch(owner):
+                raise ValueError("must be owners or owner/repo, separated by commas")
+        return ",".join(filter(None, owners))
+
+    @field_validator("allow_any_model", mode="before")
+    @classmethod
+    def _or_unset(cls, given: object) -> object:
+        return None if given == "" else given  # web forms send "" for an empty field
 
     @field_validator("cors_origins")
     @classmethod

@@ -49,6 +49,7 @@ GIVEN = {
     "SDBENTO_MEMORY_GB": ("2.5", 2.5),
     "SDBENTO_MODELS_DIR": ("/models", Path("/models")),
     "SDBENTO_ALLOW_ANY_MODEL": ("0", False),
+    "SDBENTO_HUB_OWNERS": ("acme, org/repo ,", "acme,org/repo"),
     "SDBENTO_OFFLINE": ("true", True),
     "SDBENTO_PREFER_CACHE": ("true", True),
     "SDBENTO_MAX_PIXELS": ("65536", 65536),

@@ -7,7 +7,8 @@ with UnsupportedModel and the reason. Knows nothing of how names are looked up, 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -23,6 +24,9 @@ Kind = Literal["model", "ControlNet"]
 PICKLED = (".ckpt", ".bin", ".pt", ".pth", ".pkl")
 VAE_FACTOR = 8
 LATENT_CHANNELS = 4
+MAX_REASON = 300  # characters
+MAX_LATENT_SIDE = 1024  # 8192 pixels
+MAX_HEADER_BYTES = 25_000_000  # trainers write some MB about their images
 INPAINT_CHANNELS = 2 * LATENT_CHANNELS + 1  # latents, mask, latents of the masked image
 
 
@@ -70,6 +74,11 @@ _REFINER: _Classes = {**_NETWORKS, **_TEXT_2}
 
 def from_configs(name: str, index: Mapping[str, Any], unet: Mapping[str, Any]) -> Traits:
     """Traits from `model_index.json` and `unet/config.json`. Raises UnsupportedModel."""
+    with _refusing(name, "its configurations hold values that no model has"):
+        return _from_configs(name, index, unet)
+
+
+def _from_configs(name: str, index: Mapping[str, Any], unet: Mapping[str, Any]) -> Traits:
     pipeline = str(index.get("_class_name"))
     if pipeline not in _PIPELINES:
         raise refusal(name, f"it is a {pipeline}, not a Stable Diffusion 1.x, 2.x or XL pipeline")
@@ -100,7 +109,32 @@ def _family(network: Mapping[str, Any]) -> Family:
 
 
 def _side(sample_size: Any) -> int:
-    return int(sample_size[0] if isinstance(sample_size, list) else sample_size or 64)
+    side = int(sample_size[0] if isinstance(sample_size, list) else sample_size or 64)
+    if not 1 <= side <= MAX_LATENT_SIDE:
+        raise ValueError(f"sample_size is {side}")
+    return side
+
+
+_WRONG_VALUES = (
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+)
+
+
+@contextmanager
+def _refusing(name: str, reason: str, kind: Kind = "model") -> Iterator[None]:
+    """What is read inside comes with a model, and may hold anything in place of what belongs
+    there."""
+    try:
+        yield
+    except UnsupportedModel:
+        raise
+    except _WRONG_VALUES as error:
+        raise refusal(name, reason, kind) from error
 
 
 _UNET = "model.diffusion_model."
@@ -123,6 +157,11 @@ def from_checkpoint(name: str, path: Path) -> Traits:
     Reads the header, and of SD 2.x one small tensor. Raises UnsupportedModel.
     """
     header = read_header(name, path)
+    with _refusing(name, "its tensors have shapes that no model has"):
+        return _from_header(name, path, header)
+
+
+def _from_header(name: str, path: Path, header: Header) -> Traits:
     shapes = header.shapes
     if _INPUT not in shapes:
         raise refusal(name, "the file has no Stable Diffusion UNet in the original layout")
@@ -191,11 +230,21 @@ class Header:
 def read_header(name: str, path: Path) -> Header:
     """Reads no tensors. Raises UnsupportedModel, also where the file is shorter than it says."""
     try:
+        check_header(name, path)
         with safe_open(path, framework="np") as file:
             shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
             return Header(shapes, file.metadata() or {})
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise refusal(name, "it is no safetensors file, or a damaged one") from error
+
+
+def check_header(name: str, path: Path) -> None:
+    """Raises UnsupportedModel for a header that would take long to read and much memory. The
+    library itself takes those of 100 MB."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+    if MAX_HEADER_BYTES < size <= path.stat().st_size:
+        raise refusal(name, f"its header has more than {MAX_HEADER_BYTES} bytes")
 
 
 def _inpaints(name: str, in_channels: int) -> bool:
@@ -210,6 +259,11 @@ def _inpaints(name: str, in_channels: int) -> bool:
 
 def controlnet_family(name: str, config: Mapping[str, Any]) -> Family:
     """The family of a ControlNet, from its `config.json`. Raises UnsupportedModel."""
+    with _refusing(name, "its configuration holds values that no network has", "ControlNet"):
+        return _controlnet_family(name, config)
+
+
+def _controlnet_family(name: str, config: Mapping[str, Any]) -> Family:
     kind = config.get("_class_name")
     if kind != "ControlNetModel":
         raise refusal(name, f"it is a {kind}, not a ControlNetModel", "ControlNet")
@@ -247,4 +301,6 @@ def refuse_pickles(name: str, kind: Kind = "model") -> None:
 
 def refusal(name: str, reason: str, kind: Kind = "model") -> UnsupportedModel:
     param = "model" if kind == "model" else "controlnet.type"
+    if len(reason) > MAX_REASON:  # it quotes the model's files
+        reason = f"{reason[:MAX_REASON]}…"
     return UnsupportedModel(f"{kind} {name} is not supported: {reason}", param=param)

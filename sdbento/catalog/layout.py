@@ -28,6 +28,7 @@ NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
 TOKENIZERS = ("tokenizer", "tokenizer_2")
 HERE = ""  # where a ControlNet's network lies
 _SHARD = r"(?:-\d{5}-of-\d{5})?"
+_NUM_SHARDS = re.compile(r"-\d{5}-of-(\d{5})")
 _WEIGHTS = re.compile(
     rf"(?:diffusion_pytorch_)?model(\.fp16)?{_SHARD}(\.fp16)?\.safetensors(?:\.index(\.fp16)?\.json)?"
 )
@@ -88,6 +89,7 @@ class Layout:
             if match := _WEIGHTS.fullmatch(name):
                 variants[any(match.groups())].append(prefix + name)
         if found := variants[half] or variants[not half]:
+            self._check_shards(network, found)
             return found
         if any(name.endswith(PICKLED) for name in names):
             owner = f"its {network}" if network else "it"
@@ -95,6 +97,15 @@ class Layout:
             raise refusal(self.name, reason, self.kind)
         missing = f"the weights of its {network}" if network else "its weights"
         raise ModelLoadFailed(f"{self.kind} {self.name}: {missing} are not there")
+
+    def _check_shards(self, network: str, files: list[str]) -> None:
+        """Raises ModelLoadFailed where weights are in several files and some are missing, as when a
+        download was interrupted."""
+        counts = [int(match[1]) for file in files if (match := _NUM_SHARDS.search(file))]
+        if counts and len(counts) != counts[0]:
+            owner = f"its {network}" if network else "it"
+            found = f"{len(counts)} of {counts[0]} files of weights"
+            raise ModelLoadFailed(f"{self.kind} {self.name}: {owner} has {found}")
 
 
 def model_layout(name: str, index: Mapping[str, Any]) -> Layout:

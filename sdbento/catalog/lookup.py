@@ -1,8 +1,8 @@
 """Looks up the names of models and ControlNets: what each stands for, where it comes from.
 
 A model's name is looked up in the catalogue (configs/models.yaml), in the models folder, then among
-local paths and Hub ids. Where SDBENTO_ALLOW_ANY_MODEL is off, only the default model may be a path
-or Hub id. A ControlNet's name is a type that the catalogue has for the model, or, by the same rule,
+local paths and Hub ids, as far as the settings allow them (`permission`); the default model may be
+either. A ControlNet's name is a type that the catalogue has for the model, or, by the same rule,
 a path or Hub id. Reads small files only, never weights. Knows nothing of loading or devices.
 """
 
@@ -23,6 +23,7 @@ from sdbento.catalog import families, hub
 from sdbento.catalog.families import Kind
 from sdbento.catalog.folder import is_file, list_files
 from sdbento.catalog.layout import CONFIG, INDEX, UNET
+from sdbento.catalog.permission import explain_models, models_allowed, paths_allowed
 from sdbento.catalog.specs import (
     ControlNetSpec,
     ModelSpec,
@@ -86,7 +87,7 @@ class Names(ABC, Generic[S]):
     def _find(self, name: str, offline: bool) -> S | None:
         if (spec := self._find_local(name)) is not None:
             return spec
-        if not (self._may_be_unlisted(name) and _HUB_ID.fullmatch(name)):
+        if not self.may_be_on_hub(name):
             return None
         spec = self._describe(name, name, offline)
         with self._lock:
@@ -97,9 +98,18 @@ class Names(ABC, Generic[S]):
         families.refuse_pickles(name, self.kind)
         if (spec := self.known(name) or self._find_listed(name)) is not None:
             return spec
-        if self._may_be_unlisted(name) and self._is_source(path := Path(name)):
+        if self._may_be_path(name) and self._is_source(path := Path(name)):
             return self._describe(name, str(path.absolute()), offline=True)
         return None
+
+    def may_be_on_hub(self, name: str) -> bool:
+        """Whether the Hub may be asked for `name`."""
+        if not _HUB_ID.fullmatch(name):
+            return False
+        return self._is_default(name) or models_allowed(name, self._settings)
+
+    def _may_be_path(self, name: str) -> bool:
+        return self._is_default(name) or paths_allowed(self._settings)
 
     def _explain(self, name: str, exc: Exception) -> SDBentoError:
         """`exc` as an error of the tree that says which name it is about."""
@@ -117,8 +127,8 @@ class Names(ABC, Generic[S]):
         """What else this server has of its own under that name."""
 
     @abstractmethod
-    def _may_be_unlisted(self, name: str) -> bool:
-        """Whether the settings allow `name` to be a path or a Hub id."""
+    def _is_default(self, name: str) -> bool:
+        """Whether the operator has named it."""
 
     @abstractmethod
     def _is_source(self, path: Path) -> bool:
@@ -184,8 +194,8 @@ class Catalog(Names[ModelSpec]):
         path = self._models_dir().get(name)
         return None if path is None else self._describe(name, str(path), offline=True)
 
-    def _may_be_unlisted(self, name: str) -> bool:
-        return self._settings.allow_any_model or name == self._settings.sd_model
+    def _is_default(self, name: str) -> bool:
+        return name == self._settings.sd_model
 
     def _is_source(self, path: Path) -> bool:
         return (path.suffix == SUFFIX and is_file(path)) or is_file(path / INDEX)
@@ -212,8 +222,7 @@ class Catalog(Names[ModelSpec]):
         names = [n for n in names if n != name and not Path(n).is_absolute() and self.is_allowed(n)]
         near = nearest_names(name, names) or names
         hint = f"the nearest: {', '.join(dict.fromkeys(near)) or 'none that this key allows'}"
-        if not self._settings.allow_any_model:
-            hint += "; this server serves only the models of its list (GET /models)"
+        hint += f"; GET /models lists all that this server has{explain_models(self._settings)}"
         return UnknownModel(f"there is no model {name!r}; {hint}", param=self.param)
 
 
@@ -245,14 +254,14 @@ class ControlNets(Names[ControlNetSpec]):
             self._check_fit(spec, _bundled_config(spec))
         return spec
 
-    def _may_be_unlisted(self, name: str) -> bool:
-        return self._settings.allow_any_model
+    def _is_default(self, name: str) -> bool:
+        return False
 
     def _is_source(self, path: Path) -> bool:
         return is_file(path / CONFIG)
 
     def _describe(self, name: str, source: str, offline: bool) -> ControlNetSpec:
-        config = hub.read_json(source, CONFIG, offline, self.kind)
+        config = hub.read_json(name, source, CONFIG, offline, self.kind)
         spec = describe_controlnet(name, source, config)
         self._check_fit(spec, config)
         return spec
@@ -270,7 +279,7 @@ class ControlNets(Names[ControlNetSpec]):
         elif config is not None or not _is_local(spec):
             unet = None
             if _is_local(model) and is_file(Path(model.sources[0], UNET)):
-                unet = hub.read_json(model.sources[0], UNET, offline=True)
+                unet = hub.read_json(model.name, model.sources[0], UNET, offline=True)
             wrong = families.misfit(model.family, unet, config)
         if wrong is not None:
             raise InvalidParameter(f"{spec} does not fit {model}: {wrong}", param=self.param)
@@ -280,8 +289,7 @@ class ControlNets(Names[ControlNetSpec]):
         hint = f"there are: {', '.join(types)}"
         if near := nearest_names(name.casefold(), types, count=1):
             hint += f"; the nearest: {near[0]}"
-        if not self._settings.allow_any_model:
-            hint += "; this server serves only these"
+        hint += explain_models(self._settings)
         return InvalidParameter(
             f"there is no ControlNet {name!r} for {self._model}; {hint}", param=self.param
         )
@@ -295,4 +303,4 @@ def _bundled_config(spec: ControlNetSpec) -> dict[str, Any] | None:
     """The configuration of a bundled ControlNet whose files are there."""
     if not _is_local(spec) or not is_file(Path(spec.sources[0], CONFIG)):
         return None
-    return hub.read_json(spec.sources[0], CONFIG, offline=True, kind="ControlNet")
+    return hub.read_json(spec.name, spec.sources[0], CONFIG, offline=True, kind="ControlNet")

@@ -37,7 +37,7 @@ def describe_controlnet(name: str, source: str, config: Mapping[str, Any]) -> Co
     """`config` is what its config.json says. Raises UnsupportedModel or ModelLoadFailed."""
     family = families.controlnet_family(name, config)
     if Path(source).is_absolute():
-        memory_gb = _memory_gb(_count_parameters(controlnet_layout(name), Path(source)))
+        memory_gb = _memory_gb(count_parameters(controlnet_layout(name), Path(source)))
     else:
         memory_gb = max(spec.memory_gb for spec in catalogued_controlnets()[family].values())
     return ControlNetSpec(name, family, (source,), memory_gb)
@@ -48,19 +48,20 @@ def _describe_local(name: str, path: Path, _modified: int) -> ModelSpec:
     if path.is_file():
         return _model_spec(name, str(path), families.from_checkpoint(name, path))
     traits = _read_traits(name, str(path), offline=True)
-    layout = model_layout(name, hub.read_json(str(path), INDEX, offline=True))
-    traits = replace(traits, num_parameters=_count_parameters(layout, path))
+    layout = model_layout(name, hub.read_json(name, str(path), INDEX, offline=True))
+    traits = replace(traits, num_parameters=count_parameters(layout, path))
     return _model_spec(name, str(path), traits)
 
 
 def _read_traits(name: str, source: str, offline: bool) -> Traits:
     """Of a model in diffusers' layout."""
-    index = hub.read_json(source, INDEX, offline)
-    return families.from_configs(name, index, hub.read_json(source, UNET, offline))
+    index = hub.read_json(name, source, INDEX, offline)
+    return families.from_configs(name, index, hub.read_json(name, source, UNET, offline))
 
 
-def _count_parameters(layout: Layout, folder: Path) -> int:
-    files = layout.weights(list_files(folder), half=False)
+def count_parameters(layout: Layout, folder: Path, half: bool = False) -> int:
+    """Of all networks, by the headers of their files. Raises UnsupportedModel."""
+    files = layout.weights(list_files(folder), half)
     headers = (
         families.read_header(layout.name, folder / file) for file in files if file.endswith(SUFFIX)
     )

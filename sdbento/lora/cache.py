@@ -59,8 +59,13 @@ class AdapterCache:
         self._models: WeakKeyDictionary[Pipeline, _Adapters] = WeakKeyDictionary()
         self._lock = threading.Lock()
 
+    def holds(self, source: LoraSource) -> bool:
+        """Whether any model has it in memory, so that its file need not be asked for."""
+        with self._lock:
+            return any(adapters.find(source) for adapters in self._models.values())
+
     def get(self, pipeline: Pipeline, source: LoraSource) -> Adapter:
-        """That LoRA on `pipeline`'s device. Blocking: may read or download a file.
+        """That LoRA on `pipeline`'s device. Blocking: may read a file.
 
         Raises what `read` raises, and UnsupportedModel for a LoRA that does not fit.
         """

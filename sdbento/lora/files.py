@@ -13,18 +13,18 @@ from pathlib import Path, PurePosixPath
 
 import safetensors.torch
 import torch
-from huggingface_hub import HfApi, hf_hub_download, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError, safe_open
 
 from sdbento.catalog import hub
+from sdbento.catalog.downloads.process import HubError, HubProcess
+from sdbento.catalog.downloads.room import disk
+from sdbento.catalog.families import check_header
 from sdbento.catalog.folder import list_files
 from sdbento.errors import (
     InvalidParameter,
     ModelLoadFailed,
     SDBentoError,
     TooLarge,
-    UnknownModel,
     classify,
     nearest_names,
 )
@@ -61,7 +61,7 @@ class LoraFile:
 
 
 def read(source: LoraSource, settings: Settings) -> LoraFile:
-    """Download the file if it is not here, and read it. Blocking.
+    """Read the file; one of the Hub must be on this machine (`fetch_lora`). Blocking.
 
     Raises InvalidParameter, UnsupportedModel, TooLarge, or the error that the Hub or the network
     caused, as `errors.classify` has it.
@@ -72,7 +72,7 @@ def read(source: LoraSource, settings: Settings) -> LoraFile:
                 data = fetch_blocking(address, settings, max_bytes=MAX_LORA_BYTES, param="lora")
                 return LoraFile(safetensors.torch.load(data), _metadata(data))
             case HubFile():
-                return _open(source.name, _download(source.name, source.place, settings))
+                return _open(source.name, _from_cache(source.name, source.place, settings))
             case path:
                 return _open(source.name, path)
     except SDBentoError:
@@ -81,54 +81,67 @@ def read(source: LoraSource, settings: Settings) -> LoraFile:
         raise refusal(source.name, "it is no safetensors file, or a damaged one") from exc
     except Exception as exc:
         error = classify(exc)
-        if isinstance(error, UnknownModel):
-            raise unknown(source.name, settings) from exc
-        reason = error.message.replace("the model's", "its").replace("the model ", "it ")
-        raise type(error)(f"LoRA {source.name}: {reason}", param="lora") from exc
+        raise _named(source.name, error) from exc
 
 
-def _download(name: str, place: HubFile, settings: Settings) -> Path:
-    """The file from the Hub, or from this machine's cache if the Hub cannot be reached."""
+def _named(name: str, error: SDBentoError) -> SDBentoError:
+    reason = error.message.replace("the model's", "its").replace("the model ", "it ")
+    return type(error)(f"LoRA {name}: {reason}", param="lora")
+
+
+def fetch_lora(name: str, place: HubFile, settings: Settings, process: HubProcess) -> None:
+    """Download a file of the Hub; where the Hub cannot be reached, this machine's cache serves.
+
+    Blocking; ending `process` ends it. Raises errors of the `errors` tree.
+    """
     if hub.is_offline(settings.offline):
-        try:
-            return _from_cache(name, place)
-        except OSError as error:
-            raise ModelLoadFailed(
-                f"LoRA {name} is not on this machine and downloads are switched off", param="lora"
-            ) from error
+        return
     try:
-        return _from_hub(name, place)
-    except (HfHubHTTPError, SDBentoError):  # the Hub was reached, and refused
-        raise
-    except Exception:
-        try:
-            return _from_cache(name, place)
-        except Exception as error:
-            log.info("LoRA %s is not in the cache either: %s", name, error)
-        raise
+        _from_hub(name, place, process)
+    except HubError as exc:
+        if exc.kind != "absent" and _is_cached(name, place, settings):
+            log.info("LoRA %s: %s; the one in the cache is used", name, exc)
+            return
+        if exc.kind == "absent":
+            raise unknown(name, settings) from exc
+        raise _named(name, exc.error) from exc
 
 
-def _from_hub(name: str, place: HubFile) -> Path:
-    listed = HfApi().model_info(place.repo, files_metadata=True).siblings or ()
-    sizes = {sibling.rfilename: sibling.size or 0 for sibling in listed}
-    file = _pick(name, place, sizes)
-    _check_size(name, sizes[file])
+def _from_hub(name: str, place: HubFile, process: HubProcess) -> None:
+    listing = process.list(place.repo)
+    file = _pick(name, place, listing.files)
+    _check_size(name, listing.size([file]))
+    wanted = [file]
     config = str(PurePosixPath(file).with_name(PEFT_CONFIG))
-    if file.endswith(PEFT_WEIGHTS) and sizes.get(config, MAX_CONFIG_BYTES + 1) <= MAX_CONFIG_BYTES:
-        hf_hub_download(place.repo, config)
-    return Path(hf_hub_download(place.repo, file))
+    known = listing.files.get(config) if file.endswith(PEFT_WEIGHTS) else None
+    if known is not None and known.size <= MAX_CONFIG_BYTES:
+        wanted.append(config)
+    with disk.hold(listing, wanted):
+        process.get(listing, wanted, whole=True)
 
 
-def _from_cache(name: str, place: HubFile) -> Path:
-    # All files are ignored, so that a snapshot with only some of the repository's is found too.
-    folder = Path(snapshot_download(place.repo, local_files_only=True, ignore_patterns="*"))
+def _is_cached(name: str, place: HubFile, settings: Settings) -> bool:
+    try:
+        return _from_cache(name, place, settings).is_file()
+    except SDBentoError:
+        return False
+
+
+def _from_cache(name: str, place: HubFile, settings: Settings) -> Path:
+    """Raises ModelLoadFailed where it is not there."""
+    off = " and downloads are switched off" if hub.is_offline(settings.offline) else ""
+    absent = ModelLoadFailed(f"LoRA {name} is not on this machine{off}", param="lora")
+    try:
+        folder = hub.cached_folder(place.repo)
+    except OSError as error:
+        raise absent from error
     files = list_files(folder)
     try:
         return folder / _pick(name, place, files)
     except InvalidParameter as error:
         if place.file is None and any(file.endswith(SUFFIX) for file in files):
             raise
-        raise FileNotFoundError from error  # it may be on the Hub and not in the cache
+        raise absent from error  # it may be on the Hub and not in the cache
 
 
 def _pick(name: str, place: HubFile, files: Iterable[str]) -> str:
@@ -155,6 +168,7 @@ def _pick(name: str, place: HubFile, files: Iterable[str]) -> str:
 def _open(name: str, path: Path) -> LoraFile:
     try:
         _check_size(name, path.stat().st_size)
+        check_header(name, path)
         with safe_open(path, framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in list(file.keys())}
             return LoraFile(tensors, _peft_config(path) | (file.metadata() or {}))
@@ -172,7 +186,8 @@ def _peft_config(path: Path) -> dict[str, str]:
 
 
 def _metadata(data: bytes) -> dict[str, str]:
-    """The metadata of a file in memory, which `safetensors.torch.load` does not return."""
+    """The metadata of a file in memory, which `safetensors.torch.load` does not return. That has
+    found the header to be good: its reader takes no deep nesting."""
     length = int.from_bytes(data[:8], "little")
     metadata: dict[str, str] = json.loads(data[8 : 8 + length]).get("__metadata__") or {}
     return metadata

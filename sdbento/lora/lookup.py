@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from sdbento.catalog.families import PICKLED, Family
 from sdbento.catalog.folder import list_files
+from sdbento.catalog.permission import loras_allowed, paths_allowed
 from sdbento.catalog.specs import LoraSpec, catalogued_loras
 from sdbento.errors import InvalidParameter, ModelLoadFailed, UnsupportedModel, nearest_names
 from sdbento.outbound.urls import is_url
@@ -83,9 +84,9 @@ def locate(name: str, settings: Settings) -> LoraSource:
         return _on_disk(canonical, file)
     if (spec := _catalogued(name)) is not None:
         return _from_catalogue(spec)
-    if settings.allow_any_model and (path := _local(name)) is not None:
+    if paths_allowed(settings) and (path := _local(name)) is not None:
         return _on_disk(name, path)
-    if settings.allow_lora_hub and (place := _hub_file(name)) is not None:
+    if (place := _hub_file(name)) is not None and loras_allowed(place.repo, settings):
         return LoraSource(name.removesuffix(SUFFIX), place)
     raise unknown(name, settings)
 
@@ -101,10 +102,12 @@ def unreadable(name: str) -> ModelLoadFailed:
 def unknown(name: str, settings: Settings) -> InvalidParameter:
     """The error for an unknown name, with those like it and the settings that rule out others."""
     hint = nearest(name, settings)
-    if not settings.allow_any_model:
-        hint += "; paths are not taken from requests (SDBENTO_ALLOW_ANY_MODEL=false)"
+    if not paths_allowed(settings):
+        hint += "; paths are not taken from requests (SDBENTO_ALLOW_ANY_MODEL)"
     if not settings.allow_lora_hub:
         hint += "; the Hub is not asked (SDBENTO_ALLOW_LORA_HUB=false)"
+    elif settings.hub_owners:
+        hint += "; of the Hub, only what SDBENTO_HUB_OWNERS names may be used"
     return InvalidParameter(f"there is no LoRA {name!r}{hint}", param="lora")
 
 

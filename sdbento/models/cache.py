@@ -1,5 +1,8 @@
 """The models and ControlNets in memory: leased to requests, loaded in the background, evicted.
 
+Files that are missing are downloaded first (`catalog/downloads`), several at once and without
+memory, so that what lies on the disk never waits for a download.
+
 A *lease* locks models onto the device until it is released. A request asks for everything that it
 needs at once, and gets it at once: it never holds one model while it waits for another, so that no
 two requests can deadlock. If something is not resident, the request joins the *pending sets*, and
@@ -18,10 +21,11 @@ model in constant use would be leased without a gap, and never make room for ano
 
 State: `_residency` (what is on the device), `_pending` (by their sets of keys, oldest first),
 `_turns` (of the owners of requests), `_loading` (the set that is being loaded), `_leases` (not yet
-released), `_closed`, `_why_closed`; all guarded by `_lock`, the lock of the condition `_changed`. A
-key names a model or ControlNet uniquely. Lock order: a future's own lock may be taken under
-`_lock`, never `_lock` under a future's; callbacks of futures run with neither. Loading and
-offloading hold no lock. `_offloaded` belongs to the loader thread.
+released), `_weights` (bytes, of what was fetched), `_closed`, `_why_closed`; all guarded by `_lock`,
+the lock of the condition `_changed`. A key names a model or ControlNet uniquely. Lock order: a
+future's own lock may be taken under `_lock`, never `_lock` under a future's; callbacks of futures
+run with neither. Loading and offloading hold no lock. `_offloaded` is changed by the loader thread
+only.
 
 Knows nothing of requests, nor of how something is loaded.
 """
@@ -41,6 +45,7 @@ from functools import partial
 
 import torch
 
+from sdbento.catalog.downloads.queue import Downloads
 from sdbento.catalog.specs import Spec
 from sdbento.errors import OutOfMemory, Unavailable, classify, unexplained
 from sdbento.models.device import (
@@ -51,6 +56,7 @@ from sdbento.models.device import (
     memory_budget_gb,
     memory_need,
 )
+from sdbento.models.fetching import Fetching, Sizes
 from sdbento.models.leases import (
     Grant,
     Lease,
@@ -64,7 +70,7 @@ from sdbento.models.leases import (
 from sdbento.models.offload import Offloaded
 from sdbento.models.pipeline import Resident
 from sdbento.models.residency import Residency
-from sdbento.models.weights import load
+from sdbento.models.weights import load, needs_hub
 from sdbento.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -88,7 +94,10 @@ class PipelineCache:
     """The models and ControlNets in memory. All methods are thread-safe."""
 
     def __init__(
-        self, settings: Settings, load_resident: Callable[[Spec], Resident] | None = None
+        self,
+        settings: Settings,
+        load_resident: Callable[[Spec], Resident] | None = None,
+        downloads: Downloads | None = None,
     ) -> None:
         # Makes others give up memory that they can do without, when a load finds too little.
         self.relieve: Callable[[], None] | None = None
@@ -96,6 +105,11 @@ class PipelineCache:
         self._dtype = choose_dtype(settings, self._device)
         self._load = load_resident or partial(load, settings=settings)
         self._residency: Residency[Resident] = Residency(int(memory_budget_gb(settings) * GB))
+        self._fetching: Fetching | None = None  # where a test loads something else
+        if load_resident is None:
+            capacity = self._residency.capacity
+            self._fetching = Fetching(settings, downloads or Downloads(), capacity)
+        self._weights: Sizes = {}
         self._offloaded = Offloaded(self._device)
         self._pending: OrderedDict[frozenset[str], PendingSet] = OrderedDict()
         self._turns: dict[str | None, int] = {}  # the number of each owner's last one
@@ -115,16 +129,49 @@ class PipelineCache:
         """
         waiter = Waiter(Future(), specs)
         with self._lock:
-            if self._closed:
-                waiter.future.set_exception(self._why_closed())
-            elif (lease := self._try_lease(specs)) is not None:
-                waiter.future.set_result(lease)
+            absent = [] if self._closed else self._absent(specs)
+        if absent and self._fetching is not None:
+            self._fetch(waiter, absent, self._fetching)
+        else:
+            self._serve(waiter)
+        return waiter.future
+
+    def _fetch(self, waiter: Waiter, absent: list[Spec], fetching: Fetching) -> None:
+        """Download what is absent; then serve `waiter`. It may give up meanwhile."""
+        fetched = fetching.begin(absent)
+
+        def go_on(done: Future[Sizes]) -> None:
+            if done.cancelled():
+                return
+            error = done.exception()
+            with self._lock:
+                is_closed = self._closed
+                if error is None:
+                    self._weights |= done.result()
+            if error is None or is_closed:
+                self._serve(waiter)  # which says why it is closed
             else:
+                fail([waiter], classify(error))
+
+        waiter.future.add_done_callback(lambda _: fetched.cancel())
+        fetched.add_done_callback(go_on)
+
+    def _serve(self, waiter: Waiter) -> None:
+        """Grant a lease, or let `waiter` wait for a load."""
+        with self._lock:
+            is_closed = self._closed
+            lease = None if is_closed else self._try_lease(waiter.specs)
+            if lease is None and not is_closed:
                 self._enqueue(waiter)
-        if not waiter.future.done():
+        if is_closed:
+            fail([waiter], self._why_closed())
+        elif lease is None:
             # When a waiter gives up, others may no longer have to queue behind it.
             waiter.future.add_done_callback(self._wake)
-        return waiter.future
+        elif waiter.future.set_running_or_notify_cancel():
+            waiter.future.set_result(lease)
+        else:
+            lease.release()
 
     def lease(self, *specs: Spec) -> Lease:
         """As `acquire`, but waits: `with cache.lease(spec) as pipeline:`."""
@@ -176,6 +223,8 @@ class PipelineCache:
             self._residency.clear()
             self._changed.notify_all()
         fail(waiters, self._why_closed())
+        if self._fetching is not None:
+            self._fetching.close()
 
     # Under the lock
 
@@ -187,6 +236,20 @@ class PipelineCache:
         if must_queue or not self._residency.has_all(spec.key for spec in specs):
             return None
         return self._make_lease(specs)
+
+    def _absent(self, specs: tuple[Spec, ...]) -> list[Spec]:
+        """Those whose files may have to be downloaded: neither in memory nor about to be."""
+        if self._fetching is None:
+            return []
+        awaited = {*self._loading, *(key for keys in self._pending for key in keys)}
+        return [
+            spec
+            for spec in specs
+            if not self._residency.has_all([spec.key])
+            and spec.key not in awaited
+            and spec.key not in self._offloaded
+            and needs_hub(spec)
+        ]
 
     def _make_lease(self, specs: tuple[Spec, ...]) -> Lease:
         lease = Lease(self._residency.lock([spec.key for spec in specs]), self._release)
@@ -235,7 +298,7 @@ class PipelineCache:
         return [spec for key, spec in pending.specs.items() if not self._residency.has_all([key])]
 
     def _need(self, spec: Spec) -> int:
-        return memory_need(spec, self._dtype)
+        return max(memory_need(spec, self._dtype), self._weights.get(spec.key, 0))
 
     def _too_large(self, pending: PendingSet) -> OutOfMemory | None:
         """The error for a set that does not fit even where nothing else is resident."""

@@ -1,7 +1,7 @@
 """Models that were evicted from a GPU are offloaded to pinned host memory, while there is room.
 
 Coming back from there takes about a second, loading from files up to a minute. On a CPU nothing is
-offloaded. Used by one thread only, the cache's loader.
+offloaded. Changed by one thread only, the cache's loader.
 """
 
 from __future__ import annotations
@@ -50,6 +50,9 @@ class Offloaded:
         """What was offloaded under `key`, moved back to the GPU; None if it is not here."""
         offloaded = self._offloaded.pop(key, None)
         return None if offloaded is None else to_device(offloaded, self._device)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._offloaded
 
     def clear(self) -> None:
         self._offloaded.clear()

@@ -29,10 +29,13 @@ from diffusers import (
 from diffusers.loaders.single_file_utils import SingleFileComponentError
 
 from sdbento.catalog import hub
+from sdbento.catalog.configs import check_configs
+from sdbento.catalog.downloads.process import HubProcess
 from sdbento.catalog.families import INPAINT_CHANNELS, VAE_FACTOR, Family
 from sdbento.catalog.folder import list_files
 from sdbento.catalog.specs import ControlNetSpec, ModelSpec, Spec, family_configs
-from sdbento.errors import ModelLoadFailed
+from sdbento.catalog.unlisted import SUFFIX, count_parameters
+from sdbento.errors import ModelLoadFailed, OutOfMemory
 from sdbento.models import fp8
 from sdbento.models.attention import fit
 from sdbento.models.checks import check_complete, check_pipeline
@@ -50,13 +53,15 @@ constructing = threading.Lock()
 
 
 def load(spec: Spec, settings: Settings) -> Resident:
-    """Files to modules on the device. Blocking, for minutes where files must be downloaded.
+    """Files of this machine to modules on the device. Blocking, for seconds.
 
     Raises errors of the `errors` tree and whatever the libraries raise.
     """
     device = choose_device(settings)
     dtype = choose_dtype(settings, device)
-    path = hub.fetch(spec, dtype is not torch.float32, settings.offline, settings.prefer_cache)
+    path = hub.fetch(spec, dtype is not torch.float32, offline=True)
+    if path.is_dir():
+        check_configs(hub.read_layout(spec, str(path), offline=True), path)
     if isinstance(spec, ControlNetSpec):
         return _load_controlnet(spec, path, settings, device, dtype)
     return _load_model(spec, path, settings, device, dtype)
@@ -65,7 +70,7 @@ def load(spec: Spec, settings: Settings) -> Resident:
 def _load_model(
     spec: ModelSpec, path: Path, settings: Settings, device: torch.device, dtype: torch.dtype
 ) -> Pipeline:
-    configs = _single_file_configs(spec, settings) if path.is_file() else None
+    configs = _single_file_configs(spec, offline=True) if path.is_file() else None
     pipe = _construct(spec, path, configs, dtype)
     # The scheduler as its repository configures it: the stock constructor changes some of its
     # options, depending on the task.
@@ -125,6 +130,38 @@ def _latent_pixels(spec: ModelSpec) -> int:
     return spec.height * spec.width // VAE_FACTOR**2
 
 
+def fetch(spec: Spec, settings: Settings, hub_process: HubProcess, capacity: int) -> int:
+    """Download what `load` needs; the bytes that the weights take in memory, 0 if unknown.
+
+    Blocking, for minutes; ending `hub_process` ends it. Raises OutOfMemory, before any weights are
+    downloaded, if they need more than `capacity` bytes, and what `hub.fetch` raises.
+    """
+    dtype = choose_dtype(settings, choose_device(settings))
+    half = dtype is not torch.float32
+
+    def check(need: int) -> None:
+        if need > capacity:
+            raise OutOfMemory(
+                f"{spec} has weights of {need / GB:.1f} GB, but models may take "
+                f"{capacity / GB:.1f} GB together (SDBENTO_MEMORY_GB)",
+                param=spec.param,
+            )
+
+    options = {"offline": settings.offline, "prefer_cache": settings.prefer_cache}
+    path = hub.fetch(spec, half, **options, hub=hub_process, check=check)
+    if path.is_file():
+        _single_file_configs(spec, **options, hub_process=hub_process)
+        return 0  # the spec knows it from the file's header
+    layout = hub.read_layout(spec, str(path), offline=True)
+    return count_parameters(layout, path, half) * dtype.itemsize
+
+
+def needs_hub(spec: Spec) -> bool:
+    """Whether `fetch` may have something to do: files in folders are complete as they are."""
+    source = Path(spec.sources[0])
+    return not source.is_absolute() or source.suffix == SUFFIX
+
+
 def pull(
     spec: Spec,
     settings: Settings,
@@ -139,16 +176,21 @@ def pull(
     progress(f"{spec.name}: {'fp16' if half else 'fp32'} weights from {', '.join(spec.sources)}")
     paths = [hub.fetch(spec, half, settings.offline)]
     if isinstance(spec, ModelSpec) and paths[0].is_file():
-        paths.append(_single_file_configs(spec, settings))
+        paths.append(_single_file_configs(spec, settings.offline))
     progress(f"{spec.name}: complete in {', '.join(map(str, paths))}")
     return paths
 
 
-def _single_file_configs(spec: ModelSpec, settings: Settings) -> Path:
+def _single_file_configs(
+    spec: Spec,
+    offline: bool,
+    prefer_cache: bool = False,
+    hub_process: HubProcess | None = None,
+) -> Path:
     """A single file holds weights only: configurations and tokenizers are those of its family."""
     configs = family_configs(spec.family)
     try:
-        return hub.fetch_configs(configs, settings.offline, settings.prefer_cache)
+        return hub.fetch_configs(configs, offline, prefer_cache, hub=hub_process)
     except Exception as exc:
         lacking = f" ({exc.message})" if isinstance(exc, ModelLoadFailed) else ""
         raise ModelLoadFailed(

@@ -10,6 +10,7 @@ from sdbento.engine.trajectory import Trajectory
 from sdbento.errors import InvalidParameter
 from sdbento.lora.cache import AdapterCache
 from sdbento.lora.hooks import WeightedAdapter
+from sdbento.lora.lookup import HubFile
 from sdbento.models.pipeline import Pipeline
 from sdbento.prompts.inversions import Inversions
 from sdbento.request.passes import PassBuilder
@@ -46,6 +47,15 @@ class TrajectoryBuilder:
         return any(
             self._adapters.must_fetch(models.pipeline, lora.source) for lora in request.loras
         )
+
+    def absent_loras(self, request: ResolvedRequest) -> dict[str, HubFile]:
+        """The LoRAs of the Hub, by name, that are not in memory: they must be fetched first."""
+        sources = [lora.source for lora in request.loras]
+        return {
+            source.name: source.place
+            for source in sources
+            if isinstance(source.place, HubFile) and not self._adapters.holds(source)
+        }
 
     def _load_adapters(
         self, request: ResolvedRequest, pipeline: Pipeline

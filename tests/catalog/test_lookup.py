@@ -22,7 +22,11 @@ from tests.support.tiny import save_tiny, save_tiny_controlnet
 
 
 def make(**settings: Any) -> Catalog:
-    return Catalog(load_settings(**{"sd_model": "shapes", "offline": True, **settings}))
+    return Catalog(
+        load_settings(
+            **{"sd_model": "shapes", "offline": True, "allow_any_model": True, **settings}
+        )
+    )
 
 
 # The catalogue
@@ -105,7 +109,7 @@ def test_other_models_can_be_forbidden(tmp_path: Path) -> None:
     folder = save_tiny("sd15", tmp_path / "mine")
     catalog = make(allow_any_model=False)
     for name in (str(folder), "some/model"):
-        with pytest.raises(UnknownModel, match="serves only the models of its list"):
+        with pytest.raises(UnknownModel, match="SDBENTO_ALLOW_ANY_MODEL"):
             catalog.resolve(name)
 
 
@@ -272,11 +276,60 @@ def test_other_controlnets_can_be_forbidden(tmp_path: Path) -> None:
     folder = save_tiny_controlnet("sd15", tmp_path / "mine")
     model = make().resolve("sd15")
     for name in (str(folder), "some/controlnet"):
-        with pytest.raises(InvalidParameter, match="this server serves only these"):
+        with pytest.raises(InvalidParameter, match="SDBENTO_ALLOW_ANY_MODEL"):
             make(allow_any_model=False).controlnets(model).resolve(name)
 
 
+@pytest.mark.parametrize("allow_any_model", [None, False])
+def test_messages_are_the_same_whether_a_file_is_there_or_not(
+    allow_any_model: bool | None, tmp_path: Path
+) -> None:
+    catalog = make(models_dir=tmp_path / "models", allow_any_model=allow_any_model)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "here.safetensors").write_bytes(b"nothing")
+    save_tiny_controlnet("sd15", tmp_path / "net")
+    told = set()
+    for name in ("here.safetensors", "gone.safetensors", "net", "none", "here", "x\0y"):
+        for path in (str(tmp_path / name), f"models/../{name}"):
+            with pytest.raises(UnknownModel) as caught:
+                catalog.resolve(path)
+            told.add(caught.value.message.replace(repr(path), "it"))
+    assert all(message.startswith("there is no model it") for message in told)
+    assert all("SDBENTO_ALLOW_ANY_MODEL" in message for message in told)
+
+
+def test_messages_do_not_tell_where_the_models_folder_is(tmp_path: Path) -> None:
+    folder = save_tiny("sd15", tmp_path / "models" / "mine")
+    catalog = make(models_dir=tmp_path / "models")
+    for content in ("{", "[]", "[" * 100_000, '{"_class_name": 5}', '{"a": "' + "x" * 2_000_000):
+        (folder / INDEX).write_text(content)
+        with pytest.raises(UnsupportedModel) as caught:
+            catalog.resolve("mine")
+        assert str(tmp_path) not in caught.value.message
+        assert len(caught.value.message) < 500
+
+
 # The Hub
+
+
+def test_owners_are_allowed_and_all_others_are_not(hub_folder: Path) -> None:
+    owners = {"hub_owners": "Acme,other/their-sdxl", "offline": False}
+    for any_model in (True, False, None):
+        catalog = make(**owners, allow_any_model=any_model)
+        for name in ("acme/theirs", "ACME/x", "other/their-sdxl"):
+            assert catalog.resolve(name).sources == (name,)
+        for name in ("acme2/theirs", "other/another", "acme", "x/acme"):
+            with pytest.raises(UnknownModel, match="SDBENTO_HUB_OWNERS"):
+                catalog.resolve(name)
+        assert catalog.resolve("sdxl").name.startswith("stabilityai/")
+    assert make(**owners, sd_model="its/own").resolve("its/own").name == "its/own"
+
+
+def test_controlnets_of_other_owners_are_not_asked_for() -> None:
+    model = make().resolve("sd15")
+    catalog = make(hub_owners="acme", offline=False, allow_any_model=True)
+    with pytest.raises(InvalidParameter, match="SDBENTO_HUB_OWNERS"):
+        catalog.controlnets(model).resolve("other/net")
 
 
 @pytest.fixture
@@ -284,12 +337,12 @@ def hub_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A Hub that answers every name with one SDXL repository; counts the files read."""
     folder = save_tiny("sdxl", tmp_path / "remote")
 
-    def download(source: str, path: str, *, local_files_only: bool) -> str:
-        if local_files_only:
+    def read(source: str, path: str, offline: bool) -> bytes:
+        if offline:
             raise huggingface_hub.errors.LocalEntryNotFoundError("not cached")
-        return str(folder / path)
+        return (folder / path).read_bytes()
 
-    monkeypatch.setattr(hub, "hf_hub_download", download)
+    monkeypatch.setattr(hub, "_read_remote", read)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     return folder
 

@@ -24,7 +24,11 @@ from tests.support.tiny import save_tiny
 
 
 def make(**settings: Any) -> Catalog:
-    return Catalog(load_settings(**{"sd_model": "shapes", "offline": True, **settings}))
+    return Catalog(
+        load_settings(
+            **{"sd_model": "shapes", "offline": True, "allow_any_model": True, **settings}
+        )
+    )
 
 
 def changed(folder: Path, file: str, **values: Any) -> Path:

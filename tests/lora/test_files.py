@@ -4,31 +4,31 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import httpx
 import huggingface_hub
 import pytest
 import safetensors.torch
 import torch
-from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import LocalEntryNotFoundError
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sdbento.catalog import hub as hub_module
+from sdbento.catalog.downloads.process import HubError, HubProcess, Listing, RemoteFile
 from sdbento.environment import load_settings
 from sdbento.errors import (
     InvalidParameter,
     ModelLoadFailed,
-    SDBentoError,
     TooLarge,
+    UnknownModel,
     UnsupportedModel,
 )
 from sdbento.lora import files as lora_files
-from sdbento.lora.files import LoraFile, read
-from sdbento.lora.lookup import LoraSource, Url, locate
+from sdbento.lora.files import LoraFile, fetch_lora, read
+from sdbento.lora.lookup import HubFile, LoraSource, Url, locate
 from sdbento.settings import Settings
 from tests.support.damage import damaged
 
@@ -50,7 +50,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def make(folder: Path, **settings: Any) -> Settings:
-    return load_settings(lora_dir=folder, **settings)
+    return load_settings(**{"lora_dir": folder, "allow_any_model": True, **settings})
 
 
 def read_name(folder: Path, name: str, **settings: Any) -> Mapping[str, str]:
@@ -84,40 +84,47 @@ def test_a_url_is_fetched_where_that_is_allowed(
 # The Hub
 
 
-class FakeHub:
+class FakeHub(HubProcess):
     """One repository; `error` stands for one that cannot be fetched."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, root: Path, *files: str) -> None:
+        super().__init__()
         self.root, self.sizes = root, dict.fromkeys(files, 100)
-        self.error: Exception | None = None
+        self.error: HubError | None = None
         self.is_cached = False
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(lora_files, "HfApi", lambda: self)
-        monkeypatch.setattr(lora_files, "hf_hub_download", self.download)
-        monkeypatch.setattr(lora_files, "snapshot_download", self.snapshot)
+        monkeypatch.setattr(hub_module, "cached_folder", self.cached_folder)
         for file in files:
             put(root / file, file)
 
-    def model_info(self, repo: str, *, files_metadata: bool) -> Any:
+    def list(self, repo: str) -> Listing:
         assert repo == "org/repo"
-        assert files_metadata
         if self.error is not None:
             raise self.error
-        siblings = [SimpleNamespace(rfilename=f, size=size) for f, size in self.sizes.items()]
-        return SimpleNamespace(siblings=siblings)
+        files = {file: RemoteFile(size, f"blob of {file}") for file, size in self.sizes.items()}
+        return Listing(repo, "1" * 40, files)
 
-    def download(self, repo: str, file: str) -> str:
-        return str(self.root / file)
+    def get(self, listing: Listing, paths: Collection[str], whole: bool) -> Path:
+        assert whole
+        self.is_cached = True
+        return self.root
 
-    def snapshot(self, repo: str, *, local_files_only: bool, ignore_patterns: str) -> str:
-        assert local_files_only
+    def cached_folder(self, repo: str) -> Path:
         if not self.is_cached:
             raise LocalEntryNotFoundError("not cached")
-        return str(self.root)
+        return self.root
 
 
-def not_found() -> RepositoryNotFoundError:
-    return RepositoryNotFoundError.__new__(RepositoryNotFoundError)
+def not_found() -> HubError:
+    return HubError(UnknownModel("no such model on the Hub, or it is private"), "absent")
+
+
+def fetch_and_read(hub: FakeHub, folder: Path, name: str, **settings: Any) -> Mapping[str, str]:
+    given = make(folder, **settings)
+    source = locate(name, given)
+    assert isinstance(source.place, HubFile)
+    fetch_lora(source.name, source.place, given, hub)
+    return read(source, given).metadata
 
 
 @pytest.fixture
@@ -138,56 +145,58 @@ def test_a_file_of_a_repository_is_read(
     name: str, file: str, offline: bool, folder: Path, hub: FakeHub
 ) -> None:
     hub.is_cached = offline
-    assert read_name(folder, name, offline=offline) == {"marker": file}
+    assert fetch_and_read(hub, folder, name, offline=offline) == {"marker": file}
 
 
 def test_a_repository_with_several_files_needs_the_name_of_one(folder: Path, hub: FakeHub) -> None:
     with pytest.raises(InvalidParameter, match=r"say which file .* org/repo/one\.safetensors"):
-        read_name(folder, "org/repo")
+        fetch_and_read(hub, folder, "org/repo")
     hub.sizes[STEM] = 100
     put(hub.root / STEM, STEM)
-    assert read_name(folder, "org/repo") == {"marker": STEM}
+    assert fetch_and_read(hub, folder, "org/repo") == {"marker": STEM}
+    (hub.root / STEM).unlink()
+    (hub.root / "sub/two.safetensors").unlink()
     hub.sizes = {"one.safetensors": 100, "other.bin": 1}
-    assert read_name(folder, "org/repo") == {"marker": "one.safetensors"}
+    assert fetch_and_read(hub, folder, "org/repo") == {"marker": "one.safetensors"}
     hub.sizes = {"other.bin": 1}
     with pytest.raises(UnsupportedModel, match=r"org/repo has no \.safetensors file"):
-        read_name(folder, "org/repo")
+        fetch_and_read(hub, folder, "org/repo")
 
 
 def test_a_file_that_the_repository_lacks_is_refused(folder: Path, hub: FakeHub) -> None:
     with pytest.raises(InvalidParameter, match=r"as in org/repo/one\.safetensors"):
-        read_name(folder, "org/repo/../../../etc/one")
+        fetch_and_read(hub, folder, "org/repo/../../../etc/one")
 
 
 def test_an_unknown_repository_is_refused(folder: Path, hub: FakeHub) -> None:
     hub.error = not_found()
     with pytest.raises(InvalidParameter, match="there is no LoRA 'org/repo'; the nearest"):
-        read_name(folder, "org/repo")
+        fetch_and_read(hub, folder, "org/repo")
 
 
 def test_without_a_network_the_cache_is_used(folder: Path, hub: FakeHub) -> None:
-    hub.error = httpx.ConnectError("no network")
-    with pytest.raises(SDBentoError, match="LoRA org/repo/one: a network request failed"):
-        read_name(folder, "org/repo/one")
+    hub.error = HubError(ModelLoadFailed("the Hub cannot be reached"), "away")
+    with pytest.raises(ModelLoadFailed, match="LoRA org/repo/one: the Hub cannot be reached"):
+        fetch_and_read(hub, folder, "org/repo/one")
     hub.is_cached = True
-    assert read_name(folder, "org/repo/one") == {"marker": "one.safetensors"}
+    assert fetch_and_read(hub, folder, "org/repo/one") == {"marker": "one.safetensors"}
 
 
 def test_offline_only_the_cache_is_used(folder: Path, hub: FakeHub) -> None:
-    hub.error = AssertionError("asked the Hub")
+    hub.error = HubError(ModelLoadFailed("was asked"), "refused")
     with pytest.raises(ModelLoadFailed, match="LoRA org/repo/one is not on this machine"):
-        read_name(folder, "org/repo/one", offline=True)
+        fetch_and_read(hub, folder, "org/repo/one", offline=True)
     hub.is_cached = True
     with pytest.raises(ModelLoadFailed, match="not on this machine"):
-        read_name(folder, "org/repo/three", offline=True)
+        fetch_and_read(hub, folder, "org/repo/three", offline=True)
     with pytest.raises(InvalidParameter, match="say which file"):
-        read_name(folder, "org/repo", offline=True)
+        fetch_and_read(hub, folder, "org/repo", offline=True)
 
 
 def test_a_file_that_is_too_large_is_not_downloaded(folder: Path, hub: FakeHub) -> None:
     hub.sizes["one.safetensors"] = lora_files.MAX_LORA_BYTES + 1
     with pytest.raises(TooLarge, match="the limit is 1500000000"):
-        read_name(folder, "org/repo/one")
+        fetch_and_read(hub, folder, "org/repo/one")
 
 
 # Files on the disk

@@ -46,7 +46,7 @@ def catalogued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[LoraSpec
 
 
 def make(folder: Path, **settings: Any) -> Settings:
-    return load_settings(lora_dir=folder, **settings)
+    return load_settings(**{"lora_dir": folder, "allow_any_model": True, **settings})
 
 
 def message(folder: Path, name: str, **settings: Any) -> str:
@@ -239,6 +239,15 @@ def test_an_invalid_url_is_refused(folder: Path) -> None:
 )
 def test_a_repository_or_a_file_of_it(name: str, file: str | None, folder: Path) -> None:
     assert locate(name, make(folder)) == LoraSource(name, HubFile("org/repo", file))
+
+
+def test_loras_of_named_owners_only(folder: Path) -> None:
+    settings = make(folder, hub_owners="Acme,org/repo", allow_any_model=False)
+    for name in ("acme/x", "org/repo/one"):
+        assert isinstance(locate(name, settings).place, HubFile)
+    for name in ("other/x", "org/repo2", "acmes/x/y"):
+        refused = message(folder, name, hub_owners="Acme,org/repo", allow_any_model=False)
+        assert "SDBENTO_HUB_OWNERS" in refused
 
 
 def test_the_hub_is_refused_where_it_is_not_allowed(folder: Path) -> None:

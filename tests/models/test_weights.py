@@ -69,7 +69,7 @@ def test_a_single_file_gives_the_networks_of_its_folder(
     configs = save_tiny(family, tmp_path / "configs")
     for path in configs.rglob("*.safetensors"):
         path.unlink()
-    monkeypatch.setattr(hub, "fetch_configs", lambda *_: configs)
+    monkeypatch.setattr(hub, "fetch_configs", lambda *_, **__: configs)
     file = save_tiny_checkpoint(family, tmp_path / "mine.safetensors")
     pipeline = load(spec(family, file), settings())
     assert_same_networks(pipeline.pipe, family)
@@ -110,7 +110,7 @@ def test_an_inpainting_single_file_is_read_with_its_familys_configurations(
     family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     configs = save_tiny(family, tmp_path / "configs")
-    monkeypatch.setattr(hub, "fetch_configs", lambda *_: configs)
+    monkeypatch.setattr(hub, "fetch_configs", lambda *_, **__: configs)
     file = save_tiny_checkpoint(f"{family}-inpaint", tmp_path / "mine.safetensors")
     pipeline = load(spec(family, file, inpaints=True), settings())
     assert_same_networks(pipeline.pipe, f"{family}-inpaint")
@@ -168,7 +168,7 @@ def test_a_single_files_prediction_type_overrides_its_familys(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     configs = save_tiny("sdxl", tmp_path / "configs")
-    monkeypatch.setattr(hub, "fetch_configs", lambda *_: configs)
+    monkeypatch.setattr(hub, "fetch_configs", lambda *_, **__: configs)
     file = save_tiny_checkpoint("sdxl", tmp_path / "mine.safetensors")
     wanted = spec(Family.SDXL, file, prediction_type="v_prediction", zero_snr=True)
     config = load(wanted, settings()).scheduler_config
@@ -224,7 +224,7 @@ def test_pulling_a_single_file_fetches_its_familys_configurations(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = save_tiny_checkpoint("sdxl", tmp_path / "mine.safetensors")
-    monkeypatch.setattr(hub, "fetch_configs", lambda *_: tmp_path)
+    monkeypatch.setattr(hub, "fetch_configs", lambda *_, **__: tmp_path)
     assert pull(spec(Family.SDXL, file), settings()) == [file, tmp_path]
 
 

@@ -15,7 +15,15 @@ from sdbento.settings import Settings
 
 
 def settings(**fields: Any) -> Settings:
-    return load_settings(**{"sd_model": "shapes", "device": "cpu", "offline": True, **fields})
+    return load_settings(
+        **{
+            "allow_any_model": True,
+            "sd_model": "shapes",
+            "device": "cpu",
+            "offline": True,
+            **fields,
+        }
+    )
 
 
 def resolve(path: Path) -> ModelSpec:

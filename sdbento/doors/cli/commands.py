@@ -117,7 +117,7 @@ image_file = click.Path(exists=True, dir_okay=False, path_type=Path)
 def generate(output: Path, model: str | None, **fields: Any) -> None:
     """Make an image of PROMPT, without a server."""
     request = build_request(output, fields)
-    settings = use_volume(load_settings(sd_model=model, max_batch_size=request.num_images))
+    settings = operators(load_settings(sd_model=model, max_batch_size=request.num_images))
     settings = with_default_model(settings)
     keep_quiet(settings)
     response = asyncio.run(generate_with_progress(settings, request))
@@ -161,7 +161,7 @@ def samplers() -> None:
 )
 def pull(model: str, controlnet: tuple[str, ...]) -> None:
     """Download MODEL from the Hub now, and not when it is first used."""
-    settings = use_volume(load_settings())
+    settings = operators(load_settings())
     keep_quiet(settings)
     from sdbento.catalog.lookup import Catalog
     from sdbento.models.weights import pull as download
@@ -233,6 +233,12 @@ def doctor() -> None:
 
 
 commands.add_command(keys)
+
+
+def operators(settings: Settings) -> Settings:
+    """The settings for a command with which the operator himself, and no request, names models."""
+    allowed = {"allow_any_model": True, "hub_owners": ""}
+    return use_volume(settings).model_copy(update=allowed)
 
 
 def with_default_model(settings: Settings) -> Settings:

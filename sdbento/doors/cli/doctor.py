@@ -57,6 +57,7 @@ def examine(settings: Settings, host: str, port: int) -> Iterator[Finding]:
     yield examine_hub(settings)
     yield examine_port(host, port)
     yield from examine_keys(settings, host)
+    yield examine_any_model(settings, host)
     yield from examine_settings(settings)
     yield from examine_attention(settings)
     yield from examine_models(settings)
@@ -137,6 +138,22 @@ def examine_keys(settings: Settings, host: str) -> Iterator[Finding]:
         yield Finding("keys", "none: whoever can use this machine may use the server", "note")
     else:
         yield Finding("keys", f"none, and the server listens on {host}: {ADVICE}", "bad")
+
+
+def examine_any_model(settings: Settings, host: str) -> Finding:
+    """Whether requests may name models that this server does not list, and why."""
+    if settings.hub_owners:
+        return Finding("any model", f"no: of the Hub, SDBENTO_HUB_OWNERS={settings.hub_owners}")
+    if (allowed := settings.allow_any_model) is not None:
+        why = f"SDBENTO_ALLOW_ANY_MODEL={str(allowed).lower()}"
+    else:
+        allowed = is_local(host)
+        others = "only this machine" if allowed else "others"
+        why = f"SDBENTO_ALLOW_ANY_MODEL is unset, and {others} can reach the server on {host}"
+    is_open = allowed and not is_local(host)
+    return Finding(
+        "any model", f"{'yes' if allowed else 'no'}: {why}", "note" if is_open else "good"
+    )
 
 
 def examine_settings(settings: Settings) -> Iterator[Finding]:

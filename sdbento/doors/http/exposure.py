@@ -1,4 +1,4 @@
-"""Whether others than this machine can reach the server though it asks for no key."""
+"""Whether others than this machine can reach the server, and what that means for the settings."""
 
 from __future__ import annotations
 
@@ -45,6 +45,25 @@ def warn_if_open(settings: Settings) -> None:
         return
     if outside := sorted({one.ip for one in _listening() if not is_local(one.ip)}):
         log.warning("the server listens on %s without a key: %s", ", ".join(outside), ADVICE)
+
+
+def decide_any_model(settings: Settings) -> Settings:
+    """The settings, with `allow_any_model` decided if the operator has not: only if this process
+    listens on loopback and nowhere else. Says in the log what it is, and why."""
+    if settings.allow_any_model is not None:
+        return settings
+    hosts = sorted({one.ip for one in _listening()})
+    allowed = bool(hosts) and all(map(is_local, hosts))
+    log.info(ANY_MODEL[allowed], ", ".join(hosts) or "nothing that is known")
+    return settings.model_copy(update={"allow_any_model": allowed})
+
+
+ANY_MODEL = {
+    True: "requests may name any model: the server listens on %s, where only this machine can "
+    "reach it (SDBENTO_ALLOW_ANY_MODEL=false forbids it, as behind a proxy)",
+    False: "requests may name only models that this server knows: it listens on %s, and others can "
+    "reach it (SDBENTO_ALLOW_ANY_MODEL, SDBENTO_HUB_OWNERS permit more)",
+}
 
 
 def _listening() -> list[Any]:

@@ -55,7 +55,7 @@ async def meant(app: App, name: str | None) -> tuple[str | None, ModelSpec]:
     Raises Forbidden, and the error if the Hub cannot be reached.
     """
     name = name and name.removeprefix(OPENAI)
-    if name and (await _is_listed(app, name) or _may_be_unlisted(app, name)):
+    if name and (await _is_listed(app, name) or app.catalog.may_be_on_hub(name)):
         try:
             return name, await app.find_model(name)
         except UnknownModel:
@@ -71,10 +71,6 @@ async def _is_listed(app: App, name: str) -> bool:
     if app.catalog.known(name) is not None:
         return True
     return any(name in spec.names for spec in await run_in_threadpool(app.catalog.list))
-
-
-def _may_be_unlisted(app: App, name: str) -> bool:
-    return app.settings.allow_any_model and "/" in name
 
 
 async def listed(app: App) -> list[ListedModel]:

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from sdbento.doors.http.exposure import is_local, warn_if_open
+from sdbento.doors.http.exposure import decide_any_model, is_local, warn_if_open
 from sdbento.settings import Settings
 
 
@@ -43,6 +43,32 @@ def test_the_sockets_of_this_process_are_found(caplog: pytest.LogCaptureFixture)
     with socket.create_server(("127.0.0.1", 0)):
         warn_if_open(Settings())
     assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("hosts", "allowed"),
+    [
+        (["127.0.0.1"], True),
+        (["127.0.0.1", "::1"], True),
+        (["0.0.0.0"], False),
+        (["127.0.0.1", "192.0.2.7"], False),
+        ([], False),  # another process listens for it
+    ],
+)
+def test_any_model_is_allowed_where_only_this_machine_can_ask(
+    hosts: list[str],
+    allowed: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    listens_on(monkeypatch, *hosts)
+    caplog.set_level("INFO")
+    assert decide_any_model(Settings()).allow_any_model is allowed
+    assert "SDBENTO_ALLOW_ANY_MODEL" in caplog.text
+    assert all(host in caplog.text for host in hosts)
+    for given in (True, False):
+        settings = Settings(allow_any_model=given)
+        assert decide_any_model(settings) is settings
 
 
 def test_an_empty_key_is_refused_rather_than_taken_for_none() -> None:

@@ -26,7 +26,7 @@ from sdbento.settings import Settings
 
 def app(**options: Any) -> Any:
     """As much of an App as an order needs; it fails where the Hub would be asked."""
-    settings = Settings(sd_model="shapes", **options)
+    settings = Settings.model_validate({"sd_model": "shapes", "allow_any_model": True, **options})
     catalog = Catalog(settings)
 
     async def find_model(name: str | None = None) -> ModelSpec:
