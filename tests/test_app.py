@@ -61,7 +61,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest_asyncio.fixture(loop_scope="function")
 async def app(folder: Path) -> AsyncIterator[App]:
-    app = App(load_settings(sd_model="tiny-sdxl", models_dir=folder))
+    app = App(load_settings(sd_model="tiny-sdxl", models_dir=folder, allow_any_model=True))
     app.start()
     yield app
     await asyncio.to_thread(app.close)
