@@ -30,8 +30,8 @@ from sdbento.errors import UnsupportedModel
 from sdbento.lora.files import PEFT_CONFIG, LoraFile
 from sdbento.lora.lookup import LoraSource, refusal
 from sdbento.lora.names import translated
+from sdbento.models.memory.transfer import copied
 from sdbento.models.pipeline import Pipeline
-from sdbento.models.transfer import copied
 
 T = TypeVar("T")
 

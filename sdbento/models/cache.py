@@ -67,9 +67,9 @@ from sdbento.models.leases import (
     hand_out,
     stopping,
 )
-from sdbento.models.offload import Offloaded
+from sdbento.models.memory.offload import Offloaded
+from sdbento.models.memory.residency import Residency
 from sdbento.models.pipeline import Resident
-from sdbento.models.residency import Residency
 from sdbento.models.weights import load, needs_hub
 from sdbento.settings import Settings
 

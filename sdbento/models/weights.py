@@ -40,9 +40,9 @@ from sdbento.models import fp8
 from sdbento.models.attention import fit
 from sdbento.models.checks import check_complete, check_pipeline
 from sdbento.models.device import GB, choose_device, choose_dtype, choose_vae_dtype
+from sdbento.models.memory.transfer import move
 from sdbento.models.pipeline import ControlNet, Pipeline, Resident, modules, num_bytes
 from sdbento.models.torch_compile import CompiledUnet
-from sdbento.models.transfer import move
 from sdbento.settings import Settings
 
 log = logging.getLogger(__name__)

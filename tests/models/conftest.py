@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from sdbento.models import cache as model_cache
-from sdbento.models import offload
+from sdbento.models.memory import offload
 from sdbento.models.pipeline import Pipeline
 from tests.support.fake_loader import FakeLoader
 

@@ -30,7 +30,7 @@ from sdbento.errors import (
 from sdbento.models import cache as model_cache
 from sdbento.models.cache import PipelineCache
 from sdbento.models.leases import Lease
-from sdbento.models.offload import Offloaded
+from sdbento.models.memory.offload import Offloaded
 from sdbento.models.pipeline import ControlNet
 from tests.support.fake_loader import GB, SOON, FakeLoader, control, spec
 

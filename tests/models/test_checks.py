@@ -89,7 +89,7 @@ def test_a_single_files_configurations_need_their_vocabulary(
 ) -> None:
     configs = save_tiny("sd15", tmp_path / "configs")
     (configs / "tokenizer/tokenizer.json").write_text(EMPTY)
-    monkeypatch.setattr(hub, "fetch_configs", lambda *_: configs)
+    monkeypatch.setattr(hub, "fetch_configs", lambda *_, **__: configs)
     file = save_tiny_checkpoint("sd15", tmp_path / "mine.safetensors")
     with pytest.raises(ModelLoadFailed, match="model mine: its tokenizer has 2 tokens"):
         load(spec(Family.SD15, file), settings())
@@ -126,7 +126,7 @@ def test_a_single_file_that_lacks_weights_is_refused(
     lacking: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     configs = save_tiny("sd15", tmp_path / "configs")
-    monkeypatch.setattr(hub, "fetch_configs", lambda *_: configs)
+    monkeypatch.setattr(hub, "fetch_configs", lambda *_, **__: configs)
     file = save_tiny_checkpoint("sd15", tmp_path / "mine.safetensors")
     tensors = load_file(file)
     del tensors[lacking]

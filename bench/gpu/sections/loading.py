@@ -16,7 +16,7 @@ from bench.gpu.bench import Bench
 from bench.gpu.rows import Label
 from bench.gpu.subjects import EngineRun, Subject, build, unet_inputs
 from bench.gpu.timing import GB, wall_seconds
-from sdbento.models import offload
+from sdbento.models.memory import offload
 from sdbento.models.pipeline import modules, num_bytes
 
 LAPS = 3  # calls of each row count: the first one stalls, the others do not

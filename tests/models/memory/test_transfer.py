@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sdbento.models import transfer
+from sdbento.models.memory import transfer
 
 HERE = torch.device("cpu", 0)  # not where tensors are, which is the CPU without a number
 

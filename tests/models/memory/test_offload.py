@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from sdbento.models import offload
-from sdbento.models.offload import Offloaded
+from sdbento.models.memory import offload
+from sdbento.models.memory.offload import Offloaded
 from sdbento.models.pipeline import Resident, networks
 from tests.support.device_errors import AcceleratorError
 from tests.support.fake_loader import FakeLoader, control, spec

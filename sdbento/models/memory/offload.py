@@ -14,8 +14,8 @@ import torch
 
 from sdbento.errors import is_sick
 from sdbento.models.device import host_memory
+from sdbento.models.memory.transfer import free_pinned, move
 from sdbento.models.pipeline import Resident, networks
-from sdbento.models.transfer import free_pinned, move
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdbento.models.residency import Residency
+from sdbento.models.memory.residency import Residency
 
 
 def holding(capacity: int = 10, **sizes: int) -> Residency[str]:
