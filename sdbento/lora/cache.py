@@ -7,7 +7,6 @@ import logging
 import threading
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from pathlib import Path
 from weakref import WeakKeyDictionary
 
 from cachetools import LRUCache
@@ -15,7 +14,7 @@ from cachetools import LRUCache
 from sdbento.lora.files import read
 from sdbento.lora.hooks import Adapter
 from sdbento.lora.layers import num_bytes, to_parts
-from sdbento.lora.lookup import LoraSource
+from sdbento.lora.lookup import LoraSource, Url
 from sdbento.models.pipeline import Pipeline
 from sdbento.settings import Settings
 
@@ -82,8 +81,9 @@ class AdapterCache:
         return future.result()
 
     def must_fetch(self, pipeline: Pipeline, source: LoraSource) -> bool:
-        """Whether `get` would ask another host, which may be slow."""
-        if isinstance(source.place, Path):
+        """Whether `get` would ask another host, which may be slow: what is on the Hub has been
+        fetched before (`files.fetch_lora`)."""
+        if not isinstance(source.place, Url):
             return False
         with self._lock:
             adapters = self._models.get(pipeline)

@@ -43,7 +43,7 @@ class TrajectoryBuilder:
         return trajectories, tuple(w for lora in adapters for w in lora.adapter.warnings)
 
     def must_fetch(self, request: ResolvedRequest, models: ResidentModels) -> bool:
-        """Whether `build` would ask another host for a LoRA, which may take long."""
+        """Whether `build` would fetch a LoRA from a URL, which may take long."""
         return any(
             self._adapters.must_fetch(models.pipeline, lora.source) for lora in request.loras
         )
