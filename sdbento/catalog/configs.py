@@ -33,16 +33,18 @@ def check_configs(layout: Layout, folder: Path) -> None:
 
 
 def _numbers(value: Any) -> Iterator[float]:
-    """All numbers in a value; a list that is too long counts as one that is too large."""
-    match value:
-        case bool():
-            return
-        case int() | float():
-            yield value
-        case list() if len(value) > MAX_ITEMS:
-            yield float("inf")
-        case list():
-            for item in value:
-                yield from _numbers(item)
-        case dict():
-            yield from _numbers([*value.values()])
+    """All numbers in a value; a list that is too long counts as one that is too large. Without
+    recursion: what json has just been able to read may be nested too deeply for that."""
+    values = [value]
+    while values:
+        match values.pop():
+            case bool():
+                continue
+            case int() | float() as number:
+                yield number
+            case list() as items if len(items) > MAX_ITEMS:
+                yield float("inf")
+            case list() as items:
+                values += items
+            case dict() as fields:
+                values.append([*fields.values()])
