@@ -21,11 +21,11 @@ model in constant use would be leased without a gap, and never make room for ano
 
 State: `_residency` (what is on the device), `_pending` (by their sets of keys, oldest first),
 `_turns` (of the owners of requests), `_loading` (the set that is being loaded), `_leases` (not yet
-released), `_weights` (bytes, of what was fetched), `_closed`, `_why_closed`; all guarded by `_lock`,
-the lock of the condition `_changed`. A key names a model or ControlNet uniquely. Lock order: a
-future's own lock may be taken under `_lock`, never `_lock` under a future's; callbacks of futures
-run with neither. Loading and offloading hold no lock. `_offloaded` is changed by the loader thread
-only.
+released), `_weights` (bytes, of what was fetched), `_closed`, `_why_closed`; all guarded by
+`_lock`, the lock of the condition `_changed`. A key names a model or ControlNet uniquely. Lock
+order: a future's own lock may be taken under `_lock`, never `_lock` under a future's; callbacks of
+futures run with neither. Loading and offloading hold no lock. `_offloaded` is changed by the loader
+thread only.
 
 Knows nothing of requests, nor of how something is loaded.
 """
