@@ -22,6 +22,7 @@ from sdbento.environment import load_settings
 from sdbento.errors import (
     InvalidParameter,
     ModelLoadFailed,
+    SDBentoError,
     TooLarge,
     UnknownModel,
     UnsupportedModel,
