@@ -36,7 +36,7 @@ from sdbento.doors.http.routing import body_readers, mounted
 from sdbento.doors.network.limits import Limits
 from sdbento.doors.network.log_lines import write_one_line_each
 from sdbento.doors.runpod.lifespan import run_jobs
-from sdbento.environment import load_settings, metrics_folder, note_supervisor, supervisor
+from sdbento.environment import load_settings, note_supervisor, supervisor
 from sdbento.errors import InvalidParameter
 from sdbento.images.codec import MEDIA_TYPES
 from sdbento.jobs.delivery.bucket import Bucket
@@ -53,22 +53,27 @@ from sdbento.request.schema import (
 )
 from sdbento.settings import SettingsError
 
-keep_freed_memory()  # here, while the process that serves still has only one thread
-if bentoml.server_context.worker_index is None:
-    note_supervisor()  # BentoML's supervisor reads this file too, and then starts that process
-else:
-    end_with_parent(supervisor())
 
+def prepare_process() -> None:
+    """What has to be so before BentoML makes the server, in its supervisor or in the process that
+    serves: both read this file."""
+    keep_freed_memory()  # while there is only one thread
+    if bentoml.server_context.worker_index is None:
+        note_supervisor()  # for the process that it starts
+    else:
+        end_with_parent(supervisor())  # else it would keep the port and the folder of the jobs
+    write_one_line_each()  # clients could forge lines of the log
+    bound_connections(Limits())  # uvicorn waits for slow clients without end
+    leave_out_timeouts()  # BentoML's own keep memory for each request
+    keep_metrics_in_memory()  # a full disk would kill the process
+    keep_addresses()  # uvicorn believes whatever address a program on this machine names
+    count_by_route(RouteLabels(ROUTERS, REQUEST_MODELS))  # else by each path that was asked for
+
+
+prepare_process()
 
 # BentoML's own routes are POST only and cannot have parameters in their paths.
 routes = mounted(*ROUTERS, lifespan=run_jobs, error_shapes=ERROR_SHAPES)
-
-write_one_line_each()
-bound_connections(Limits())
-leave_out_timeouts()
-keep_metrics_in_memory()
-keep_addresses()
-count_by_route(RouteLabels(ROUTERS, REQUEST_MODELS))
 
 
 @bentoml.service(
@@ -87,10 +92,7 @@ class StableDiffusion:
         # Imported here, because BentoML's supervisor reads this file too and needs no torch.
         with without_collector():
             from sdbento.app import App
-            from sdbento.metrics import forget_dead_processes
 
-        if (folder := metrics_folder()) is not None:
-            forget_dead_processes(folder)
         try:
             settings = load_settings()
             logging.getLogger("sdbento").setLevel(settings.log_level)  # App has things to say

@@ -89,12 +89,6 @@ def use_compile_dir(folder: Path) -> None:
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder.absolute())
 
 
-def metrics_folder() -> Path | None:
-    """Where prometheus_client keeps the numbers of each process; BentoML's supervisor names it."""
-    folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
-    return Path(folder) if folder else None
-
-
 def note_supervisor() -> None:
     """Let the processes that this one starts know that it is their supervisor."""
     os.environ[SUPERVISOR] = str(os.getpid())

@@ -64,7 +64,7 @@ def test_prompts_full_of_punctuation_are_drawn(server: Server) -> None:
     assert post(server, **QUICK | {"prompt": text, "negative_prompt": text}).status_code == 200
 
 
-def test_nothing_is_kept_of_a_body_that_no_route_reads(server: Server) -> None:
+def test_a_body_that_no_route_reads_is_not_looked_at(server: Server) -> None:
     body = json.dumps(MANY)
     assert server.client.post("/nowhere", content=body).status_code == 404
     assert server.client.request("GET", "/models", content=body).status_code == 200

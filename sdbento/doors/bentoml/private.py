@@ -12,7 +12,6 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import Any
 
-from prometheus_client import values
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sdbento.doors.bentoml.labels import RouteLabels
@@ -65,7 +64,7 @@ def _without_addresses(middleware: Callable[..., ASGIApp]) -> Callable[..., ASGI
     return around
 
 
-def keep_metrics_in_memory() -> None:
+def keep_metrics_in_memory(module: str = "prometheus_client.values") -> None:
     """Keep metrics in this process, not in mapped files, which several processes could share.
 
     There is only one. And a full disk would kill it: a write to a mapped page for which there is no
@@ -75,9 +74,9 @@ def keep_metrics_in_memory() -> None:
         container = import_module("bentoml._internal.configuration.containers").BentoMLContainer
         client = import_module("bentoml._internal.server.metrics.prometheus").PrometheusClient
         container.metrics_client.set(client(multiproc=False))
-        values.ValueClass = values.MutexValue
     except (ImportError, AttributeError, TypeError):
         log.warning("BentoML %s keeps its metrics in files", version("bentoml"))
+    _replace(module, "ValueClass", lambda _: import_module(module).MutexValue)
 
 
 def bound_connections(limits: Limits, module: str = "uvicorn.protocols.http.auto") -> None:

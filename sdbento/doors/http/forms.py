@@ -31,8 +31,8 @@ MAX_PARTS = 100
 # Python makes an object for each byte that is written as %41, and it takes a second for so many.
 # The base64 of the largest image has as many of + and /; who sends more can send multipart.
 MAX_ESCAPES = 1_000_000
-# The body begins so if BentoML's client was called with a whole request as its one argument.
 _STRING_OR_NULL = re.compile(r'\s*("|null\s*$)')
+# The body begins so if BentoML's client was called with a whole request as its one argument.
 _WHOLE_REQUEST = re.compile(rb'\s*\{\s*"prompt"\s*:\s*\{')
 
 

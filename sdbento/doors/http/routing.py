@@ -119,7 +119,7 @@ class DoorRoute(APIRoute):
 
 
 class _JSONRequest(Request):
-    """Says that its body is JSON, as `curl -d` does not, and parses it as `json_bounds` does."""
+    """Says that its body is JSON, as `curl -d` does not, and parses it as RFC 8259 has it."""
 
     def __init__(self, scope: Scope, *args: Any) -> None:
         headers = MutableHeaders(raw=list(scope["headers"]))

@@ -18,9 +18,7 @@ from typing import Any
 from starlette.requests import Request
 
 from sdbento.doors.docs.bodies import BINARY, FORM, JSON
-from sdbento.doors.http import json_bounds
 from sdbento.doors.http.forms import is_form, read_parts, text_as_json
-from sdbento.doors.network.parsers import parsed
 from sdbento.doors.openai.body import ImageBody
 from sdbento.errors import InvalidParameter, MalformedRequest
 
@@ -64,7 +62,7 @@ async def read(request: Request) -> Parts:
 
 
 async def _from_json(request: Request) -> dict[str, Any]:
-    fields = await parsed(json_bounds.read, await request.body())
+    fields = await request.json()
     if not isinstance(fields, dict):
         raise MalformedRequest("the body must be a JSON object or a form")
     return fields

@@ -11,6 +11,7 @@ from sdbento.doors.bentoml.private import (
     bound_connections,
     count_by_route,
     keep_addresses,
+    keep_metrics_in_memory,
     leave_out_timeouts,
 )
 from sdbento.doors.network.limits import Limits
@@ -22,6 +23,7 @@ from sdbento.doors.network.limits import Limits
     ("replace", "name"),
     [
         (leave_out_timeouts, "TimeoutMiddleware"),
+        (keep_metrics_in_memory, "ValueClass"),
         (keep_addresses, "ProxyHeadersMiddleware"),
         (lambda module: bound_connections(Limits(), module), "AutoHTTPProtocol"),
         (lambda module: count_by_route(RouteLabels([], []), module), "RunnerTrafficMetrics"),

@@ -24,14 +24,19 @@ Handler = Callable[[Request], Awaitable[bytes]]
 class Client:
     """Sends one request to a Guard around `handler` and keeps the response."""
 
-    def __init__(self, handler: Handler) -> None:
+    def __init__(self, handler: Handler, takes_body: bool = True) -> None:
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
             body = await handler(Request(scope, receive))
             await send({"type": "http.response.start", "status": 200, "headers": []})
             await send({"type": "http.response.body", "body": body})
 
         settings = Settings(max_body_bytes=LIMIT)
-        self._guard = Guard(app, lambda: settings, {"/generate": GenerateRequest})
+        self._guard = Guard(
+            app,
+            lambda: settings,
+            {"/generate": GenerateRequest},
+            takes_body=lambda _: takes_body,
+        )
         self.gone = asyncio.Event()
         self.sent: list[Message] = []
 
@@ -108,6 +113,17 @@ async def test_a_path_may_end_in_a_slash(sent: str, seen: str) -> None:
     client = Client(handler)
     await client.post(sent, b"")
     assert client.sent[-1]["body"] == seen.encode()
+
+
+async def test_nothing_is_kept_of_a_body_that_no_route_reads() -> None:
+    async def handler(request: Request) -> bytes:
+        held = client._guard._bodies._taken.values()
+        return b"%d %d" % (len(await request.body()), sum(held))
+
+    for takes_body, seen in ((True, b"1000 1000"), (False, b"0 0")):
+        client = Client(handler, takes_body)
+        await client.post("/nowhere", b" " * 500, b" " * 500)
+        assert client.body == seen
 
 
 async def test_bodies_of_other_paths_pass_as_they_are() -> None:
