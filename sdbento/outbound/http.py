@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from functools import cache
+from io import BytesIO
 from typing import Literal
 
 import httpcore
@@ -146,9 +147,8 @@ def fetch_blocking(url: str, settings: Settings, *, max_bytes: int, param: str) 
     are at once."""
 
     async def fetch() -> bytes:
-        alone = Outbound(settings, max_memory=max_bytes)
-        async with alone.fetched(url, max_bytes=max_bytes, param=param) as body:
-            return body
+        # A share of `max_bytes` would be too little for a large file, and there is only this one.
+        return await Outbound(settings)._fetch(url, max_bytes, lambda _: None, param)
 
     return asyncio.run(fetch())
 
@@ -261,13 +261,13 @@ async def _body_or_location(
     length = headers.get("content-length", "0")
     if length.isdecimal() and int(length) > max_bytes:
         raise too_large
-    body = bytearray()
+    body = BytesIO()
     async for part in response.aiter_stream():
-        if len(body) + len(part) > max_bytes:
+        if body.tell() + len(part) > max_bytes:
             raise too_large
         count(len(part))
-        body += part
-    return bytes(body)
+        body.write(part)
+    return body.getvalue()  # no copy of it, as `bytes` would make of a bytearray
 
 
 def _retry_after(headers: httpx.Headers) -> float | None:

@@ -7,6 +7,7 @@ import socket
 import ssl
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,10 +18,11 @@ from urllib.parse import quote, unquote
 import httpcore
 import pytest
 
+from sdbento.access.caller import Caller, acting_for
 from sdbento.errors import InvalidParameter, TooLarge
 from sdbento.outbound import http, names, urls
 from sdbento.outbound.addresses import is_global
-from sdbento.outbound.http import MAX_REDIRECTS, Answer, Body, Outbound
+from sdbento.outbound.http import MAX_REDIRECTS, Answer, Body, Outbound, fetch_blocking
 from sdbento.outbound.names import look_up
 from sdbento.outbound.urls import check_send, is_url
 from sdbento.settings import Settings
@@ -77,6 +79,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def _image(self, argument: str) -> None:
         self._answer(200, {}, BODY)
+
+    def _long(self, argument: str) -> None:
+        self._answer(200, {"Content-Length": str(int(argument) * LIMIT)})
+        for _ in range(int(argument)):
+            self.wfile.write(BODY)
 
     def _status(self, argument: str) -> None:
         self._answer(int(argument), {})
@@ -232,6 +239,26 @@ def refusal(url: str, settings: Settings = PRIVATE) -> str:
 
 def test_the_body_is_returned(server: Server) -> None:
     assert get(f"http://{server.at}/image") == BODY
+
+
+def test_a_body_is_in_memory_once(server: Server) -> None:
+    async def fetch_long() -> None:
+        size, url = 300 * LIMIT, f"http://{server.at}/long/300"
+        async with Outbound(PRIVATE).fetched(url, max_bytes=size, param="image") as body:
+            assert len(body) == size
+
+    tracemalloc.start()
+    try:
+        asyncio.run(fetch_long())
+        assert tracemalloc.get_traced_memory()[1] < 1.5 * 300 * LIMIT
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_fetch_that_is_alone_may_have_all_the_bytes_of_its_limit(server: Server) -> None:
+    with acting_for(Caller("alice", shares=True)):
+        url = f"http://{server.at}/long/100"
+        assert fetch_blocking(url, PRIVATE, max_bytes=100 * LIMIT, param="lora") == 100 * BODY
 
 
 def test_redirects_are_followed(server: Server) -> None:
