@@ -47,6 +47,7 @@ from sdbento.jobs.runpod_format import one_line
 from sdbento.jobs.store import JobStore
 from sdbento.jobs.table import Job, milliseconds
 from sdbento.outbound.places import HostPlaces
+from sdbento.outbound.urls import registered_name
 from sdbento.settings import Settings
 
 if TYPE_CHECKING:
@@ -57,8 +58,9 @@ log = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 
-UPLOADS = 64  # jobs whose images are on their way to a bucket of a client
-UPLOADS_TO_A_HOST = 4  # of one owner
+UPLOAD_BYTES = 2**30  # of images that are on their way to buckets of clients
+LEAST_UPLOAD, LARGEST_UPLOAD = UPLOAD_BYTES // 64, UPLOAD_BYTES // 4  # for which a job counts
+UPLOADS_TO_A_HOST = 4  # jobs of one owner
 GONE_SECONDS = (
     60.0  # after which a key that is missing may again be one whose file is being written
 )
@@ -115,7 +117,7 @@ class Dispatcher:
         room = settings.max_queue_size + settings.max_batch_size
         self._max_running = min(2 * settings.max_batch_size, room)
         self._delivery = Delivery(settings, limited=False)
-        self._uploads = HostPlaces(UPLOADS, UPLOADS_TO_A_HOST)
+        self._uploads = HostPlaces(UPLOAD_BYTES, UPLOADS_TO_A_HOST)
         self._keyring = Keyring(settings)
         self._running: dict[str, _Run] = {}
         self._awake = asyncio.Event()  # there may be something to claim, or room for it
@@ -272,12 +274,15 @@ class Dispatcher:
         """The output of a job, as JSON.
 
         While its images are sent to a bucket that it brought along, its place to run is another's:
-        that host may be slow. The number of such jobs is limited because results are large. Those
-        beyond keep their places, of which every owner leaves some to others.
+        that host may be slow. The bytes of such jobs are limited. Jobs beyond that keep their
+        places, of which every owner leaves some to others.
         """
         if result.s3_config is None:
             return await self._output(job, result)
-        async with self._uploads.hold(current_caller(), [result.s3_config.host]):
+        size = sum(map(len, result.images))
+        counted = min(max(LEAST_UPLOAD, size), LARGEST_UPLOAD)  # more might never be free at once
+        site = registered_name(result.s3_config.host)
+        async with self._uploads.hold(current_caller(), [site], num_places=counted):
             self._running[job.id].is_made = True
             self.wake()
             return await self._output(job, result)

@@ -47,10 +47,11 @@ def _new_future() -> asyncio.Future[None]:
 
 @dataclass(eq=False)
 class Visit:
-    """One place, for an owner on some hosts; or the wish for one."""
+    """What an owner has, or wishes for, on some hosts: one place, or several as for large data."""
 
     caller: Caller
     hosts: frozenset[str]
+    num_places: int = 1
     admitted: asyncio.Future[None] = field(default_factory=_new_future)
 
 
@@ -58,7 +59,7 @@ class HostPlaces:
     """Places to deal with hosts. Who finds none waits, in the order of arrival. Who waits because
     of a slow host, or has his share, holds up nobody behind him.
 
-    total: how many there are. each: how many an owner may have on one host. Thread-safe.
+    total: how many there are. each: how many visits an owner may make to one host. Thread-safe.
     """
 
     def __init__(self, total: int, each: int) -> None:
@@ -70,21 +71,29 @@ class HostPlaces:
 
     @asynccontextmanager
     async def hold(
-        self, caller: Caller, hosts: Collection[str], patience: TimeLimit | None = None
+        self,
+        caller: Caller,
+        hosts: Collection[str],
+        patience: TimeLimit | None = None,
+        num_places: int = 1,
     ) -> AsyncIterator[None]:
-        """A place for `caller` on all names and addresses of a host. Raises LimitReached when there
-        was none in time; `patience` None: waits for as long as it takes."""
-        visit = await self.take(caller, hosts, patience)
+        """Places for `caller` on all names and addresses of a host. Raises LimitReached when there
+        were none in time; `patience` None: waits for as long as it takes."""
+        visit = await self.take(caller, hosts, patience, num_places)
         try:
             yield
         finally:
             self.give_back(visit)
 
     async def take(
-        self, caller: Caller, hosts: Collection[str], patience: TimeLimit | None = None
+        self,
+        caller: Caller,
+        hosts: Collection[str],
+        patience: TimeLimit | None = None,
+        num_places: int = 1,
     ) -> Visit:
         """As `hold`; whoever takes it must give it back."""
-        visit = Visit(caller, frozenset(hosts))
+        visit = Visit(caller, frozenset(hosts), num_places)
         with self._lock:
             if self._has_room(visit):
                 self._count(visit, 1)
@@ -122,13 +131,13 @@ class HostPlaces:
 
     def _has_room(self, visit: Visit) -> bool:
         owner = visit.caller.owner
-        return self._places.has_room(visit.caller) and all(
+        return self._places.has_room(visit.caller, visit.num_places) and all(
             self._num_on_host[owner, host] < self._each for host in visit.hosts
         )
 
     def _count(self, visit: Visit, change: int) -> None:
         owner = visit.caller.owner
-        self._places.change(owner, change)
+        self._places.change(owner, change * visit.num_places)
         for host in visit.hosts:
             self._num_on_host[owner, host] += change
             if not self._num_on_host[owner, host]:

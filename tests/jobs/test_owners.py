@@ -15,6 +15,8 @@ from sqlalchemy import text
 from sdbento.access import entries, keyring
 from sdbento.access.caller import Allowance, Caller, acting_for, current_caller
 from sdbento.errors import LimitReached, NotFound, Overloaded
+from sdbento.jobs import dispatcher
+from sdbento.jobs.delivery.s3_config import S3Config
 from sdbento.jobs.dispatcher import UPLOADS_TO_A_HOST
 from sdbento.jobs.store import JobStore, Limits
 from sdbento.settings import Settings
@@ -216,6 +218,34 @@ async def test_jobs_of_one_caller_go_on_while_some_upload_to_a_slow_host(
             assert (await server.ended(await server.submit())).status == "COMPLETED"
         hosts.answer.set()
         await until(lambda: not server.jobs.num_running)
+
+
+@pytest.mark.parametrize(
+    ("name", "limit", "num_uploads"),
+    [
+        ("slow-{}.evil.example", 2**30, UPLOADS_TO_A_HOST),  # a host by any of its names
+        ("slow-{}.example", 3, 3),  # results of a byte at least
+    ],
+)
+async def test_uploads_are_limited_by_whose_host_it_is_and_by_their_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, limit: int, num_uploads: int
+) -> None:
+    monkeypatch.setattr(dispatcher, "UPLOAD_BYTES", limit)
+    monkeypatch.setattr(dispatcher, "LARGEST_UPLOAD", 1)
+    async with hosting(monkeypatch, num_addresses=10) as hosts, serving(tmp_path) as server:
+        for i in range(num_uploads + 2):
+            await server.submit(s3Config=bucket_at(hosts, name.format(i)))
+        await until(lambda: hosts.connected.total() >= num_uploads)
+        await server.ended(await server.submit())
+        assert hosts.connected.total() == num_uploads
+        hosts.answer.set()
+        await until(lambda: not server.jobs.num_running)
+
+
+def test_the_bucket_of_a_job_counts_for_its_host_whatever_the_port() -> None:
+    given = {"accessId": "a", "accessSecret": "b", "bucketName": "c"}
+    config = S3Config.model_validate({**given, "endpointUrl": "https://s3.example.com:8443/x"})
+    assert config.host == "s3.example.com"
 
 
 # In the store

@@ -49,7 +49,7 @@ class S3Config(BaseModel):
 
     @property
     def host(self) -> str:
-        return urlsplit(self.endpoint_url).netloc
+        return urlsplit(self.endpoint_url).hostname or ""
 
     def stored(self) -> str:
         """As JSON, secrets and all, for `of_stored`."""
