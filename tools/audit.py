@@ -2,7 +2,8 @@
 
 pip-audit asks PyPI about each pin of requirements.lock and requirements-dev.lock. An answer holds
 for a day as long as the locks stay as they are; it is kept beside the environment. Where PyPI's
-database cannot be reached, nothing was audited: that is said, and is no failure.
+database cannot be reached, nothing was audited: that is said, and is no failure. Whatever else
+keeps pip-audit from an answer is one.
 """
 
 from __future__ import annotations
@@ -24,11 +25,22 @@ DAY = 24 * 3600.0
 PROBE = 1  # pins that are asked about first: without a database each takes its time to fail
 IGNORED: dict[str, str] = {}  # ids of vulnerabilities, and why they do no harm here
 
+# What pip-audit, or the traceback that it ends with, says where there is no network.
+NO_NETWORK = re.compile(
+    r"requests\.exceptions\.(ConnectionError|ConnectTimeout|ReadTimeout|ProxyError)"
+    r"|your network may be blocking"
+)
+
 Report = list[dict[str, Any]]
 
 
+class Unreachable(Exception):
+    """There is no network."""
+
+
 def ask(pins: list[str]) -> Report:
-    """What pip-audit says of each; nothing where there is no network."""
+    """What pip-audit says of each that the database knows. Raises Unreachable, and SystemExit with
+    what pip-audit printed if it failed in another way."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pins.txt"
         path.write_text("\n".join(pins) + "\n", encoding="utf-8")
@@ -38,7 +50,9 @@ def ask(pins: list[str]) -> Report:
     try:
         found: Report = json.loads(done.stdout)["dependencies"]
     except (ValueError, KeyError):
-        return []
+        if NO_NETWORK.search(done.stderr):
+            raise Unreachable(done.stderr) from None
+        sys.exit(f"audit: pip-audit failed:\n{done.stderr}")
     return [one for one in found if "skip_reason" not in one]
 
 
@@ -58,10 +72,14 @@ def main() -> int:
     digest = hashlib.sha256(text.encode()).hexdigest()
     if KEPT.exists() and time.time() - KEPT.stat().st_mtime < DAY and KEPT.read_text() == digest:
         return 0
-    report = ask(pins[:PROBE]) and ask(pins)
-    if not report:
+    try:
+        is_known = ask(pins[:PROBE])  # a mirror without the database knows nothing
+    except Unreachable:
+        is_known = []
+    if not is_known:
         print("audit: PyPI's database of vulnerabilities cannot be reached; nothing was audited")
         return 0
+    report = ask(pins)
     found = problems(report)
     for problem in found:
         print(f"audit: {problem}", file=sys.stderr)

@@ -141,7 +141,8 @@ class Dispatcher:
     def cancel(self, job_id: str) -> None:
         """Stop the work on a job that the store has cancelled, if it is running."""
         run = self._running.get(job_id)
-        if run is not None and not run.task.cancelling():  # twice would end the wait in `_deliver`
+        # /cancel may come again: a second one would break into the clean-up after the first.
+        if run is not None and not run.task.cancelling():
             run.task.cancel()
 
     def stop_claiming(self) -> None:

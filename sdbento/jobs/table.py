@@ -19,7 +19,9 @@ SYNC_PREFIX = "sync-"  # of the ids of /runsync jobs, here and on RunPod
 UNFINISHED: tuple[Status, ...] = ("IN_QUEUE", "IN_PROGRESS")
 RETRIABLE: tuple[Status, ...] = ("FAILED", "TIMED_OUT")
 
-_EPOCH = time.time_ns() - time.monotonic_ns()  # when monotonic_ns was 0
+# On Linux CLOCK_MONOTONIC stands still while the machine sleeps.
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+_EPOCH = time.time_ns() - time.clock_gettime_ns(_CLOCK)  # when that clock was at 0
 
 metadata = MetaData()
 jobs = Table(
@@ -135,6 +137,7 @@ def milliseconds() -> int:
     """The time now, in milliseconds since the epoch, if the clock was right when we started.
 
     Later steps of the clock do not change it: a clock that is set forward would end all jobs that
-    wait, one that is set back would keep results and hold up webhooks.
+    wait, one that is set back would keep results and hold up webhooks. It goes on while the machine
+    sleeps.
     """
-    return (_EPOCH + time.monotonic_ns()) // 1_000_000
+    return (_EPOCH + time.clock_gettime_ns(_CLOCK)) // 1_000_000

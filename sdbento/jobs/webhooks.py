@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -19,7 +18,7 @@ from functools import partial
 from standardwebhooks import Webhook
 
 from sdbento.access.caller import Caller, acting_for
-from sdbento.access.limits import has_place, with_reserve
+from sdbento.access.limits import Places, with_reserve
 from sdbento.background import Problem, ThreadPool, start_task
 from sdbento.errors import classify, unexplained
 from sdbento.jobs.retry import retry_while_refused
@@ -59,7 +58,7 @@ class Webhooks:
         self._problem = Problem(log)
         self._awake = asyncio.Event()  # a post may be due, or there is room for one
         self._posting: dict[str, asyncio.Task[None]] = {}  # by the job's id
-        self._num_posts: Counter[str | None] = Counter()  # of these, by the job's owner
+        self._places = Places(MAX_POSTS)  # that these have
         self._threads = ThreadPool(THREADS, "sdbento-webhook")
 
     def wake(self) -> None:
@@ -97,18 +96,16 @@ class Webhooks:
         self._problem.solved()
         for job in due:
             # Leave room for the posts of others, whose hosts may be faster.
-            if not has_place(_owner_of(job), self._num_posts, MAX_POSTS):
+            if not self._places.has_room(_owner_of(job)):
                 continue
             task = start_task(self._post_and_note(job), f"sdbento webhook of job {job.id}")
             self._posting[job.id] = task
-            self._num_posts[job.owner] += 1
+            self._places.change(job.owner, 1)
             task.add_done_callback(partial(self._post_ended, job))
 
     def _post_ended(self, job: Job, _: asyncio.Task[None]) -> None:
         del self._posting[job.id]
-        self._num_posts[job.owner] -= 1
-        if not self._num_posts[job.owner]:
-            del self._num_posts[job.owner]
+        self._places.change(job.owner, -1)
         self.wake()
 
     async def _post_and_note(self, job: Job) -> None:
@@ -159,7 +156,7 @@ class Webhooks:
     def _signature(self, signer: Webhook, job: Job) -> dict[str, str]:
         """The headers that sign a post. All posts about this end of the job have the same id.
 
-        Blocking: reads the result."""
+        Blocking: reads the whole result, as many at once as there are threads."""
         body = status_body(job, self._store.result(job))
         event, now = f"{job.id}-{job.finished}", datetime.now(UTC)
         return {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,32 @@ def test_an_audit_that_could_not_be_made_says_so_and_is_not_kept(
     monkeypatch.setattr(audit, "KEPT", tmp_path / "audited")
     assert audit.main() == 0
     assert "nothing was audited" in capsys.readouterr().out
+    assert not audit.KEPT.exists()
+
+
+@pytest.mark.parametrize(
+    ("stderr", "status"),
+    [
+        ("requests.exceptions.ConnectionError: Max retries exceeded", 0),
+        ("ERROR: Tip: your network may be blocking this service", 0),
+        ("pip-audit: error: argument -f: invalid choice", 1),
+        ("ERROR: invalid requirement", 1),
+    ],
+)
+def test_an_audit_fails_and_says_why_unless_there_is_no_network(
+    stderr: str, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = tmp_path / "bin" / "pip-audit"
+    command.parent.mkdir()
+    command.write_text(f"#!/bin/sh\necho '{stderr}' >&2\nexit 1\n")
+    command.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(command.with_name("python")))
+    monkeypatch.setattr(audit, "KEPT", tmp_path / "audited")
+    if status == 0:
+        assert audit.main() == 0
+    else:
+        with pytest.raises(SystemExit, match=stderr[:20]):
+            audit.main()
     assert not audit.KEPT.exists()
 
 

@@ -15,6 +15,7 @@ import multiprocessing
 import os
 import signal
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,7 @@ from sdbento.jobs.delivery.s3_config import s3_config_of
 from sdbento.jobs.formats.a1111 import AnswerCall, Call
 from sdbento.jobs.formats.inputs import read_input, run_input
 from sdbento.jobs.formats.native import JobInput
+from sdbento.jobs.progress import Message
 from sdbento.jobs.runpod_format import one_line
 from sdbento.process.heavy_imports import without_collector
 from sdbento.process.replacement import end_process
@@ -146,16 +148,24 @@ class Worker:
             given = await asyncio.to_thread(input_of, job)
             if isinstance(given, JobInput) and given.flags.stream:
                 return await self._handle_with_stream(job, given)
-            return await self._deliver(job, await run_input(self._app, given, self._answer_call))
+            return await self._deliver(job, await self._run(given))
         except Exception as exc:
             return self._failure(job, exc)
 
     async def _handle_with_stream(self, job: WireJob, given: JobInput) -> Any:
         async with EventPoster(str(job["id"])) as poster:
-            result = await run_input(self._app, given, self._answer_call, poster.push)
+            result = await self._run(given, poster.push)
             output = await self._deliver(job, result)
             await poster.finish(output)
             return output
+
+    async def _run(
+        self, given: JobInput | Call, push: Callable[[Message], None] | None = None
+    ) -> Result:
+        """A job may set any `timeout`, as with /run: the platform ends it at its executionTimeout,
+        of which a worker is not told."""
+        seconds = None if isinstance(given, Call) else given.request.timeout
+        return await run_input(self._app, given, self._answer_call, push, seconds)
 
     async def _deliver(self, job: WireJob, result: Result) -> Any:
         return await self._delivery.deliver(str(job["id"]), result)

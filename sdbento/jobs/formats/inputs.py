@@ -50,17 +50,15 @@ async def run_input(
     """What a validated input makes. Raises SDBentoError.
 
     push: is given the events of a request before its last, as JSON. A call has none. seconds: for
-    which it may run; None: as any other request.
+    which it may run, whatever its `timeout` and SDBENTO_MAX_TIMEOUT; None: as any other request.
     """
     if isinstance(given, Call):
         return given.result(await answer_call(given))
-    if push is None:
-        return given.result(await app.generate(given.request))
     async with aclosing(app.stream(given.request, seconds=seconds)) as events:
         async for event in events:
             if isinstance(event, Done):
                 result = given.result(event.response)
                 continue
-            for message in messages(event):
+            for message in () if push is None else messages(event):
                 push(message)
     return result

@@ -299,13 +299,17 @@ class FakeApp:
     def __init__(self, response: GenerateResponse | Exception) -> None:
         self.response = response
         self.alive = True
+        self.seconds: list[float | None] = []  # for which requests may run
 
     async def generate(self, request: GenerateRequest) -> GenerateResponse:
         if isinstance(self.response, Exception):
             raise self.response
         return self.response
 
-    async def stream(self, request: GenerateRequest, **_: Any) -> AsyncGenerator[Event, None]:
+    async def stream(
+        self, request: GenerateRequest, seconds: float | None = None
+    ) -> AsyncGenerator[Event, None]:
+        self.seconds.append(seconds)
         yield Done(await self.generate(request))
 
 
@@ -366,6 +370,14 @@ async def test_a_bug_is_answered_with_an_id_and_no_internals() -> None:
     assert isinstance(output, dict)
     assert "unexpected error, id" in output["error"]
     assert "secret" not in output["error"]
+
+
+async def test_a_job_of_the_queue_may_run_for_as_long_as_it_says() -> None:
+    worker = worker_with(response_to(GenerateRequest(prompt="x")))
+    for given in ({"timeout": 900}, {}):
+        await worker.handle({"id": "a", "input": {"prompt": "x", **given}})
+    app: Any = worker._app
+    assert app.seconds == [900, None]  # not for SDBENTO_MAX_TIMEOUT to refuse, as with /run
 
 
 async def test_a_job_of_the_queue_may_bring_a_bucket() -> None:
