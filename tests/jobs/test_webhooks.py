@@ -215,10 +215,13 @@ async def test_a_host_gets_few_posts_of_one_key_at_once_and_others_do_not_wait(
 
 
 async def test_many_slow_hosts_do_not_delay_the_posts_to_others(
-    server: Server, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(webhooks, "MAX_POSTS", 16)
-    async with hosting(monkeypatch, num_addresses=50) as hosts:
+    async with (
+        hosting(monkeypatch, num_addresses=50) as hosts,
+        serving(tmp_path) as server,
+    ):
         with acting_for(Caller("slow")):
             for i in range(60):
                 await server.submit(input={}, webhook=hosts.url(f"slow-{i}.example"))
@@ -256,6 +259,8 @@ async def test_a_large_result_is_read_while_it_is_sent(
     result = b'"' + b"x" * 2**25 + b'"'
     host = await asyncio.start_server(answer, "127.0.0.1")
     port = host.sockets[0].getsockname()[1]
+    server.jobs._dispatcher.stop_claiming()  # the job is claimed here
+    await server.jobs._dispatching
     store_completed(server.store, result, f"http://127.0.0.1:{port}/")
     await until(lambda: parts)
     await asyncio.sleep(0.3)

@@ -58,7 +58,7 @@ async def run_input(
         async for event in events:
             if isinstance(event, Done):
                 result = given.result(event.response)
-                continue
-            for message in () if push is None else messages(event):
-                push(message)
+            elif push is not None:
+                for message in messages(event):
+                    push(message)
     return result
