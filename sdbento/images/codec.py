@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from sdbento.errors import InvalidParameter, SDBentoError, TooLarge
+from sdbento.images import structure
 from sdbento.images.metadata import Metadata
 from sdbento.settings import Settings
 
@@ -93,10 +94,11 @@ def decode(
     """
     _check_bytes(len(data), settings, param)
     try:
-        with Image.open(BytesIO(data), formats=FORMATS) as image:
+        with structure.open_image(data, FORMATS, param=param) as image:
             _check_pixels(image.size, settings, param)
             make_room(image.width * image.height)
             image.load()
+            structure.check_exif(image, param=param)
             _turn_upright(image)
             return _as_rgb(image, param)
     except (SDBentoError, MemoryError):

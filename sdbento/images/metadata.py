@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from io import BytesIO
 from typing import Any
 
 from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
 
 from sdbento.errors import InvalidParameter
+from sdbento.images import structure
 
 INFOTEXT, PARAMETERS = "parameters", "sdbento"  # chunks of a PNG
 MAX_EXIF_BYTES = 65_533 - len(b"Exif\0\0")  # what fits into the one segment that a JPEG has for it
@@ -62,8 +62,10 @@ def read_metadata(data: bytes) -> Metadata:
     Raises InvalidParameter if `data` is no image that can be read.
     """
     try:
-        with Image.open(BytesIO(data), formats=["PNG", "JPEG", "WEBP"]) as image:
+        with structure.open_image(data, ["PNG", "JPEG", "WEBP"], param="image") as image:
             text, ours = _png_texts(image) if image.format == "PNG" else _exif_texts(image)
+    except InvalidParameter:
+        raise
     except Exception as error:  # damaged files make PIL raise nearly everything
         raise InvalidParameter("this is no PNG, JPEG or WebP file that can be read") from error
     parameters = _as_json(ours)
@@ -81,6 +83,7 @@ def _png_texts(image: Image.Image) -> tuple[str | None, str | None]:
 
 
 def _exif_texts(image: Image.Image) -> tuple[str | None, str | None]:
+    structure.check_exif(image, param="image")
     tags = image.getexif().get_ifd(ExifTags.IFD.Exif)
     comment, note = (tags.get(tag) for tag in (ExifTags.Base.UserComment, ExifTags.Base.MakerNote))
     text = ours = None
