@@ -11,6 +11,7 @@ import asyncio
 from functools import partial
 from http import HTTPStatus
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -111,6 +112,7 @@ class BoundedConnection(HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        self._check_head()
         if len(self.pipeline) >= self._limits.pipelined:
             self._fail(MalformedRequest("too many requests were sent without waiting for answers"))
         super().on_headers_complete()
@@ -118,6 +120,19 @@ class BoundedConnection(HttpToolsProtocol):
             self.cycle.keep_alive = False  # the parser reads no more of this connection
         self._in_body = True
         self._patience = self._limits.body_seconds
+
+    def _check_head(self) -> None:
+        """What RFC 9112 forbids because a proxy in between may read it otherwise."""
+        hosts = [value for name, value in self.headers if name == b"host"]
+        version = self.parser.get_http_version()
+        if len(hosts) > 1 or (not hosts and version == "1.1"):
+            self._fail(MalformedRequest("a request must have one Host header"))
+        named = urlsplit(self.url.decode("latin-1")).netloc
+        if named and hosts and named.lower() != hosts[0].decode("latin-1").lower():
+            self._fail(MalformedRequest("the URL and the Host header name different hosts"))
+        codings = [value for name, value in self.headers if name == b"transfer-encoding"]
+        if codings and [coding.strip().lower() for coding in codings] != [b"chunked"]:
+            self._fail(MalformedRequest("Transfer-Encoding may only be chunked"), 501)
 
     def on_body(self, body: bytes) -> None:
         self._body_bytes += len(body)
@@ -149,11 +164,17 @@ class BoundedConnection(HttpToolsProtocol):
         return 1 if self._in_body else None
 
     def drop(self) -> None:
+        """Close without a word. The transport tells of it only later: the application, which may
+        be about to answer, must know at once."""
+        cycles = [cycle for cycle, _ in self.pipeline]
+        for cycle in [self.cycle, *cycles] if self.cycle is not None else cycles:
+            cycle.disconnected = True
+            cycle.message_event.set()
         self.transport.abort()
 
     def check(self, elapsed: float) -> None:
         if self._is_stuck(elapsed):
-            self.transport.abort()
+            self.drop()
         elif self._is_client_awaited():
             self._patience -= elapsed
             if self._patience < 0:
@@ -185,7 +206,7 @@ class BoundedConnection(HttpToolsProtocol):
 
     def _give_up(self) -> None:
         if self._discarding or (self._in_body and not self._is_answering()):
-            self.transport.abort()
+            self.drop()
         elif self._in_message:
             what = "body" if self._in_body else "head"
             error = MalformedRequest(f"the {what} of the request came too slowly, or not at all")
@@ -218,7 +239,7 @@ class BoundedConnection(HttpToolsProtocol):
         """
         self._discarding = True
         if self.pipeline or (self._is_answering() and not self._owes_the_first_word()):
-            self.transport.abort()
+            self.drop()
             return
         if self._is_answering():
             self.cycle.disconnected = True  # for the application, the client is gone

@@ -44,7 +44,8 @@ def status(answered: bytes) -> int:
 def test_a_large_body_and_a_large_head_pass(door: Door) -> None:
     with door.connect(POST, b"Content-Length: 3000000\r\n\r\n", b"x" * 3_000_000) as client:
         assert b"3000000" in answer(client)
-        client.sendall(b"GET /%s HTTP/1.1\r\n" % (b"a" * 8000) + b"X: %s\r\n" % (b"b" * 2000) * 10)
+        client.sendall(b"GET /%s HTTP/1.1\r\nHost: x\r\n" % (b"a" * 8000))
+        client.sendall(b"X: %s\r\n" % (b"b" * 2000) * 10)
         client.sendall(b"\r\n")
         assert status(answer(client)) == 200
 
@@ -70,6 +71,11 @@ def test_a_body_of_tiny_chunks_passes(door: Door) -> None:
         (CHUNKED + b"1;%s\r\nx\r\n" % (b"a" * 1000) * 1000 + b"0\r\n\r\n", 431),
         (b"no HTTP at all\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\nContent-Type: \xff\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n", 400),
+        (b"GET / HTTP/1.0\r\nHost: x\r\nHost: x\r\n\r\n", 400),
+        (b"GET http://y/ HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+        (POST + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 501),
     ],
     ids=lambda value: value[:40].decode("latin-1") if isinstance(value, bytes) else str(value),
 )
@@ -94,6 +100,21 @@ def test_requests_may_be_sent_ahead_but_not_without_end(door: Door) -> None:
             data += client.recv(65536)
     with door.connect(SLEEP + GET * 1000) as client:
         assert is_closed(client)
+
+
+def test_whoever_asks_as_proxies_do_is_answered(door: Door) -> None:
+    assert door.ask(b"GET http://X/ HTTP/1.1\r\nHost: x\r\n\r\n").startswith(b"HTTP/1.1 200")
+    assert door.ask(b"GET / HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.1 200")
+
+
+def test_an_application_that_answers_while_its_client_is_cut_off_does_not_fail(
+    door: Door, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(20):
+        with door.connect(GET * 50) as client:
+            while client.recv(65536):
+                pass
+    assert not [record for record in caplog.records if record.exc_info]
 
 
 def test_an_upgrade_is_not_taken(door: Door) -> None:
