@@ -25,11 +25,9 @@ DAY = 24 * 3600.0
 PROBE = 1  # pins that are asked about first: without a database each takes its time to fail
 IGNORED: dict[str, str] = {}  # ids of vulnerabilities, and why they do no harm here
 
-# What pip-audit, or the traceback that it ends with, says where there is no network.
-NO_NETWORK = re.compile(
-    r"requests\.exceptions\.(ConnectionError|ConnectTimeout|ReadTimeout|ProxyError)"
-    r"|your network may be blocking"
-)
+# What pip-audit, or the traceback that it ends with, says where there is no network, or one that
+# shows another certificate than PyPI's.
+NO_NETWORK = re.compile(r"(requests|urllib3)\.exceptions\.|your network may be blocking")
 
 Report = list[dict[str, Any]]
 

@@ -85,6 +85,7 @@ def test_an_audit_that_could_not_be_made_says_so_and_is_not_kept(
     ("stderr", "status"),
     [
         ("requests.exceptions.ConnectionError: Max retries exceeded", 0),
+        ("requests.exceptions.SSLError: certificate verify failed", 0),
         ("ERROR: Tip: your network may be blocking this service", 0),
         ("pip-audit: error: argument -f: invalid choice", 1),
         ("ERROR: invalid requirement", 1),
