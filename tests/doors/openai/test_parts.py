@@ -8,8 +8,8 @@ from typing import Any
 import httpx
 import pytest
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
-from starlette.requests import Request
 
+from sdbento.doors.http.routing import _JSONRequest
 from sdbento.doors.openai.body import ImageBody, VariationBody
 from sdbento.doors.openai.parts import Parts, describe, read
 from sdbento.errors import InvalidParameter, MalformedRequest, SDBentoError
@@ -26,7 +26,7 @@ async def read_sent(**sent: Any) -> Parts:
     async def receive() -> dict[str, Any]:
         return {"type": "http.request", "body": body, "more_body": False}
 
-    return await read(Request({"type": "http", "headers": headers}, receive))
+    return await read(_JSONRequest({"type": "http", "headers": headers}, receive))
 
 
 @pytest.mark.parametrize(

@@ -79,10 +79,10 @@ async def get_options(app: TheApp, choices: TheChoices) -> Options:
 async def set_options(
     app: TheApp, choices: TheChoices, preloads: ThePreloads, changes: Changes
 ) -> None:
-    """Choose another model, for all later requests with the same key, or without keys from the
-    same address, also after a restart.
+    """Choose another model for all later requests of the same client, also after a restart.
 
-    It is loaded in the background. Settings that are not in the body's schema change nothing.
+    A client is whoever has the same key or, without keys, the same address. The model is loaded in
+    the background. Settings that are not in the body's schema change nothing.
     """
     caller = current_caller()
     title, changed = changes.sd_model_checkpoint, dict[str, Any]()
