@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -73,15 +73,7 @@ def everything(family: str) -> dict[str, tuple[str, ...]]:
 
 def save_kohya(family: str, layers: Layers, path: Path, **metadata: str) -> Path:
     """`lora_unet_..._to_q.lora_down.weight`; XL's UNet has its original layout's names."""
-    tensors = {}
-    for part, matrices in layers.items():
-        for name, low_rank in matrices.items():
-            key = _kohya_name(family, part, name)
-            tensors[f"{key}.lora_down.weight"] = low_rank.down
-            tensors[f"{key}.lora_up.weight"] = low_rank.up
-            if low_rank.alpha is not None:
-                tensors[f"{key}.alpha"] = torch.tensor(low_rank.alpha)
-    return _save(tensors, path, metadata)
+    return _save(_with_alphas(layers, partial(_kohya_name, family)), path, metadata)
 
 
 def save_diffusers_old(family: str, layers: Layers, path: Path, **metadata: str) -> Path:
@@ -112,15 +104,7 @@ def save_peft(family: str, layers: Layers, path: Path, **metadata: str) -> Path:
 
 def save_comfyui(family: str, layers: Layers, path: Path, **metadata: str) -> Path:
     """`diffusion_model....attn1.to_q.lora_up.weight`, in the original layout's names."""
-    tensors = {}
-    for part, matrices in layers.items():
-        for name, low_rank in matrices.items():
-            key = _comfyui_name(family, part, name)
-            tensors[f"{key}.lora_down.weight"] = low_rank.down
-            tensors[f"{key}.lora_up.weight"] = low_rank.up
-            if low_rank.alpha is not None:
-                tensors[f"{key}.alpha"] = torch.tensor(low_rank.alpha)
-    return _save(tensors, path, metadata)
+    return _save(_with_alphas(layers, partial(_comfyui_name, family)), path, metadata)
 
 
 def save_peft_alone(layers: Layers, path: Path) -> Path:
@@ -198,6 +182,18 @@ def _comfyui_name(family: str, part: str, name: str) -> str:
 def _clip_name(name: str) -> str:
     """The name of an encoder layer before transformers dropped a level of its module names."""
     return name if name.startswith(("text_model.", "text_projection")) else f"text_model.{name}"
+
+
+def _with_alphas(layers: Layers, named: Callable[[str, str], str]) -> dict[str, torch.Tensor]:
+    tensors = {}
+    for part, matrices in layers.items():
+        for name, low_rank in matrices.items():
+            key = named(part, name)
+            tensors[f"{key}.lora_down.weight"] = low_rank.down
+            tensors[f"{key}.lora_up.weight"] = low_rank.up
+            if low_rank.alpha is not None:
+                tensors[f"{key}.alpha"] = torch.tensor(low_rank.alpha)
+    return tensors
 
 
 def _paired(layers: Layers, named: Callable[[str, str, str], str]) -> dict[str, torch.Tensor]:
