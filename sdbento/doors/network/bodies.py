@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from starlette.datastructures import Headers
 from starlette.types import Receive
 
-from sdbento.access.limits import has_share
+from sdbento.access.limits import Places, has_share
 from sdbento.errors import TooLarge, Unavailable
 
 # Times the largest body. A single client gets half, so that of the largest there can be 8.
@@ -33,7 +33,7 @@ class Bodies:
     def __init__(self, max_bytes: int) -> None:
         """max_bytes: of one body."""
         self.max_bytes = max_bytes
-        self._taken: dict[str | None, int] = {}
+        self._places = Places(BODIES_AT_ONCE * max_bytes)  # bytes
 
     @contextmanager
     def share(self, owner: str | None) -> Iterator[Share]:
@@ -42,23 +42,18 @@ class Bodies:
         try:
             yield share
         finally:
-            self._give_back(owner, share.size)
+            self._places.change(owner, -share.size)
 
     def take(self, owner: str | None, size: int, *, required: bool) -> None:
         """Count `size` bytes more. Raises Unavailable if they are not `required` to be taken."""
-        own, total = self._taken.get(owner, 0), sum(self._taken.values())
-        if not (required or has_share(own, total, BODIES_AT_ONCE * self.max_bytes, size)):
+        places = self._places
+        if not (required or has_share(places.taken[owner], places.total, places.limit, size)):
             raise Unavailable(
                 "the bodies of other requests take up the memory there is for them; try again "
                 "later",
                 retry_after=RETRY_AFTER,
             )
-        self._taken[owner] = own + size
-
-    def _give_back(self, owner: str | None, size: int) -> None:
-        left = self._taken.pop(owner, 0) - size
-        if left > 0:
-            self._taken[owner] = left
+        places.change(owner, size)
 
 
 class Share:

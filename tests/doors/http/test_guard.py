@@ -117,7 +117,7 @@ async def test_a_path_may_end_in_a_slash(sent: str, seen: str) -> None:
 
 async def test_nothing_is_kept_of_a_body_that_no_route_reads() -> None:
     async def handler(request: Request) -> bytes:
-        held = client._guard._bodies._taken.values()
+        held = client._guard._bodies._places.taken.values()
         return b"%d %d" % (len(await request.body()), sum(held))
 
     for takes_body, seen in ((True, b"1000 1000"), (False, b"0 0")):
