@@ -9,7 +9,6 @@ import threading
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_address
 from pathlib import Path
@@ -26,6 +25,7 @@ from sdbento.outbound.http import MAX_REDIRECTS, Answer, Body, Outbound, fetch_b
 from sdbento.outbound.names import look_up
 from sdbento.outbound.urls import check_send, is_url
 from sdbento.settings import Settings
+from tests.support.serve_in_thread import serve_in_thread
 
 BODY = bytes(range(256)) * 40
 LIMIT = len(BODY)
@@ -151,21 +151,9 @@ class Server(ThreadingHTTPServer):
         pass  # tests have clients that hang up
 
 
-@contextmanager
-def running(server: Server) -> Iterator[Server]:
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
 @pytest.fixture
 def server() -> Iterator[Server]:
-    with running(Server()) as server:
+    with serve_in_thread(Server()) as server:
         yield server
 
 
@@ -181,7 +169,7 @@ def tls_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serv
     server.socket = context.wrap_socket(server.socket, server_side=True)
     trusting = ssl.create_default_context(cafile=str(file))
     monkeypatch.setattr(http, "_tls", lambda: trusting)
-    with running(server):
+    with serve_in_thread(server):
         yield server
 
 

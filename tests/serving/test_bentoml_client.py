@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -19,6 +18,7 @@ import pytest
 from bentoml.exceptions import BentoMLException
 from PIL import Image
 
+from tests.support.serve_in_thread import serve_in_thread
 from tests.support.server import QUICK, Server, alike, generated, pixels, post
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of importing BentoML
@@ -57,12 +57,8 @@ class _Quiet(SimpleHTTPRequestHandler):
 @contextmanager
 def serving_files(folder: Path) -> Iterator[str]:
     handler = partial(_Quiet, directory=str(folder))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as files:
-        thread = threading.Thread(target=files.serve_forever, args=(0.01,))
-        thread.start()
+    with serve_in_thread(ThreadingHTTPServer(("127.0.0.1", 0), handler)) as files:
         yield f"http://127.0.0.1:{files.server_port}"
-        files.shutdown()
-        thread.join()
 
 
 def as_base64(path: Path) -> str:

@@ -16,6 +16,7 @@ from sdbento.images import codec
 from tests.soak.ground import Ground
 from tests.soak.load import Oracle
 from tests.support.images import gradient
+from tests.support.serve_in_thread import serve_in_thread
 
 Kind = Callable[[Ground, socket.socket, float], None]
 CLIENTS = 24  # at once
@@ -154,16 +155,11 @@ class Answering(BaseHTTPRequestHandler):
 
 @contextmanager
 def _stranger() -> Iterator[Stranger]:
-    stranger = Stranger()
-    thread = threading.Thread(target=stranger.serve_forever, args=(0.05,), daemon=True)
-    thread.start()
-    try:
-        yield stranger
-    finally:
-        stranger.ended.set()
-        stranger.shutdown()
-        thread.join()
-        stranger.server_close()
+    with serve_in_thread(Stranger()) as stranger:
+        try:
+            yield stranger
+        finally:
+            stranger.ended.set()
 
 
 def strangers(ground: Ground, _oracle: Oracle, chance: Random) -> None:

@@ -19,6 +19,7 @@ import huggingface_hub
 import pytest
 
 from sdbento.catalog.folder import list_files
+from tests.support.serve_in_thread import serve_in_thread
 
 CHUNK = 65536
 _API = re.compile(r"/api/models/([^/]+/[^/]+?)(/revision/[^/]+)?(/tree/[^/]+)?")
@@ -184,13 +185,8 @@ class _Answering(BaseHTTPRequestHandler):
 
 @contextmanager
 def fake_hub(port: int = 0) -> Iterator[FakeHub]:
-    hub = FakeHub(port)
-    thread = threading.Thread(target=hub.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    yield hub
-    hub.shutdown()
-    thread.join()
-    hub.server_close()
+    with serve_in_thread(FakeHub(port)) as hub:
+        yield hub
 
 
 def use(hub: FakeHub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from tests.support.serve_in_thread import serve_in_thread
+
 
 class Listener(ThreadingHTTPServer):
     """Answers with `statuses` in turn, then 200; `heard` is every body, `posts` its headers too."""
@@ -48,10 +50,5 @@ class Answering(BaseHTTPRequestHandler):
 
 @contextmanager
 def listening() -> Iterator[Listener]:
-    listener = Listener()
-    thread = threading.Thread(target=listener.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    yield listener
-    listener.shutdown()
-    thread.join()
-    listener.server_close()
+    with serve_in_thread(Listener()) as listener:
+        yield listener

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qsl, quote, urlsplit
+
+from tests.support.serve_in_thread import serve_in_thread
 
 SECRET = "hush"
 
@@ -81,10 +82,5 @@ class Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def storing() -> Iterator[Store]:
-    store = Store()
-    thread = threading.Thread(target=store.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    yield store
-    store.shutdown()
-    thread.join()
-    store.server_close()
+    with serve_in_thread(Store()) as store:
+        yield store
