@@ -165,6 +165,10 @@ class CostModel:
         own = self._curves.get((key, stage))
         return own is not None and own.confirmed
 
+    def was_called(self, key: BatchKey, stage: Stage, rows: int) -> bool:
+        """Whether a call of this very size has ended: the first of each may compile or capture."""
+        return self._computed(stage, rows) in self._called.get((key, stage), ())
+
     def lower_bound(self, key: BatchKey, stage: Stage, rows: int) -> float:
         """Seconds that one call takes at least, by recent calls of this very key; 0 without any."""
         own = self._curves.get((key, stage))

@@ -192,13 +192,16 @@ class Planner:
         return self.cost.seconds(plan.key, plan.stage, plan.size)
 
     def experience(self, plan: StepPlan) -> tuple[float, bool]:
-        """Seconds that `plan` may take, and whether calls of its very kind have been timed.
+        """Seconds that `plan` may take, and whether calls of its very kind and size were made, and
+        those of its kind timed.
 
         Preparing is not measured: encoding an image is taken to last as long as decoding one.
         """
         if plan.stage is Stage.PREPARE:
             return self.cost.seconds(plan.key, Stage.DECODE, plan.size), False
-        return self.expected_seconds(plan), self.cost.is_timed(plan.key, plan.stage)
+        key, stage = plan.key, plan.stage
+        known = self.cost.is_timed(key, stage) and self.cost.was_called(key, stage, plan.size)
+        return self.expected_seconds(plan), known
 
     def lower_bound(self, trajectory: Trajectory) -> float:
         """Seconds that it needs at least: what was never measured counts as nothing."""

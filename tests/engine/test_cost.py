@@ -196,3 +196,14 @@ def test_of_sizes_without_end_the_latest_are_remembered() -> None:
             assert cost.seconds(key, Stage.STEP, 1) > 0
     assert len(cost._curves) <= MAX_CURVES and len(cost._called) <= MAX_CURVES
     assert cost.is_timed(often, Stage.STEP) and not cost.is_timed(SMALL, Stage.STEP)
+
+
+def test_the_first_call_of_a_size_is_known_to_be_one() -> None:
+    """It may capture a graph, or compile, and take minutes: it does not hang."""
+    cost = learned(SMALL, r1=1.0)
+    for _ in range(ENOUGH):
+        cost.observe(SMALL, Stage.STEP, 1, 1.0)
+    assert cost.is_timed(SMALL, Stage.STEP)
+    assert cost.was_called(SMALL, Stage.STEP, 1) and not cost.was_called(SMALL, Stage.STEP, 2)
+    cost.observe(SMALL, Stage.STEP, 2, 60.0)
+    assert cost.was_called(SMALL, Stage.STEP, 2)
