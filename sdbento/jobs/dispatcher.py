@@ -25,6 +25,7 @@ from cachetools import TTLCache
 from sdbento.access.caller import Caller, acting_for, current_caller
 from sdbento.access.keyring import Keyring
 from sdbento.access.limits import with_reserve
+from sdbento.access.places import HostPlaces
 from sdbento.background import Problem, ThreadPool, start_task
 from sdbento.errors import (
     DeadlineExceeded,
@@ -46,7 +47,6 @@ from sdbento.jobs.retry import retry_while_refused
 from sdbento.jobs.runpod_format import one_line
 from sdbento.jobs.store import JobStore
 from sdbento.jobs.table import Job, milliseconds
-from sdbento.outbound.places import HostPlaces
 from sdbento.outbound.urls import registered_name
 from sdbento.settings import Settings
 

@@ -21,11 +21,11 @@ import httpx
 
 from sdbento import __version__
 from sdbento.access.caller import current_caller
+from sdbento.access.places import HostPlaces, SharedBytes, TimeLimit
 from sdbento.errors import TooLarge
 from sdbento.outbound.addresses import Address, site
 from sdbento.outbound.failures import FAILURES, Failed, explained
 from sdbento.outbound.names import resolve
-from sdbento.outbound.places import HostPlaces, SharedBytes, TimeLimit
 from sdbento.outbound.urls import check, check_addresses, host_of, join, parse
 from sdbento.settings import Settings
 

@@ -13,10 +13,10 @@ from ipaddress import ip_address
 from threading import Thread
 
 from sdbento.access.caller import Caller
+from sdbento.access.places import HostPlaces, TimeLimit
 from sdbento.errors import Unavailable
 from sdbento.outbound.addresses import Address
 from sdbento.outbound.failures import Failed
-from sdbento.outbound.places import HostPlaces, TimeLimit
 from sdbento.outbound.urls import as_address, registered_name
 
 LOOKUPS = 256  # at once

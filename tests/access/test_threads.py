@@ -88,3 +88,20 @@ async def test_the_only_key_may_have_all_threads(pool: SharedThreads, host: Slow
     await host.has_got(4)
     host.answer(4)
     await asyncio.gather(*calls)
+
+
+async def test_calls_that_wait_begin_in_the_order_in_which_they_came(
+    pool: SharedThreads, host: SlowHost
+) -> None:
+    caller, begun = Caller("alice"), list[int]()
+    calls = await started(pool, host, caller, 4)
+    await host.has_got(4)
+    with acting_for(caller):
+        waiting = [asyncio.create_task(pool.run(begun.append, i)) for i in range(20)]
+        await asyncio.sleep(0)
+        waiting[3].cancel()
+        host.answer(1)
+        await asyncio.gather(*waiting, return_exceptions=True)
+    assert begun == [i for i in range(20) if i != 3]
+    host.answer(3)
+    await asyncio.gather(*calls)

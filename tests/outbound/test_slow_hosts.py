@@ -9,6 +9,7 @@ from collections.abc import Iterable
 import pytest
 
 from sdbento.access.caller import ANYBODY, Caller, acting_for
+from sdbento.access.places import HostPlaces
 from sdbento.errors import InvalidParameter, LimitReached, Unavailable
 from sdbento.outbound import names
 from sdbento.outbound.http import (
@@ -18,7 +19,6 @@ from sdbento.outbound.http import (
     Outbound,
 )
 from sdbento.outbound.names import LOOKUPS, LOOKUPS_IN_A_DOMAIN
-from sdbento.outbound.places import HostPlaces
 from sdbento.settings import Settings
 from tests.support.hosts import Hosts, hosting
 from tests.support.job_server import until

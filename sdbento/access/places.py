@@ -1,4 +1,4 @@
-"""How many hosts may be dealt with at once: in total, for each owner, and of an owner on each host.
+"""Places that are waited for: in total, for each owner, and of an owner on each host.
 
 Hosts may be slow on purpose, and one who names many of them may be as well. So an owner leaves room
 for others, and of its own room a slow host gets a part only. Knows nothing of HTTP.
