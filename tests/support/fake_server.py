@@ -12,7 +12,7 @@ import uvicorn
 from fastapi import APIRouter
 
 from sdbento.app import App
-from sdbento.doors.http.failures import ErrorShape
+from sdbento.doors.error_shape import ErrorShape
 from sdbento.doors.http.guard import Guard
 from sdbento.doors.http.routing import mounted
 from sdbento.settings import Settings

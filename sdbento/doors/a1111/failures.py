@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sdbento.doors.http.failures import ErrorShape
+from sdbento.doors.error_shape import ErrorShape
 from sdbento.errors import OutOfMemory, SDBentoError, UnknownSampler
 
 

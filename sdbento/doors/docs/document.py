@@ -19,7 +19,7 @@ from sdbento.doors.docs.errors import add_errors
 from sdbento.doors.docs.examples import EXAMPLES
 from sdbento.doors.docs.schemas import Schema, name_schemas, operations
 from sdbento.doors.docs.served_by_bentoml import described
-from sdbento.doors.http.failures import ErrorShape
+from sdbento.doors.error_shape import ErrorShape
 from sdbento.doors.http.gate import OPEN_PATHS
 
 DESCRIPTION = """\

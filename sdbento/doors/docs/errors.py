@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sdbento.doors.docs.schemas import Schema, operations, reference
-from sdbento.doors.http.failures import OURS, ErrorShape
+from sdbento.doors.error_shape import OURS, ErrorShape
 from sdbento.errors import (
     DeadlineExceeded,
     Forbidden,

@@ -10,24 +10,21 @@ from __future__ import annotations
 
 import functools
 import logging
-import math
 from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
-from dataclasses import dataclass
 from http import HTTPStatus
-from operator import attrgetter
 from typing import Any, ParamSpec, TypeVar
 
 from starlette.datastructures import Headers
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.types import Message, Scope, Send
 
+from sdbento.doors.error_shape import OURS, ErrorShape, error_response
 from sdbento.errors import (
     InvalidParameter,
     MalformedRequest,
     NotFound,
     SDBentoError,
-    Unauthorized,
     Unavailable,
     classify,
 )
@@ -77,31 +74,6 @@ def guarded(
             return Response()  # type: ignore[return-value]  # OneErrorShape replaces it
 
     return wrapper
-
-
-@dataclass(frozen=True)
-class ErrorShape:
-    """How a door tells its clients of an error: ours, where it imitates nobody's API."""
-
-    body: Callable[[SDBentoError], dict[str, Any]] = SDBentoError.to_body
-    status: Callable[[SDBentoError], int] = attrgetter("status")
-
-
-OURS = ErrorShape()
-
-# How a key can be sent. Browsers know only Basic, and ask their user for it.
-CHALLENGES = ('Bearer realm="sdbento"', 'Basic realm="sdbento", charset="UTF-8"')
-
-
-def error_response(error: SDBentoError, shape: ErrorShape = OURS) -> JSONResponse:
-    """The error as an answer, with Retry-After where it says when to try again."""
-    response = JSONResponse(shape.body(error), status_code=shape.status(error))
-    if error.retry_after is not None:
-        response.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
-    if isinstance(error, Unauthorized):
-        for challenge in CHALLENGES:
-            response.headers.append("WWW-Authenticate", challenge)
-    return response
 
 
 class OneErrorShape:

@@ -20,8 +20,9 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sdbento.access.caller import acting_for
+from sdbento.doors.error_shape import OURS, ErrorShape, error_response
 from sdbento.doors.http import failures
-from sdbento.doors.http.failures import OURS, ErrorShape, OneErrorShape, error_response
+from sdbento.doors.http.failures import OneErrorShape
 from sdbento.doors.http.forms import body_as_json, is_form
 from sdbento.doors.http.gate import Gate
 from sdbento.doors.http.json_bounds import check

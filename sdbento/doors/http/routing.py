@@ -20,8 +20,9 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import Scope
 
+from sdbento.doors.error_shape import ErrorShape
 from sdbento.doors.http import json_bounds
-from sdbento.doors.http.failures import ErrorShape, guarded
+from sdbento.doors.http.failures import guarded
 from sdbento.doors.http.forms import is_form
 from sdbento.doors.network.parsers import parsed
 from sdbento.errors import MalformedRequest, SDBentoError

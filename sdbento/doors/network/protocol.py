@@ -17,7 +17,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from sdbento.access.addresses import client_address
-from sdbento.doors.http.failures import error_response
+from sdbento.doors.error_shape import error_response
 from sdbento.doors.network.connections import Connections
 from sdbento.doors.network.limits import Limits
 from sdbento.errors import MalformedRequest, SDBentoError, Unavailable

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sdbento.doors.http.failures import ErrorShape
+from sdbento.doors.error_shape import ErrorShape
 from sdbento.errors import InvalidParameter, SDBentoError, UnknownModel
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}

@@ -10,7 +10,7 @@ from openapi_schema_validator import OAS31Validator
 
 from sdbento.doors.docs.document import document
 from sdbento.doors.docs.schemas import COMPONENTS, operations
-from sdbento.doors.http.failures import ErrorShape
+from sdbento.doors.error_shape import ErrorShape
 from sdbento.doors.http.routing import mounted
 from sdbento.errors import InvalidParameter, NotFound, SDBentoError
 

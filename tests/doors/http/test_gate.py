@@ -18,7 +18,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from sdbento.access import entries, keyring
 from sdbento.access.caller import current_caller
-from sdbento.doors.http.failures import ErrorShape
+from sdbento.doors.error_shape import ErrorShape
 from sdbento.doors.http.guard import Guard
 from sdbento.settings import Settings
 

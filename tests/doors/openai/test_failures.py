@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from sdbento.doors.http.failures import error_response
+from sdbento.doors.error_shape import error_response
 from sdbento.doors.openai.failures import ERRORS
 from sdbento.errors import (
     DeadlineExceeded,
