@@ -148,6 +148,11 @@ class App:
         self._resolver.close()
         self._lora_threads.shutdown(wait=False, cancel_futures=True)
 
+    def give_up(self) -> None:
+        """Refuse new requests, and fail those under way: the server has to stop now."""
+        self.engine.give_up()
+        self.pipelines.abandon()
+
     def list_models(self) -> list[ListedModel]:
         """The models that the present caller may use."""
         attention = {key: one.attention.name for key, one in self.pipelines.residents().items()}

@@ -36,6 +36,8 @@ from typing import Any, NoReturn
 
 from sdbento.url_redaction import redacted_message
 
+NEXT_SERVER = 5.0  # seconds after which another server may answer where this one has stopped
+
 
 class SDBentoError(Exception):
     """Base of all errors with a public message. `param` names the request field at fault."""
@@ -138,6 +140,12 @@ class OutOfMemory(Unavailable):
 
 class DeadlineExceeded(SDBentoError):
     status, type = 504, "deadline_exceeded"
+
+
+def stopping() -> Unavailable:
+    """The error for requests that this server does not finish, because it is stopping."""
+    message = "the server is stopping; send the request again, to another one or to the next"
+    return Unavailable(message, retry_after=NEXT_SERVER)
 
 
 # Foreign exceptions by class name, so that no library is imported just for a comparison.

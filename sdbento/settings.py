@@ -207,6 +207,15 @@ class Settings(BaseModel):
         description="Seconds after which a step counts as hanging, and the process is replaced; "
         "20 times what such a step usually takes, if that is longer",
     )
+    shutdown_timeout: float = Field(
+        20.0,
+        ge=0,
+        le=3600,
+        allow_inf_nan=False,
+        validation_alias=_names("SDBENTO_SHUTDOWN_TIMEOUT"),
+        description="Seconds after SIGTERM in which requests under way are finished; the others "
+        "then get 503, and the server ends within 8 more",
+    )
     max_timeout: float | None = Field(
         None,
         gt=0,

@@ -56,6 +56,7 @@ GIVEN = {
     "SDBENTO_MAX_BODY_BYTES": ("2048", 2048),
     "SDBENTO_REQUEST_TIMEOUT": ("1.5", 1.5),
     "SDBENTO_STALL_SECONDS": ("90", 90.0),
+    "SDBENTO_SHUTDOWN_TIMEOUT": ("280", 280.0),
     "SDBENTO_MAX_TIMEOUT": ("900", 900.0),
     "SDBENTO_NUM_THREADS": ("2", 2),
     "SDBENTO_PUBLIC_URL": ("https://images.example/sd", "https://images.example/sd"),

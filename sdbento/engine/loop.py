@@ -47,6 +47,7 @@ from sdbento.errors import (
     SDBentoError,
     Unavailable,
     classify,
+    stopping,
 )
 
 log = logging.getLogger(__name__)
@@ -139,7 +140,7 @@ class Engine:
         with self._lock:
             self.check_usable()
             if not self._accepting:
-                raise Unavailable("the server is stopping; send the request to another one")
+                raise stopping()
             self._unfinished.add(handle)
         self._inbox.put(lambda: self._admit(handle))
         return handle
@@ -178,6 +179,12 @@ class Engine:
         self._inbox.put(self._stop)
         if self.alive:
             self._thread.join(LAST_CALL)
+
+    def give_up(self) -> None:
+        """Refuse new requests, and fail the unfinished: the time for finishing them is over."""
+        with self._lock:
+            self._accepting = False
+        self._inbox.put(lambda: self._fail_everyone(stopping()))
 
     def abandon(self) -> None:
         """Fail all unfinished requests, and take no more: only another process can go on.
@@ -466,7 +473,7 @@ class Engine:
 
     def _stop(self) -> None:
         self._running = False
-        self._fail_everyone(Unavailable("the server stopped before the request was done"))
+        self._fail_everyone(stopping())
 
 
 def replaced() -> Unavailable:

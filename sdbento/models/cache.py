@@ -47,7 +47,7 @@ import torch
 
 from sdbento.catalog.downloads.queue import Downloads
 from sdbento.catalog.specs import Spec
-from sdbento.errors import OutOfMemory, Unavailable, classify, unexplained
+from sdbento.errors import OutOfMemory, Unavailable, classify, stopping, unexplained
 from sdbento.models.device import (
     GB,
     choose_device,
@@ -65,7 +65,6 @@ from sdbento.models.leases import (
     explain,
     fail,
     hand_out,
-    stopping,
 )
 from sdbento.models.memory.offload import Offloaded
 from sdbento.models.memory.residency import Residency

@@ -17,7 +17,6 @@ from sdbento.errors import (
     NotFound,
     OutOfMemory,
     SDBentoError,
-    Unavailable,
 )
 from sdbento.models.pipeline import Pipeline, Resident
 
@@ -126,8 +125,3 @@ def explain(spec: Spec, error: SDBentoError) -> SDBentoError:
     explained = (type(error) if about_models else ModelLoadFailed)(reason, param=spec.param)
     explained.__cause__ = error.__cause__ or error
     return explained
-
-
-def stopping() -> Unavailable:
-    """The error for requests that come or wait while the server stops."""
-    return Unavailable("the server is stopping")

@@ -20,7 +20,7 @@ from typing import Any
 from sdbento.access.caller import current_caller
 from sdbento.access.limits import has_share
 from sdbento.catalog.downloads.process import HubProcess
-from sdbento.errors import Unavailable
+from sdbento.errors import stopping
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class Downloads:
         waiter: Future[Any] = Future()
         with self._lock:
             if self._closed:
-                waiter.set_exception(Unavailable("the server is stopping"))
+                waiter.set_exception(stopping())
                 return waiter
             download = self._running.get(key) or self._waiting.get(key)
             if download is None or not download.is_wanted:  # the latter is being stopped
@@ -81,7 +81,7 @@ class Downloads:
             waiting, running = [*self._waiting.values()], [*self._running.values()]
             self._waiting.clear()
         for download in waiting:
-            _complete(download, None, Unavailable("the server is stopping"))
+            _complete(download, None, stopping())
         for download in running:
             _end(download)
 

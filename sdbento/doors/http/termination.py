@@ -1,21 +1,29 @@
-"""Tells the application that the process is asked to stop, before the server acts on it.
+"""Tells the application that the process is asked to stop, and bounds how long that takes.
 
 uvicorn finishes all open requests first and only then tells the application. A request that waits
 for something the application would cut short when it stops (a long poll such as /runsync) would
 keep the process from stopping for as long as it waits: the log says "Waiting for connections to
-close", and `kill` seems to do nothing.
+close", and `kill` seems to do nothing. A long queue would do the same.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sdbento.app import App
+
+log = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+LIMIT = 8  # seconds for what remains when requests are no longer finished: answers, the job store
 
 
 @contextmanager
@@ -43,3 +51,17 @@ def on_termination(callback: Callable[[], None]) -> Iterator[None]:
     finally:
         for number, other in others.items():
             signal.signal(number, other)
+
+
+def give_up_in_time(app: App) -> None:
+    """From now on, finish requests for `shutdown_timeout` seconds. The others then get an error,
+    and the process ends within LIMIT more, whoever still sends or reads slowly."""
+    loop = asyncio.get_running_loop()
+    loop.call_later(app.settings.shutdown_timeout, _give_up, app)
+
+
+def _give_up(app: App) -> None:
+    signal.alarm(LIMIT)  # the kernel's, which waits for nothing in this process
+    if app.num_requests:
+        log.warning("stopping: %d requests were not finished in time", app.num_requests)
+    app.give_up()

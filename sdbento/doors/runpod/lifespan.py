@@ -16,7 +16,7 @@ from starlette.applications import Starlette
 
 from sdbento.background import Problem, start_task
 from sdbento.backoff import Backoff
-from sdbento.doors.http.termination import on_termination
+from sdbento.doors.http.termination import give_up_in_time, on_termination
 from sdbento.doors.runpod.a1111_calls import answer
 from sdbento.errors import SDBentoError
 from sdbento.jobs.service import Jobs
@@ -46,7 +46,7 @@ async def run_jobs(routes: Starlette) -> AsyncIterator[None]:
             lambda: routes.state.app.report_broken("the job store is not opened any more"),
         )
     try:
-        with on_termination(lambda: _prepare_to_stop(routes)):
+        with on_termination(partial(_prepare_to_stop, routes)):
             yield
     finally:
         if opening is not None:
@@ -65,6 +65,7 @@ def running_jobs(routes: Starlette) -> Jobs | None:
 def _prepare_to_stop(routes: Starlette) -> None:
     if (jobs := running_jobs(routes)) is not None:
         jobs.prepare_to_stop()
+    give_up_in_time(routes.state.app)
 
 
 async def _open_later(routes: Starlette, problem: Problem) -> None:
