@@ -13,11 +13,13 @@ PYTHON312 ?= $(shell for python in python3.12 python3 python; do \
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-PYTEST := pytest -q --numprocesses logical --maxprocesses 4 --dist loadfile
+# One process more than there are cores: many tests wait for a server.
+PYTEST := pytest -q --numprocesses $(shell expr $$(nproc 2>/dev/null || echo 2) + 1) --maxprocesses 5 \
+	--dist loadfile --no-loadscope-reorder
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test coverage check docs-check docs-fuzz docs-fuzz-short bench bench-cold bench-gpu gpu-wheels gpu-rehearsal soak lock sbom image image-smoke
+.PHONY: help install serve test test-long coverage check docs-check docs-fuzz docs-fuzz-short bench bench-cold bench-gpu gpu-wheels gpu-rehearsal soak lock sbom image image-smoke
 
 help: ## show these words
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,8 +29,11 @@ install: $(STAMP) ## make .venv with everything that the lock pins
 serve: $(STAMP) ## serve on http://localhost:3000; takes PORT, HOST, SD_MODEL, PRECISION, ...
 	@exec $(BIN)/sdbento serve $(if $(PORT),--port '$(PORT)') $(if $(HOST),--host '$(HOST)')
 
-test: $(STAMP) ## run the tests, one file a core; ARGS="-n0 --pdb" stops at the first that fails
-	@$(BIN)/python -m $(PYTEST) $(ARGS)
+test: $(STAMP) ## run the tests, several files at once; ARGS="-n0 --pdb" stops at the first that fails
+	@$(BIN)/python -m $(PYTEST) -m 'not long' $(ARGS)
+
+test-long: $(STAMP) ## run the tests that take long: compilers, whole benchmarks, crashes
+	@$(BIN)/python -m $(PYTEST) -m long $(ARGS)
 
 coverage: $(STAMP) ## run the tests and name the lines that none of them reaches
 	@rm -f .coverage .coverage.*

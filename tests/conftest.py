@@ -28,6 +28,12 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("sdbento")
 
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take long come first, so that no process is left with one at the end."""
+    items.sort(key=lambda item: not item.nodeid.startswith(("tests/serving", "tests/doors/runpod")))
+
+
 SETTINGS = ["SDBENTO_CONFIG", *(variable for variable, *_ in Settings.variables())]
 
 

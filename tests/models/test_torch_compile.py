@@ -35,8 +35,11 @@ from tests.support.loras import make_lora, save_peft
 from tests.support.oracle import engine_pixels, run_together, tiny_control, tiny_model
 from tests.support.oracle import trajectories_of as images
 
-# A warning that torch causes itself while it imports its compiler.
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+pytestmark = [
+    pytest.mark.long,
+    # A warning that torch causes itself while it imports its compiler.
+    pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),
+]
 
 PARITY = 1e-3
 MAX_ROWS = 12

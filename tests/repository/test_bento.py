@@ -8,11 +8,13 @@ import sys
 from io import BytesIO
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from tests.support.server import ROOT, serving
 
 
+@pytest.mark.long
 def test_a_bento_can_be_built_and_serves_an_image(tmp_path: Path) -> None:
     home = tmp_path / "bentoml"
     home.mkdir()

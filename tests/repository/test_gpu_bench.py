@@ -45,6 +45,7 @@ def rows(folder: Path) -> list[Row]:
 pytestmark = pytest.mark.timeout(1100)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("section", TOY)
 def test_every_section_ends_well_and_has_rows(section: str, rows: list[Row]) -> None:
     own = [row for row in rows if row.section == section]
@@ -54,16 +55,19 @@ def test_every_section_ends_well_and_has_rows(section: str, rows: list[Row]) -> 
     assert any(row.kind is Kind.FIGURES for row in own)
 
 
+@pytest.mark.long
 def test_no_two_rows_of_a_run_measure_the_same(rows: list[Row]) -> None:
     topics = [(row.section, tuple(row.labels.items())) for row in rows if row.kind is Kind.FIGURES]
     assert [topic for topic in topics if topics.count(topic) > 1] == []
 
 
+@pytest.mark.long
 def test_work_that_needs_a_gpu_is_no_failure_without_one(rows: list[Row]) -> None:
     notes = {row.section for row in rows if row.text == "needs CUDA"}
     assert {"graphs", "ceilings", "eager", "loading"} <= notes
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("section", "words"),
     [
@@ -78,6 +82,7 @@ def test_a_section_that_fails_costs_only_itself(section: str, words: str, rows: 
     assert any(row.kind is Kind.FAILURE and words in row.text for row in own)
 
 
+@pytest.mark.long
 def test_a_part_that_fails_costs_only_itself(rows: list[Row]) -> None:
     own = [row for row in rows if row.section == "fault-raise"]
     [failed] = [row for row in own if row.labels == {"what": "part"}]
@@ -85,6 +90,7 @@ def test_a_part_that_fails_costs_only_itself(rows: list[Row]) -> None:
     assert own[own.index(failed) + 1].figures == {"value": 2}
 
 
+@pytest.mark.long
 def test_every_row_is_printed_and_the_table_matches_the_file(folder: Path, rows: list[Row]) -> None:
     printed = (folder / "stdout").read_text(encoding="utf-8")
     assert all(str(row) in printed for row in rows)
@@ -93,17 +99,20 @@ def test_every_row_is_printed_and_the_table_matches_the_file(folder: Path, rows:
     assert (folder / "table.md").read_text(encoding="utf-8") == f"{text}\n"
 
 
+@pytest.mark.long
 def test_the_files_of_a_run_are_few_and_small(folder: Path) -> None:
     files = [path for path in folder.rglob("*") if path.name != "stdout"]
     assert {path.name for path in files} == {"rows.jsonl", "table.md", "log.txt"}
     assert all(path.stat().st_size < 2**20 for path in files)
 
 
+@pytest.mark.long
 def test_the_engine_makes_the_images_of_the_stock_pipeline(rows: list[Row]) -> None:
     verdicts = {row.figures["engine_is"] for row in rows if "engine_is" in row.figures}
     assert verdicts == {"right"}
 
 
+@pytest.mark.long
 def test_a_replay_of_the_stand_in_is_the_eager_step(rows: list[Row]) -> None:
     compared = [
         row
@@ -208,6 +217,7 @@ def test_without_rows_the_document_says_that_nothing_was_run(tmp_path: Path) -> 
     assert gpu_tables.measured(tmp_path) == gpu_tables.NOT_RUN
 
 
+@pytest.mark.long
 def test_small_networks_are_not_taken_for_a_result(tmp_path: Path, folder: Path) -> None:
     assert gpu_tables.measured(folder) == gpu_tables.NOT_RUN
     for run, toy in (("1", "True"), ("2", "False")):

@@ -141,6 +141,7 @@ def both(path: str, mix: Mix, load: float | None, seed: int = 1) -> tuple[Outcom
     return one, ours
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("path", ["cpu-shapes", "predicted-h100-sdxl", "predicted-h100-sd15"])
 def test_under_load_the_median_halves_and_the_tail_is_no_worse(path: str) -> None:
     one, ours = both(path, MIXED, 0.9)
@@ -148,6 +149,7 @@ def test_under_load_the_median_halves_and_the_tail_is_no_worse(path: str) -> Non
     assert ours.percentile(99) <= one.percentile(99)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("load", [0.5, 0.8, None])
 def test_where_batches_save_little_nobody_pays_for_them(load: float | None) -> None:
     one, ours = both("predicted-h100-sdxl-fp8", MIXED, load)
@@ -155,12 +157,14 @@ def test_where_batches_save_little_nobody_pays_for_them(load: float | None) -> N
     assert ours.percentile(99) <= 1.02 * one.percentile(99)
 
 
+@pytest.mark.long
 def test_the_few_large_images_of_the_benchmarks_mix_do_not_wait_until_the_end() -> None:
     one, ours = both("cpu-shapes", MIXED, None)
     assert max(ours.latencies) <= max(one.latencies)
     assert ours.throughput >= 1.6 * one.throughput
 
 
+@pytest.mark.long
 def test_where_enough_rows_wait_they_are_packed_nearly_perfectly() -> None:
     curves = read(CURVES / "cpu-shapes.json")
     packing = closed_loop(curves, Ours, MIXED.draw(400, curves.side, 1), 64).packing
@@ -174,6 +178,7 @@ def test_two_owners_send_until_the_many_images_of_one_are_done() -> None:
     assert outcome.seconds >= 100 * 1.0  # of decoding
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("path", ["cpu-shapes", "predicted-h100-sdxl-fp8"])
 def test_who_asks_now_and_then_does_not_wait_for_another_ones_flood(path: str) -> None:
     curves = read(CURVES / f"{path}.json")

@@ -306,6 +306,7 @@ def test_what_is_measured_is_captured_so_that_no_request_waits_for_it(
     assert replays() == before + 5
 
 
+@pytest.mark.long
 def test_nothing_is_captured_while_it_is_being_compiled(tmp_path: Path) -> None:
     compiled = CompiledUnet(model("sd15").unet, tmp_path, backend="eager")
     pipeline = replace(model("sd15"), compiled=compiled)

@@ -21,6 +21,8 @@ from tests.doors.cli.test_commands import run
 from tests.support.images import base64, gradient
 from tests.support.server import ROOT, Server, generated, serving
 
+pytestmark = pytest.mark.long
+
 TELLING: dict[str, Any] = {
     "OMP_NUM_THREADS": "2",
     "OMP_DISPLAY_AFFINITY": "TRUE",

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import safetensors.torch
 import torch
@@ -19,6 +22,7 @@ from tests.support.tiny import save_tiny
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 LIMIT = 60.0
+HEAD = "POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n"
 QUICK: dict[str, Any] = {"prompt": "x", "num_inference_steps": 1, "width": 64, "height": 64}
 
 
@@ -53,7 +57,6 @@ def server(hub: FakeHub, folder: Path) -> Iterator[Server]:
 @pytest.fixture
 def repository(hub: FakeHub, folder: Path, request: pytest.FixtureRequest) -> Repository:
     """`org/NAME` for each test, a tiny model of Stable Diffusion 1.5."""
-    hub.faults.status = 0
     return hub.add(f"org/{request.node.name}", folder / "models" / "mine")
 
 
@@ -64,10 +67,14 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def leave(server: Server, seconds: float = 3.0, **fields: Any) -> None:
-    """Ask, and hang up."""
-    with pytest.raises(httpx.ReadTimeout):
-        httpx.post(f"{server.url}/generate", json={**QUICK, **fields}, timeout=seconds)
+@contextmanager
+def asking(server: Server, **fields: Any) -> Iterator[None]:
+    """A client that has asked for an image, and hangs up at the end of the block."""
+    body = json.dumps({**QUICK, **fields})
+    port = server.client.base_url.port
+    with socket.create_connection(("127.0.0.1", port)) as client:
+        client.sendall(HEAD.format(len(body)).encode() + body.encode())
+        yield
 
 
 def partial_files(folder: Path) -> list[Path]:
@@ -94,14 +101,11 @@ def test_gone(server: Server, repository: Repository, hub: FakeHub, folder: Path
     repository.files[UNET] = Sent(size=60_000_000, hold=threading.Event())
     hub.add("org/other", folder / "models" / "mine")
     path = f"org/test_gone/{UNET}"
-    slow = threading.Thread(target=leave, args=(server, 30.0), kwargs={"model": "org/test_gone"})
-    slow.start()
-    until(lambda: path in hub.under_way)
-    for name in ("org/other", "mine"):
-        assert post(server, **QUICK, model=name).status_code == 200
-    assert slow.is_alive()
-    assert path in hub.under_way
-    slow.join()
+    with asking(server, model="org/test_gone"):
+        until(lambda: path in hub.under_way)
+        for name in ("org/other", "mine"):
+            assert post(server, **QUICK, model=name).status_code == 200
+        assert path in hub.under_way
     until(lambda: path not in hub.under_way)
     until(lambda: not partial_files(folder))
     assert hub.sent[path] < 60_000_000
@@ -117,12 +121,19 @@ def test_late(server: Server, repository: Repository, hub: FakeHub, folder: Path
     until(lambda: not partial_files(folder))
 
 
-def test_hub_fault(server: Server, repository: Repository, hub: FakeHub) -> None:
-    for status, words in ((500, "the Hub has a fault"), (429, "asks for a pause")):
-        hub.faults.status, hub.faults.where = status, "/tree/"
-        assert_error(post(server, **QUICK, model="org/test_hub_fault"), 503, words)
-    hub.faults.status = 0
-    assert post(server, **QUICK, model="org/test_hub_fault").status_code == 200
+@pytest.mark.long
+def test_hub_fault(server: Server, hub: FakeHub, folder: Path) -> None:
+    """Each answer takes a while, in which huggingface_hub tries again."""
+    faults = {500: "the Hub has a fault", 429: "asks for a pause"}
+    with ThreadPoolExecutor() as pool:
+        answers = {}
+        for status in faults:
+            hub.add(f"org/fault-{status}", folder / "models" / "mine").status = status
+            answers[status] = pool.submit(post, server, **QUICK, model=f"org/fault-{status}")
+        for status, words in faults.items():
+            assert_error(answers[status].result(), 503, words)
+    hub.repositories["org/fault-500"].status = 200
+    assert post(server, **QUICK, model="org/fault-500").status_code == 200
 
 
 def test_damaged(server: Server, repository: Repository, hub: FakeHub) -> None:
@@ -136,7 +147,6 @@ def test_damaged(server: Server, repository: Repository, hub: FakeHub) -> None:
 
 def test_lora(server: Server, hub: FakeHub, folder: Path) -> None:
     """Of the Hub: too large, held up, and good."""
-    hub.faults.status = 0
     good = safetensors.torch.save({"x": torch.zeros(1)})
     hub.add("org/loras").files |= {
         "huge.safetensors": Sent(size=2_000_000_000),
@@ -147,7 +157,8 @@ def test_lora(server: Server, hub: FakeHub, folder: Path) -> None:
     huge = post(server, **asked, lora={"model_id": "org/loras/huge"})
     assert_error(huge, 413, "the limit is 1500000000")
     assert "org/loras/huge.safetensors" not in hub.sent
-    leave(server, **asked, lora={"model_id": "org/loras/held"})
+    with asking(server, **asked, lora={"model_id": "org/loras/held"}):
+        until(lambda: "org/loras/held.safetensors" in hub.under_way)
     until(lambda: "org/loras/held.safetensors" not in hub.under_way)
     until(lambda: not partial_files(folder))
     unfit = post(server, **asked, lora={"model_id": "org/loras/good"})

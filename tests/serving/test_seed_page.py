@@ -104,6 +104,7 @@ def test_lora(worker: Server) -> None:
     assert np.abs(styled - by_field).max() <= 1
 
 
+@pytest.mark.long
 async def test_text_to_image(tmp_path: Path) -> None:
     app = App(load_settings(sd_model=str(save_tiny("sdxl", tmp_path / "sdxl"))))
     app.start()

@@ -25,6 +25,7 @@ from tests.support.graphs import fake_graphs
 from tests.support.images import box_mask, data_uri, gradient, half_mask
 from tests.support.loras import everything, make_lora, save_kohya, save_peft
 from tests.support.oracle import (
+    Pixels,
     engine_pixels,
     run_together,
     settled,
@@ -75,6 +76,7 @@ def test_every_sampler_does_every_task_as_the_stock_pipeline(
     assert difference("sd15", **task, scheduler=sampler) <= PARITY
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("kind", ["sd21", "sd21-inpaint", "sdxl", "sd21 with ControlNet"])
 def test_every_sampler_repaints_as_the_stock_pipeline_for_that_very_task(
@@ -374,25 +376,38 @@ KINDS: list[dict[str, Any]] = [
 ]
 
 
+def of_every_kind(family: str, lora_folder: Path) -> list[list[Trajectory]]:
+    return [
+        trajectories_of(
+            model(family),
+            controlnets=[control(family)] if "controlnet" in fields else [],
+            settings=load_settings(lora_dir=lora_folder),
+            **{**fields, "prompt": fields["prompt"].replace("FAMILY", family)},
+        )
+        for fields in KINDS
+    ]
+
+
+@pytest.fixture(scope="module")
+def alone(lora_folder: Path) -> Callable[[str], list[list[Pixels]]]:
+    """The images of a family's requests, each made alone."""
+    return cache(
+        lambda family: [run_together([job])[0] for job in of_every_kind(family, lora_folder)]
+    )
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("max_images", [3, 16])
 @pytest.mark.parametrize("graphs", [None, fake_graphs], ids=["eager", "graphs"])
 def test_every_kind_of_row_is_the_same_alone_and_in_a_batch(
-    family: str, max_images: int, graphs: Callable[[], Graphs] | None, lora_folder: Path
+    family: str,
+    max_images: int,
+    graphs: Callable[[], Graphs] | None,
+    lora_folder: Path,
+    alone: Callable[[str], list[list[Pixels]]],
 ) -> None:
-    def jobs() -> list[list[Trajectory]]:
-        return [
-            trajectories_of(
-                model(family),
-                controlnets=[control(family)] if "controlnet" in fields else [],
-                settings=load_settings(lora_dir=lora_folder),
-                **{**fields, "prompt": fields["prompt"].replace("FAMILY", family)},
-            )
-            for fields in KINDS
-        ]
-
-    alone = [run_together([job])[0] for job in jobs()]
     arrivals = [i // 3 for i in range(len(KINDS))]
-    together = run_together(jobs(), max_images, arrivals, graphs and graphs())
-    for one, other in zip(alone, together, strict=True):
+    jobs = of_every_kind(family, lora_folder)
+    together = run_together(jobs, max_images, arrivals, graphs and graphs())
+    for one, other in zip(alone(family), together, strict=True):
         assert np.abs(np.stack(one) - np.stack(other)).max() <= 1.01 / 255

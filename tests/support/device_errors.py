@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from sdbento.errors import InvalidParameter, OutOfMemory
 
-FATAL_SEED = 666  # the request at which the GPU of `failing_gpu` fails
-HANGING_SEED = 777  # the request at which that of `hanging_gpu` hangs
+FATAL_SEED = 666  # the request at which the GPU of `faulty_gpu` fails
+HANGING_SEED = 777  # the request at which it hangs
 
 
 class AcceleratorError(RuntimeError):

@@ -49,6 +49,7 @@ class Sent:
 class Repository:
     files: dict[str, Sent]
     revision: str = "1" * 40
+    status: int = 200  # answered to whoever asks for the list of its files
 
 
 @dataclass
@@ -122,6 +123,9 @@ class _Answering(BaseHTTPRequestHandler):
         repository = self.server.repositories.get(name)
         if repository is None:
             self._answer(404, b"{}", X_Error_Code="RepoNotFound")
+            return
+        if is_tree and repository.status != 200:
+            self._answer(repository.status, b"{}")
             return
         entries = [
             {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import signal
@@ -10,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -19,7 +21,7 @@ import pytest
 from PIL import Image
 
 from sdbento.doors.cli import commands
-from sdbento.doors.cli.commands import with_default_model
+from sdbento.doors.cli.commands import main, with_default_model
 from sdbento.environment import load_settings
 from sdbento.settings import Settings
 from tests.support.server import ROOT, free_port
@@ -50,6 +52,23 @@ def complaint(*args: str, status: int = 1, **variables: str) -> str:
     assert (done.returncode, done.stdout) == (status, "")
     assert done.stderr.count("\n") == 1
     return done.stderr.removeprefix("sdbento: ").strip()
+
+
+@pytest.fixture
+def called(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Iterator[Callable[..., tuple[int, str, str]]]:
+    """Runs a command in this process, which has imported torch already: its exit status, what it
+    printed, and its one line on stderr."""
+    monkeypatch.setattr(commands, "keep_freed_memory", lambda: None)  # for the whole process
+
+    def call(*args: str) -> tuple[int, str, str]:
+        status = main(list(args))
+        printed = capfd.readouterr()
+        return status, printed.out, printed.err.removeprefix("sdbento: ").removesuffix("\n")
+
+    yield call
+    logging.disable(logging.NOTSET)
 
 
 def test_help_names_every_command() -> None:
@@ -130,17 +149,26 @@ def test_a_variable_that_runpods_sdk_cannot_read_is_one_line() -> None:
     assert "bad: Invalid debug level: LOUD" in complaint("worker", RUNPOD_LOG_LEVEL="loud")
 
 
-def test_an_unknown_model_is_one_line() -> None:
-    text = complaint("generate", "x", "--model", "no-such-model", SDBENTO_OFFLINE="1")
-    assert "no-such-model" in text
-
-
-def test_a_model_that_cannot_be_pulled_is_one_line() -> None:
-    assert "no-such-model" in complaint("pull", "no-such-model", SDBENTO_OFFLINE="1")
-
-
-def test_an_unknown_sampler_is_one_line() -> None:
-    assert "Eulr" in complaint("generate", "x", *SHAPES, "--scheduler", "Eulr")
+@pytest.mark.parametrize(
+    ("args", "word"),
+    [
+        (["generate", "x", "--model", "no-such-model"], "no-such-model"),
+        (["pull", "no-such-model"], "no-such-model"),
+        (["generate", "x", *SHAPES, "--scheduler", "Eulr"], "Eulr"),
+    ],
+    ids=["model", "pull", "sampler"],
+)
+def test_a_name_that_means_nothing_is_one_line(
+    args: list[str],
+    word: str,
+    called: Callable[..., tuple[int, str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SDBENTO_OFFLINE", "1")
+    status, printed, complaint = called(*args)
+    assert (status, printed) == (1, "")
+    assert word in complaint
+    assert "\n" not in complaint
 
 
 def test_an_image_is_made_with_its_parameters_inside(tmp_path: Path) -> None:
@@ -152,10 +180,12 @@ def test_an_image_is_made_with_its_parameters_inside(tmp_path: Path) -> None:
         assert RED_CIRCLE in json.dumps(image.info)
 
 
-def test_several_images_are_numbered_in_the_format_of_the_name(tmp_path: Path) -> None:
+def test_several_images_are_numbered_in_the_format_of_the_name(
+    tmp_path: Path, called: Callable[..., tuple[int, str, str]]
+) -> None:
     output = tmp_path / "circle.jpg"
-    done = run("generate", RED_CIRCLE, *QUICK, "--num-images", "2", "-o", str(output))
-    assert done.returncode == 0, done.stderr
+    status, *_ = called("generate", RED_CIRCLE, *QUICK, "--num-images", "2", "-o", str(output))
+    assert status == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["circle-1.jpg", "circle-2.jpg"]
     with Image.open(tmp_path / "circle-2.jpg") as image:
         assert image.format == "JPEG"
@@ -191,10 +221,10 @@ def test_models_are_listed() -> None:
     assert "stable-diffusion-xl-base-1.0" in done.stdout
 
 
-def test_samplers_are_listed() -> None:
-    done = run("samplers")
-    assert done.returncode == 0
-    assert re.search(r"^DPM\+\+ 2M +normal, karras", done.stdout, re.MULTILINE)
+def test_samplers_are_listed(called: Callable[..., tuple[int, str, str]]) -> None:
+    status, printed, _ = called("samplers")
+    assert status == 0
+    assert re.search(r"^DPM\+\+ 2M +normal, karras", printed, re.MULTILINE)
 
 
 def test_the_doctor_examines_everything() -> None:

@@ -383,6 +383,7 @@ def mixed_input(i: int) -> dict[str, Any]:
     return {"prompt": prompt, "num_inference_steps": 3 + 3 * (i % 5), "return": "full"}
 
 
+@pytest.mark.long
 @pytest.mark.timeout(240)  # two servers are started, one after the other
 def test_jobs_survive_kill_9_and_each_completes_once(tmp_path: Path) -> None:
     random.seed(moment := time.time_ns())

@@ -265,6 +265,7 @@ def test_a_large_result_goes_to_the_bucket_and_sigterm_loses_no_job(
         assert too_late.state == "IN_QUEUE"  # another worker can take it
 
 
+@pytest.mark.long
 def test_a_worker_that_is_ended_while_it_starts_takes_no_job(
     platform: Platform, tmp_path: Path
 ) -> None:
@@ -277,6 +278,7 @@ def test_a_worker_that_is_ended_while_it_starts_takes_no_job(
     assert job.state == "IN_QUEUE"
 
 
+@pytest.mark.long
 def test_a_worker_whose_model_cannot_be_loaded_reports_why_and_takes_no_job(
     platform: Platform, tmp_path: Path
 ) -> None:

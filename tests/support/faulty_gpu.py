@@ -1,9 +1,10 @@
-"""The service on a GPU that hangs, once, in a step of a request with the seed HANGING_SEED.
+"""The service on a GPU that hangs in a step of a request with the seed HANGING_SEED, and fails for
+good at the first one with FATAL_SEED.
 
 It hangs for as long as the process lives, and only if the file `hang` lies in the folder of the
 state; the file is removed first, so that the next process works.
 
-`bentoml serve tests.support.hanging_gpu:StableDiffusion`
+`bentoml serve tests.support.faulty_gpu:StableDiffusion`
 """
 
 from __future__ import annotations
@@ -12,23 +13,32 @@ import threading
 from collections.abc import Callable
 
 import sdbento.app
+from sdbento.engine import loop
 from sdbento.engine.trajectory import Launched, Stage, StepPlan
 from sdbento.environment import load_settings
 from sdbento.process import replacement
 from sdbento.runner.torch_runner import TorchRunner
 from service import StableDiffusion as StableDiffusion
-from tests.support.device_errors import HANGING_SEED
+from tests.support.device_errors import FATAL_SEED, HANGING_SEED, AcceleratorError
 
 
-class HangingRunner(TorchRunner):
+class FaultyRunner(TorchRunner):
+    """After the first failure every later call fails in the same way, as CUDA's do."""
+
+    failed = False
+
     def launch(self, plan: StepPlan, pause: Callable[[], None] | None = None) -> Launched:
-        trigger = load_settings().state_dir / "hang"
         seeds = {trajectory.seed for trajectory in plan.trajectories}
+        trigger = load_settings().state_dir / "hang"
         if plan.stage is Stage.STEP and HANGING_SEED in seeds and trigger.exists():
             trigger.unlink()
             threading.Event().wait()
+        self.failed |= FATAL_SEED in seeds
+        if self.failed:
+            raise AcceleratorError("CUDA error: an illegal memory access was encountered")
         return super().launch(plan, pause)
 
 
-vars(sdbento.app)["TorchRunner"] = HangingRunner
-vars(replacement).update(LINGER=10.0)  # seconds for the test to look
+vars(sdbento.app)["TorchRunner"] = FaultyRunner
+vars(loop).update(UNTIMED=2.0)  # the first call of a kind hangs after less time
+vars(replacement).update(LINGER=5.0, LIMIT=8)  # seconds for the test to look
