@@ -22,7 +22,8 @@ PACKAGE = ROOT / "sdbento"
 # From the roof down. A package may import those of the floors below its own, and itself.
 FLOORS = (
     {"service", "__main__"},
-    {"doors", "client"},
+    {"doors"},
+    {"client"},
     {"jobs"},
     {"app"},
     {"admission"},

@@ -1,4 +1,4 @@
-"""The command `sdbento`: serve, generate, inspect, models, samplers, pull, keys, doctor.
+"""The command `sdbento`: serve, generate, inspect, models, samplers, pull, bench, keys, doctor.
 
 Any error is one line on stderr. The commands import what is slow to import (torch, diffusers)
 themselves, so that `--help` answers at once.
@@ -19,6 +19,7 @@ import click
 import sdbento
 from sdbento.access.keyring import Keyring
 from sdbento.doors.cli import inspection
+from sdbento.doors.cli.bench import bench
 from sdbento.doors.cli.generate import build_request, generate_with_progress, write_images
 from sdbento.doors.cli.keys import keys
 from sdbento.doors.cli.output import keep_quiet, say
@@ -232,6 +233,7 @@ def doctor() -> None:
         click.echo(finding)
 
 
+commands.add_command(bench)
 commands.add_command(keys)
 
 

@@ -81,6 +81,7 @@ def test_help_names_every_command() -> None:
         "models",
         "samplers",
         "pull",
+        "bench",
         "worker",
         "doctor",
     ):
