@@ -20,12 +20,13 @@ from typing import TypeVar
 
 from PIL import Image
 
+from sdbento.access.caller import current_caller
 from sdbento.access.threads import SharedThreads
 from sdbento.admission import Admission
 from sdbento.backoff import Backoff
 from sdbento.catalog.downloads.queue import Downloads
 from sdbento.catalog.lookup import Catalog
-from sdbento.catalog.specs import ControlNetSpec, ModelSpec
+from sdbento.catalog.specs import ControlNetSpec, ModelSpec, catalogued_controlnets
 from sdbento.engine.cost import CostModel
 from sdbento.engine.handle import Estimated, Handle, Stepped
 from sdbento.engine.loop import Engine, replaced
@@ -33,8 +34,14 @@ from sdbento.engine.planner import ROWS_PER_IMAGE, Planner
 from sdbento.engine.trajectory import Runner
 from sdbento.environment import unknown_variables
 from sdbento.errors import DeadlineExceeded, classify, is_sick, reraise
+from sdbento.images.redaction import public_name, without_secrets
+from sdbento.live.batch import Batch, ResidentModel
+from sdbento.live.privacy import Watcher, seen_by
+from sdbento.live.snapshot import About
+from sdbento.live.watchers import Watchers
 from sdbento.lora.files import fetch_lora
 from sdbento.models.cache import PipelineCache
+from sdbento.models.device import GB
 from sdbento.models.leases import Lease, give_up
 from sdbento.process.malloc import release_freed_memory
 from sdbento.process.threads import compute_only_on, num_cores
@@ -48,7 +55,7 @@ from sdbento.request.schema import GenerateRequest, GenerateResponse
 from sdbento.runner.calibration import Calibration
 from sdbento.runner.graphs import bucket, make_graphs
 from sdbento.runner.torch_runner import TorchRunner
-from sdbento.samplers.names import SamplerInfo, list_samplers
+from sdbento.samplers.names import SamplerInfo, canonical_name, list_samplers
 from sdbento.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -99,6 +106,7 @@ class App:
         self.engine = Engine(
             self.runner, self.planner, stall=settings.stall_seconds, on_failure=self._lose_engine
         )
+        self.watchers = Watchers(self.engine)
         if graphs is not None:
             self.pipelines.relieve = lambda: self.engine.call(graphs.forget).result(RELIEF)
         inversions = Inversions(settings)
@@ -164,6 +172,30 @@ class App:
 
     def list_samplers(self) -> list[SamplerInfo]:
         return list_samplers()
+
+    async def watch(self) -> AsyncGenerator[Batch, None]:
+        """The running batch as the present caller may see it, ten times a second at most.
+
+        Ends when the server stops. Raises Overloaded where too many watch already, Unavailable.
+        """
+        async with aclosing(self.watchers.snapshots()) as snapshots:
+            names = await asyncio.to_thread(self._visible_names)
+            watcher = Watcher(current_caller().owner, names.__contains__)
+            async for snapshot in snapshots:
+                num_preparing = max(0, self.num_requests - snapshot.batch.queue.requests)
+                yield seen_by(watcher, snapshot, self._residents(), num_preparing)
+
+    def _visible_names(self) -> set[str]:
+        """Of the models that the present caller may use, and of ControlNets."""
+        models = {model.spec.name for model in self.list_models()}
+        catalogued = catalogued_controlnets().values()
+        return models | {spec.name for specs in catalogued for spec in specs.values()}
+
+    def _residents(self) -> Iterator[ResidentModel]:
+        for resident in self.pipelines.residents().values():
+            spec, memory_gb = resident.spec, round(resident.nbytes / GB, 3)
+            is_model = isinstance(spec, ModelSpec)
+            yield ResidentModel(spec.name, "model" if is_model else "controlnet", memory_gb)
 
     async def find_model(self, name: str | None = None) -> ModelSpec:
         """The model that requests mean by `name`; None: the default.
@@ -292,12 +324,13 @@ class App:
             fetches = self._builder.must_fetch(request, models)
             run = self._lora_threads.run if fetches else asyncio.to_thread
             trajectories, warnings = await run(self._builder.build, request, models)
-            handle = self.engine.submit(trajectories, request.deadline)
+            own_sampler = str(models.pipeline.scheduler_config["_class_name"])
+            about = _about(request, own_sampler)
+            handle = self.engine.submit(trajectories, request.deadline, about)
         except BaseException:
             lease.release()
             raise
         handle.done.add_done_callback(lambda _: lease.release())
-        own_sampler = str(models.pipeline.scheduler_config["_class_name"])
         return RunningRequest(request, handle, own_sampler, warnings)
 
     async def _fetch_loras(self, request: ResolvedRequest) -> None:
@@ -366,6 +399,17 @@ class App:
     def _calibration(self, spec: ModelSpec) -> Calibration:
         max_rows = ROWS_PER_IMAGE * self.settings.max_batch_size
         return Calibration(spec, self.pipelines, self.runner, self.planner.cost, max_rows)
+
+
+def _about(request: ResolvedRequest, own_sampler: str) -> About:
+    """What those who watch the batch are told of a request."""
+    settled = request.settled
+    return About(
+        prompt=without_secrets(settled.prompt),
+        sampler=settled.scheduler or canonical_name(own_sampler),
+        loras=tuple(public_name(lora.source.name) for lora in request.loras),
+        num_controlnets=len(request.controlnets),
+    )
 
 
 async def _wait(future: Future[T], deadline: float, what: str) -> T:

@@ -22,6 +22,7 @@ PACKAGES = (
     "doors",
     "client",
     "jobs",
+    "live",
     "request",
     "runner",
     "engine",

@@ -9,6 +9,7 @@ from sdbento.doors.a1111 import every as a1111
 from sdbento.doors.a1111 import failures as a1111_failures
 from sdbento.doors.docs import reference
 from sdbento.doors.http import listings, ping
+from sdbento.doors.live import api as live
 from sdbento.doors.openai import api as openai
 from sdbento.doors.openai import failures as openai_failures
 from sdbento.doors.openai import files as openai_files
@@ -17,6 +18,7 @@ from sdbento.doors.runpod import api as runpod
 
 ROUTERS = (
     listings.router,
+    live.router,
     ping.router,
     runpod.router,
     openai.router,

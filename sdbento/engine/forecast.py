@@ -16,11 +16,13 @@ from sdbento.engine.trajectory import Owner, Trajectory
 
 @dataclass(frozen=True)
 class Ending:
-    """When a request will be done (time.monotonic), whose it is, and how many images it has."""
+    """When a request will be done (time.monotonic), whose it is, how many images it has, and the
+    number of its handle."""
 
     at: float  # inf: nobody knows yet
     owner: Owner
     num_images: int
+    request: int = 0
 
 
 def forecast(
@@ -36,7 +38,7 @@ def forecast(
     seconds = [_work_of(handle, work) for handle in in_order]
     ends = ends_in_shares(list(zip(owners, seconds, strict=True)))
     endings = [
-        Ending(_at(now + end, first.deadline), first.owner, len(handle.trajectories))
+        Ending(_at(now + end, first.deadline), first.owner, len(handle.trajectories), handle.number)
         for handle, first, end in zip(in_order, firsts, ends, strict=True)
     ]
     return sorted(endings, key=lambda ending: ending.at)

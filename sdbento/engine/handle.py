@@ -42,7 +42,9 @@ EngineEvent = Estimated | Stepped
 class Handle:
     """One request under way.
 
-    `cancel` and `request_estimate` reach the engine, from any thread.
+    `cancel` and `request_estimate` reach the engine, from any thread. `number`: in the order in
+    which requests were submitted. `about`: what whoever has submitted it says of it to those who
+    observe the engine, which does not read it.
     """
 
     def __init__(
@@ -50,7 +52,11 @@ class Handle:
         trajectories: list[Trajectory],
         cancel: Callable[[Handle], None],
         request_estimate: Callable[[Handle], None],
+        number: int = 0,
+        about: object = None,
     ) -> None:
+        self.number = number
+        self.about = about
         self.trajectories = trajectories  # one an image
         self.done: Future[None] = Future()
         self.submitted = time.monotonic()

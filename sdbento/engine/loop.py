@@ -24,9 +24,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import count
 from queue import Empty, SimpleQueue
 from statistics import median
 from traceback import clear_frames
+from typing import Protocol
 
 from sdbento.engine.forecast import Ending, forecast
 from sdbento.engine.handle import Estimated, Handle, Stepped
@@ -75,6 +77,17 @@ class _UnderWay:
     is_part: bool  # of a plan that failed as a whole
 
 
+class Observer(Protocol):
+    """Somebody who looks at what the engine does. Called on the loop's thread, so it must be quick;
+    one that raises is not called again."""
+
+    def called(self, plan: StepPlan, steps_done: list[int], seconds: float) -> None:
+        """A UNet call was made, after which the images of `plan` had so many steps done."""
+
+    def changed(self) -> None:
+        """A request has come or gone."""
+
+
 class Engine:
     """Owns the loop thread and every unfinished request.
 
@@ -108,6 +121,8 @@ class Engine:
         # When the requests under way will be done; replaced as a whole, for any thread to read.
         self.endings: list[Ending] = []
         self._forecast_due = 0.0
+        self.observer: Observer | None = None  # from any thread; None: nobody looks
+        self._numbers = count(1)  # of requests
         self._running = True
         self._abandoned = False
         self._thread = threading.Thread(target=self._loop, name="sdbento-engine", daemon=True)
@@ -127,12 +142,15 @@ class Engine:
         if self._abandoned:
             raise replaced()
 
-    def submit(self, trajectories: list[Trajectory], deadline: float) -> Handle:
+    def submit(
+        self, trajectories: list[Trajectory], deadline: float, about: object = None
+    ) -> Handle:
         """Take in the images of one request, to be done by `deadline` (time.monotonic).
 
-        From any thread. Raises Unavailable when the engine is stopping.
+        `about`: see Handle. From any thread. Raises Unavailable when the engine is stopping.
         """
-        handle = Handle(trajectories, self._cancel, self._request_estimate)
+        number = next(self._numbers)
+        handle = Handle(trajectories, self._cancel, self._request_estimate, number, about)
         for trajectory in trajectories:
             trajectory.submitted = handle.submitted
             trajectory.deadline = deadline
@@ -210,6 +228,10 @@ class Engine:
         self._inbox.put(lambda: self._publish_estimate(handle))
 
     # From here on, everything runs on the loop thread.
+
+    def requests(self) -> list[Handle]:
+        """Those that are unfinished, in the order in which they were taken up."""
+        return list(dict.fromkeys(self._handles.values()))
 
     def _loop(self) -> None:
         while self._running:
@@ -336,6 +358,8 @@ class Engine:
                 self._expect_until(time.monotonic())
             self._record(under_way.plan, result, learn=not under_way.is_part)
             self._publish_steps(under_way)
+            if self.observer is not None:
+                self._tell_of_call(under_way, result.seconds)
 
     def _result(self, under_way: _UnderWay) -> StepResult:
         """Wait for a plan. If the device reports an error, all of its trajectories have failed."""
@@ -390,6 +414,7 @@ class Engine:
             self._finish(handle, hopeless)
             return
         self._planner.add(handle.trajectories)
+        self._tell_of_change()
 
     def _hopeless(self, handle: Handle) -> SDBentoError | None:
         """The error for a request whose deadline could not be met even on an idle machine."""
@@ -465,6 +490,26 @@ class Engine:
             handle.done.set_result(None)
         else:
             handle.done.set_exception(error)
+        self._tell_of_change()
+
+    def _tell_of_call(self, under_way: _UnderWay, seconds: float) -> None:
+        if under_way.plan.stage is Stage.STEP:
+            plan, steps_done = under_way.plan, under_way.steps_done
+            self._tell(lambda observer: observer.called(plan, steps_done, seconds))
+
+    def _tell_of_change(self) -> None:
+        if self.observer is not None:
+            self._tell(lambda observer: observer.changed())
+
+    def _tell(self, tell: Callable[[Observer], None]) -> None:
+        observer = self.observer
+        if observer is None:  # it has left this very moment
+            return
+        try:
+            tell(observer)
+        except Exception:
+            log.exception("an observer of the engine failed, and is told no more")
+            self.observer = None
 
     def _fail_everyone(self, error: SDBentoError) -> None:
         self._under_way.clear()

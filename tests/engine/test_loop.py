@@ -719,3 +719,64 @@ def test_a_long_plan_ends_in_a_pause_when_its_request_is_cancelled() -> None:
     with pytest.raises(Cancelled):
         handle.done.result(timeout=0)
     assert not [plan for plan in runner.plans if plan.stage is Stage.STEP]
+
+
+class Noting:
+    """An observer that keeps what it is told; `fails`: how often it raises first."""
+
+    def __init__(self, fails: int = 0) -> None:
+        self.calls: list[tuple[StepPlan, list[int], float]] = []
+        self.num_changes = 0
+        self._fails = fails
+
+    def called(self, plan: StepPlan, steps_done: list[int], seconds: float) -> None:
+        self.calls.append((plan, steps_done, seconds))
+
+    def changed(self) -> None:
+        self.num_changes += 1
+        if self.num_changes <= self._fails:
+            raise RuntimeError("a bug of the observer")
+
+
+@pytest.mark.parametrize("kind", [FakeRunner, FakeDevice])
+def test_an_observer_is_told_of_every_call_and_of_who_comes_and_goes(
+    kind: type[FakeRunner],
+) -> None:
+    with running(kind(seconds=0.002)) as engine:
+        engine.observer = observer = Noting()
+        images = [make_trajectory(3, seed=1), make_trajectory(3, seed=2)]
+        assert_right(submit(engine, *images))
+        until(lambda: observer.num_changes == 2)
+        engine.observer = None
+        assert_right(submit(engine, make_trajectory(4)))
+    assert [(set(plan.trajectories), done) for plan, done, _ in observer.calls] == [
+        (set(images), [step, step]) for step in (1, 2, 3)
+    ]
+    assert all(seconds > 0 for *_, seconds in observer.calls)
+
+
+def test_an_observer_that_fails_harms_no_request_and_is_told_no_more(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with running(FakeRunner()) as engine:
+        engine.observer = observer = Noting(fails=1)
+        assert_right(submit(engine, make_trajectory(4)))
+        until(lambda: engine.observer is None)
+    assert (observer.num_changes, observer.calls) == (1, [])
+    assert "an observer of the engine failed" in caplog.text
+
+
+def test_requests_have_numbers_and_what_was_said_of_them() -> None:
+    with running(FakeRunner(seconds=0.002)) as engine:
+        handles = [
+            engine.submit([make_trajectory(99)], time.monotonic() + FAR, about)
+            for about in ("one", "two")
+        ]
+        requests: list[Handle] = []
+        engine.call(lambda: requests.extend(engine.requests())).result(5)
+        engine.call(lambda: None).result(5)  # another step, and with it a forecast
+        assert [ending.request for ending in engine.endings] == [1, 2]
+        for handle in handles:
+            handle.cancel()
+    assert requests == handles
+    assert [(one.number, one.about) for one in requests] == [(1, "one"), (2, "two")]

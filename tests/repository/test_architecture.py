@@ -26,7 +26,7 @@ FLOORS = (
     {"client"},
     {"jobs"},
     {"app"},
-    {"admission"},
+    {"admission", "live"},
     {"request", "runner"},
     {"engine"},
     {"prompts"},
@@ -54,7 +54,7 @@ NO_TORCH = [
 NO_TORCH += ["catalog.lookup", "images.codec", "samplers.stock", "request.schema"]
 NO_TORCH += ["models.memory.residency", "jobs.service", "doors.cli.commands"]
 NO_TORCH += [f"engine.{name}" for name in ("loop", "handle", "planner", "cost", "caps")]
-NO_TORCH += ["engine.trajectory", "engine.inputs"]
+NO_TORCH += ["engine.trajectory", "engine.inputs", "live.recorder"]
 READS_ENVIRONMENT = {"environment"}
 LOADS_WEIGHTS = {"models.weights"}
 MAX_FUNCTION_LINES = 60

@@ -36,9 +36,9 @@ def test_every_example_succeeds(server: Server, document: Any, path: str) -> Non
 def test_every_route_without_parameters_can_be_read(server: Server, document: Any) -> None:
     for path, method, operation in operations(document):
         if method == "get" and not operation.get("parameters"):
-            answer = server.client.get(path)
-            assert str(answer.status_code) in operation["responses"], path
-            assert answer.status_code in (200, 307), path
+            with server.client.stream("GET", path) as answer:  # that of /batch never ends
+                assert str(answer.status_code) in operation["responses"], path
+                assert answer.status_code in (200, 307), path
 
 
 def test_the_page_is_made_of_files_of_this_server(server: Server) -> None:

@@ -29,6 +29,7 @@ If the server has keys, send one as a bearer token, or as the password of Basic 
 TAGS = {
     "Images": "Requests with all fields, as JSON or as a form.",
     "Models": "What requests can name.",
+    "Batch": "What runs at the moment.",
     "OpenAI images": "OpenAI's images API, with our fields besides OpenAI's.",
     "OpenAI models": "What OpenAI's clients list.",
     "AUTOMATIC1111": "The API of AUTOMATIC1111's web UI.",

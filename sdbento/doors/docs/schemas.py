@@ -18,12 +18,17 @@ def operations(document: Schema) -> Iterator[tuple[str, str, Schema]]:
 
 
 def name_schemas(document: Schema) -> None:
-    """Give the schemas of all bodies, and what pydantic has defined within them, their names."""
+    """Give the schemas of all bodies, of the answers that FastAPI does not describe, and what
+    pydantic has defined within them, their names."""
     schemas = document["components"]["schemas"]
     document["components"]["schemas"] = {_short(name): schemas[name] for name in schemas}
     for _, _, operation in operations(document):
         for media in operation.get("requestBody", {}).get("content", {}).values():
             media["schema"] = _named(media.get("schema", {}), document)
+        for answer in operation["responses"].values():
+            for media in answer.get("content", {}).values():
+                if "$defs" in media.get("schema", {}):
+                    media["schema"] = _named(media["schema"], document)
     _refer_to_components(document)
 
 

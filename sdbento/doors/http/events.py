@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing, suppress
+from types import MappingProxyType
 from typing import Any, ParamSpec
+
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from sdbento.doors.http import failures
 from sdbento.request.events import Event, messages
@@ -15,6 +19,23 @@ from sdbento.request.events import Event, messages
 KEEP_ALIVE = 15.0  # seconds without an event after which a comment keeps proxies from hanging up
 
 P = ParamSpec("P")
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+
+
+class EventStream(StreamingResponse):
+    """Closes its source when the client is gone, at whatever point that is noticed."""
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self, texts: AsyncGenerator[str, None], headers: Mapping[str, str] = NO_HEADERS
+    ) -> None:
+        super().__init__(texts, headers={**headers, "Cache-Control": "no-cache"})
+        self._texts = texts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with aclosing(self._texts):
+            await super().__call__(scope, receive, send)
 
 
 def guarded_stream(

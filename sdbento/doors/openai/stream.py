@@ -14,11 +14,9 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Literal
 
 from PIL import Image
-from starlette.responses import StreamingResponse
-from starlette.types import Receive, Scope, Send
 
 from sdbento.doors.http import failures
-from sdbento.doors.http.events import as_text, kept_alive
+from sdbento.doors.http.events import EventStream, as_text, kept_alive
 from sdbento.doors.openai.answers import headers, size_in_words, usage_of
 from sdbento.doors.openai.failures import to_body
 from sdbento.doors.openai.order import Order
@@ -30,20 +28,6 @@ if TYPE_CHECKING:
     from sdbento.app import App
 
 Kind = Literal["image_generation", "image_edit"]
-
-
-class EventStream(StreamingResponse):
-    """Closes its source when the client is gone, at whatever point that is noticed."""
-
-    media_type = "text/event-stream"
-
-    def __init__(self, texts: AsyncGenerator[str, None], headers: dict[str, str]) -> None:
-        super().__init__(texts, headers=headers | {"Cache-Control": "no-cache"})
-        self._texts = texts
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with aclosing(self._texts):
-            await super().__call__(scope, receive, send)
 
 
 async def stream(app: App, order: Order, kind: Kind) -> EventStream:

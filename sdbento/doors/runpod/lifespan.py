@@ -65,6 +65,7 @@ def running_jobs(routes: Starlette) -> Jobs | None:
 def _prepare_to_stop(routes: Starlette) -> None:
     if (jobs := running_jobs(routes)) is not None:
         jobs.prepare_to_stop()
+    routes.state.app.watchers.close()
     give_up_in_time(routes.state.app)
 
 

@@ -1,0 +1,49 @@
+"""GET /batch: the running batch as server-sent events, for as long as the client listens."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+from pydantic import TypeAdapter
+from starlette.responses import Response
+
+from sdbento.doors.http.events import EventStream, kept_alive
+from sdbento.doors.http.routing import TheApp, door
+from sdbento.live.batch import Batch
+
+router = door("Batch")
+
+
+_JSON = TypeAdapter(Batch)
+_EVENTS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "Server-sent events named `batch`; the data of each is such an object",
+        "content": {"text/event-stream": {"schema": _JSON.json_schema(mode="serialization")}},
+    }
+}
+
+
+@router.get("/batch", response_class=Response, responses=_EVENTS)
+async def watch_batch(app: TheApp) -> EventStream:
+    """What runs at the moment, as server-sent events: who is in the batch, and who waits.
+
+    An event comes after UNet calls and when a request comes or goes, ten times a second at most,
+    and once a second in any case. A client that reads slowly misses some. Of the requests of
+    others, neither prompts nor LoRAs nor owners are told.
+    """
+    batches = app.watch()
+    first = await anext(batches)  # raises what refuses the request
+    return EventStream(kept_alive(_texts(first, batches)))
+
+
+async def _texts(first: Batch, batches: AsyncGenerator[Batch, None]) -> AsyncGenerator[str, None]:
+    async with aclosing(batches):
+        yield _text(first)
+        async for batch in batches:
+            yield _text(batch)
+
+
+def _text(batch: Batch) -> str:
+    return f"event: {batch.event}\ndata: {_JSON.dump_json(batch).decode()}\n\n"

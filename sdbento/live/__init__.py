@@ -1,0 +1,1 @@
+"""The running batch, live, for whoever watches: who is in it, who waits, how fast it goes."""
