@@ -26,6 +26,7 @@ from sdbento.doors.bentoml.private import (
     keep_metrics_in_memory,
     leave_out_timeouts,
 )
+from sdbento.doors.default_model import NOTICE, with_default_model
 from sdbento.doors.every import ERROR_SHAPES, OPEN_PREFIXES, ROUTERS
 from sdbento.doors.http import ping
 from sdbento.doors.http.events import guarded_stream, server_sent_events
@@ -94,8 +95,11 @@ class StableDiffusion:
             from sdbento.app import App
 
         try:
-            settings = load_settings()
+            given = load_settings()
+            settings = with_default_model(given)
             logging.getLogger("sdbento").setLevel(settings.log_level)  # App has things to say
+            if settings is not given:
+                logging.getLogger("sdbento").info(NOTICE)
             Bucket.configured(settings)  # complains now, not at the first result
             self.app = routes.state.app = App(decide_any_model(settings), on_broken=end_process)
             warn_if_open(settings)

@@ -59,7 +59,8 @@ class Settings(BaseModel):
         min_length=1,
         validation_alias=_names("SD_MODEL"),
         description="Default model: a catalogue name, a Hub id, a diffusers folder "
-        "or a .safetensors file",
+        "or a .safetensors file; unset: this on a GPU, and `shapes` without one (a RunPod worker: "
+        "always this)",
     )
     precision: Precision = Field(
         "fp16",

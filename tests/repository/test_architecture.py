@@ -52,7 +52,7 @@ NO_TORCH = [
     "url_redaction",
 ]
 NO_TORCH += ["catalog.lookup", "images.codec", "samplers.stock", "request.schema"]
-NO_TORCH += ["models.memory.residency", "jobs.service", "doors.cli.commands"]
+NO_TORCH += ["models.memory.residency", "jobs.service", "doors.cli.commands", "doors.default_model"]
 NO_TORCH += [f"engine.{name}" for name in ("loop", "handle", "planner", "cost", "caps")]
 NO_TORCH += ["engine.trajectory", "engine.inputs", "live.recorder"]
 READS_ENVIRONMENT = {"environment"}

@@ -10,7 +10,6 @@ import asyncio
 import json
 import os
 import sys
-from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from sdbento.doors.cli.generate import build_request, generate_with_progress, wr
 from sdbento.doors.cli.keys import keys
 from sdbento.doors.cli.output import keep_quiet, say
 from sdbento.doors.cli.ports import listening_problem
+from sdbento.doors.default_model import NOTICE, with_default_model
 from sdbento.doors.runpod.volume import use_volume
 from sdbento.environment import child_environment, load_settings
 from sdbento.errors import SDBentoError, reraise
@@ -32,8 +32,6 @@ from sdbento.settings import Settings, SettingsError
 
 INTERRUPTED = 130  # the exit status, in shells, of a command that SIGINT has ended
 DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 3000
-# NVIDIA's devices, those of its Jetsons, of WSL and of AMD.
-GPU_DRIVERS = ("/dev/nvidia*", "/dev/nvhost*", "/dev/dxg", "/dev/kfd")
 
 
 def main(args: list[str] | None = None) -> int:
@@ -71,7 +69,7 @@ model_option = click.option(
 @model_option
 def serve(host: str | None, port: int | None, model: str | None) -> None:
     """Serve over HTTP. All other settings come from the environment."""
-    settings = with_default_model(use_volume(load_settings(sd_model=model)))
+    settings = with_told_default_model(use_volume(load_settings(sd_model=model)))
     Keyring(settings)  # a bad file of keys is told here, in one line
     environment = child_environment(settings, BENTOML_DO_NOT_TRACK="1")
     host = host or environment.get("BENTOML_HOST") or DEFAULT_HOST
@@ -119,7 +117,7 @@ def generate(output: Path, model: str | None, **fields: Any) -> None:
     """Make an image of PROMPT, without a server."""
     request = build_request(output, fields)
     settings = operators(load_settings(sd_model=model, max_batch_size=request.num_images))
-    settings = with_default_model(settings)
+    settings = with_told_default_model(settings)
     keep_quiet(settings)
     response = asyncio.run(generate_with_progress(settings, request))
     write_images(output, response)
@@ -243,20 +241,10 @@ def operators(settings: Settings) -> Settings:
     return use_volume(settings).model_copy(update=allowed)
 
 
-def with_default_model(settings: Settings) -> Settings:
-    """The settings, with the embedded model if the operator has named none and there is no GPU.
-
-    The default of the RunPod worker, which is for GPUs, would take a CPU minutes an image.
-    """
-    if "sd_model" in settings.model_fields_set or has_gpu(settings):
-        return settings
-    say("no GPU here: using the embedded model `shapes`; --model or SD_MODEL names another")
-    return settings.model_copy(update={"sd_model": "shapes"})
-
-
-def has_gpu(settings: Settings) -> bool:
-    if settings.device == "cpu" or not any(glob(driver) for driver in GPU_DRIVERS):
-        return False  # without importing torch, which takes a second
-    import torch
-
-    return torch.cuda.is_available()
+def with_told_default_model(settings: Settings) -> Settings:
+    """The settings, with the default model decided, and a line on stderr if it is the embedded
+    one because there is no GPU."""
+    decided = with_default_model(settings)
+    if decided is not settings:
+        say(NOTICE)
+    return decided

@@ -25,6 +25,7 @@ from sdbento.catalog import hub
 from sdbento.catalog.lookup import Catalog
 from sdbento.catalog.specs import ModelSpec
 from sdbento.doors.cli.ports import listening_problem
+from sdbento.doors.default_model import reason, with_default_model
 from sdbento.doors.http.exposure import ADVICE, is_local
 from sdbento.environment import unknown_variables
 from sdbento.models import attention, device
@@ -60,7 +61,8 @@ def examine(settings: Settings, host: str, port: int) -> Iterator[Finding]:
     yield examine_any_model(settings, host)
     yield from examine_settings(settings)
     yield from examine_attention(settings)
-    yield from examine_models(settings)
+    yield examine_default_model(settings)
+    yield from examine_models(with_default_model(settings))
 
 
 def examine_python() -> Iterator[Finding]:
@@ -190,6 +192,11 @@ def examine_attention(settings: Settings) -> Iterator[Finding]:
         return
     text = f"{fastest.name} is the fastest for SDXL's largest layers; every model measures its own"
     yield Finding("attention", text)
+
+
+def examine_default_model(settings: Settings) -> Finding:
+    """Which model answers requests that name none, and by what rule."""
+    return Finding("default", f"{with_default_model(settings).sd_model}: {reason(settings)}")
 
 
 def examine_models(settings: Settings) -> Iterator[Finding]:

@@ -21,9 +21,7 @@ import pytest
 from PIL import Image
 
 from sdbento.doors.cli import commands
-from sdbento.doors.cli.commands import main, with_default_model
-from sdbento.environment import load_settings
-from sdbento.settings import Settings
+from sdbento.doors.cli.commands import main
 from tests.support.server import ROOT, free_port
 
 SHAPES = ["--model", "shapes"]
@@ -278,30 +276,3 @@ def wait_until_ready(url: str, process: subprocess.Popen[bytes]) -> None:
         assert process.poll() is None, "the server ended"
         time.sleep(0.1)
     pytest.fail("the server did not get ready")
-
-
-def test_a_model_that_is_set_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SD_MODEL", "mine")
-    assert with_default_model(load_settings(device="cpu")).sd_model == "mine"
-    assert with_default_model(load_settings(device="cpu", sd_model="x")).sd_model == "x"
-
-
-def test_without_a_gpu_the_embedded_model_is_the_default(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    assert with_default_model(load_settings(device="cpu")).sd_model == "shapes"
-    assert capsys.readouterr().err.count("\n") == 1
-
-
-def test_with_a_gpu_the_default_is_that_of_the_runpod_worker(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(commands, "GPU_DRIVERS", ("/dev/nul?",))
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    assert with_default_model(load_settings()).sd_model == Settings().sd_model
-
-
-def test_without_a_driver_torch_is_not_asked_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(commands, "GPU_DRIVERS", ("/dev/no-such-gpu*",))
-    monkeypatch.setattr("torch.cuda.is_available", lambda: pytest.fail("asked"))
-    assert not commands.has_gpu(load_settings())
