@@ -13,13 +13,14 @@ PYTHON312 ?= $(shell for python in python3.12 python3 python; do \
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+SITE := .venv-docs
 # One process more than there are cores: many tests wait for a server.
 PYTEST := pytest -q --numprocesses $(shell expr $$(nproc 2>/dev/null || echo 2) + 1) --maxprocesses 5 \
 	--dist loadfile --no-loadscope-reorder
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-long coverage check docs-check docs-fuzz docs-fuzz-short bench bench-cold bench-gpu gpu-wheels gpu-rehearsal soak lock sbom image image-smoke
+.PHONY: help install serve test test-long coverage check docs docs-serve docs-check docs-fuzz docs-fuzz-short bench bench-cold bench-gpu gpu-wheels gpu-rehearsal soak lock sbom image image-smoke
 
 help: ## show these words
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,6 +47,12 @@ check: $(STAMP) ## lint, formatting, types, licences, known vulnerabilities
 	@$(BIN)/mypy
 	@$(BIN)/python -m tools.licences
 	@$(BIN)/python -m tools.audit
+
+docs: $(SITE)/.installed ## build the documentation as a website in site/, links checked
+	@NO_MKDOCS_2_WARNING=1 $(SITE)/bin/mkdocs build --strict $(ARGS)
+
+docs-serve: $(SITE)/.installed ## serve it on http://localhost:8000, and again after every change
+	@NO_MKDOCS_2_WARNING=1 $(SITE)/bin/mkdocs serve $(ARGS)
 
 docs-check: $(STAMP) ## validate the OpenAPI document, and see that every route is in it
 	@$(BIN)/python -W ignore -m tools.docs_check
@@ -93,4 +100,12 @@ $(STAMP): requirements.lock requirements-dev.lock requirements-cuda.lock pyproje
 	@echo "installing what requirements-dev.lock pins into $(VENV)"
 	@$(BIN)/python tools/install.py
 	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(SITE)/.installed: requirements-docs.lock tools/mermaid.py
+	$(if $(PYTHON),,$(error sdbento needs Python 3.11 or 3.12; name one: make docs PYTHON=/path/to/python3.12))
+	@$(SITE)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(SITE)
+	@echo "installing what requirements-docs.lock pins into $(SITE)"
+	@$(SITE)/bin/python -m pip install --quiet --no-deps --require-hashes --requirement requirements-docs.lock
+	@$(SITE)/bin/python tools/mermaid.py $(SITE)
 	@touch $@

@@ -1,9 +1,8 @@
 """Whether a pinned package has a known vulnerability: part of `make check`.
 
-pip-audit asks PyPI about each pin of requirements.lock and requirements-dev.lock. An answer holds
-for a day as long as the locks stay as they are; it is kept beside the environment. Where PyPI's
-database cannot be reached, nothing was audited: that is said, and is no failure. Whatever else
-keeps pip-audit from an answer is one.
+pip-audit asks PyPI about each pin of the locks. An answer holds for a day as long as the locks stay
+as they are; it is kept beside the environment. Where PyPI's database cannot be reached, nothing was
+audited: that is said, and is no failure. Whatever else keeps pip-audit from an answer is one.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-LOCKS = ("requirements.lock", "requirements-dev.lock")
+LOCKS = ("requirements.lock", "requirements-dev.lock", "requirements-docs.lock")
 KEPT = Path(sys.prefix) / ".audited"
 DAY = 24 * 3600.0
 PROBE = 1  # pins that are asked about first: without a database each takes its time to fail

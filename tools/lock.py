@@ -10,6 +10,7 @@ nothing else. A build that only this machine's pip finds, such as the CPU build 
 own hash, and hashes of pins that stay are kept: nobody has all builds at hand.
 
 requirements-cuda.lock and requirements-gpu.lock are written by hand, but for their hashes.
+requirements-docs.lock is for an environment of its own, which only builds the documentation.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ import re
 import subprocess
 import sys
 import tempfile
+import tomllib
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
 RUN, DEV = ROOT / "requirements.lock", ROOT / "requirements-dev.lock"
 CUDA, GPU = ROOT / "requirements-cuda.lock", ROOT / "requirements-gpu.lock"
+DOCS = ROOT / "requirements-docs.lock"
 WITH_CUDA = re.compile(r"nvidia-(?!ml-py)|cuda-|triton")
 HEADER = "# Made by `make lock` from pyproject.toml.{}\n"
 PIN = re.compile(r"^([\w.-]+)==(\S+)((?: \\\n +--hash=\S+)*)$", re.MULTILINE)
@@ -33,11 +36,11 @@ Versions = dict[str, str]  # by name
 Hashes = dict[tuple[str, str], set[str]]  # "sha256:..." by name and version
 
 
-def resolve(target: str, constraints: list[Path]) -> tuple[Versions, Hashes]:
-    """Versions of everything that `target` needs on this interpreter, and the hashes of builds
+def resolve(targets: list[str], constraints: list[Path]) -> tuple[Versions, Hashes]:
+    """Versions of everything that `targets` need on this interpreter, and the hashes of builds
     that are this machine's own."""
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run"]
-    command += ["--no-build-isolation", "--ignore-installed", "--report", "-", target]
+    command += ["--no-build-isolation", "--ignore-installed", "--report", "-", *targets]
     for path in constraints:
         command += ["--constraint", str(path)]
     answer = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout
@@ -105,12 +108,20 @@ def write(path: Path, header: str, versions: Versions, own: Hashes) -> None:
     path.write_text("".join(lines), encoding="utf-8")
 
 
+def lock_docs(constraints: list[Path]) -> None:
+    """Pin what the documentation is built with: the group `docs` of pyproject.toml."""
+    groups = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    versions, own = resolve(groups["dependency-groups"]["docs"], constraints)
+    write(DOCS, HEADER.format("\n# An environment of its own: `make docs`."), versions, own)
+
+
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         keep = [] if "--upgrade" in sys.argv else [DEV, RUN]
-        run, own = resolve(".", without_hashes(keep[-1:], Path(folder)))
+        run, own = resolve(["."], without_hashes(keep[-1:], Path(folder)))
         write(RUN, HEADER.format(""), run, own)
-        dev, _ = resolve(".[dev]", without_hashes([RUN, *keep[:-1]], Path(folder)))
+        dev, _ = resolve([".[dev]"], without_hashes([RUN, *keep[:-1]], Path(folder)))
+        lock_docs(without_hashes([DOCS] if keep else [], Path(folder)))
     only_dev = {name: dev[name] for name in dev.keys() - run.keys()}
     write(DEV, HEADER.format("\n-r requirements.lock"), only_dev, {})
     for path in (CUDA, GPU):

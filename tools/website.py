@@ -1,0 +1,60 @@
+"""Makes the website of docs/ stand alone: a hook of MkDocs, for `make docs`.
+
+The documents are written for the repository, where a link may lead to any file. In the site, those
+of `PAGES` become pages too. A link to any other file outside docs/ leads to the repository's
+address, `extra.repository` in mkdocs.yml, and is plain text where that has none.
+
+Runs in an environment of its own, which has neither sdbento nor its packages.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from mkdocs.structure.files import File  # type: ignore[import-not-found]
+
+ROOT = Path(__file__).parent.parent
+PAGES = ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")
+MERMAID = "mermaid.min.js"  # fetched by tools/mermaid.py
+LINK = re.compile(r"(?<!!)\[((?:[^\[\]]|\[[^\[\]]*\])*)\]\(([^)\s]+)\)")
+FENCE = re.compile(r"^( *```.*?^ *```[^\n]*$)", re.DOTALL | re.MULTILINE)
+
+
+def on_files(files: Any, config: Any) -> Any:
+    for name in PAGES:
+        text = (ROOT / name).read_text(encoding="utf-8")
+        files.append(File.generated(config, name, content=text))
+    mermaid = Path(sys.prefix) / MERMAID
+    files.append(File.generated(config, MERMAID, abs_src_path=str(mermaid)))
+    config.extra_javascript.append(MERMAID)
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
+    name = page.file.src_uri
+    folder = "" if name in PAGES else "docs"
+    parts = FENCE.split(markdown)  # every other one is a block of code
+    parts[::2] = [in_site(part, folder, config.extra.get("repository")) for part in parts[::2]]
+    return "".join(parts)
+
+
+def in_site(text: str, folder: str, repository: str | None) -> str:
+    """`text` of a document in `folder` of the repository, with links as the site needs them."""
+
+    def link(match: re.Match[str]) -> str:
+        words, address = match.groups()
+        if re.match(r"[a-z]+:|#|/", address):
+            return match[0]
+        path, mark, anchor = address.partition("#")
+        path = posixpath.normpath(posixpath.join(folder, path))
+        if path == "README.md":
+            path = "docs/index.md"
+        if path in PAGES or path.startswith("docs/"):
+            return f"[{words}]({path.removeprefix('docs/')}{mark}{anchor})"
+        return f"[{words}]({repository}/{path})" if repository else words
+
+    return LINK.sub(link, text)
