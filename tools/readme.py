@@ -1,7 +1,7 @@
-"""Writes what the documents repeat of the code: tables of settings and request fields, the layout.
+"""Writes what the documents repeat of the code: tables of settings, fields and memory, the layout.
 
-The tables come from the classes that define the fields, the layout from the first line of every
-module's docstring.
+The tables come from the classes that define the fields and from the catalogue, the layout from the
+first line of every module's docstring.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from sdbento.catalog.specs import catalogued
 from sdbento.request.schema import PARTS, GenerateRequest
 from sdbento.settings import Settings
 from tools.marked import replaced
@@ -38,9 +39,78 @@ PACKAGES = (
 )
 
 
-def settings_table() -> str:
-    rows = [f"| `{name}` | {text} | `{default}` |" for name, default, text in Settings.variables()]
-    return "\n".join(["| variable | meaning | default |", "| --- | --- | --- |", *rows])
+# Those that most people need: all that README.md shows.
+FEW_SETTINGS = {
+    "SD_MODEL",
+    "PRECISION",
+    "SDBENTO_MODELS_DIR",
+    "SDBENTO_LORA_DIR",
+    "MAX_QUEUE_SIZE",
+    "MAX_BATCH_SIZE",
+    "PORT",
+    "SDBENTO_API_KEY",
+}
+# Each group of settings with the first of it; the others follow as the class has them.
+SETTINGS_GROUPS = {
+    "Models and how they compute": "SD_MODEL",
+    "LoRAs and textual inversions": "SDBENTO_LORA_DIR",
+    "Limits of requests": "MAX_QUEUE_SIZE",
+    "The server": "PORT",
+    "Who may ask": "SDBENTO_API_KEY",
+    "Jobs": "SDBENTO_STATE_DIR",
+    "Where results of jobs go": "SDBENTO_UPLOAD",
+    "RunPod": "SDBENTO_RUNPOD_VOLUME",
+}
+# Memory that GPUs and machines commonly have, in GB.
+USUAL_GPUS = (4, 6, 8, 12, 16, 24, 48, 80)
+USUAL_MACHINES = (4, 8, 16, 32, 64)
+
+
+def few_settings_table() -> str:
+    return _settings_table([row for row in Settings.variables() if row[0] in FEW_SETTINGS])
+
+
+def settings_tables() -> str:
+    """All settings, a heading and a table for each group."""
+    titles = {first: title for title, first in SETTINGS_GROUPS.items()}
+    groups: dict[str, list[tuple[str, str, str]]] = {}
+    for row in Settings.variables():
+        title = titles.get(row[0]) or [*groups][-1]
+        groups.setdefault(title, []).append(row)
+    parts = [f"## {title}\n\n{_settings_table(rows)}" for title, rows in groups.items()]
+    return "\n\n".join(["", *parts, ""])
+
+
+def _settings_table(rows: list[tuple[str, str, str]]) -> str:
+    lines = [f"| `{name}` | {text} | {_code(default)} |" for name, default, text in rows]
+    return "\n".join(["| variable | meaning | default |", "| --- | --- | --- |", *lines])
+
+
+def _code(default: str) -> str:
+    return f"`{default}`" if default not in ("", "unset") else default
+
+
+def sizing_table() -> str:
+    """What each model of the catalogue needs, in fp16 on a GPU and in fp32 on a CPU."""
+    from sdbento.models.device import CPU_SHARE, GPU_SHARE  # imports torch
+
+    lines = [
+        "| model | fp16 | a GPU with | fp32 | a machine with |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for spec in catalogued():
+        half, full = spec.memory_gb, 2 * spec.memory_gb
+        name = f"`{spec.aliases[0] if spec.aliases else spec.name}`"
+        gpu, machine = (
+            _first(USUAL_GPUS, half / GPU_SHARE),
+            _first(USUAL_MACHINES, full / CPU_SHARE),
+        )
+        lines.append(f"| {name} | {half:g} GB | {gpu} GB | {full:g} GB | {machine} GB |")
+    return "\n".join(lines)
+
+
+def _first(sizes: tuple[int, ...], least: float) -> int:
+    return next(size for size in sizes if size >= least)
 
 
 def fields_table() -> str:
@@ -124,7 +194,9 @@ def _phrase(module: Path) -> str:
 
 TABLES = {
     ROOT / "CONTRIBUTING.md": {"layout": layout},
-    ROOT / "README.md": {"settings": settings_table},
+    ROOT / "README.md": {"settings": few_settings_table},
+    ROOT / "docs" / "install.md": {"sizing": sizing_table},
+    ROOT / "docs" / "settings.md": {"settings": settings_tables},
     ROOT / "docs" / "requests.md": {"fields": fields_table, "parts": parts_table},
 }
 

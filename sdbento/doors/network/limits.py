@@ -1,7 +1,7 @@
 """How much of the server a client may have: bytes, seconds, connections. Values, and nothing else.
 
 They are wider than any client needs, so that no operator has to know them; what a proxy in front
-should bound more tightly is told in docs/deploy.md.
+should bound more tightly is told in docs/security.md.
 """
 
 from __future__ import annotations
