@@ -1,0 +1,136 @@
+"""The requests in the documents are what the server takes.
+
+Every `curl` that asks a server of one's own is run against one on `shapes`, as it stands. Bodies
+for models that are not on this machine, and those that stand alone, are checked by the schema.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from sdbento.catalog.specs import catalogued
+from sdbento.jobs.formats.inputs import read_input
+from sdbento.request.schema import GenerateRequest
+from sdbento.samplers.names import canonical_name
+from tests.support.server import ROOT, Server
+
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+OWN = re.compile(r"(?:http://)?(?:localhost|HOST):3000")
+BEGIN = re.compile(r"^(?:until )?curl\b")
+NOT_HERE = "$"  # a variable of the shell: an address or a key of RunPod's
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    text = path.read_text(encoding="utf-8")
+    return re.findall(rf"^ *```{language}\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE)
+
+
+def commands(block: str) -> Iterator[str]:
+    """Each command of a block of bash: quotes may hold line breaks, and a backslash joins lines."""
+    command = ""
+    for line in block.splitlines():
+        command += line
+        try:
+            shlex.split(command, comments=True)
+        except ValueError:  # a quote is still open
+            command += "\n"
+            continue
+        if command.endswith("\\"):
+            command = command[:-1]
+            continue
+        yield command.strip()
+        command = ""
+
+
+CURLS = [
+    pytest.param(command, id=f"{path.name}: {command[:60]}")
+    for path in DOCUMENTS
+    for block in blocks(path, "bash")
+    for command in commands(block)
+    if BEGIN.match(command)
+]
+BODIES = [
+    pytest.param(body, id=f"{path.name}: {body[:60]}")
+    for path in DOCUMENTS
+    for block in blocks(path, "json")
+    for body in re.split(r"\n(?=\{)", block)
+    if '"prompt"' in body
+]
+
+
+def body_of(command: str) -> dict[str, Any] | None:
+    words = shlex.split(command, comments=True)
+    for option, value in pairwise(words):
+        if option in ("-d", "--data"):
+            return dict(json.loads(value))
+    return None
+
+
+def is_for_shapes(body: dict[str, Any]) -> bool:
+    return body.get("model", "shapes") == "shapes" and NOT_HERE not in json.dumps(body)
+
+
+def check(body: dict[str, Any]) -> None:
+    """Raises what the server would answer to such a body, as far as no model is needed for it."""
+    if "input" in body:
+        read_input(body["input"])
+        return
+    request = GenerateRequest.model_validate(body)
+    names = {name.casefold() for spec in catalogued() for name in spec.names}
+    assert request.model is None or request.model.casefold() in names
+    if request.scheduler is not None:
+        canonical_name(request.scheduler)
+
+
+def test_documents_have_requests() -> None:
+    assert len(CURLS) > 10 and len(BODIES) > 20
+
+
+@pytest.mark.parametrize("command", CURLS)
+def test_a_documented_command_works(server: Server, tmp_path: Path, command: str) -> None:
+    body = body_of(command)
+    if body is not None and not is_for_shapes(body):
+        check(body)
+        return
+    if not OWN.search(command):  # of RunPod's platform
+        assert body is None or "input" in body or "api.runpod.ai" in command
+        if body is not None:
+            check(body)
+        return
+    Image.new("RGB", (128, 128), "white").save(tmp_path / "in.png")
+    Image.new("L", (128, 128), 255).save(tmp_path / "mask.png")
+    own = OWN.sub(server.url, command)
+    if "-sf" not in own:
+        own = own.replace("curl ", "curl --fail-with-body ", 1)
+    ran = subprocess.run(
+        ["bash", "-c", own],
+        cwd=tmp_path,
+        env=os.environ | {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    for name in re.findall(r"-o (\S+\.png)", command):
+        Image.open(tmp_path / name).load()
+
+
+@pytest.mark.parametrize("text", BODIES)
+def test_a_documented_body_is_taken(text: str) -> None:
+    check(json.loads(text))
+
+
+def test_a_wrong_body_is_noticed() -> None:
+    with pytest.raises(ValueError, match="stepz"):
+        check({"prompt": "a", "stepz": 3})
