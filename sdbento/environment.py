@@ -89,6 +89,12 @@ def use_compile_dir(folder: Path) -> None:
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder.absolute())
 
 
+def terminal_variables() -> dict[str, str]:
+    """What the terminal says of itself."""
+    names = ("TERM", "TERM_PROGRAM", "KITTY_WINDOW_ID", "TMUX")
+    return {name: os.environ[name] for name in names if name in os.environ}
+
+
 def note_supervisor() -> None:
     """Let the processes that this one starts know that it is their supervisor."""
     os.environ[SUPERVISOR] = str(os.getpid())

@@ -1,4 +1,4 @@
-"""The command `sdbento`: serve, generate, inspect, models, samplers, pull, bench, keys, doctor.
+"""The command `sdbento`: serve, generate, inspect, models, samplers, pull, bench, ...
 
 Any error is one line on stderr. The commands import what is slow to import (torch, diffusers)
 themselves, so that `--help` answers at once.
@@ -19,13 +19,14 @@ import sdbento
 from sdbento.access.keyring import Keyring
 from sdbento.doors.cli import inspection
 from sdbento.doors.cli.bench import bench
+from sdbento.doors.cli.completion import completion, model_names
 from sdbento.doors.cli.generate import build_request, generate_with_progress, write_images
 from sdbento.doors.cli.keys import keys
 from sdbento.doors.cli.output import keep_quiet, say
 from sdbento.doors.cli.ports import listening_problem
 from sdbento.doors.default_model import NOTICE, with_default_model
 from sdbento.doors.runpod.volume import use_volume
-from sdbento.environment import child_environment, load_settings
+from sdbento.environment import child_environment, load_settings, terminal_variables
 from sdbento.errors import SDBentoError, reraise
 from sdbento.process.malloc import keep_freed_memory
 from sdbento.settings import Settings, SettingsError
@@ -57,7 +58,9 @@ def commands() -> None:
 
 
 model_option = click.option(
-    "--model", help="A catalogue name, Hub id, diffusers folder or .safetensors file."
+    "--model",
+    shell_complete=model_names,
+    help="A catalogue name, Hub id, diffusers folder or .safetensors file.",
 )
 
 
@@ -113,14 +116,26 @@ image_file = click.Path(exists=True, dir_okay=False, path_type=Path)
 )
 @click.option("--strength", type=float, help="How much --image may change, up to 1.")
 @click.option("--num-images", type=int, default=1, show_default=True, help="Number of images.")
-def generate(output: Path, model: str | None, **fields: Any) -> None:
+@click.option(
+    "--show",
+    type=click.Choice(["auto", "iterm", "kitty", "sixel", "blocks", "none"]),
+    default="auto",
+    show_default=True,
+    help="How the terminal shows pictures.",
+)
+def generate(output: Path, model: str | None, show: str, **fields: Any) -> None:
     """Make an image of PROMPT, without a server."""
+    from sdbento.doors.cli.display import Display
+    from sdbento.doors.cli.terminal import protocol_named
+
     request = build_request(output, fields)
     settings = operators(load_settings(sd_model=model, max_batch_size=request.num_images))
     settings = with_told_default_model(settings)
     keep_quiet(settings)
-    response = asyncio.run(generate_with_progress(settings, request))
+    display = Display(protocol_named(show, terminal_variables()))
+    response = asyncio.run(generate_with_progress(settings, request, display))
     write_images(output, response)
+    display.show(response.images[0])
 
 
 @commands.command()
@@ -154,7 +169,7 @@ def samplers() -> None:
 
 
 @commands.command()
-@click.argument("model")
+@click.argument("model", shell_complete=model_names)
 @click.option(
     "--controlnet", multiple=True, help="Also a ControlNet for it, by type or Hub id; repeatable."
 )
@@ -232,6 +247,7 @@ def doctor() -> None:
 
 
 commands.add_command(bench)
+commands.add_command(completion)
 commands.add_command(keys)
 
 

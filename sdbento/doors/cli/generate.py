@@ -1,4 +1,4 @@
-"""`sdbento generate`: images without a server, with a progress bar, into files.
+"""`sdbento generate`: images without a server, into files; the terminal shows how they form.
 
 torch and diffusers are imported only once the request has been found valid.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from base64 import b64decode, b64encode
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from pydantic import ValidationError
@@ -19,6 +19,10 @@ from sdbento.request.parse import explain
 from sdbento.request.schema import GenerateRequest, GenerateResponse, OutputFormat
 from sdbento.settings import Settings
 
+if TYPE_CHECKING:
+    from sdbento.doors.cli.display import Display
+
+PREVIEW_EVERY = 2  # steps
 FORMATS: dict[str, OutputFormat] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 
 
@@ -41,33 +45,27 @@ def build_request(output: Path, fields: dict[str, Any]) -> GenerateRequest:
         raise explain(error) from None
 
 
-async def generate_with_progress(settings: Settings, request: GenerateRequest) -> GenerateResponse:
-    """The response. Until it is there, a bar on stderr shows the loading and each step."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
+async def generate_with_progress(
+    settings: Settings, request: GenerateRequest, display: Display
+) -> GenerateResponse:
+    """The response. Until it is there, `display` shows the loading and each step."""
     with without_collector():
         from sdbento.app import App
         from sdbento.engine.handle import Stepped
         from sdbento.request.events import Done
 
-    console = Console(stderr=True)
-    columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
+    if display.shows_pictures:
+        request = request.model_copy(update={"preview_every": PREVIEW_EVERY})
     app = App(settings)
     app.start()
     try:
-        with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-            bar = progress.add_task(f"loading {settings.sd_model}", total=None)
-            steps = [0] * request.num_images
+        with display.running(f"loading {settings.sd_model}", request.num_images):
             async with aclosing(app.stream(request)) as events:
                 async for event in events:
                     if isinstance(event, Done):
                         response = event.response
                     elif isinstance(event, Stepped):
-                        steps[event.image] = event.step
-                        total = event.num_steps * request.num_images
-                        text = f"step {min(steps)} of {event.num_steps}"
-                        progress.update(bar, description=text, completed=sum(steps), total=total)
+                        display.step(event)
         return response
     finally:
         app.close(grace=0)

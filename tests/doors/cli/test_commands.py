@@ -80,6 +80,7 @@ def test_help_names_every_command() -> None:
         "samplers",
         "pull",
         "bench",
+        "completion",
         "worker",
         "doctor",
     ):
