@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator, Generator
+from contextlib import aclosing, closing
 from functools import partial
 from typing import Self, Unpack
 
@@ -10,11 +12,13 @@ import httpx
 
 from sdbento.client import calls
 from sdbento.client.answers import Generation, Model, Sampler
+from sdbento.client.events import to_batch
 from sdbento.client.fields import EditFields, Fields, ImageInput
 from sdbento.client.jobs import AsyncJobs, Jobs
 from sdbento.client.streams import AsyncStream, Stream
 from sdbento.client.transport import AsyncTransport, Options, Transport
 from sdbento.errors import SDBentoError
+from sdbento.live.batch import Batch
 
 BASE_URL = "http://localhost:3000"
 TIMEOUT = 660.0  # seconds; a server with default settings gives a request up after 600
@@ -83,6 +87,13 @@ class Client:
         """What `scheduler` can name."""
         return self._transport.send(calls.samplers())
 
+    def batch(self) -> Generator[Batch, None, None]:
+        """What runs on the server, as often as that changes, until the server stops. Closing the
+        generator ends it."""
+        with closing(self._transport.messages(calls.batch())) as messages:
+            for message in messages:
+                yield to_batch(message)
+
     def ready(self) -> bool:
         """Whether requests can be sent now: the server is there and has loaded its model."""
         try:
@@ -139,6 +150,11 @@ class AsyncClient:
 
     async def samplers(self) -> list[Sampler]:
         return await self._transport.send(calls.samplers())
+
+    async def batch(self) -> AsyncGenerator[Batch, None]:
+        async with aclosing(self._transport.messages(calls.batch)) as messages:
+            async for message in messages:
+                yield to_batch(message)
 
     async def ready(self) -> bool:
         try:

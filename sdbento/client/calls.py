@@ -88,6 +88,11 @@ def samplers() -> Call[list[Sampler]]:
     return _get("/samplers", lambda answer: Samplers.model_validate_json(answer.content).samplers)
 
 
+def batch() -> Call[None]:
+    """What runs; read snapshot by snapshot, without end."""
+    return _get("/batch", lambda _: None)
+
+
 def ready() -> Call[bool]:
     return _get("/readyz", lambda answer: answer.status_code == HTTPStatus.OK)
 

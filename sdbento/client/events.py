@@ -1,4 +1,4 @@
-"""What happens to a request while it runs, as objects: made of the server's messages."""
+"""What happens to a request, and in the batch, as objects: made of the server's messages."""
 
 from __future__ import annotations
 
@@ -9,9 +9,13 @@ from io import BytesIO
 from typing import Any
 
 from PIL import Image
+from pydantic import TypeAdapter
 
 from sdbento.client.answers import Generation, to_generation
 from sdbento.client.errors import NotUnderstood, error_told
+from sdbento.live.batch import Batch
+
+_BATCH = TypeAdapter(Batch)
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,17 @@ def to_event(message: dict[str, Any]) -> Event | None:
     except (ValueError, TypeError, KeyError) as error:
         raise NotUnderstood(f"an event could not be read: {str(error)[:500]}") from error
     return None
+
+
+def to_batch(message: dict[str, Any]) -> Batch:
+    """The snapshot that a message of /batch is; a newer server may tell more. Raises NotUnderstood,
+    or the SDBentoError of an `error` event."""
+    if message.get("event") == "error":
+        raise error_told(dict(message["error"]))
+    try:
+        return _BATCH.validate_python(message)
+    except ValueError as error:
+        raise NotUnderstood(f"a snapshot could not be read: {str(error)[:500]}") from error
 
 
 def _place(message: dict[str, Any]) -> tuple[int, int, int]:

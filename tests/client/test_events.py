@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 from PIL import Image
 
 from sdbento.client.errors import NotUnderstood
-from sdbento.client.events import Preview, Progress, Queued, Step, message_in, to_event
+from sdbento.client.events import (
+    Preview,
+    Progress,
+    Queued,
+    Step,
+    message_in,
+    to_batch,
+    to_event,
+)
 from sdbento.engine.handle import Stepped
 from sdbento.errors import DeadlineExceeded
+from sdbento.live.batch import Batch, Left, Queue
 from sdbento.request import events as server
 
 
@@ -73,3 +83,19 @@ def test_progress_is_the_mean_of_the_images() -> None:
         progress.take(message)
         assert progress.share == share
     assert progress.generation is None
+
+
+BATCH = Batch(3, 1.5, 9, None, Queue(0, 0, 0, 0, None), (), (), (Left(1, 0, "paused"),), ())
+
+
+def test_a_snapshot_comes_out_as_it_went_in_also_from_a_newer_server() -> None:
+    message = asdict(BATCH)
+    assert to_batch(message) == BATCH
+    assert to_batch(message | {"weather": "fine"}) == BATCH
+
+
+def test_what_is_no_snapshot_is_told() -> None:
+    with pytest.raises(NotUnderstood, match="snapshot"):
+        to_batch({"event": "batch", "number": "many"})
+    with pytest.raises(DeadlineExceeded, match="too late"):
+        to_batch({"event": "error", **DeadlineExceeded("too late").to_body()})

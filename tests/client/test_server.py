@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing, closing
 from io import BytesIO
 from typing import TypedDict
 
@@ -255,3 +256,20 @@ async def test_jobs_can_be_awaited(async_client: AsyncClient) -> None:
     assert (await jobs.cancel(long.id)).status == "CANCELLED"
     with pytest.raises(MalformedRequest):
         await jobs.retry(long.id)
+
+
+# The batch
+
+
+def test_the_batch_is_followed(client: Client) -> None:
+    with closing(client.batch()) as batches, client.stream(PROMPT, **LONG) as stream:
+        next(stream)
+        batch = next(one for one in batches if one.lanes)
+    assert batch.lanes[0].model == "shapes"
+    assert any(one.yours and one.prompt == PROMPT for one in batch.requests)
+
+
+async def test_the_batch_is_followed_async(async_client: AsyncClient) -> None:
+    async with aclosing(async_client.batch()) as batches:
+        batch = await anext(batches)
+    assert batch.models[0].name == "shapes"

@@ -1,4 +1,4 @@
-"""The command `sdbento`: serve, generate, inspect, models, samplers, pull, bench, ...
+"""The command `sdbento`: serve, generate, inspect, models, samplers, pull, top, bench, ...
 
 Any error is one line on stderr. The commands import what is slow to import (torch, diffusers)
 themselves, so that `--help` answers at once.
@@ -24,6 +24,7 @@ from sdbento.doors.cli.generate import build_request, generate_with_progress, wr
 from sdbento.doors.cli.keys import keys
 from sdbento.doors.cli.output import keep_quiet, say
 from sdbento.doors.cli.ports import listening_problem
+from sdbento.doors.cli.top import top
 from sdbento.doors.default_model import NOTICE, with_default_model
 from sdbento.doors.runpod.volume import use_volume
 from sdbento.environment import child_environment, load_settings, terminal_variables
@@ -248,6 +249,7 @@ def doctor() -> None:
 
 commands.add_command(bench)
 commands.add_command(completion)
+commands.add_command(top)
 commands.add_command(keys)
 
 
