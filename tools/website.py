@@ -15,16 +15,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mkdocs.structure.files import File  # type: ignore[import-not-found]
-
 ROOT = Path(__file__).parent.parent
 PAGES = ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")
 MERMAID = "mermaid.min.js"  # fetched by tools/mermaid.py
 LINK = re.compile(r"(?<!!)\[((?:[^\[\]]|\[[^\[\]]*\])*)\]\(([^)\s]+)\)")
+ITEM = re.compile(r"(?:-|\d+\.) ")
 FENCE = re.compile(r"^( *```.*?^ *```[^\n]*$)", re.DOTALL | re.MULTILINE)
 
 
 def on_files(files: Any, config: Any) -> Any:
+    from mkdocs.structure.files import File  # type: ignore[import-not-found]
+
     for name in PAGES:
         text = (ROOT / name).read_text(encoding="utf-8")
         files.append(File.generated(config, name, content=text))
@@ -38,7 +39,9 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     name = page.file.src_uri
     folder = "" if name in PAGES else "docs"
     parts = FENCE.split(markdown)  # every other one is a block of code
-    parts[::2] = [in_site(part, folder, config.extra.get("repository")) for part in parts[::2]]
+    for index in range(0, len(parts), 2):
+        text = in_site(parts[index], folder, config.extra.get("repository"))
+        parts[index] = with_lists_apart(text)
     return "".join(parts)
 
 
@@ -58,3 +61,20 @@ def in_site(text: str, folder: str, repository: str | None) -> str:
         return f"[{words}]({repository}/{path})" if repository else words
 
     return LINK.sub(link, text)
+
+
+def with_lists_apart(text: str) -> str:
+    """`text` with an empty line before each list that follows a paragraph at once. GitHub needs
+    none; Python-Markdown would take the list for a part of the paragraph."""
+    lines: list[str] = []
+    in_paragraph = False
+    for line in text.split("\n"):
+        if in_paragraph and ITEM.match(line):
+            lines.append("")
+            in_paragraph = False
+        elif not line:
+            in_paragraph = False
+        elif not lines or not lines[-1]:
+            in_paragraph = not ITEM.match(line) and not line.startswith((" ", "|", ">", "#"))
+        lines.append(line)
+    return "\n".join(lines)
