@@ -1,4 +1,4 @@
-"""The examples run as they stand, and so does the Python in the client's document."""
+"""The examples run as they stand, and so does the Python in the documents."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.support.server import ROOT, Server
 
@@ -87,3 +88,31 @@ def test_the_python_of_the_documents_runs(server: Server, tmp_path: Path, docume
     assert server.url in program
     run(tmp_path, sys.executable, "-W", "error", "-c", program)
     assert any(tmp_path.glob("*.png"))
+
+
+# For `shapes`, which would take long for the sizes of real models.
+SMALL = r"(?<![0-9])(?:1024|512)(?![0-9])"
+FOR_OTHERS = [
+    pytest.param(block, id=f"{path.name}: {block.split()[1]}")
+    for path in sorted((ROOT / "docs").glob("*.md"))
+    if path.name != "client.md"
+    for block in re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL)
+]
+
+
+@pytest.mark.parametrize("program", FOR_OTHERS)
+def test_the_python_for_other_clients_runs(server: Server, tmp_path: Path, program: str) -> None:
+    """Blocks that go on from another one, such as those with `client` of nowhere, are only read."""
+    address = server.url.removeprefix("http://")
+    host, _, port = address.partition(":")
+    compile(program, "a document", "exec")
+    if "3000" not in program:
+        return
+    program = re.sub(r"(?:HOST|localhost):3000", address, program)
+    program = re.sub(
+        r'host="(?:HOST|localhost)", port=3000', f'host="{host}", port={port}', program
+    )
+    program = re.sub(SMALL, "128", program)
+    for name in ("cat.png", "mask.png"):
+        Image.new("L", (128, 128), 255).save(tmp_path / name)
+    run(tmp_path, sys.executable, "-c", program)
