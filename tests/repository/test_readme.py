@@ -62,6 +62,14 @@ def test_every_target_of_make_is_explained() -> None:
     assert words == set(re.findall(r"`make ([a-z-]+)`", text))
 
 
+@pytest.mark.parametrize("name", ["README.md", "docs/comparison.md"])
+def test_the_speed_that_is_told_is_that_of_the_benchmark(name: str) -> None:
+    told = re.findall(r"(\d\.\d\d) times", (ROOT / name).read_text(encoding="utf-8"))
+    measured = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    table = measured.partition("<!-- bench:begin")[2].partition("<!-- bench:end")[0]
+    assert told and set(told) <= set(re.findall(r"\| (\d\.\d\d) \|", table))
+
+
 def without_code(text: str) -> str:
     return re.sub(r"^ *```.*?^ *```", "", text, flags=re.DOTALL | re.MULTILINE)
 

@@ -112,7 +112,8 @@ def test_a_documented_command_works(server: Server, tmp_path: Path, command: str
         return
     Image.new("RGB", (128, 128), "white").save(tmp_path / "in.png")
     Image.new("L", (128, 128), 255).save(tmp_path / "mask.png")
-    own = OWN.sub(server.url, command).replace("512", "128")  # a size that `shapes` is quick at
+    small = command.replace("512", "128")  # a size that `shapes` is quick at
+    own = OWN.sub(server.url, small)
     if ENDLESS in own:
         own = own.replace("curl ", "curl --max-time 2 ", 1)
     elif "-sf" not in own:
