@@ -2,10 +2,11 @@
 
     store.claim -> App.stream -> store.complete, store.fail or store.release
 
-At most as many jobs run as the engine can use; the others wait in the store. Every change of a
-job's status is made by the store, so that this may be killed at any time. Everything runs on one
-event loop, calls that block on threads. Every job runs on behalf of the key that asked for it, as
-that key's other requests do. Knows nothing of how jobs come here.
+At most as many jobs run as the engine can use, though one at least of everybody who has any; the
+others wait in the store. Every change of a job's status is made by the store, so that this may be
+killed at any time. Everything runs on one event loop, calls that block on threads. Every job runs
+on behalf of the key that asked for it, as that key's other requests do. Knows nothing of how jobs
+come here.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ log = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 
+MAX_OWNERS = 64  # who have a job running, however many of others run
 UPLOAD_BYTES = 2**30  # of images that are on their way to buckets of clients
 LEAST_UPLOAD, LARGEST_UPLOAD = UPLOAD_BYTES // 64, UPLOAD_BYTES // 4  # for which a job counts
 UPLOADS_TO_A_HOST = 4  # jobs of one owner
@@ -116,6 +118,7 @@ class Dispatcher:
         # Twice what fits into a batch: the next jobs are prepared while these are denoised.
         room = settings.max_queue_size + settings.max_batch_size
         self._max_running = min(2 * settings.max_batch_size, room)
+        self._max_owners = min(MAX_OWNERS, room)
         self._delivery = Delivery(settings, limited=False)
         self._uploads = HostPlaces(UPLOAD_BYTES, UPLOADS_TO_A_HOST)
         self._keyring = Keyring(settings)
@@ -184,8 +187,9 @@ class Dispatcher:
     async def _claim(self) -> None:
         for job_id in await self._threads.run(self._store.expire):
             self._on_change(job_id)
-        num_running = sum(not run.is_made for run in self._running.values())
-        full = num_running >= with_reserve(self._max_running)
+        running = {i: run.owner for i, run in self._running.items() if not run.is_made}
+        has_reserve = len(running) < with_reserve(self._max_running)
+        full = not has_reserve and len({*running.values()}) >= self._max_owners
         may_claim = self._app.alive and not self._stopping and not full
         if not may_claim or time.monotonic() < self._claim_after:
             return
@@ -194,10 +198,10 @@ class Dispatcher:
             self._must_requeue = False
         now = time.monotonic()
         self._pauses = {owner: end for owner, end in self._pauses.items() if end > now}
-        running = {i: run.owner for i, run in self._running.items() if not run.is_made}
         claim = partial(
             self._store.claim,
-            self._max_running - num_running,
+            self._max_running - len(running),
+            max_owners=self._max_owners,
             running=running,
             made=self._running.keys() - running.keys(),
             shared=self._keyring.shared,

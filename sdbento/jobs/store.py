@@ -41,7 +41,7 @@ from sqlalchemy import (
 )
 
 from sdbento.access.caller import Caller
-from sdbento.access.limits import has_place, refusal, with_reserve
+from sdbento.access.limits import has_place, refusal
 from sdbento.errors import NotFound, Unavailable
 from sdbento.jobs.database import connect, make_tables
 from sdbento.jobs.locks import DatabaseLock, LockFile, lock_database, lock_folder
@@ -253,6 +253,7 @@ class JobStore:
         self,
         limit: int,
         *,
+        max_owners: int = 0,
         running: Mapping[str, str | None] | None = None,
         made: Collection[str] = (),
         shared: bool = False,
@@ -261,6 +262,9 @@ class JobStore:
         """Set up to `limit` jobs IN_PROGRESS: owners take turns, and of each owner's jobs the
         oldest go first, those of low priority last. Clients without keys have the reserve beyond it
         (`has_place`); `limit` is 0 or less when some of that is taken.
+
+        An owner who has no job running gets one whatever the `limit` is, until there are
+        `max_owners` who have one: jobs may run for days, and nobody is to wait for those of others.
 
         The caller is then responsible for running them and for ending or releasing each.
 
@@ -281,13 +285,12 @@ class JobStore:
             interruptions = connection.execute(_MOST_INTERRUPTIONS).scalar_one()
             each = max(1, limit)
             for row in _in_turn(connection.execute(_next_of_each(now, each, except_of)), num_of):
-                if num_running == with_reserve(places):
-                    break
                 interruptions = max(interruptions, row.interruptions)
                 if interruptions >= SUSPECT_INTERRUPTIONS and num_running:
                     break
                 caller = Caller(row.key_name, shares=shared, address=row.address)
-                if not has_place(caller, num_of, places):
+                is_first = row.owner not in num_of and len(num_of) < max_owners
+                if not is_first and not has_place(caller, num_of, places):
                     continue
                 values = {"status": "IN_PROGRESS", "started": now, "run": jobs.c.run + 1}
                 this = jobs.c.number == row.number

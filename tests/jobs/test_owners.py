@@ -176,6 +176,18 @@ async def test_ones_jobs_end_while_another_has_many(tmp_path: Path) -> None:
         assert ended.status == "COMPLETED"  # none of alice's can end before the gate opens
 
 
+async def test_a_job_begins_however_many_long_ones_of_others_run(tmp_path: Path) -> None:
+    async with serving(tmp_path) as server:
+        addresses = [Caller(address=f"198.51.100.{i}") for i in range(20)]
+        for address in addresses:
+            with acting_for(address):
+                for _ in range(3):
+                    await server.submit(f"slow {address.owner}")
+        await server.runs(*(f"slow {address.owner}" for address in addresses))
+        with acting_for(Caller(address="203.0.113.1")):
+            assert (await server.ended(await server.submit())).status == "COMPLETED"
+
+
 def bucket_at(hosts: Hosts, name: str) -> dict[str, str]:
     endpoint = hosts.url(name).removesuffix("/image.png")
     return {"accessId": "a", "accessSecret": "b", "bucketName": "c", "endpointUrl": endpoint}
@@ -315,6 +327,21 @@ def test_where_places_are_shared_nobody_takes_the_last_one(store: JobStore) -> N
     assert store.claim(4, shared=True) == []
     store.add(new("b0", key_name="b"))
     assert [job.id for job in store.claim(4, shared=True)] == ["b0"]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_whoever_has_no_job_running_gets_one_up_to_so_many_owners(
+    store: JobStore, shared: bool
+) -> None:
+    for i in range(8):
+        store.add(new(f"a{i}", address="a"))
+    assert len(store.claim(8)) == 8  # as many as there is room for
+    for owner in "bcdefgh":
+        for i in range(2):
+            store.add(new(f"{owner}{i}", address=owner))
+    begun = [job.id for job in store.claim(0, max_owners=6, shared=shared)]
+    assert begun == ["b0", "c0", "d0", "e0", "f0"]
+    assert store.claim(-5, max_owners=6, shared=shared) == []
 
 
 def test_nobody_fills_the_store_alone(tmp_path: Path, clock: Clock, url: str | None) -> None:
