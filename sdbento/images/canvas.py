@@ -21,6 +21,7 @@ from sdbento.images.codec import flatten
 ResizeMode = Literal["stretch", "crop", "fit"]
 Box = tuple[int, int, int, int]  # left, top, right, bottom
 
+MAX_ENLARGED = 2**25  # pixels of an image that is to be cropped: it is first resized as a whole
 _MODES = {"stretch": "default", "crop": "crop", "fit": "fill"}  # in diffusers' words
 _images = VaeImageProcessor(vae_scale_factor=VAE_FACTOR)
 _masks = VaeImageProcessor(
@@ -74,10 +75,12 @@ def prepare_canvas(
 
     With a `blur` the repainted part fades into the original, which is put back around it. With
     `crop_padding` only the masked region and that many pixels around it are repainted, at the full
-    width x height. Raises InvalidParameter for a mask without white, and for a side that would
-    vanish.
+    width x height. Raises InvalidParameter for a mask without white, for a side that would vanish,
+    and where nearly all would be cropped.
     """
     image = flatten(image)
+    if crop_padding is None:
+        _check_ratio(image, width, height, mode)
     if mask is None:
         return Canvas(_tensor(_images, image, width, height, _MODES[mode]))
     mask = _same_size(flatten(mask).convert("L"), image)
@@ -102,6 +105,8 @@ def prepare_control(
     image: Image.Image, width: int, height: int, mode: ResizeMode, box: Box | None = None
 ) -> torch.Tensor:
     """A control image as a ControlNet reads it, [1, 3, H, W] on [0, 1]; `box` is the canvas's."""
+    if box is None:
+        _check_ratio(image, width, height, mode)
     resize = _MODES[mode] if box is None else "fill"
     return _tensor(_controls, flatten(image), width, height, resize, box)
 
@@ -143,9 +148,9 @@ def extend(
 
 
 def resized(image: Image.Image, width: int, height: int, mode: ResizeMode) -> Image.Image:
-    """`image` at width x height, in RGB. Raises InvalidParameter for a side that would vanish."""
-    if mode == "fit":
-        _check_ratio(image, width, height)
+    """`image` at width x height, in RGB. Raises InvalidParameter for a side that would vanish, and
+    where nearly all would be cropped."""
+    _check_ratio(image, width, height, mode)
     result: Image.Image = _controls.resize(flatten(image), height, width, _MODES[mode])
     return result
 
@@ -172,12 +177,19 @@ def _crop_box(mask: Image.Image, width: int, height: int, padding: int) -> Box:
     return box
 
 
-def _check_ratio(image: Image.Image, width: int, height: int) -> None:
-    scale = min(width / image.width, height / image.height)
-    if scale * min(image.size) < 1:
+def _check_ratio(image: Image.Image, width: int, height: int, mode: ResizeMode) -> None:
+    """That nothing vanishes when `image` is fitted in, and not nearly all when it is cropped."""
+    scales = width / image.width, height / image.height
+    if mode == "fit" and min(scales) * min(image.size) < 1:
         raise InvalidParameter(
             f"an image of {image.width} x {image.height} cannot be fitted into {width} x "
             f"{height}: its short side would vanish",
+            param="resize_mode",
+        )
+    if mode == "crop" and max(scales) ** 2 * image.width * image.height > MAX_ENLARGED:
+        raise InvalidParameter(
+            f"an image of {image.width} x {image.height} cannot be cropped to {width} x {height}: "
+            "nearly all of it would be cut off",
             param="resize_mode",
         )
 
@@ -190,8 +202,6 @@ def _tensor(
     resize: str,
     box: Box | None = None,
 ) -> torch.Tensor:
-    if resize == "fill" and box is None:
-        _check_ratio(image, width, height)
     pixels: torch.Tensor = processor.preprocess(
         image, height=height, width=width, resize_mode=resize, crops_coords=box
     )

@@ -12,7 +12,6 @@ from base64 import b64encode
 from collections.abc import Callable
 from contextlib import suppress
 from io import BytesIO
-from urllib.parse import unquote_to_bytes
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -29,10 +28,15 @@ SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # that are decoded
 ACCEPTED = "an https URL, a data URI or base64 of a PNG, JPEG, WebP, GIF, BMP or TIFF file"
 PIXELS_FACTOR = 16  # how much larger than the largest generated image a sent one may be
+# To resize a row of millions of pixels, PIL computes for seconds, in which no other thread of this
+# process runs; cameras' panoramas and what JPEG can hold (65,535) are shorter or seldom longer.
+MAX_SIDE = 32_768
 Image.MAX_IMAGE_PIXELS = None  # PIL's limit for the whole process; ours depends on the settings
 
 _DATA_URI = re.compile(r"data:[^,]{0,200},", re.IGNORECASE)
 _URLSAFE = bytes.maketrans(b"-_", b"+/")
+# What of base64 is escaped in a URL. `unquote` would take 200 bytes of memory for each escape.
+_ESCAPES = {"%2B": "+", "%2F": "/", "%3D": "=", "%0A": "", "%0D": "", "%20": ""}
 
 
 def encode(
@@ -116,7 +120,7 @@ def decode(
 
 def _from_base64(text: str, settings: Settings, param: str) -> bytes:
     try:
-        encoded = unquote_to_bytes(text) if "%" in text else text.encode("ascii")
+        encoded = _unescaped(text).encode("ascii")
         encoded = encoded.translate(_URLSAFE, delete=b" \t\r\n").rstrip(b"=")
         _check_bytes(len(encoded) * 3 // 4, settings, param)
         data = binascii.a2b_base64(encoded + b"=" * (-len(encoded) % 4), strict_mode=True)
@@ -125,6 +129,14 @@ def _from_base64(text: str, settings: Settings, param: str) -> bytes:
     if not data:
         raise InvalidParameter(f"{param} is empty; it must be {ACCEPTED}", param=param)
     return data
+
+
+def _unescaped(text: str) -> str:
+    if "%" not in text:
+        return text
+    for escape, character in _ESCAPES.items():
+        text = text.replace(escape, character).replace(escape.lower(), character)
+    return text
 
 
 def _check_bytes(num_bytes: int, settings: Settings, param: str) -> None:
@@ -143,6 +155,11 @@ def _check_pixels(size: tuple[int, int], settings: Settings, param: str) -> None
         raise TooLarge(
             f"{param} is {width} × {height} pixels large; the limit is {limit} pixels, "
             f"{PIXELS_FACTOR} × SDBENTO_MAX_PIXELS",
+            param=param,
+        )
+    if max(size) > MAX_SIDE:
+        raise TooLarge(
+            f"{param} is {width} × {height} pixels large; no side may have more than {MAX_SIDE}",
             param=param,
         )
 

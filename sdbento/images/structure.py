@@ -14,6 +14,7 @@ from io import BytesIO
 from itertools import islice
 
 from PIL import Image
+from PIL.TiffImagePlugin import TILELENGTH, TILEWIDTH, TiffImageFile
 
 from sdbento.errors import InvalidParameter
 
@@ -25,6 +26,7 @@ MAX_EXIF_BYTES = 1024 * 1024  # of a JPEG file; one segment has at most 64 KiB
 MAX_RESOURCES = 10_000  # of Photoshop, in a JPEG file
 MAX_VALUES = 100_000  # in the tags of a TIFF file or EXIF data: strips and tiles have two each
 MAX_DIRECTORIES = 8  # of these values
+MAX_TILE = 2048 * 2048  # pixels; PIL makes room for a whole tile, however small the image is
 
 _MARKER = re.compile(rb"\xff([^\x00\xff])")  # after fill bytes and junk
 _SCAN = re.compile(rb"\xff\xda\x00[\x06\x08\x0a\x0c][\x01-\x04]")
@@ -67,7 +69,15 @@ def open_image(data: bytes, formats: Collection[str], *, param: str) -> Image.Im
     image = Image.open(_Reader(data, param), formats=list(formats))
     if image.format == "BMP" and image.info.get("compression") in _RLE:
         raise _refused(param, "is a BMP file compressed by run lengths (RLE)")
+    if isinstance(image, TiffImageFile) and _tile_pixels(image) > MAX_TILE:
+        raise _refused(param, f"is a TIFF file whose tiles have more than {MAX_TILE} pixels")
     return image
+
+
+def _tile_pixels(image: TiffImageFile) -> int:
+    sides = (image.tag_v2.get(tag, 0) for tag in (TILEWIDTH, TILELENGTH))
+    width, length = (side if isinstance(side, int) else max(side, default=0) for side in sides)
+    return int(width * length)
 
 
 def check_exif(image: Image.Image, *, param: str) -> None:

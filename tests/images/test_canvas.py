@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from sdbento.errors import InvalidParameter
-from sdbento.images.canvas import extend, inpaint_control, prepare_canvas, prepare_control
+from sdbento.images.canvas import extend, inpaint_control, prepare_canvas, prepare_control, resized
 from tests.support.images import box_mask, gradient, half_mask
 
 
@@ -31,6 +31,16 @@ def test_an_image_that_is_too_thin_cannot_be_fitted() -> None:
     with pytest.raises(InvalidParameter, match="3000 x 40 cannot be fitted into 64 x 64"):
         prepare_canvas(gradient(3000, 40), 64, 64, "fit")
     assert prepare_canvas(gradient(3000, 40), 64, 64, "crop").pixels.shape[-1] == 64
+
+
+def test_nor_can_it_be_cropped_if_the_whole_would_become_too_large() -> None:
+    """512 x 512 of a line of 20,000 pixels are cut out of 10 million by 512."""
+    with pytest.raises(InvalidParameter, match="20000 x 1 cannot be cropped to 512 x 512"):
+        prepare_canvas(Image.new("L", (20_000, 1)), 512, 512, "crop", blur=3, mask=half_mask())
+    with pytest.raises(InvalidParameter, match="nearly all of it would be cut off"):
+        prepare_control(Image.new("L", (1, 20_000)), 512, 512, "crop")
+    with pytest.raises(InvalidParameter, match="nearly all of it would be cut off"):
+        resized(Image.new("L", (1, 20_000)), 512, 512, "crop")
 
 
 def test_a_mask_is_black_and_white_whatever_was_sent() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import struct
+import tracemalloc
 import warnings
 import zlib
 from contextlib import suppress
@@ -94,6 +95,25 @@ def test_base64_and_data_uris_are_read() -> None:
         "\r\n ".join(data[i : i + 20] for i in range(0, len(data), 20)),
     ):
         assert read(source, SETTINGS, param="image").tobytes() == RED.tobytes()
+
+
+def test_escapes_of_letters_are_no_base64_and_cost_no_memory() -> None:
+    source = "%41" * 1_000_000
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidParameter, match="must be an https URL, a data URI or base64"):
+            read(source, SETTINGS, param="image")
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 10 * len(source)  # 200 bytes an escape when they were all unquoted
+
+
+@pytest.mark.parametrize("size", [(codec.MAX_SIDE + 1, 1), (1, codec.MAX_SIDE + 1)])
+def test_an_image_with_a_side_that_is_too_long_is_refused(size: tuple[int, int]) -> None:
+    with pytest.raises(TooLarge, match="no side may have more than 32768"):
+        decode(file(Image.new("L", size)), SETTINGS, param="image")
+    assert decode(file(Image.new("L", (codec.MAX_SIDE, 1))), SETTINGS, param="image").height == 1
 
 
 @pytest.mark.parametrize("num_bytes", [1, 2, 3])

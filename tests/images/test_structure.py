@@ -67,6 +67,18 @@ EIGHT_BY_EIGHT = (
     (259, 3, 1, long(1)),
     (262, 3, 1, long(1)),
 )
+
+
+def in_one_tile(side: int, tile: int) -> bytes:
+    """A TIFF file of a grey image, whose only tile is larger than the image."""
+    pixels = zlib.compress(bytes(tile * tile))
+    tags = [(322, 4, 1, long(tile)), (323, 4, 1, long(tile))]
+    tags += [(324, 4, 1, long(8 + 2 + 12 * 9 + 4)), (325, 4, 1, long(len(pixels)))]
+    deflate = [(256, 4, 1, long(side)), (257, 4, 1, long(side)), (258, 3, 1, long(8))]
+    deflate += [(259, 3, 1, long(8)), (262, 3, 1, long(1))]
+    return tiff(*deflate, *tags)[: 8 + 2 + 12 * 9 + 4] + pixels
+
+
 MANY_VALUES = (65000, 5, 200_000, long(400))
 
 
@@ -128,6 +140,10 @@ SLOW: dict[str, tuple[str, Callable[[], bytes]]] = {
     "BMP, run lengths": ("RLE", bmp_by_run_lengths),
     "TIFF, strips": ("values", lambda: tiff(*EIGHT_BY_EIGHT, (273, 4, 150_000, long(400)))),
     "TIFF, tiles": ("values", lambda: tiff(*EIGHT_BY_EIGHT, (324, 4, 150_000, long(400)))),
+    "TIFF, large tile": (
+        "tiles have more than",
+        lambda: in_one_tile(side=8, tile=4096),
+    ),
     "TIFF, rationals": ("values", lambda: tiff(*EIGHT_BY_EIGHT, MANY_VALUES)),
     "TIFF, big endian": (
         "values",
