@@ -33,7 +33,7 @@ from sdbento.engine.loop import Engine, replaced
 from sdbento.engine.planner import ROWS_PER_IMAGE, Planner
 from sdbento.engine.trajectory import Runner
 from sdbento.environment import unknown_variables
-from sdbento.errors import DeadlineExceeded, classify, is_sick, reraise
+from sdbento.errors import DeadlineExceeded, classify, is_sick, reraise, stopping
 from sdbento.images.redaction import public_name, without_secrets
 from sdbento.live.batch import Batch, ResidentModel
 from sdbento.live.privacy import Watcher, seen_by
@@ -115,6 +115,7 @@ class App:
         self._builder = TrajectoryBuilder(settings, inversions)
         self._lora_threads = SharedThreads(LORA_THREADS, "sdbento-lora")
         self._admission = Admission(settings, lambda: self.engine.endings)
+        self._resolving = set[asyncio.Timeout]()
         self._default_loaded = threading.Event()
         self._closed = threading.Event()
         self._broken, self._can_finish = False, True
@@ -157,9 +158,13 @@ class App:
         self._lora_threads.shutdown(wait=False, cancel_futures=True)
 
     def give_up(self) -> None:
-        """Refuse new requests, and fail those under way: the server has to stop now."""
+        """Refuse new requests, and fail those under way: the server has to stop now. On the event
+        loop that serves them."""
         self.engine.give_up()
         self.pipelines.abandon()
+        now = asyncio.get_running_loop().time()
+        for limit in self._resolving:
+            limit.reschedule(now)
 
     def list_models(self) -> list[ListedModel]:
         """The models that the present caller may use."""
@@ -219,7 +224,7 @@ class App:
         """As `generate`, but the images come as they are. Cancelling this stops the work."""
         async with self._admitted(request):
             arrived = time.monotonic()
-            running = await self._begin(await self._resolver.resolve(request, arrived))
+            running = await self._begin(await self._resolve(request, arrived))
             return await running.result(self.image_threads)
 
     async def stream(
@@ -245,7 +250,7 @@ class App:
     async def _events(
         self, request: GenerateRequest, on_start: Callable[[Handle], None], seconds: float | None
     ) -> AsyncGenerator[Event, None]:
-        resolved = await self._resolver.resolve(request, time.monotonic(), seconds)
+        resolved = await self._resolve(request, time.monotonic(), seconds)
         position = self.num_requests - 1
         yield Queued(position, size=resolved.size, warnings=resolved.warnings)
         running = await self._begin(resolved)
@@ -285,6 +290,21 @@ class App:
         except Exception as error:
             self._notice_sickness(error)
             raise
+
+    async def _resolve(
+        self, request: GenerateRequest, arrived: float, seconds: float | None = None
+    ) -> ResolvedRequest:
+        """What comes before the engine, such as images of slow hosts; `give_up` ends it."""
+        try:
+            async with asyncio.timeout(None) as limit:
+                self._resolving.add(limit)
+                return await self._resolver.resolve(request, arrived, seconds)
+        except TimeoutError:
+            if limit.expired():
+                raise stopping() from None
+            raise
+        finally:
+            self._resolving.discard(limit)
 
     def seconds_until_end(self, owner: str | None) -> float:
         """Seconds until a request of `owner` will have ended, or where he has none, of anybody."""

@@ -546,3 +546,21 @@ async def test_loras_from_slow_hosts_hold_up_nobody_else(
         errors = await asyncio.gather(*slow, return_exceptions=True)
         assert all(isinstance(error, UnsupportedModel) for error in errors)
     await asyncio.to_thread(app.close)
+
+
+async def test_whoever_still_waits_for_a_slow_host_is_told_when_the_server_stops(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = {"allow_private_urls": True, "fetch_timeout": 60}
+    app = App(load_settings(sd_model="tiny-sd15", models_dir=folder, **limits))
+    app.start()
+    async with hosting(monkeypatch) as hosts:
+        waiting = asyncio.create_task(made(app, image=hosts.url("slow-1.example")))
+        await until(lambda: hosts.connected.total() == 1)
+        app.give_up()
+        with pytest.raises(Unavailable, match="the server is stopping"):
+            await asyncio.wait_for(waiting, 10)
+        with pytest.raises(Unavailable, match="the server is stopping"):
+            await made(app)
+        hosts.answer.set()
+    await asyncio.to_thread(app.close)

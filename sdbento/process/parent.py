@@ -12,6 +12,8 @@ import signal
 import threading
 import time
 
+from sdbento.process.deadline import end_within
+
 log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.2  # between two looks at who the parent is
@@ -36,5 +38,5 @@ def _watch(parent: int, drain_seconds: int) -> None:
     while os.getppid() == parent:
         time.sleep(LOOK_SECONDS)
     log.warning("the process that started this one (%d) has died: stopping", parent)
-    signal.alarm(drain_seconds)  # the kernel's, which waits for nothing in this process
+    end_within(drain_seconds)
     os.kill(os.getpid(), signal.SIGTERM)

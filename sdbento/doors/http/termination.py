@@ -14,8 +14,11 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import ceil
 from types import FrameType
 from typing import TYPE_CHECKING
+
+from sdbento.process.deadline import end_within
 
 if TYPE_CHECKING:
     from sdbento.app import App
@@ -23,12 +26,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-LIMIT = 8  # seconds for what remains when requests are no longer finished: answers, the job store
+LIMIT = 8  # seconds for what remains when requests are no longer finished: answers, the job store;
+# whoever still sends or reads slowly is not waited for
 
 
 @contextmanager
-def on_termination(callback: Callable[[], None]) -> Iterator[None]:
-    """Call `callback` on the running event loop at SIGTERM or SIGINT, before the other handlers.
+def on_termination(callback: Callable[[], None], limit: float | None = None) -> Iterator[None]:
+    """Call `callback` on the running event loop at SIGTERM or SIGINT, before the other handlers;
+    `limit` seconds later this process has ended, whatever hangs in it.
 
     Does nothing off the main thread, the only one that can handle signals.
     """
@@ -39,6 +44,8 @@ def on_termination(callback: Callable[[], None]) -> Iterator[None]:
     others = {number: signal.getsignal(number) for number in SIGNALS}
 
     def handle(number: int, frame: FrameType | None) -> None:
+        if limit is not None:  # here, since the loop may be busy by then
+            end_within(ceil(limit))
         loop.call_soon_threadsafe(callback)
         other = others[signal.Signals(number)]
         if callable(other):
@@ -54,14 +61,12 @@ def on_termination(callback: Callable[[], None]) -> Iterator[None]:
 
 
 def give_up_in_time(app: App) -> None:
-    """From now on, finish requests for `shutdown_timeout` seconds. The others then get an error,
-    and the process ends within LIMIT more, whoever still sends or reads slowly."""
+    """From now on, finish requests for `shutdown_timeout` seconds; the others then get an error."""
     loop = asyncio.get_running_loop()
     loop.call_later(app.settings.shutdown_timeout, _give_up, app)
 
 
 def _give_up(app: App) -> None:
-    signal.alarm(LIMIT)  # the kernel's, which waits for nothing in this process
     if app.num_requests:
         log.warning("stopping: %d requests were not finished in time", app.num_requests)
     app.give_up()

@@ -16,7 +16,7 @@ from starlette.applications import Starlette
 
 from sdbento.background import Problem, start_task
 from sdbento.backoff import Backoff
-from sdbento.doors.http.termination import give_up_in_time, on_termination
+from sdbento.doors.http.termination import LIMIT, give_up_in_time, on_termination
 from sdbento.doors.runpod.a1111_calls import answer
 from sdbento.errors import SDBentoError
 from sdbento.jobs.service import Jobs
@@ -46,7 +46,8 @@ async def run_jobs(routes: Starlette) -> AsyncIterator[None]:
             lambda: routes.state.app.report_broken("the job store is not opened any more"),
         )
     try:
-        with on_termination(partial(_prepare_to_stop, routes)):
+        limit = routes.state.app.settings.shutdown_timeout + LIMIT
+        with on_termination(partial(_prepare_to_stop, routes), limit):
             yield
     finally:
         if opening is not None:

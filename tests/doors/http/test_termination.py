@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 import threading
 
 from sdbento.doors.http.termination import on_termination
@@ -37,3 +39,28 @@ def test_off_the_main_thread_signals_are_left_alone() -> None:
     thread.start()
     thread.join()
     assert during == [before]
+
+
+def test_the_process_ends_in_time_even_if_its_event_loop_hangs() -> None:
+    code = """
+import asyncio, os, signal, time
+from sdbento.doors.http.termination import on_termination
+async def main():
+    with on_termination(lambda: None, limit=0.5):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+asyncio.run(main())
+"""
+    assert subprocess.run([sys.executable, "-c", code], timeout=30).returncode == -signal.SIGALRM
+
+
+def test_an_end_that_was_set_earlier_stays() -> None:
+    code = """
+import time
+from sdbento.process.deadline import end_within
+end_within(1)
+end_within(60)
+time.sleep(30)
+"""
+    assert subprocess.run([sys.executable, "-c", code], timeout=20).returncode == -signal.SIGALRM
