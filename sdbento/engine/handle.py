@@ -62,6 +62,8 @@ class Handle:
         self.submitted = time.monotonic()
         self.started: float | None = None  # when the first step began; set by the engine
         self.decoding = 0.0  # seconds this request's plans spent decoding; set by the engine
+        self.expected = 0.0  # when all will be done, as the engine last estimated
+        self.estimated = 0.0  # when it did; 0: not yet
         self._cancel = cancel
         self._request_estimate = request_estimate
         self._listeners: list[Callable[[EngineEvent], None]] = []

@@ -54,6 +54,7 @@ from sdbento.errors import (
 
 log = logging.getLogger(__name__)
 
+ESTIMATES = 20.0  # times as long as it took to estimate a request's end, before the next one is
 FORECAST = 1.0  # seconds between two forecasts of when requests end
 AHEAD = 1  # plans that may be launched before the result of the one before is read
 LAUNCHES = 16  # steps: their median tells how long it takes to launch one
@@ -442,14 +443,23 @@ class Engine:
             handle.emit(Estimated(eta=self._eta(handle)))
 
     def _eta(self, handle: Handle) -> float:
-        """Seconds until a request is done; what was launched is no part of the planner's."""
-        under_way = self._busy_until - time.monotonic() if self._under_way else 0.0
-        return max(0.0, under_way) + self._planner.eta(handle.trajectories)
+        """Seconds until the request is done, by its last estimate."""
+        if not handle.estimated:
+            self._estimate(handle)
+        return max(0.0, handle.expected - time.monotonic())
+
+    def _estimate(self, handle: Handle) -> None:
+        """When the request will be done; what was launched is no part of the planner's."""
+        handle.estimated = began = time.monotonic()
+        under_way = max(0.0, self._busy_until - began) if self._under_way else 0.0
+        handle.expected = began + under_way + self._planner.eta(handle.trajectories)
+        self._estimate_due = began + ESTIMATES * (time.monotonic() - began)
 
     def _publish_steps(self, under_way: _UnderWay) -> None:
         plan = under_way.plan
         if plan.stage is not Stage.STEP:
             return
+        self._refresh_estimates(plan)
         for trajectory, steps_done in zip(plan.trajectories, under_way.steps_done, strict=True):
             handle = self._handles.get(trajectory)
             preview, trajectory.preview = trajectory.preview, None
@@ -463,6 +473,14 @@ class Engine:
                         preview=preview,
                     )
                 )
+
+    def _refresh_estimates(self, plan: StepPlan) -> None:
+        """Estimate anew when the requests of `plan` will be done, the oldest estimate first, for a
+        small part of the time: it takes long where hundreds of images wait."""
+        handles = {self._handles[t] for t in plan.trajectories if t in self._handles}
+        for handle in sorted(handles, key=lambda handle: handle.estimated):
+            if handle.has_listeners and time.monotonic() >= self._estimate_due:
+                self._estimate(handle)
 
     def _end(self, trajectory: Trajectory) -> None:
         """A trajectory is finished: so is its request, if this one failed or was the last."""

@@ -4,7 +4,7 @@ import asyncio
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from math import inf
@@ -780,3 +780,32 @@ def test_requests_have_numbers_and_what_was_said_of_them() -> None:
             handle.cancel()
     assert requests == handles
     assert [(one.number, one.about) for one in requests] == [(1, "one"), (2, "two")]
+
+
+async def test_estimates_take_a_small_part_of_the_time_however_long_each_takes() -> None:
+    """Everybody's are made anew in turn."""
+
+    class Slow(Planner):
+        num_estimates = 0
+
+        def eta(self, trajectories: Iterable[Trajectory]) -> float:
+            self.num_estimates += 1
+            time.sleep(0.01)
+            return super().eta(trajectories)
+
+    async def events_of(handle: Handle) -> list[EngineEvent]:
+        return [event async for event in handle.events()]
+
+    planner = Slow(8)
+    engine = Engine(FakeRunner(seconds=0.002), planner)
+    handles = [submit(engine, make_trajectory(400, seed=seed)) for seed in range(4)]
+    listening = [asyncio.create_task(events_of(handle)) for handle in handles]
+    await asyncio.sleep(0)
+    began = time.monotonic()
+    engine.start()
+    events = await asyncio.gather(*listening)
+    seconds = time.monotonic() - began
+    await asyncio.to_thread(engine.close)
+    assert [len([e for e in own if isinstance(e, Stepped)]) for own in events] == [400] * 4
+    assert 4 < planner.num_estimates < 5 + seconds / 0.1  # each of 1600 steps has an estimate
+    assert len({handle.estimated for handle in handles}) == 4
