@@ -1,7 +1,8 @@
 """The requests in the documents are what the server takes.
 
 Every `curl` that asks a server of one's own is run against one on `shapes`, as it stands. Bodies
-for models that are not on this machine, and those that stand alone, are checked by the schema.
+for models that are not on this machine, and those that stand alone, are checked as far as no model
+is needed; then `shapes` draws what it can of them.
 """
 
 from __future__ import annotations
@@ -22,14 +23,17 @@ from PIL import Image
 from sdbento.catalog.specs import catalogued
 from sdbento.jobs.formats.inputs import read_input
 from sdbento.request.schema import GenerateRequest
-from sdbento.samplers.names import canonical_name
+from sdbento.request.settle import check_fields
+from tests.support.images import base64, gradient
 from tests.support.server import ROOT, Server
 
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 OWN = re.compile(r"(?:http://)?(?:localhost|HOST):3000")
 BEGIN = re.compile(r"^(?:until )?curl\b")
+OF_OTHERS = {"model", "lora", "controlnet", "refiner", "width", "height", "num_images"}
 ENDLESS = "/batch"  # events until the client leaves
 CURL_TIMEOUT = 28  # the exit status of a curl whose --max-time is over
+SPECS = {name.casefold(): spec for spec in catalogued() for name in spec.names}
 NOT_HERE = "$"  # a variable of the shell: an address or a key of RunPod's
 
 
@@ -89,10 +93,15 @@ def check(body: dict[str, Any]) -> None:
         read_input(body["input"])
         return
     request = GenerateRequest.model_validate(body)
-    names = {name.casefold() for spec in catalogued() for name in spec.names}
-    assert request.model is None or request.model.casefold() in names
-    if request.scheduler is not None:
-        canonical_name(request.scheduler)
+    check_fields(request, SPECS[(request.model or "sdxl").casefold()])
+
+
+def for_shapes(body: dict[str, Any]) -> dict[str, Any]:
+    """The same without what is a model of its own, and at the size of `shapes`: what is left are
+    samplers, steps, guidance, images and passes, in the combination that the document shows."""
+    kept = {name: value for name, value in body.items() if name not in OF_OTHERS}
+    image = base64(gradient(64, 64))
+    return kept | {name: image for name in ("image", "mask_image") if name in body}
 
 
 def test_documents_have_requests() -> None:
@@ -133,8 +142,12 @@ def test_a_documented_command_works(server: Server, tmp_path: Path, command: str
 
 
 @pytest.mark.parametrize("text", BODIES)
-def test_a_documented_body_is_taken(text: str) -> None:
-    check(json.loads(text))
+def test_a_documented_body_is_taken(server: Server, text: str) -> None:
+    body = json.loads(text)
+    check(body)
+    if "input" not in body:
+        answer = server.client.post("/txt2img", json=for_shapes(body))
+        assert answer.status_code == 200, answer.text
 
 
 def test_a_wrong_body_is_noticed() -> None:
