@@ -87,5 +87,16 @@ def test_a_setting_that_is_named_exists(path: Path) -> None:
     assert named - VARIABLES == set()
 
 
+@pytest.mark.parametrize("name", ["docs/deploy.md", "docs/security.md"])
+def test_proxies_let_through_what_the_server_takes(name: str) -> None:
+    """As large bodies, for as long, and events at once."""
+    text = (ROOT / name).read_text(encoding="utf-8")
+    sizes = re.findall(r"client_max_body_size (\d+)m;|max_size (\d+)MiB", text)
+    seconds = re.findall(r"proxy_read_timeout (\d+)s;", text)
+    assert {int(nginx or caddy) * 2**20 for nginx, caddy in sizes} == {Settings().max_body_bytes}
+    assert seconds and all(int(one) > Settings().request_timeout for one in seconds)
+    assert text.count("proxy_buffering off;") == len(seconds)
+
+
 def test_the_documents_show_commands() -> None:
     assert len(OURS) > 15 and len(MAKES) > 10
