@@ -18,6 +18,8 @@ HANG = 30.0  # seconds in which anything happens, on the busiest machine
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: x\r\n"
+LARGE = 20_000_000  # bytes of an answer in one piece
+GET_LARGE = b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n"
 SLEEP = b"GET /sleep HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
@@ -38,8 +40,9 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
         return
     num = 200 if scope["path"] == "/endless" else 1
     await send({"type": "http.response.start", "status": 200, "headers": []})
+    bodies = {"/endless": b"x" * 1_000_000, "/large": b"x" * LARGE}
     for _ in range(num):
-        body = b"x" * 1_000_000 if scope["path"] == "/endless" else b"%d" % size
+        body = bodies.get(scope["path"], b"%d" % size)
         await send({"type": "http.response.body", "body": body, "more_body": True})
     await send({"type": "http.response.body", "body": b""})
 

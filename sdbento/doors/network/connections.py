@@ -1,5 +1,7 @@
 """All connections to one port: how many there may be, who has them, and which are overdue.
 
+And how much of their answers may wait for clients to take it.
+
 Knows nothing of HTTP: a connection says itself whether it can be spared, and what it waits for.
 """
 
@@ -7,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from typing import Protocol
 
 from sdbento.access.limits import has_share
@@ -20,6 +23,10 @@ class Connection(Protocol):
 
     def spare(self) -> int | None:
         """How readily it can be closed, 0 being the first to go. None: it is being answered."""
+        ...
+
+    def untaken(self) -> int:
+        """Bytes of answers that its client has not taken."""
         ...
 
     def drop(self) -> None:
@@ -64,6 +71,26 @@ class Connections:
         self._count += 1
         return True
 
+    def bound_untaken(self) -> None:
+        """If clients leave more of their answers untaken than there may be, close the connection
+        with the most, of whoever has the most of all, and so on until the rest is little enough."""
+        untaken = {
+            each: num_bytes
+            for connections in self._by_owner.values()
+            for each in connections
+            if (num_bytes := each.untaken())
+        }
+        of_owners: Counter[str | None] = Counter()
+        for each, num_bytes in untaken.items():
+            of_owners[each.owner] += num_bytes
+        while of_owners.total() > self._limits.untaken_bytes:
+            [(owner, _)] = of_owners.most_common(1)
+            largest = max((c for c in untaken if c.owner == owner), key=untaken.__getitem__)
+            of_owners[owner] -= untaken.pop(largest)
+            log.warning("%s takes its answers too slowly: one of them is given up", owner)
+            self.remove(largest)
+            largest.drop()
+
     def _has_room_for(self, owner: str | None) -> bool:
         own = self._by_owner.get(owner, {})
         if has_share(len(own), self._count, self._limits.connections):
@@ -107,6 +134,7 @@ class Connections:
             for connections in [self._refused, *self._by_owner.values()]:
                 for connection in list(connections):
                     self._check(connection, elapsed)
+            self.bound_untaken()
         finally:
             self._sweeping = bool(self._count or self._refused)
             if self._sweeping:

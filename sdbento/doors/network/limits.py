@@ -34,6 +34,9 @@ class Limits:
     # patience, which it gets back when it is faster. One that does not come at all has just these.
     body_seconds: float = 20.0
     body_rate: float = 8 * 1024  # bytes per second; ISDN
-    send_seconds: float = 30.0  # in which a client takes nothing of its answer
+    # The same for answers, of which clients have to take half of what the slowest line does.
+    send_seconds: float = 30.0
+    send_rate: float = 4 * 1024  # bytes per second
+    untaken_bytes: int = 2**30  # of answers, all together, that clients have not taken
     linger_seconds: float = 5.0  # for the rest of a body that was answered before its end
     sweep_seconds: float = 1.0  # between two looks at all connections

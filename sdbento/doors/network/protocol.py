@@ -20,6 +20,7 @@ from sdbento.access.addresses import client_address
 from sdbento.doors.error_shape import error_response
 from sdbento.doors.network.connections import Connections
 from sdbento.doors.network.limits import Limits
+from sdbento.doors.network.outgoing import Outgoing
 from sdbento.errors import MalformedRequest, SDBentoError, Unavailable
 
 CHUNK_OVERHEAD = 16  # bytes of framing for each byte of a chunked body; one by one it takes 6
@@ -50,13 +51,12 @@ class BoundedConnection(HttpToolsProtocol):
         self._num_headers = self._head_bytes = 0
         self._received = self._body_bytes = 0  # of the present message, with and without framing
         self._patience = limits.head_seconds  # for what the client has to send next
-        self._send_patience = limits.send_seconds
-        self._unsent = 0  # bytes, at the last check
 
     # What asyncio calls.
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        self._outgoing = Outgoing(transport, self._limits)
+        super().connection_made(cast(asyncio.Transport, self._outgoing))
         self.owner = client_address(self.client[0] if self.client else None, (), ())
         if not self._others.admit(self):
             message = "too many connections are open; close some, or try again later"
@@ -84,9 +84,9 @@ class BoundedConnection(HttpToolsProtocol):
         if framing > self._limits.head_bytes + CHUNK_OVERHEAD * self._body_bytes:
             self._refuse(self._head_too_large())
 
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        self._send_patience = self._limits.send_seconds
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self.loop.call_soon(self._others.bound_untaken)  # not here: it may close this connection
 
     # What the parser calls. An error that is raised here ends `feed_data`.
 
@@ -155,13 +155,16 @@ class BoundedConnection(HttpToolsProtocol):
     # What `Connections` calls.
 
     def spare(self) -> int | None:
-        if self._send_patience < self._limits.send_seconds:
+        if self._outgoing.is_behind():
             return 2
         if self._is_sending() or self.pipeline:
             return None
         if not self._is_answering():
             return 0
         return 1 if self._in_body else None
+
+    def untaken(self) -> int:
+        return self._outgoing.untaken()
 
     def drop(self) -> None:
         """Close without a word. The transport tells of it only later: the application, which may
@@ -173,7 +176,7 @@ class BoundedConnection(HttpToolsProtocol):
         self.transport.abort()
 
     def check(self, elapsed: float) -> None:
-        if self._is_stuck(elapsed):
+        if self._outgoing.is_stuck(elapsed):
             self.drop()
         elif self._is_client_awaited():
             self._patience -= elapsed
@@ -185,15 +188,6 @@ class BoundedConnection(HttpToolsProtocol):
 
     def _is_sending(self) -> bool:
         return self.transport.get_write_buffer_size() > 0
-
-    def _is_stuck(self, elapsed: float) -> bool:
-        """Whether the client has taken nothing of what there is for it, for too long."""
-        before, self._unsent = self._unsent, self.transport.get_write_buffer_size()
-        if not before or self._unsent < before:
-            self._send_patience = self._limits.send_seconds
-        else:
-            self._send_patience -= elapsed
-        return self._send_patience < 0
 
     def _is_client_awaited(self) -> bool:
         if self.timeout_keep_alive_task is not None:  # uvicorn waits for it

@@ -20,6 +20,9 @@ class Checked:
     def spare(self) -> int | None:
         return None
 
+    def untaken(self) -> int:
+        return 0
+
     def drop(self) -> None:
         self.dropped = True
         if self._fails:

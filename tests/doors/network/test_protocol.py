@@ -5,11 +5,23 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import pytest
 
 from sdbento.doors.network.limits import Limits
-from tests.support.bounded import GET, HANG, POST, SLEEP, Door, answer, is_closed, listening
+from tests.support.bounded import (
+    GET,
+    GET_LARGE,
+    HANG,
+    LARGE,
+    POST,
+    SLEEP,
+    Door,
+    answer,
+    is_closed,
+    listening,
+)
 
 QUICK = Limits(
     connections=8,
@@ -18,6 +30,7 @@ QUICK = Limits(
     body_seconds=0.4,
     body_rate=100_000,
     send_seconds=0.4,
+    send_rate=10_000_000,
     linger_seconds=0.4,
     sweep_seconds=0.05,
 )
@@ -193,6 +206,32 @@ def test_who_takes_nothing_of_its_answer_is_cut_off(quick: Door) -> None:
         client.sendall(b"GET /endless HTTP/1.1\r\nHost: x\r\n\r\n")
         wait_for(lambda: quick.num_connections == 1)
         wait_for(lambda: quick.num_connections == 0)
+
+
+def test_who_takes_its_answer_too_slowly_is_cut_off(quick: Door) -> None:
+    with quick.connect(GET_LARGE) as client:
+        taken = 0
+        give_up = time.monotonic() + HANG
+        with suppress(ConnectionError):
+            while more := client.recv(200_000):
+                taken += len(more)
+                assert taken < LARGE and time.monotonic() < give_up
+                time.sleep(0.05)
+        assert quick.num_connections == 0
+
+
+def test_of_answers_that_are_not_taken_those_are_given_up_of_whoever_has_most() -> None:
+    limits = Limits(untaken_bytes=LARGE * 5 // 2, sweep_seconds=0.05)
+    with listening(limits) as door, door.connect(GET_LARGE) as one:
+        wait_for(lambda: door.num_connections == 1)
+        with door.connect(GET_LARGE, source="127.0.0.2") as other:
+            with door.connect(GET_LARGE) as another:
+                wait_for(lambda: door.num_connections == 2)
+                assert len(answer(other)) > LARGE
+                for client in (one, another):
+                    client.settimeout(HANG)
+                whole = [len(answer(client)) > LARGE for client in (one, another)]
+                assert sorted(whole) == [False, True]
 
 
 def test_the_rest_of_a_body_is_waited_for_only_briefly_once_it_is_answered(quick: Door) -> None:
