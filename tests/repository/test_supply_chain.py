@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 import sys
+import tomllib
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
 import jsonschema_rs
 import pytest
+from packaging.requirements import Requirement
 
 import sdbento
 from tools import audit, install, licences, lock, sbom
@@ -148,3 +150,13 @@ def test_the_cpu_build_of_torch_is_asked_for_with_the_hashes_of_the_lock() -> No
     pin = install.cpu_torch(text)
     assert pin.replace("+cpu", "", 1) in text
     assert pin.startswith(f"torch=={metadata.version('torch').partition('+')[0]}+cpu \\\n")
+
+
+def test_what_builds_the_documentation_is_pinned_with_hashes() -> None:
+    groups = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    text = lock.DOCS.read_text(encoding="utf-8")
+    pins = {name: (version, hashes) for name, version, hashes in lock.PIN.findall(text)}
+    assert len(pins) == text.count("==")
+    assert all("--hash=sha256:" in hashes for _, hashes in pins.values())
+    for wanted in map(Requirement, groups["dependency-groups"]["docs"]):
+        assert wanted.specifier.contains(pins[wanted.name][0])
