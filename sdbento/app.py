@@ -178,14 +178,16 @@ class App:
     def list_samplers(self) -> list[SamplerInfo]:
         return list_samplers()
 
-    async def watch(self) -> AsyncGenerator[Batch, None]:
+    async def watch(self, *, has_own: bool = True) -> AsyncGenerator[Batch, None]:
         """The running batch as the present caller may see it, ten times a second at most.
 
-        Ends when the server stops. Raises Overloaded where too many watch already, Unavailable.
+        `has_own` False: the caller cannot be told from others, so that no request is his own. Ends
+        when the server stops. Raises Overloaded where too many watch already, Unavailable.
         """
         async with aclosing(self.watchers.snapshots()) as snapshots:
             names = await asyncio.to_thread(self._visible_names)
-            watcher = Watcher(current_caller().owner, names.__contains__)
+            owner = current_caller().owner if has_own else None
+            watcher = Watcher(owner, names.__contains__)
             async for snapshot in snapshots:
                 num_preparing = max(0, self.num_requests - snapshot.batch.queue.requests)
                 yield seen_by(watcher, snapshot, self._residents(), num_preparing)

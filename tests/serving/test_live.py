@@ -21,7 +21,9 @@ SOON = 60.0
 
 
 @asynccontextmanager
-async def watching(client: httpx.AsyncClient) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
+async def watching(
+    client: httpx.AsyncClient, **headers: str
+) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
     """The snapshots that `client` is sent."""
 
     async def snapshots() -> AsyncIterator[dict[str, Any]]:
@@ -29,7 +31,7 @@ async def watching(client: httpx.AsyncClient) -> AsyncIterator[AsyncIterator[dic
             if line.startswith("data: "):
                 yield json.loads(line.removeprefix("data: "))
 
-    async with client.stream("GET", "/batch") as response:
+    async with client.stream("GET", "/batch", headers=headers) as response:
         assert response.status_code == 200
         assert response.headers["content-type"].startswith("text/event-stream")
         yield snapshots()
@@ -77,7 +79,20 @@ async def test_each_sees_his_own_by_name_and_others_as_anothers(server: Server) 
     assert bobs["queue"]["requests"] == 2
 
 
-async def test_one_who_waits_for_no_model_is_told_that_nothing_runs(server: Server) -> None:
+async def test_clients_of_an_unknown_proxy_see_nobodys_prompts(server: Server) -> None:
+    async with client_at(server, "127.0.0.1") as proxy:
+        work = asyncio.create_task(proxy.post("/generate", json={**LONG, "prompt": "a wish"}))
+        try:
+            async with watching(proxy, **{"X-Forwarded-For": "203.0.113.7"}) as snapshots:
+                seen = await seen_with(snapshots, 1)
+        finally:
+            work.cancel()
+            await asyncio.gather(work, return_exceptions=True)
+    assert "a wish" not in json.dumps(seen)
+    assert not any(one["yours"] for one in seen["requests"])
+
+
+async def test_one_who_comes_is_told_at_once(server: Server) -> None:
     async with client_at(server, "127.0.0.3") as client, watching(client) as snapshots:
         one = await anext(snapshots)
     assert set(one) >= {"number", "time", "calls", "queue", "lanes", "requests", "models"}

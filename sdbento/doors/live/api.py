@@ -7,8 +7,11 @@ from contextlib import aclosing
 from typing import Any
 
 from pydantic import TypeAdapter
+from starlette.requests import Request
 from starlette.responses import Response
 
+from sdbento.access.addresses import client_address
+from sdbento.access.caller import current_caller
 from sdbento.doors.http.events import EventStream, kept_alive
 from sdbento.doors.http.routing import TheApp, door
 from sdbento.live.batch import Batch
@@ -26,16 +29,24 @@ _EVENTS: dict[int | str, dict[str, Any]] = {
 
 
 @router.get("/batch", response_class=Response, responses=_EVENTS)
-async def watch_batch(app: TheApp) -> EventStream:
+async def watch_batch(request: Request, app: TheApp) -> EventStream:
     """What runs at the moment, as server-sent events: who is in the batch, and who waits.
 
     An event comes after UNet calls and when a request comes or goes, ten times a second at most,
     and once a second in any case. A client that reads slowly misses some. Of the requests of
     others, neither prompts nor LoRAs nor owners are told.
     """
-    batches = app.watch()
+    batches = app.watch(has_own=not _is_through_proxy(request))
     first = await anext(batches)  # raises what refuses the request
     return EventStream(kept_alive(_texts(first, batches)))
+
+
+def _is_through_proxy(request: Request) -> bool:
+    """Whether a proxy that is not trusted passes the request on: all its clients have its address,
+    and must not see each other's prompts."""
+    caller, peer = current_caller(), request.client.host if request.client else None
+    is_forwarded = "x-forwarded-for" in request.headers or "forwarded" in request.headers
+    return is_forwarded and caller.name is None and caller.address == client_address(peer, (), ())
 
 
 async def _texts(first: Batch, batches: AsyncGenerator[Batch, None]) -> AsyncGenerator[str, None]:
