@@ -57,7 +57,7 @@ Members = Mapping[Trajectory, Member]
 
 def lane_of(key: BatchKey) -> BatchKey:
     """Whole and shallow steps of DeepCache are one lane: images go from one to the other."""
-    return replace(key, shallow=False)
+    return replace(key, shallow=False) if key.shallow else key
 
 
 def members_of(handles: Sequence[Handle], calls: Mapping[BatchKey, Call]) -> Members:
@@ -71,12 +71,13 @@ def members_of(handles: Sequence[Handle], calls: Mapping[BatchKey, Call]) -> Mem
 
 def queue_of(handles: Sequence[Handle], ends: Mapping[int, float]) -> Queue:
     """`ends`: seconds until each request is done, by its number."""
-    images = [one for handle in handles for one in handle.trajectories if not one.finished]
+    images = [one for handle in handles for one in handle.trajectories]
+    begun = [one for one in images if _has_begun(one)]
     return Queue(
         preparing=0,  # these are not the engine's
         requests=len(handles),
-        images=len(images),
-        waiting=sum(not _has_begun(one) for one in images),
+        images=len(images) - sum(one.finished for one in begun),
+        waiting=len(images) - len(begun),
         eta=_seconds(max((ends.get(handle.number, inf) for handle in handles), default=0.0)),
     )
 
@@ -131,7 +132,8 @@ def _begun(handles: Sequence[Handle]) -> Iterator[tuple[Handle, int, Trajectory]
 
 
 def _has_begun(trajectory: Trajectory) -> bool:
-    return trajectory.state is not None or trajectory.steps_done > 0 or trajectory.finished
+    """Cheap, since it is asked of every image in the queue."""
+    return trajectory.step > 0 or trajectory.state is not None or trajectory.pass_index > 0
 
 
 def _steps_in(calls: Mapping[BatchKey, Call], trajectory: Trajectory) -> Mapping[Trajectory, int]:
@@ -166,6 +168,7 @@ def _lane(key: BatchKey, call: Call | None, is_current: bool, images: list[Batch
 def _request(handle: Handle, end: float, now: float) -> BatchRequest:
     about = handle.about if isinstance(handle.about, About) else About()
     images = handle.trajectories
+    begun = [one for one in images if _has_begun(one)]
     return BatchRequest(
         number=handle.number,
         yours=False,  # that depends on who watches
@@ -175,8 +178,8 @@ def _request(handle: Handle, end: float, now: float) -> BatchRequest:
         num_loras=len(about.loras),
         num_controlnets=about.num_controlnets,
         num_images=len(images),
-        num_waiting=sum(not _has_begun(one) for one in images),
-        num_done=sum(one.finished or one.steps_done == one.steps_in_all for one in images),
+        num_waiting=len(images) - len(begun),
+        num_done=sum(_has_no_step_left(one) for one in begun),
         waited=round(now - handle.submitted, 3),
         eta=_seconds(end),
     )
@@ -185,9 +188,11 @@ def _request(handle: Handle, end: float, now: float) -> BatchRequest:
 def _reason(trajectory: Trajectory, handle: Handle) -> Reason:
     if handle.done.done():
         return "ended" if handle.done.exception() is not None else "done"
-    if trajectory.finished or trajectory.steps_done == trajectory.steps_in_all:
-        return "done"
-    return "paused"
+    return "done" if _has_no_step_left(trajectory) else "paused"
+
+
+def _has_no_step_left(trajectory: Trajectory) -> bool:
+    return trajectory.finished or trajectory.steps_done == trajectory.steps_in_all
 
 
 def _seconds(seconds: float) -> float | None:
