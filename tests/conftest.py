@@ -7,9 +7,11 @@ from collections.abc import Iterator
 
 import hypothesis
 import pytest
+from playwright.sync_api import Browser
 
 from sdbento.settings import Settings
 from tests.support import postgres
+from tests.support.browser import browsing
 from tests.support.listener import Listener, listening
 from tests.support.server import Server, serving
 
@@ -56,6 +58,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with serving(folder, SDBENTO_ALLOW_PRIVATE_URLS="true") as server:
         server.wait_until_ready()
         yield server
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with browsing() as browser:
+        yield browser
 
 
 @pytest.fixture(scope="session")

@@ -24,15 +24,20 @@ class ErrorShape:
 OURS = ErrorShape()
 
 # How a key can be sent. Browsers know only Basic, and ask their user for it.
-CHALLENGES = ('Bearer realm="sdbento"', 'Basic realm="sdbento", charset="UTF-8"')
+BEARER, BASIC = 'Bearer realm="sdbento"', 'Basic realm="sdbento", charset="UTF-8"'
 
 
-def error_response(error: SDBentoError, shape: ErrorShape = OURS) -> JSONResponse:
-    """The error as an answer, with Retry-After where it says when to try again."""
+def error_response(
+    error: SDBentoError, shape: ErrorShape = OURS, *, to_script: bool = False
+) -> JSONResponse:
+    """The error as an answer, with Retry-After where it says when to try again.
+
+    `to_script`: a script of a page gets it, which asks the user for a key better than the browser.
+    """
     response = JSONResponse(shape.body(error), status_code=shape.status(error))
     if error.retry_after is not None:
         response.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
     if isinstance(error, Unauthorized):
-        for challenge in CHALLENGES:
+        for challenge in [BEARER] if to_script else [BEARER, BASIC]:
             response.headers.append("WWW-Authenticate", challenge)
     return response

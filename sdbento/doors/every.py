@@ -15,6 +15,7 @@ from sdbento.doors.openai import failures as openai_failures
 from sdbento.doors.openai import files as openai_files
 from sdbento.doors.openai import models as openai_models
 from sdbento.doors.runpod import api as runpod
+from sdbento.doors.web import page as web
 
 ROUTERS = (
     listings.router,
@@ -25,10 +26,12 @@ ROUTERS = (
     openai_models.router,
     *a1111.ROUTERS,
     reference.router,
+    web.router,
 )
 ERROR_SHAPES = {  # by the beginning of a path
     "/v1/": openai_failures.ERRORS,
     "/sdapi/": a1111_failures.ERRORS,
     "/controlnet/": a1111_failures.ERRORS,
 }
-OPEN_PREFIXES = (openai_files.PUBLIC_PREFIX,)  # below which nothing needs a key
+# Below which nothing needs a key.
+OPEN_PREFIXES = (openai_files.PUBLIC_PREFIX, *web.PUBLIC_PREFIXES)

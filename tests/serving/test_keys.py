@@ -150,14 +150,23 @@ def test_a_stranger_gets_in_nowhere(guarded: Guarded) -> None:
         for path, item in document["paths"].items():
             for method in item.keys() & {"get", "post", "put", "delete", "patch"}:
                 answer = http.request(method, re.sub(r"\{.*?\}", "x", path))
-                opened = path in ("/livez", "/readyz", "/ping") or "/images/files/" in path
+                opened = path in ("/", "/livez", "/readyz", "/ping")
+                opened |= "/images/files/" in path or path.startswith("/web/")
                 assert (answer.status_code != 401) == opened, path
                 asked += 1
         assert asked > 20
-        for path in ("/metrics", "/healthz", "/docs", "/docs.json", "/schema.json", "/"):
+        for path in ("/metrics", "/healthz", "/docs", "/docs.json", "/schema.json"):
             answer = http.get(path)
             assert answer.status_code == 401
             assert len(answer.headers.get_list("www-authenticate")) == 2
+
+
+def test_a_script_that_has_no_key_makes_no_browser_ask_for_a_password(guarded: Guarded) -> None:
+    with guarded.client(None) as http:
+        assert http.get("/").status_code == 200
+        answer = http.get("/models", headers={"X-Requested-With": "XMLHttpRequest"})
+        assert answer.status_code == 401
+        assert answer.headers.get_list("www-authenticate") == ['Bearer realm="sdbento"']
 
 
 # Two users

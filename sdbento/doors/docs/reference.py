@@ -1,8 +1,8 @@
 """GET /docs.json, the OpenAPI document, and GET /docs, a page to read it and to try the routes.
 
 The page is Swagger UI, from this server alone: the browser is told to load nothing from elsewhere.
-BentoML has documents of its own at / and /docs.json; these routes come first. Its page asks Google
-Tag Manager, and its document knows only its own routes.
+BentoML has documents of its own at / and /docs.json; the routes of the doors come first. Its page
+asks Google Tag Manager, and its document knows only its own routes.
 """
 
 from __future__ import annotations
@@ -14,18 +14,12 @@ from pathlib import Path
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response
+from starlette.responses import HTMLResponse, Response
 
 from sdbento.doors.docs.document import document
 from sdbento.doors.http.routing import door
-from sdbento.errors import NotFound
+from sdbento.doors.web.pages import Files, page
 
-STATIC = Path(__file__).parent / "static"
-FILES = {
-    "swagger-ui.css": "text/css",
-    "swagger-ui-bundle.js": "text/javascript",
-    "start.js": "text/javascript",
-}
 PAGE = """<!doctype html>
 <html lang="en">
 <head>
@@ -42,24 +36,8 @@ PAGE = """<!doctype html>
 </body>
 </html>
 """
-# Some images of Swagger UI lie within its stylesheet.
-POLICY = "; ".join(
-    (
-        "default-src 'none'",
-        "script-src 'self'",
-        "style-src 'self'",
-        "img-src 'self' data: blob:",
-        "connect-src 'self'",
-        "base-uri 'none'",
-        "form-action 'none'",
-        "frame-ancestors 'none'",
-    )
-)
-HEADERS = {
-    "Content-Security-Policy": POLICY,
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-}
+FILES = Files(Path(__file__).parent / "static")
+TYPES = ("text/css", "text/javascript")
 
 router = door("Documents")
 
@@ -78,28 +56,17 @@ async def openapi_document(request: Request) -> Response:
 @router.get("/docs", response_class=HTMLResponse)
 async def reference_page() -> Response:
     """This document as a page, to read and to try."""
-    return HTMLResponse(PAGE, headers=HEADERS)
+    return page(PAGE)
 
 
 @router.get(
     "/docs/{name}",
     response_class=Response,
-    responses={
-        200: {"content": {kind: {"schema": {"type": "string"}} for kind in set(FILES.values())}}
-    },
+    responses={200: {"content": {kind: {"schema": {"type": "string"}} for kind in TYPES}}},
 )
-async def reference_file(name: str) -> Response:
+async def reference_file(name: str, request: Request) -> Response:
     """A file of that page."""
-    if name not in FILES:
-        raise NotFound(f"there is no file of the reference called {name[:80]}")
-    headers = HEADERS | {"Cache-Control": "no-cache"}  # a browser asks whether it has changed
-    return FileResponse(STATIC / name, media_type=FILES[name], headers=headers)
-
-
-@router.get("/", status_code=307, response_class=RedirectResponse)
-async def index() -> Response:
-    """To the page with all routes."""
-    return RedirectResponse("docs")
+    return FILES.answer(name, request)
 
 
 @lru_cache(maxsize=1)

@@ -26,16 +26,19 @@ SAFE_METHODS = ("GET", "HEAD", "OPTIONS")  # they change nothing
 # What load balancers and orchestrators ask. Compared with the whole path, as routes are, so that no
 # other spelling of another path can pass for one of them.
 OPEN_PATHS = ("/livez", "/readyz", "/ping")
+PAGE = "/"  # asks its user for a key when it needs one
 
 
 class Gate:
-    """`admit` each request. Below `open_prefixes` lie files whose names nobody can guess."""
+    """`admit` each request. Below `open_prefixes` lie files whose names nobody can guess, and those
+    of the page at /, which hold no secrets."""
 
     def __init__(self, settings: Settings, open_prefixes: tuple[str, ...] = ()) -> None:
         """Raises SettingsError if the file of keys cannot be read."""
         self._keyring = Keyring(settings)
         self._rate = RequestRate()
-        self._open_paths = {*OPEN_PATHS, *(["/metrics"] if settings.metrics_public else [])}
+        self._open_paths = {*OPEN_PATHS, PAGE}
+        self._open_paths |= {"/metrics"} if settings.metrics_public else set()
         self._open_prefixes = open_prefixes
         any_host = self._keyring.required and not settings.allowed_hosts
         self._hosts = None if any_host else Hosts(settings)

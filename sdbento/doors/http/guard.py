@@ -118,7 +118,9 @@ class Guard:
             except ClientGone:
                 return
             except Exception as exc:
-                await error_response(failures.note(exc), shape)(scope, receive, send)
+                by_script = Headers(scope=scope).get("x-requested-with") == "XMLHttpRequest"
+                error = error_response(failures.note(exc), shape, to_script=by_script)
+                await error(scope, receive, send)
                 return
             finished = await _until_disconnected(self.app, scope, body, receive, answer)
         if not finished:

@@ -99,7 +99,8 @@ def test_the_document_says_which_routes_need_a_key(written: Any) -> None:
     assert written["security"] == [{"bearer": []}, {"basic": []}]
     assert document(mounted(), {}, needs_keys=False)["security"][-1] == {}
     for path, _, operation in operations(written):
-        is_open = path in ("/livez", "/readyz", "/ping", "/v1/images/files/{name}")
+        is_open = path in ("/", "/web/{file}", "/livez", "/readyz", "/ping")
+        is_open |= path == "/v1/images/files/{name}"
         assert (operation.get("security") == []) is is_open, path
         assert ("401" in operation["responses"]) is not is_open, path
 

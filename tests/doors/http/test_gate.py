@@ -81,7 +81,7 @@ async def test_a_key_is_accepted_in_any_way_that_clients_send_it(headers: dict[s
 )
 async def test_without_it_there_is_one_answer_that_tells_nothing(headers: dict[str, str]) -> None:
     async with client(api_key=KEY) as ask:
-        for path in ("/generate", "/", "/metrics", "/nothing", f"/generate?api_key={KEY}"):
+        for path in ("/generate", "/metrics", "/nothing", f"/generate?api_key={KEY}"):
             answer = await ask.get(path, headers=headers)
             assert answer.status_code == 401
             assert answer.headers.get_list("www-authenticate") == [
@@ -99,15 +99,15 @@ async def test_a_door_says_it_in_its_own_shape() -> None:
         assert "key is needed" in answer.json()["said"]
 
 
-async def test_health_is_open_and_nothing_that_looks_like_it() -> None:
+async def test_health_and_the_page_are_open_and_nothing_that_looks_like_it() -> None:
     async with client(api_key=KEY) as ask:
-        for path in ("/livez", "/readyz", "/ping", "/files/abc.png"):
+        for path in ("/", "/livez", "/readyz", "/ping", "/files/abc.png"):
             for method in ("GET", "HEAD"):
                 answer = await ask.request(method, path)
                 assert answer.status_code == 200
             assert (await ask.post(path)).status_code == 401
         for path in (
-            "//generate", "/livez/../generate", "/livez/%2e%2e/generate", "/LIVEZ",
+            "http://server//generate", "/livez/../generate", "/livez/%2e%2e/generate", "/LIVEZ",
             "/livez%00", "/livez%20", "/ping/x", "/files/", "/files/../generate", "/files/a/b",
             "/files", "/xfiles/a",
         ):  # fmt: skip
@@ -202,22 +202,22 @@ async def test_each_key_has_its_name_and_goes_with_its_entry(file: Path) -> None
     }
     async with client(api_key=KEY, api_keys=file) as ask:
         for name in ("alice", "bob"):
-            assert (await ask.get("/", headers=headers[name])).text == name
-        assert (await ask.get("/", headers=BEARER)).text == "default"
+            assert (await ask.get("/generate", headers=headers[name])).text == name
+        assert (await ask.get("/generate", headers=BEARER)).text == "default"
         entries.remove(file, "alice")
-        assert (await ask.get("/", headers=headers["alice"])).status_code == 401
-        assert (await ask.get("/", headers=headers["bob"])).text == "bob"
+        assert (await ask.get("/generate", headers=headers["alice"])).status_code == 401
+        assert (await ask.get("/generate", headers=headers["bob"])).text == "bob"
 
 
 async def test_one_request_too_many_in_a_minute_is_refused_and_harms_no_other(file: Path) -> None:
     alice = {"Authorization": f"Bearer {entries.add(file, 'alice', requests_per_minute=3)}"}
     bob = {"Authorization": f"Bearer {entries.add(file, 'bob', requests_per_minute=3)}"}
     async with client(api_keys=file) as ask:
-        answers = [await ask.get("/", headers=alice) for _ in range(5)]
+        answers = [await ask.get("/generate", headers=alice) for _ in range(5)]
         assert [answer.status_code for answer in answers] == [200, 200, 200, 429, 429]
         assert 1 <= int(answers[-1].headers["retry-after"]) <= 60
         assert answers[-1].json()["error"]["type"] == "limit_reached"
-        assert (await ask.get("/", headers=bob)).status_code == 200
+        assert (await ask.get("/generate", headers=bob)).status_code == 200
         assert (await ask.get("/livez", headers=alice)).status_code == 200
 
 

@@ -1,0 +1,41 @@
+"""GET /, a page to make pictures on. It needs no key, but the requests that it makes do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+
+from sdbento.doors.http.routing import door
+from sdbento.doors.web.pages import MEDIA_TYPES, Files, page
+
+STATIC = Path(__file__).parent / "static"
+PREFIX = "/web/"
+FILES = Files(STATIC)
+PUBLIC_PREFIXES = tuple(sorted(PREFIX + folder for folder in FILES.folders()))
+OPEN: dict[str, Any] = {"security": []}  # in the OpenAPI document
+
+router = door("Documents")
+
+
+@router.get("/", response_class=HTMLResponse, openapi_extra=OPEN)
+async def web_page() -> Response:
+    """A page to make pictures on."""
+    return page((STATIC / "index.html").read_text(encoding="utf-8"))
+
+
+@router.get(
+    PREFIX + "{file:path}",
+    response_class=Response,
+    openapi_extra=OPEN,
+    responses={
+        200: {
+            "content": {kind: {"schema": {"type": "string"}} for kind in set(MEDIA_TYPES.values())}
+        }
+    },
+)
+async def web_file(file: str, request: Request) -> Response:
+    """A file of that page."""
+    return FILES.answer(file, request)

@@ -1,0 +1,73 @@
+// Settings out of an image file: ours, or AUTOMATIC1111's infotext. The server reads the file.
+import { decode } from "../lib/numbers.js";
+import { notify } from "../lib/notice.js";
+import { json } from "../server/calls.js";
+import { modelNamed, offers, samplerNamed } from "../server/offers.js";
+import { asDataUri, measure } from "./images/files.js";
+import { fromRequest, isDigest } from "./request.js";
+import { replace } from "./settings.js";
+
+// What the file says of how it was made, as a request; null if it says nothing.
+export async function requestIn(file) {
+  const image = await asDataUri(file);
+  const { items, parameters, info } = await json("sdapi/v1/png-info", { body: { image } });
+  if (items.sdbento) return decode(items.sdbento);
+  return info && parameters.Steps ? fromInfotext(parameters) : null;
+}
+
+// A file that was dropped on the page: restore its settings, or else start from it.
+export async function restoreOr(file, otherwise) {
+  const request = await requestIn(file).catch(() => null);
+  if (!request) return otherwise(file);
+  await restore(request, { "Start from it": () => otherwise(file) });
+}
+
+// A file that a request will start from: it may have settings, too.
+export async function offerSettings(file) {
+  const request = await requestIn(file).catch(() => null);
+  if (request) notify("This image says how it was made.", { "Restore its settings": () => restore(request) });
+}
+
+export async function restore(request, actions = {}) {
+  const undo = replace(await fromRequest(request, measure));
+  const lost = [request.image, request.mask_image].some(isDigest);
+  const text = lost ? "Settings restored, except the image that it started from." : "Settings restored.";
+  notify(text, { ...actions, Undo: undo });
+}
+
+const SCHEDULES = ["karras", "exponential", "beta"];
+
+function fromInfotext(said) {
+  const number = (name) => (said[name] === undefined ? undefined : Number(said[name]));
+  const sampler = samplerNamed(said.Sampler)?.name;
+  const sigmas = said["Schedule type"]?.toLowerCase();
+  const strength = number("Denoising strength");
+  const request = {
+    prompt: said.Prompt,
+    negative_prompt: said["Negative prompt"] || undefined,
+    model: offers.get().models.some(({ name }) => name === said.Model) ? said.Model : undefined,
+    num_inference_steps: number("Steps"),
+    guidance_scale: number("CFG scale"),
+    scheduler: sampler,
+    sigmas: sampler && SCHEDULES.includes(sigmas) ? sigmas : undefined,
+    seed: said.Seed,
+    width: number("Size-1"),
+    height: number("Size-2"),
+    clip_skip: number("Clip skip") > 1 ? number("Clip skip") - 1 : undefined,
+  };
+  if (said["Hires upscale"]) request.hires = hires(said, number, strength);
+  else request.strength = strength;
+  if (said.Refiner && modelNamed(said.Refiner)?.refines) {
+    request.refiner = { model: said.Refiner, switch_at: number("Refiner switch at") };
+  }
+  return request;
+}
+
+// Its hires steps are those that are done; ours are cut by the strength.
+function hires(said, number, strength = 0.6) {
+  const done = number("Hires steps");
+  const steps = done ? Math.round(done / strength) : undefined;
+  const upscaler = said["Hires upscaler"]?.toLowerCase();
+  const known = ["lanczos", "bicubic", "nearest", "latent"].includes(upscaler);
+  return { scale: number("Hires upscale"), strength, steps, ...(known ? { upscaler } : {}) };
+}

@@ -1,0 +1,25 @@
+// A request as text, for those who would rather send it by a program.
+import { html } from "../lib/html.js";
+import { notify } from "../lib/notice.js";
+import { asCurl, asOpenAI, asPython, asRunPod } from "./programs.js";
+
+const WAYS = { curl: asCurl, Python: asPython, OpenAI: asOpenAI, "RunPod JSON": asRunPod };
+
+export function Copies({ request }) {
+  const copy = async (name) => {
+    await navigator.clipboard.writeText(WAYS[name](request, base()));
+    notify(`Copied as ${name}.`);
+  };
+  const choose = (event, name) => {
+    event.target.closest("details").open = false;
+    copy(name).catch(() => notify("The browser does not let this page copy: it allows that over https or on localhost."));
+  };
+  return html`<details class="menu">
+    <summary class="button">Copy as</summary>
+    <div class="choices">
+      ${Object.keys(WAYS).map((name) => html`<button type="button" onClick=${(event) => choose(event, name)}>${name}</button>`)}
+    </div>
+  </details>`;
+}
+
+const base = () => new URL(".", document.baseURI).href.replace(/\/$/, "");

@@ -1,0 +1,84 @@
+// A card for each generation that is under way or has failed.
+import { html } from "../lib/html.js";
+import { seconds } from "../lib/numbers.js";
+import { useStore } from "../lib/store.js";
+import { useEffect, useState } from "../vendor/hooks.js";
+import { cancel, dismiss, generate, generations, progress } from "./generations.js";
+
+export function Running() {
+  const all = useStore(generations);
+  return html`<ul class="running" aria-label="Being made">
+    ${all.map((one) => html`<li key=${one.id}>${one.error ? html`<${Failed} failed=${one} />` : html`<${Card} generation=${one} />`}</li>`)}
+  </ul>`;
+}
+
+function Card({ generation }) {
+  const { request, images } = generation;
+  const share = progress(generation);
+  const prompt = request.prompt || "without a prompt";
+  return html`<article class="card" aria-label=${prompt}>
+    <div class=${`previews of-${Math.min(4, request.num_images ?? 1)}`}>
+      ${Array.from({ length: request.num_images ?? 1 }, (_, i) => html`<${Preview} key=${i} image=${images[i]} number=${i + 1} request=${request} />`)}
+    </div>
+    <div class="state">
+      <p class="prompt">${prompt}</p>
+      <div class="bar" role="progressbar" aria-label="Progress" aria-valuemin="0" aria-valuemax="100" aria-valuenow=${Math.round(100 * share)}>
+        <span style=${{ width: `${100 * share}%` }}></span>
+      </div>
+      <div class="row">
+        <p class="hint">${stateOf(generation)}</p>
+        <button type="button" title="Escape" onClick=${() => cancel(generation)}>Cancel</button>
+      </div>
+    </div>
+  </article>`;
+}
+
+function Preview({ image, number, request }) {
+  const shape = request.width && request.height ? { aspectRatio: `${request.width} / ${request.height}` } : {};
+  return html`<div class="preview" style=${shape}>
+    ${image?.preview ? html`<img src=${image.preview} alt=${`Preview of image ${number}`} />` : html`<span class="shimmer"></span>`}
+  </div>`;
+}
+
+function stateOf({ images, position, eta }) {
+  const left = eta === null || eta === undefined ? "" : `, about ${seconds(eta)} left`;
+  const steps = images.filter(Boolean);
+  if (steps.length) {
+    const done = Math.min(...steps.map(({ step }) => step));
+    return `Step ${done} of ${steps[0].num_steps}${left}`;
+  }
+  if (position === undefined) return "Sending";
+  if (position === 0) return eta === null ? "Loading the model" : `Beginning${left}`;
+  return `In the queue with ${position} ${position === 1 ? "other" : "others"}${left}`;
+}
+
+function Failed({ failed }) {
+  const { request, error } = failed;
+  const again = () => {
+    dismiss(failed);
+    generate(request);
+  };
+  return html`<article class="card failed" aria-label=${request.prompt}>
+    <div class="state">
+      <p class="error" role="alert">${error.message}</p>
+      <p class="prompt">${request.prompt}</p>
+      <div class="row">
+        <${Wait} seconds=${error.retryAfter} />
+        <button type="button" onClick=${again}>Try again</button>
+        <button type="button" onClick=${() => dismiss(failed)}>Dismiss</button>
+      </div>
+    </div>
+  </article>`;
+}
+
+// Counts down to when it is worth trying again.
+function Wait({ seconds: given }) {
+  const [left, setLeft] = useState(given);
+  useEffect(() => {
+    if (!left) return undefined;
+    const timer = setTimeout(() => setLeft(left - 1), 1000);
+    return () => clearTimeout(timer);
+  }, [left]);
+  if (!given) return html`<span class="hint"></span>`;
+  return html`<span class="hint">${left > 0 ? `Worth trying again in ${left} s` : "Worth trying again now"}</span>`;
+}

@@ -1,0 +1,48 @@
+// The key that this server wants, if it wants one: asked for, and kept in this browser.
+import { html } from "../lib/html.js";
+import { kept, store, useStore } from "../lib/store.js";
+import { useEffect, useRef } from "../vendor/hooks.js";
+
+const asking = store(null); // {message, answer}
+let answered = null;
+
+export const key = {
+  get: () => kept.read("key", ""),
+  set: (value) => kept.write("key", value),
+};
+
+// Whether the user has given one. All calls that were refused at once wait for the same answer.
+export function askForKey(message) {
+  answered ??= new Promise((answer) => asking.set({ message, answer })).finally(() => {
+    answered = null;
+    asking.set(null);
+  });
+  return answered;
+}
+
+export function KeyDialog() {
+  const question = useStore(asking);
+  const dialog = useRef();
+  useEffect(() => {
+    if (question && !dialog.current.open) dialog.current.showModal();
+    if (!question && dialog.current.open) dialog.current.close();
+  }, [question]);
+  const submit = (event) => {
+    event.preventDefault();
+    key.set(event.target.elements.key.value.trim());
+    question.answer(true);
+  };
+  return html`<dialog ref=${dialog} aria-labelledby="key-title" onClose=${() => question?.answer(false)}>
+    <form method="dialog" onSubmit=${submit}>
+      <h2 id="key-title">Key</h2>
+      <p>${question?.message}</p>
+      <label for="key">Key</label>
+      <input id="key" name="key" type="password" autocomplete="off" value=${key.get()} required />
+      <p class="hint">It stays in this browser, and goes to this server only.</p>
+      <div class="row end">
+        <button type="button" onClick=${() => dialog.current.close()}>Not now</button>
+        <button class="primary">Use this key</button>
+      </div>
+    </form>
+  </dialog>`;
+}

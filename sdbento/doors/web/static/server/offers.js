@@ -1,0 +1,25 @@
+// What this server has: models, samplers, LoRAs, ways to make control images.
+import { store } from "../lib/store.js";
+import { json } from "./calls.js";
+
+export const offers = store({ models: [], samplers: [], loras: [], modules: [], error: null });
+
+export async function loadOffers() {
+  try {
+    const [{ models }, { samplers }, loras, { module_list }] = await Promise.all(
+      ["models", "samplers", "sdapi/v1/loras", "controlnet/module_list"].map((path) => json(path)),
+    );
+    const modules = module_list.filter((name) => name !== "none");
+    offers.set({ models, samplers, loras: loras.map(({ name }) => name), modules, error: null });
+  } catch (error) {
+    offers.set((before) => ({ ...before, error: error.message }));
+  }
+}
+
+export function modelNamed(name, { models } = offers.get()) {
+  return models.find((model) => (name ? model.name === name : model.default)) ?? models[0];
+}
+
+export function samplerNamed(name, { samplers } = offers.get()) {
+  return samplers.find((one) => one.name === name || one.aliases.includes(name));
+}

@@ -1,0 +1,547 @@
+"""The page at / in a real Chromium, used as a person uses it: by the names of what is on it."""
+
+from __future__ import annotations
+
+import base64
+import json
+import subprocess
+import time
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, Route, expect
+
+from tests.support.browser import LIMIT, open_page, profile
+from tests.support.server import QUICK, Server, alike, pixels, serving
+
+LONG = {"Steps": "150", "Images": "2"}
+INFOTEXT = """a small green star (on white:1.2)
+Negative prompt: blurry, dark
+Steps: 12, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 5.5, Seed: 99, Size: 128x64, \
+Model: shapes, Clip skip: 1, Version: v1.10.0"""
+DROP = """({data, type}) => {
+    const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
+    const transfer = new DataTransfer();
+    transfer.items.add(new File([bytes], "dropped", {type}));
+    for (const name of ["dragover", "drop"]) {
+        const how = {bubbles: true, cancelable: true, dataTransfer: transfer};
+        const event = new DragEvent(name, how);
+        document.querySelector("main").dispatchEvent(event);
+    }
+}"""
+PASTE = DROP.replace('"dragover", "drop"', '"paste"').replace("DragEvent", "ClipboardEvent")
+PASTE = PASTE.replace("dataTransfer:", "clipboardData:")
+
+expect.set_options(timeout=LIMIT)
+
+
+@pytest.fixture
+def context(browser: Browser, server: Server) -> Iterator[BrowserContext]:
+    permissions = ["clipboard-read", "clipboard-write"]
+    with profile(browser, server.url, permissions=permissions) as context:
+        yield context
+
+
+@pytest.fixture
+def page(context: BrowserContext) -> Page:
+    return open_page(context)
+
+
+def field(page: Page, label: str) -> Locator:
+    return page.get_by_label(label, exact=True)
+
+
+def fill(page: Page, **fields: str) -> None:
+    for label, value in fields.items():
+        field(page, label.replace("_", " ")).fill(value)
+
+
+def press(page: Page, name: str) -> None:
+    page.get_by_role("button", name=name, exact=True).click()
+
+
+def unfold(page: Page, title: str) -> None:
+    page.locator("summary", has_text=title).click()
+
+
+def shown(page: Page) -> Locator:
+    return page.get_by_role("article", name="The picture shown")
+
+
+def said(page: Page, name: str) -> Locator:
+    """What the page says of the picture shown."""
+    return shown(page).locator("dl div", has=page.get_by_text(name, exact=True)).locator("dd")
+
+
+def make(page: Page, seed: int = 7, **fields: str) -> None:
+    fill(page, Prompt=QUICK["prompt"], Steps="4", Seed=str(seed), **fields)
+    press(page, "Generate")
+    expect(said(page, "Seed")).to_have_text(str(seed))
+
+
+def picture(page: Page) -> bytes:
+    """The file of the picture shown."""
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Download").click()
+    return Path(download.value.path()).read_bytes()
+
+
+def png(size: tuple[int, int] = (128, 128), colour: str = "white", **texts: str) -> bytes:
+    file, info = BytesIO(), PngInfo()
+    for name, text in texts.items():
+        info.add_itxt(name, text)
+    Image.new("RGB", size, colour).save(file, "png", pnginfo=info)
+    return file.getvalue()
+
+
+def drop(page: Page, data: bytes, how: str = DROP) -> None:
+    page.evaluate(how, {"data": base64.b64encode(data).decode(), "type": "image/png"})
+
+
+def choose_image(page: Page, data: bytes, label: str = "Choose an image") -> None:
+    file: Any = {"name": "in.png", "mimeType": "image/png", "buffer": data}
+    page.get_by_label(label).set_input_files(file)
+
+
+def requests_of(page: Page) -> list[dict[str, Any]]:
+    """The bodies of what it asks the server to make from now on."""
+    bodies: list[dict[str, Any]] = []
+    page.on(
+        "request",
+        lambda one: (
+            bodies.append(json.loads(one.post_data or ""))
+            if one.url.endswith("/generate_stream")
+            else None
+        ),
+    )
+    return bodies
+
+
+def until_idle(server: Server) -> None:
+    give_up = time.monotonic() + 30
+    while "sdbento_queue_depth 0.0" not in server.client.get("/metrics").text:
+        assert time.monotonic() < give_up
+        time.sleep(0.1)
+
+
+# Making pictures
+
+
+def test_it_makes_the_picture_that_the_api_makes(page: Page, server: Server) -> None:
+    fill(page, Negative_prompt="blurry")
+    make(page, Guidance="3")
+    expect(said(page, "Model")).to_have_text("shapes")
+    expect(said(page, "Steps")).to_have_text("4")
+    asked = {**QUICK, "negative_prompt": "blurry", "guidance_scale": 3}
+    assert alike(pixels(picture(page)), pixels(server.client.post("/txt2img", json=asked).content))
+
+
+def test_it_shows_the_progress_and_cancelling_stops_the_work(page: Page, server: Server) -> None:
+    fill(page, Prompt="a white ring", **LONG)
+    press(page, "Generate")
+    bar = page.get_by_role("progressbar")
+    expect(page.get_by_text("of 150, about")).to_be_visible()
+    expect(page.get_by_alt_text("Preview of image 1", exact=True)).to_be_visible()
+    assert 0 <= int(bar.get_attribute("aria-valuenow") or "") < 100
+    assert "%" in page.title()
+    press(page, "Cancel")
+    expect(bar).to_have_count(0)
+    expect(page.get_by_role("status")).to_contain_text("Cancelled")
+    assert page.title() == "sdbento"
+    until_idle(server)
+
+
+def test_several_generations_run_at_once(page: Page, server: Server) -> None:
+    fill(page, Prompt="a white ring", **LONG)
+    press(page, "Generate")
+    expect(page.get_by_role("progressbar")).to_have_count(1)
+    make(page, Images="2")  # in the same batch: it does not wait for the other
+    expect(page.get_by_role("progressbar")).to_have_count(1)
+    expect(page.get_by_role("region", name="Pictures").get_by_role("listitem")).to_have_count(2)
+    press(page, "Cancel")
+    until_idle(server)
+
+
+def test_the_keyboard_is_enough(page: Page, server: Server) -> None:
+    field(page, "Prompt").focus()
+    page.keyboard.type("a white ring")
+    page.keyboard.press("Tab")
+    expect(field(page, "Negative prompt")).to_be_focused()
+    fill(page, **LONG)
+    page.keyboard.press("Control+Enter")
+    expect(page.get_by_role("progressbar")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("progressbar")).to_have_count(0)
+    until_idle(server)
+    make(page, seed=1, Images="1")
+    make(page, seed=2)
+    page.get_by_role("button", name=f"{QUICK['prompt']}, seed 2").focus()
+    page.keyboard.press("ArrowRight")
+    expect(said(page, "Seed")).to_have_text("1")
+    expect(page.get_by_role("button", name=f"{QUICK['prompt']}, seed 1")).to_be_focused()
+    page.keyboard.press("Delete")
+    expect(said(page, "Seed")).to_have_text("2")
+    press(page, "Undo")
+    expect(said(page, "Seed")).to_have_text("1")
+
+
+# What goes wrong
+
+
+def test_an_error_stands_beside_its_field_in_the_servers_own_words(
+    page: Page, server: Server
+) -> None:
+    fill(page, Prompt="a white ring", Steps="151")
+    press(page, "Generate")
+    error = server.client.post("/generate", json={"prompt": "", "num_inference_steps": 151})
+    steps = field(page, "Steps")
+    expect(steps).to_have_attribute("aria-invalid", "true")
+    expect(steps).to_have_accessible_description(error.json()["error"]["message"])
+    expect(steps).to_be_focused()
+    steps.fill("4")
+    expect(steps).not_to_have_attribute("aria-invalid", "true")
+
+
+def test_an_error_of_a_folded_field_unfolds_it(page: Page) -> None:
+    unfold(page, "LoRAs")
+    press(page, "Add a LoRA")
+    field(page, "LoRA 1").fill("nobody")
+    unfold(page, "LoRAs")
+    press(page, "Generate")
+    expect(page.get_by_text("'nobody'")).to_be_visible()
+    expect(field(page, "LoRA 1")).to_be_focused()
+
+
+def test_a_full_queue_says_when_to_try_again(page: Page) -> None:
+    def refuse(route: Route) -> None:
+        error = {"type": "queue_full", "message": "100 requests wait", "param": None}
+        route.fulfill(status=429, headers={"Retry-After": "30"}, json={"error": error})
+
+    page.route("**/generate_stream", refuse)
+    press(page, "Generate")
+    expect(page.get_by_role("alert")).to_have_text("100 requests wait")
+    expect(page.get_by_text("Worth trying again in")).to_be_visible()
+    page.unroute("**/generate_stream")
+    press(page, "Try again")
+    expect(shown(page)).to_be_visible()
+    expect(page.get_by_role("alert")).to_have_count(0)
+
+
+def test_a_server_that_is_gone_is_said_to_be(page: Page) -> None:
+    page.route("**/generate_stream", lambda route: route.abort())
+    press(page, "Generate")
+    expect(page.get_by_role("alert")).to_have_text("The server cannot be reached.")
+
+
+def test_a_server_with_keys_is_asked_with_the_key_that_the_page_asks_for(
+    browser: Browser, tmp_path: Path
+) -> None:
+    with (
+        serving(tmp_path, SDBENTO_API_KEY="sesame") as server,
+        profile(browser, server.url) as context,
+    ):
+        server.wait_until_ready()
+        page = context.new_page()
+        page.goto("/")
+        dialog = page.get_by_role("dialog", name="Key")
+        expect(dialog).to_contain_text("key")
+        page.get_by_role("textbox", name="Key").fill("wrong")
+        press(page, "Use this key")
+        expect(dialog).to_be_visible()
+        page.get_by_role("textbox", name="Key").fill("sesame")
+        press(page, "Use this key")
+        make(page)
+        page.reload()
+        expect(page.get_by_role("option", name="shapes", exact=True)).to_be_attached()
+        expect(dialog).to_be_hidden()
+
+
+# The gallery
+
+
+def test_the_gallery_survives_a_reload(page: Page) -> None:
+    make(page)
+    made = picture(page)
+    page.reload()
+    expect(said(page, "Seed")).to_have_text("7")
+    assert picture(page) == made
+    expect(field(page, "Prompt")).to_have_value(QUICK["prompt"])
+
+
+def test_two_tabs_make_pictures_and_show_those_of_both(context: BrowserContext) -> None:
+    tabs = [open_page(context), open_page(context)]
+    for seed, tab in enumerate(tabs):
+        fill(tab, Prompt="a white ring", Steps="4", Seed=str(seed))
+        press(tab, "Generate")
+    for tab in tabs:
+        pictures = tab.get_by_role("region", name="Pictures").get_by_role("listitem")
+        expect(pictures).to_have_count(2)
+
+
+def test_what_is_copied_makes_the_same_picture(
+    page: Page, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(page, Negative_prompt="it's blurry")
+    made = pixels(picture(page))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+    def copied(name: str) -> str:
+        page.locator("summary", has_text="Copy as").click()
+        press(page, name)
+        expect(page.get_by_role("status")).to_contain_text(f"Copied as {name}")
+        text: str = page.evaluate("navigator.clipboard.readText()")
+        return text
+
+    for name in ("curl", "Python", "OpenAI"):
+        text = copied(name)
+        names: dict[str, Any] = {}
+        if name == "curl":
+            subprocess.run(text, shell=True, check=True)
+        else:
+            exec(compile(text, name, "exec"), names)
+            names["client"].close()
+        assert alike(pixels(Path("picture.png").read_bytes()), made), name
+        Path("picture.png").unlink()
+    job = server.client.post("/runsync", content=copied("RunPod JSON")).json()
+    assert alike(pixels(base64.b64decode(job["output"][0])), made)
+
+
+def test_again_draws_another_seed_and_reuse_takes_the_same(page: Page) -> None:
+    make(page, Guidance="2")
+    bodies = requests_of(page)
+    press(page, "Again")
+    expect(said(page, "Seed")).not_to_have_text("7")
+    press(page, "Reset")
+    expect(field(page, "Guidance")).to_have_value("")
+    page.get_by_role("button", name=f"{QUICK['prompt']}, seed 7").click()
+    press(page, "Reuse settings")
+    expect(field(page, "Guidance")).to_have_value("2")
+    expect(field(page, "Seed")).to_have_value("7")
+    [again] = bodies
+    assert "seed" not in again and again["guidance_scale"] == 2
+
+
+def test_a_seed_of_63_bits_is_not_rounded(page: Page, server: Server) -> None:
+    seed = 2**63 - 1
+    make(page, seed=seed)
+    asked = {**QUICK, "seed": seed}
+    assert alike(pixels(picture(page)), pixels(server.client.post("/txt2img", json=asked).content))
+    press(page, "Reset")
+    press(page, "Reuse last")
+    expect(field(page, "Seed")).to_have_value(str(seed))
+
+
+# Images that go in
+
+
+def test_only_what_was_painted_over_is_repainted(page: Page) -> None:
+    bodies = requests_of(page)
+    unfold(page, "Start from an image")
+    choose_image(page, png(colour="yellow"))
+    page.get_by_role("radio", name="Repaint a part").check()
+    make_mask(page)
+    field(page, "Blur of the mask's edge").fill("2")
+    make(page)
+    mask = Image.open(BytesIO(base64.b64decode(bodies[0]["mask_image"].partition(",")[2])))
+    assert mask.size == (128, 128)
+    painted = np.asarray(mask.convert("L"))
+    assert painted[64, 40] == painted[64, 90] == 255  # between the ends of the stroke
+    assert painted[64, 10] == painted[20, 64] == painted[100, 64] == 0
+    made = pixels(picture(page))
+    assert np.abs(made[:32] - [255, 255, 0]).max() <= 1  # what was not painted over is as it was
+    assert np.abs(made[60:68, 45:85] - [255, 255, 0]).mean() > 30
+
+
+def make_mask(page: Page) -> None:
+    """A stroke from left to right, after another one that is undone."""
+    paint(page, 20 / 128)
+    press(page, "Undo")
+    paint(page, 0.5)
+
+
+def paint(page: Page, height: float) -> None:
+    canvas = page.get_by_role("img", name="Paint over")
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    assert box is not None
+    y = box["y"] + height * box["height"]
+    drag(page, box["x"] + 0.3 * box["width"], y, box["x"] + 0.75 * box["width"])
+
+
+def drag(page: Page, x: float, y: float, to: float) -> None:
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(to, y, steps=4)
+    page.mouse.up()
+
+
+def test_without_a_mask_nothing_is_repainted(page: Page) -> None:
+    bodies = requests_of(page)
+    drop(page, png(), PASTE)
+    page.get_by_role("radio", name="Repaint a part").check()
+    press(page, "Generate")
+    expect(page.get_by_text("Paint over what is to be repainted.")).to_have_count(2)
+    assert bodies == []
+
+
+def test_an_image_is_extended_by_dragging_its_edge(page: Page) -> None:
+    drop(page, png())
+    page.get_by_role("radio", name="Extend it").check()
+    field(page, "Top").fill("16")
+    edge = page.locator(".edge.right")
+    edge.scroll_into_view_if_needed()
+    box = edge.bounding_box()
+    assert box is not None
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    drag(page, x, y, x + 100)
+    right = int(field(page, "Right").input_value())
+    assert right > 0 and right % 8 == 0
+    make(page)
+    expect(said(page, "Size")).to_have_text(f"{128 + right} × 144")
+
+
+def test_a_picture_becomes_the_input_of_the_next(page: Page) -> None:
+    make(page)
+    bodies = requests_of(page)
+    press(page, "As input")
+    expect(page.get_by_alt_text("The image to start from")).to_be_visible()
+    field(page, "Strength").fill("0.4")
+    make(page, seed=8)
+    assert bodies[0]["strength"] == 0.4 and bodies[0]["image"].startswith("data:image/png;base64,")
+
+
+def test_a_dropped_picture_of_ours_restores_its_settings(page: Page, server: Server) -> None:
+    asked = {**QUICK, "negative_prompt": "blurry", "scheduler": "Euler a", "width": 64}
+    asked |= {"lora": [{"model_id": "outline", "weight": 0.5}], "guidance_rescale": 0.25}
+    drop(page, server.client.post("/txt2img", json=asked).content)
+    expect(field(page, "Prompt")).to_have_value(QUICK["prompt"])
+    expect(field(page, "Negative prompt")).to_have_value("blurry")
+    expect(field(page, "Seed")).to_have_value("7")
+    expect(field(page, "LoRA 1")).to_have_value("outline")
+    bodies = requests_of(page)
+    press(page, "Generate")
+    expect(shown(page)).to_be_visible()
+    sent = {name: value for name, value in bodies[0].items() if name in asked}
+    assert sent == asked
+
+
+def test_a_dropped_picture_of_the_web_ui_restores_its_settings(page: Page) -> None:
+    drop(page, png(parameters=INFOTEXT))
+    expect(field(page, "Prompt")).to_have_value("a small green star (on white:1.2)")
+    for label, value in {
+        "Negative prompt": "blurry, dark", "Steps": "12", "Guidance": "5.5", "Seed": "99",
+        "Width": "128", "Height": "64", "Sampler": "DPM++ 2M", "Noise schedule": "karras",
+    }.items():  # fmt: skip
+        expect(field(page, label)).to_have_value(value)
+    press(page, "Undo")
+    expect(field(page, "Prompt")).to_have_value("")
+
+
+# LoRAs, ControlNets, second passes
+
+
+def test_loras_controlnets_and_a_second_pass_are_sent(page: Page) -> None:
+    bodies = requests_of(page)
+    unfold(page, "LoRAs")
+    press(page, "Add a LoRA")
+    field(page, "LoRA 1").fill("checker")
+    field(page, "Weight of LoRA 1").fill("0.75")
+    unfold(page, "ControlNet")
+    press(page, "Add a ControlNet")
+    square = Image.new("RGB", (128, 128), "white")
+    square.paste((0, 0, 0), (32, 32, 96, 96))
+    file = BytesIO()
+    square.save(file, "png")
+    choose_image(page, file.getvalue(), "Choose the image of ControlNet 1")
+    expect(page.get_by_alt_text("Its control image: canny")).to_be_visible()
+    unfold(page, "Second pass")
+    page.get_by_label("Enlarge, and denoise again").check()
+    fill(page, Times_as_large="1.5")
+    make(page)
+    expect(said(page, "Size")).to_have_text("192 × 192")
+    expect(said(page, "LoRAs")).to_have_text("checker 0.75")
+    [body] = bodies
+    assert body["lora"] == [{"model_id": "checker", "weight": 0.75}]
+    assert body["controlnet"][0]["type"] == "canny" and body["controlnet"][0]["preprocess"]
+    assert body["hires"] == {"scale": 1.5, "strength": 0.6, "upscaler": "lanczos"}
+
+
+# Where it is looked at
+
+
+def test_it_fits_a_phone(browser: Browser, server: Server) -> None:
+    phone = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
+    with profile(browser, server.url, **phone) as context:
+        page = open_page(context)
+        for summary in page.locator("form summary").all():
+            summary.tap()
+        assert page.evaluate("document.documentElement.scrollWidth") == 390
+        fill(page, Prompt="a white ring", Steps="4")
+        page.get_by_role("button", name="Generate").tap()
+        expect(shown(page).get_by_role("img")).to_be_in_viewport()
+        assert page.evaluate("document.documentElement.scrollWidth") == 390
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_that_keeps_people_out(
+    browser: Browser, server: Server, scheme: Any
+) -> None:
+    from axe_playwright_python.base import AXE_SCRIPT
+
+    with profile(browser, server.url, color_scheme=scheme, reduced_motion="reduce") as context:
+        page = open_page(context)
+        for summary in page.locator("form summary").all():
+            summary.click()
+        press(page, "Add a LoRA")
+        press(page, "Add a ControlNet")
+        drop(page, png())
+        expect(page.get_by_alt_text("The image to start from")).to_be_visible()
+        fill(page, Prompt="a white ring", Steps="4", Images="2")
+        press(page, "Generate")
+        expect(shown(page)).to_be_visible()
+        fill(page, Steps="151")
+        press(page, "Generate")
+        expect(field(page, "Steps")).to_have_attribute("aria-invalid", "true")
+        page.evaluate(AXE_SCRIPT)
+        found = page.evaluate("axe.run({resultTypes: ['violations']})")["violations"]
+        grave = [one for one in found if one["impact"] in ("serious", "critical")]
+        assert not grave, json.dumps([(one["id"], one["nodes"]) for one in grave], indent=1)
+
+
+def test_the_colours_can_be_chosen(page: Page) -> None:
+    ground = "getComputedStyle(document.body).backgroundColor"
+    light = page.evaluate(ground)
+    press(page, "Colours: auto")
+    assert page.evaluate(ground) == light
+    press(page, "Colours: light")
+    assert page.evaluate(ground) != light
+    page.reload()
+    expect(page.get_by_role("button", name="Colours: dark")).to_be_visible()
+    assert page.evaluate(ground) != light
+
+
+def test_it_works_below_a_prefix(context: BrowserContext, server: Server) -> None:
+    def below(route: Route) -> None:
+        route.continue_(url=route.request.url.replace("/some/prefix/", "/"))
+
+    context.route("**/some/prefix/**", below)
+    outside: list[str] = []
+    context.on(
+        "request", lambda one: None if "/some/prefix/" in one.url else outside.append(one.url)
+    )
+    page = open_page(context, "/some/prefix/")
+    make(page)
+    assert [url for url in outside if not url.startswith(("blob:", "data:"))] == []
+
+
+def test_a_page_of_files_is_all_it_is(server: Server) -> None:
+    answer = httpx.get(server.url, follow_redirects=False)
+    assert answer.status_code == 200 and answer.headers["content-type"].startswith("text/html")

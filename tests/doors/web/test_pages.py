@@ -1,0 +1,68 @@
+"""The files of pages, without a server."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from starlette.requests import Request
+
+from sdbento.doors.web.page import FILES, PUBLIC_PREFIXES, STATIC
+from sdbento.doors.web.pages import POLICY
+from sdbento.errors import NotFound
+
+MAX_BYTES = 200_000
+MAX_LINES = 250
+MAX_FILES = 12  # of a folder, as of a package
+OURS = [path for path in STATIC.rglob("*.js") if path.parent.name != "vendor"]
+
+
+def asked(name: str, **headers: str) -> Request:
+    raw = [(key.replace("_", "-").encode(), value.encode()) for key, value in headers.items()]
+    return Request({"type": "http", "method": "GET", "path": f"/web/{name}", "headers": raw})
+
+
+def test_a_browser_that_has_a_file_gets_it_once() -> None:
+    first = FILES.answer("main.js", asked("main.js"))
+    assert first.status_code == 200
+    assert first.headers["content-type"] == "text/javascript; charset=utf-8"
+    assert first.headers["x-content-type-options"] == "nosniff"
+    again = FILES.answer("main.js", asked("main.js", if_none_match=first.headers["etag"]))
+    assert again.status_code == 304
+
+
+@pytest.mark.parametrize("name", ["index.html", "vendor/VERSION", "../page.py", "/etc/passwd", ""])
+def test_no_other_file_is_served(name: str) -> None:
+    with pytest.raises(NotFound, match="has no file"):
+        FILES.answer(name, asked(name))
+
+
+def test_every_folder_of_the_page_is_open() -> None:
+    assert {f"/web/{path.relative_to(STATIC).parent}/" for path in OURS} <= {
+        "/web/./",
+        *PUBLIC_PREFIXES,
+    }
+    assert "/web/" in PUBLIC_PREFIXES
+
+
+def test_the_policy_allows_this_server_and_nothing_that_is_written_into_the_page() -> None:
+    sources = set(POLICY.replace(";", "").split()) - {"data:", "blob:"}
+    assert not {source for source in sources if "." in source or ":" in source or "*" in source}
+    assert "default-src 'none'" in POLICY and "unsafe" not in POLICY
+    page = (STATIC / "index.html").read_text()
+    assert not re.search(r"<style|<script>|style=|\son\w+=|//", page)
+
+
+def test_the_page_is_small_and_so_are_its_modules() -> None:
+    assert sum(path.stat().st_size for path in STATIC.rglob("*") if path.is_file()) < MAX_BYTES
+    for path in OURS:
+        assert len(path.read_text().splitlines()) <= MAX_LINES, path
+    for folder in {path.parent for path in OURS}:
+        assert len([*folder.glob("*.js")]) <= MAX_FILES, folder
+
+
+@pytest.mark.parametrize("module", OURS, ids=lambda path: str(path.relative_to(STATIC)))
+def test_modules_import_what_is_there(module: Path) -> None:
+    for name in re.findall(r'^import .*?from "(.+?)";', module.read_text(), re.M | re.S):
+        assert name.startswith(".") and (module.parent / name).is_file(), name

@@ -1,0 +1,27 @@
+"""Files of packages on npm, for scripts that copy them into ours. Packages are pinned by hash."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import tarfile
+from collections.abc import Iterable, Iterator
+
+import httpx
+
+REGISTRY = "https://registry.npmjs.org"
+
+
+def files(name: str, version: str, sha512: str, paths: Iterable[str]) -> Iterator[bytes]:
+    """The files at `paths` in a package. `npm view NAME@VERSION dist.integrity` prints its hash."""
+    url = f"{REGISTRY}/{name}/-/{name}-{version}.tgz"
+    archive = httpx.get(url, timeout=60).raise_for_status().content
+    digest = base64.b64encode(hashlib.sha512(archive).digest()).decode()
+    if digest != sha512:
+        raise SystemExit(f"{url} is not what it was: sha512-{digest}")
+    with tarfile.open(fileobj=io.BytesIO(archive)) as package:
+        for path in paths:
+            file = package.extractfile(f"package/{path}")
+            assert file is not None
+            yield file.read()
