@@ -16,7 +16,13 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")
+# Files outside docs/ that become pages, and what these are called. (There is a security.md, too,
+# and some file systems take SECURITY.md for the same.)
+PAGES = {
+    "CONTRIBUTING.md": "contributing.md",
+    "SECURITY.md": "security-policy.md",
+    "CHANGELOG.md": "changelog.md",
+}
 MERMAID = "mermaid.min.js"  # fetched by tools/mermaid.py
 LINK = re.compile(r"(?<!!)\[((?:[^\[\]]|\[[^\[\]]*\])*)\]\(([^)\s]+)\)")
 ITEM = re.compile(r"(?:-|\d+\.) ")
@@ -26,9 +32,9 @@ FENCE = re.compile(r"^( *```.*?^ *```[^\n]*$)", re.DOTALL | re.MULTILINE)
 def on_files(files: Any, config: Any) -> Any:
     from mkdocs.structure.files import File  # type: ignore[import-not-found]
 
-    for name in PAGES:
+    for name, page in PAGES.items():
         text = (ROOT / name).read_text(encoding="utf-8")
-        files.append(File.generated(config, name, content=text))
+        files.append(File.generated(config, page, content=text))
     mermaid = Path(sys.prefix) / MERMAID
     files.append(File.generated(config, MERMAID, abs_src_path=str(mermaid)))
     config.extra_javascript.append(MERMAID)
@@ -37,7 +43,7 @@ def on_files(files: Any, config: Any) -> Any:
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     name = page.file.src_uri
-    folder = "" if name in PAGES else "docs"
+    folder = "" if name in PAGES.values() else "docs"
     parts = FENCE.split(markdown)  # every other one is a block of code
     for index in range(0, len(parts), 2):
         text = in_site(parts[index], folder, config.extra.get("repository"))
@@ -56,7 +62,9 @@ def in_site(text: str, folder: str, repository: str | None) -> str:
         path = posixpath.normpath(posixpath.join(folder, path))
         if path == "README.md":
             path = "docs/index.md"
-        if path in PAGES or path.startswith("docs/"):
+        if path in PAGES:
+            return f"[{words}]({PAGES[path]}{mark}{anchor})"
+        if path.startswith("docs/"):
             return f"[{words}]({path.removeprefix('docs/')}{mark}{anchor})"
         return f"[{words}]({repository}/{path})" if repository else words
 
