@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
-from playwright.sync_api import Browser
 
 from sdbento.settings import Settings
 from tests.support import postgres
-from tests.support.browser import browsing
 from tests.support.listener import Listener, listening
 from tests.support.server import Server, serving
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 # Read when the libraries are imported, here and in the processes that tests start.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -62,6 +64,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    from tests.support.browser import browsing  # other tests need no Playwright
+
     with browsing() as browser:
         yield browser
 
