@@ -1,9 +1,13 @@
 // The views beside the form. The first is shown at first; with one view there are no tabs.
+import { Batch } from "./batch/panel.js";
 import { html } from "./lib/html.js";
 import { useState } from "./vendor/hooks.js";
 import { Pictures } from "./pictures/panel.js";
 
-const TABS = [["Pictures", Pictures]];
+const TABS = [
+  ["Pictures", Pictures],
+  ["Batch", Batch],
+];
 const MOVES = { ArrowLeft: -1, ArrowRight: 1 };
 
 export function Tabs() {
