@@ -18,6 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from sdbento.access.caller import current_caller
+from sdbento.access.threads import SharedThreads
 from sdbento.background import ThreadPool, start_task
 from sdbento.errors import (
     MalformedRequest,
@@ -44,7 +45,7 @@ log = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 
-THREADS = 4  # for calls of the store
+THREADS = 4  # for calls of the store, of those who ask; and as many for the jobs that run
 
 
 class Jobs:
@@ -64,12 +65,14 @@ class Jobs:
         self._store = store
         self._intervals = intervals or Intervals()
         self._webhooks = webhooks or Webhooks(store, settings)
-        self._threads = ThreadPool(THREADS, "sdbento-jobs")
+        self._threads = SharedThreads(THREADS, "sdbento-jobs")
+        # Whoever asks all the time holds up neither jobs that run nor those that begin.
+        self._own_threads = ThreadPool(THREADS, "sdbento-dispatcher")
         self._progress = ProgressOfJobs()
         self._dispatcher = Dispatcher(
             app,
             store,
-            self._threads,
+            self._own_threads,
             self._progress,
             settings,
             self._intervals,
@@ -82,7 +85,7 @@ class Jobs:
 
     async def start(self) -> None:
         """Continue where the last process stopped."""
-        if count := await self._threads.run(self._store.recover):
+        if count := await self._own_threads.run(self._store.recover):
             log.info("%d jobs were running when the server ended; they are run again", count)
         start = partial(start_task, on_failure=self._loop_died)
         self._dispatching = start(self._dispatcher.run(), "sdbento job dispatcher")
@@ -112,7 +115,8 @@ class Jobs:
         self._tidying.cancel()
         self._posting.cancel()
         await asyncio.wait([self._tidying, self._posting])
-        await asyncio.to_thread(self._threads.shutdown)
+        for threads in (self._threads, self._own_threads):
+            await asyncio.to_thread(threads.shutdown)
         await asyncio.to_thread(self._store.close)
 
     @property
@@ -252,7 +256,7 @@ class Jobs:
     async def _delete_old_jobs(self) -> None:
         while True:
             try:
-                self._progress.forget(await self._threads.run(self._store.tidy))
+                self._progress.forget(await self._own_threads.run(self._store.tidy))
             except Exception as exc:
                 reason = classify(exc).message
                 log.error("expired jobs cannot be deleted: %s", reason, exc_info=unexplained(exc))

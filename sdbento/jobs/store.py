@@ -62,7 +62,9 @@ SUSPECT_INTERRUPTIONS = 3  # deaths of the server during a job after which the j
 MAX_INTERRUPTIONS = 20  # deaths after which it is not run again: it may be what kills the server
 ENOUGH_POSTS = 3  # of a webhook that fails, where room is needed; as many as RunPod makes
 _MUST_POST = and_(jobs.c.webhook_due.is_not(None), jobs.c.webhook_posts < ENOUGH_POSTS)
-UNPOSTED = ("input", "s3_config")  # columns that no webhook tells of
+# Columns that are read only to run the job: an input may have many megabytes.
+TO_RUN = ("input", "s3_config")
+_SHOWN = [column for column in jobs.c if column.key not in TO_RUN]
 VACUUM_PAGES = 10_000  # free pages returned to the file system at a time
 
 
@@ -243,10 +245,11 @@ class JobStore:
             )
 
     def get(self, job_id: str) -> Job | None:
-        """The job; None if there is none, or its time is over, though it may not be deleted yet."""
+        """The job, without its input; None if there is none, or its time is over, though it may not
+        be deleted yet."""
         kept = or_(jobs.c.delete_after.is_(None), jobs.c.delete_after > self._now())
         with self._snapshot() as connection:
-            row = connection.execute(select(jobs).where(jobs.c.id == job_id, kept)).one_or_none()
+            row = connection.execute(select(*_SHOWN).where(jobs.c.id == job_id, kept)).one_or_none()
         return None if row is None else Job.of(row)
 
     def claim(
@@ -412,8 +415,7 @@ class JobStore:
         return Counts({status: found.get(status, 0) for status in get_args(Status)}, retries or 0)
 
     def due_webhooks(self, limit: int, each: int, posting: Collection[str] = ()) -> list[Job]:
-        """Finished jobs, up to `limit`, whose webhook is to be posted now. Their inputs, which may
-        be large, are not read.
+        """Finished jobs, up to `limit`, whose webhook is to be posted now, without their inputs.
 
         Owners take turns, and of an owner's posts the hosts, so that many posts to a slow host do
         not hide those to others; of the posts to a host those go first that were made least often.
@@ -422,8 +424,7 @@ class JobStore:
         posts are; they count, and are not among the result.
         """
         chosen = _webhooks_in_turn(self._now(), posting, each).limit(limit).subquery()
-        columns = [column for column in jobs.c if column.key not in UNPOSTED]
-        query = select(*columns).join(chosen, jobs.c.number == chosen.c.number)
+        query = select(*_SHOWN).join(chosen, jobs.c.number == chosen.c.number)
         with self._snapshot() as connection:
             rows = connection.execute(query.order_by(chosen.c.place, jobs.c.webhook_due))
             return [Job.of(row) for row in rows]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from sdbento.jobs import dispatcher
 from sdbento.jobs.delivery.s3_config import S3Config
 from sdbento.jobs.dispatcher import UPLOADS_TO_A_HOST
 from sdbento.jobs.store import JobStore, Limits
+from sdbento.jobs.table import Job
 from sdbento.settings import Settings
 from tests.support.hosts import Hosts, hosting
 from tests.support.job_server import QUICKLY, SETTINGS, SOON, FakeApp, Server, serving, until
@@ -186,6 +188,29 @@ async def test_a_job_begins_however_many_long_ones_of_others_run(tmp_path: Path)
         await server.runs(*(f"slow {address.owner}" for address in addresses))
         with acting_for(Caller(address="203.0.113.1")):
             assert (await server.ended(await server.submit())).status == "COMPLETED"
+
+
+async def test_one_who_asks_all_the_time_holds_up_neither_others_nor_jobs(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, asked = server.store.result, threading.Event()
+
+    def read_slowly(job: Job) -> bytes | None:
+        assert job.key_name != "alice" or asked.wait(SOON)
+        return read(job)
+
+    with acting_for(ALICE):
+        running = await server.submit("slow")
+        job = await server.ended(await server.submit())
+        monkeypatch.setattr(server.store, "result", read_slowly)
+        asking = [asyncio.create_task(server.jobs.describe(job)) for _ in range(50)]
+    with acting_for(BOB):
+        own = await server.ended(await server.submit())
+        assert b"COMPLETED" in await server.jobs.describe(own)
+    server.app.gate.set()
+    await until(lambda: current(server.store, running).status == "COMPLETED")
+    asked.set()
+    assert all(b"COMPLETED" in answer for answer in await asyncio.gather(*asking))
 
 
 def bucket_at(hosts: Hosts, name: str) -> dict[str, str]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from sqlalchemy import select
+
 from sdbento.jobs.store import JobStore
-from sdbento.jobs.table import Job, NewJob
+from sdbento.jobs.table import Job, NewJob, jobs
 
 HOUR = 3_600_000  # ms
 
@@ -38,3 +40,11 @@ def current(store: JobStore, job_id: str = "a") -> Job:
     job = store.get(job_id)
     assert job is not None
     return job
+
+
+def kept_to_run(store: JobStore, job_id: str = "a") -> tuple[str | None, str | None]:
+    """Input and bucket of a job as they lie in the database; `current` does not read them."""
+    query = select(jobs.c.input, jobs.c.s3_config).where(jobs.c.id == job_id)
+    with store._engine.connect() as connection:
+        kept, bucket = connection.execute(query).one()
+    return kept, bucket

@@ -150,7 +150,6 @@ async def _prepare(
     mask = None
     if isinstance(body, Img2Img) and body.mask is not None:
         mask = await app.read_image(body.mask, param="mask")
-    translated = await asyncio.to_thread(
-        translate, body, spec.name, refiner, mask, chosen.clip_stop
-    )
+    run = asyncio.to_thread if mask is None else app.image_threads.run  # it encodes the mask
+    translated = await run(translate, body, spec.name, refiner, mask, chosen.clip_stop)
     return translated, spec

@@ -6,7 +6,6 @@ where a mask is white. An image without holes is changed as a whole.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +49,7 @@ def _variation(body: ImageBody) -> dict[str, Any]:
 
 
 async def _as_mask(app: App, mask: str) -> str:
-    holes = await asyncio.to_thread(_holes, await app.read_image(mask, param="mask"))
+    holes = await app.image_threads.run(_holes, await app.read_image(mask, param="mask"))
     if holes is None:
         raise InvalidParameter(
             "mask must be fully transparent where the image is to be repainted, and has no "
@@ -66,8 +65,8 @@ async def _edit(app: App, body: ImageBody, image: str) -> dict[str, Any]:
         return {}
     pixels = await app.read_image(image, param="image")
     if is_url(image):  # which need not be fetched again
-        image = await asyncio.to_thread(codec.as_base64, pixels)
-    if holes := await asyncio.to_thread(_holes, pixels):
+        image = await app.image_threads.run(codec.as_base64, pixels)
+    if holes := await app.image_threads.run(_holes, pixels):
         return {"image": image, "mask_image": holes}
     return {"image": image, "strength": _strength(body)}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from base64 import b64decode, b64encode
 from io import BytesIO
 from pathlib import Path
@@ -16,6 +17,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from sdbento.app import App
+from sdbento.doors.openai import edits
 from sdbento.doors.openai.files import PUBLIC_PREFIX
 from sdbento.engine.trajectory import Trajectory
 from sdbento.errors import OutOfMemory, Overloaded
@@ -261,6 +263,21 @@ def test_masks_must_have_holes(client: TestClient) -> None:
         assert_refused(client.post(EDITS, files=files, data={"prompt": "x"}), 400, "mask")
     files = {"image": png(), "mask": png("RGBA", (0, 0, 0, 0), (16, 8))}
     assert client.post(EDITS, files=files, data={"prompt": "x"}).status_code == 200
+
+
+def test_masks_are_made_in_threads_of_which_each_client_has_a_share(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names: list[str] = []
+
+    def holes(image: Image.Image) -> str:
+        names.append(threading.current_thread().name)
+        return b64encode(png("L", 255)).decode()
+
+    monkeypatch.setattr(edits, "_holes", holes)
+    for files in ({"image": png()}, {"image": png(), "mask": png()}):
+        assert client.post(EDITS, files=files, data={"prompt": "x"}).status_code == 200
+    assert len(names) == 2 and all(name.startswith("sdbento-images") for name in names)
 
 
 @pytest.mark.parametrize(("path", "unused"), [(EDITS, "mask_image"), (VARIATIONS, "mask")])
