@@ -115,7 +115,7 @@ def status_body(job: Job, result: bytes | None) -> bytes:
     before, after = around_result(job)
     if job.status != "COMPLETED":
         return before
-    return before + (result or b"null") + after
+    return b"".join((before, result or b"null", after))  # copied once: it may be large
 
 
 def around_result(job: Job) -> tuple[bytes, bytes]:
