@@ -59,8 +59,8 @@ class Settings(BaseModel):
         min_length=1,
         validation_alias=_names("SD_MODEL"),
         description="Default model: a catalogue name, a Hub id, a diffusers folder "
-        "or a .safetensors file; unset: this on a GPU, and `shapes` without one (a RunPod worker: "
-        "always this)",
+        "or a .safetensors file; unset: SDXL base where there is a GPU, else `shapes` (a RunPod "
+        "worker: always SDXL base)",
     )
     precision: Precision = Field(
         "fp16",
