@@ -25,6 +25,8 @@ PAGES = {
 }
 MERMAID = "mermaid.min.js"  # fetched by tools/mermaid.py
 LINK = re.compile(r"(?<!!)\[((?:[^\[\]]|\[[^\[\]]*\])*)\]\(([^)\s]+)\)")
+# What a browser would load from elsewhere. A link that a reader may follow is no such thing.
+FOREIGN = re.compile(r'<(?:script|link|img|iframe)\b[^>]* (?:src|href)="?(?:https?:)?//[^">]+')
 ITEM = re.compile(r"(?:-|\d+\.) ")
 FENCE = re.compile(r"^( *```.*?^ *```[^\n]*$)", re.DOTALL | re.MULTILINE)
 
@@ -49,6 +51,13 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
         text = in_site(parts[index], folder, config.extra.get("repository"))
         parts[index] = with_lists_apart(text)
     return "".join(parts)
+
+
+def on_post_page(output: str, page: Any, config: Any) -> str:
+    """Fails the build where a page would load something from another host."""
+    if found := FOREIGN.search(output):
+        raise ValueError(f"{page.file.src_uri} loads from another host: {found[0]}")
+    return output
 
 
 def in_site(text: str, folder: str, repository: str | None) -> str:

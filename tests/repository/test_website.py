@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tools.website import in_site, with_lists_apart
+from tools.website import FOREIGN, in_site, with_lists_apart
 
 REPOSITORY = "https://example.com/sdbento/blob/main"
 
@@ -44,3 +44,17 @@ def test_without_a_repository_a_link_out_of_the_site_is_plain_text() -> None:
 )
 def test_a_list_is_apart_from_its_paragraph(text: str, expected: str) -> None:
     assert with_lists_apart(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("html", "loads"),
+    [
+        ('<script src="https://cdn.example/x.js">', True),
+        ('<link rel="stylesheet" href="//fonts.example/x.css">', True),
+        ('<img alt="" src=https://example.com/x.png>', True),
+        ('<script src="mermaid.min.js">', False),
+        ('<a href="https://example.com">', False),
+    ],
+)
+def test_what_a_page_would_load_from_another_host_is_found(html: str, loads: bool) -> None:
+    assert bool(FOREIGN.search(html)) == loads
