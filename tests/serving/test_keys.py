@@ -13,10 +13,12 @@ import openai
 import pytest
 import runpod
 import webuiapi
+from playwright.sync_api import Browser
 
 from sdbento.access import entries
 from sdbento.client import Client
 from sdbento.errors import Forbidden, NotFound, Unauthorized
+from tests.support.browser import profile
 from tests.support.server import QUICK, Server, serving
 
 LONG = {**QUICK, "num_inference_steps": 150, "num_images": 16}
@@ -167,6 +169,23 @@ def test_a_script_that_has_no_key_makes_no_browser_ask_for_a_password(guarded: G
         answer = http.get("/models", headers={"X-Requested-With": "XMLHttpRequest"})
         assert answer.status_code == 401
         assert answer.headers.get_list("www-authenticate") == ['Bearer realm="sdbento"']
+
+
+def test_the_page_asks_for_the_key_and_keeps_it(guarded: Guarded, browser: Browser) -> None:
+    with profile(browser, guarded.server.url) as context:
+        page = context.new_page()
+        page.goto("/")
+        dialog = page.get_by_role("dialog", name="Key")
+        for words, key in [("key is needed", "wrong"), ("was not accepted", guarded.single)]:
+            dialog.get_by_text(words).wait_for()
+            dialog.get_by_label("Key", exact=True).fill(key)
+            dialog.get_by_role("button", name="Use this key").click()
+        page.get_by_label("Steps", exact=True).fill("4")
+        page.get_by_role("button", name="Generate").click()
+        page.get_by_role("article", name="The picture shown").wait_for()
+        page.reload()
+        page.get_by_role("option", name="shapes", exact=True).wait_for(state="attached")
+        assert dialog.is_hidden()
 
 
 # Two users

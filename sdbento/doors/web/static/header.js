@@ -7,7 +7,7 @@ import { loadOffers } from "./server/offers.js";
 import { useState } from "./vendor/hooks.js";
 
 const NEXT = { auto: "light", light: "dark", dark: "auto" };
-const MESSAGE = "Where the server has keys, requests bring one.";
+const MESSAGE = "If this server needs a key, enter yours.";
 
 export function Header() {
   const [theme, setTheme] = useState(document.documentElement.dataset.theme);

@@ -23,7 +23,7 @@ export function submit() {
   clearErrors();
   const now = settings.get();
   if (now.image && now.use === "repaint" && !now.mask_image) return placeError("mask_image", NO_MASK);
-  bringPicturesIntoView();
+  setTimeout(bringPicturesIntoView); // once the new one is among them
   return generate(toRequest(now), ({ param, message }) => placeError(param, message));
 }
 
@@ -74,7 +74,8 @@ function reset() {
 
 function Models({ models, error }) {
   const own = models.find((model) => model.default)?.name;
-  const quickest = [...models].sort((one, other) => rank(other) - rank(one));
+  const drawing = models.filter((model) => !model.refines); // a refiner only goes on with another's picture
+  const quickest = drawing.sort((one, other) => rank(other) - rank(one));
   const options = quickest.map((model) => [
     model.default ? "" : model.name,
     `${model.name}${model.loaded ? "" : " (not in memory)"}`,

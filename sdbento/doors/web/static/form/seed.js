@@ -12,7 +12,7 @@ export function Seed() {
   const draw = () => change({ seed: String(Math.floor(Math.random() * SEEDS)) });
   return html`<div class="seed">
     <${NumberField} name="seed" label="Seed" placeholder="random" min="-1" />
-    <button type="button" class="tool" aria-label="Draw a seed" title="Draw a seed" onClick=${draw}>
+    <button type="button" class="tool" aria-label="Dice" title="Draw a number" onClick=${draw}>
       <${Icon} name="dice" />
     </button>
     <button type="button" class="tool" disabled=${last === ""} title=${last} onClick=${() => change({ seed: last })}>

@@ -14,7 +14,16 @@ export function Copies({ request }) {
     event.target.closest("details").open = false;
     copy(name).catch(() => notify("The browser does not let this page copy: it allows that over https or on localhost."));
   };
-  return html`<details class="menu">
+  const onKeyDown = (event) => {
+    if (event.key !== "Escape" || !event.currentTarget.open) return;
+    event.stopPropagation(); // it would cancel what is being made
+    event.currentTarget.open = false;
+    event.currentTarget.firstElementChild.focus();
+  };
+  const onFocusOut = (event) => {
+    if (!event.currentTarget.contains(event.relatedTarget)) event.currentTarget.open = false;
+  };
+  return html`<details class="menu" ...${{ onKeyDown, onFocusOut }}>
     <summary class="button">Copy as</summary>
     <div class="choices">
       ${Object.keys(WAYS).map((name) => html`<button type="button" onClick=${(event) => choose(event, name)}>${name}</button>`)}

@@ -12,6 +12,7 @@ const PREVIEWS = 12; // of an image, about
 
 // {id, request, controller, position, eta, images: [{step, num_steps, preview}], error}, newest first
 export const generations = store([]);
+export const announced = store(""); // what somebody who does not see the page is told
 let count = 0;
 
 function change(id, changes) {
@@ -59,6 +60,7 @@ async function finish(request, response) {
   const made = await picturesOf(request, response);
   lastSeed.set(made[0].seed);
   await keep(made);
+  announced.set(`Made: ${request.prompt || "untitled"}`);
   for (const warning of response.warnings) notify(warning);
 }
 

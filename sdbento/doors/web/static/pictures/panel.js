@@ -2,7 +2,7 @@
 import { html } from "../lib/html.js";
 import { useStore } from "../lib/store.js";
 import { gallery } from "./gallery.js";
-import { generations } from "./generations.js";
+import { announced, generations } from "./generations.js";
 import { Running } from "./running.js";
 import { Shown } from "./shown.js";
 import { Thumbnails } from "./thumbnails.js";
@@ -13,6 +13,7 @@ export function Pictures() {
   const picture = pictures.find(({ id }) => id === shown) ?? pictures[0];
   return html`<div class="pictures" id="pictures">
     <${Running} />
+    <p class="unseen" aria-live="polite">${useStore(announced)}</p>
     ${picture && html`<${Shown} key=${picture.id} picture=${picture} />`}
     ${pictures.length > 1 && html`<${Thumbnails} pictures=${pictures} shown=${picture.id} />`}
     ${loaded && !picture && !busy && html`<${Empty} />`}

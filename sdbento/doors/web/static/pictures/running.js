@@ -15,7 +15,7 @@ export function Running() {
 function Card({ generation }) {
   const { request, images } = generation;
   const share = progress(generation);
-  const prompt = request.prompt || "without a prompt";
+  const prompt = request.prompt || "untitled";
   return html`<article class="card" aria-label=${prompt}>
     <div class=${`previews of-${Math.min(4, request.num_images ?? 1)}`}>
       ${Array.from({ length: request.num_images ?? 1 }, (_, i) => html`<${Preview} key=${i} image=${images[i]} number=${i + 1} request=${request} />`)}
@@ -49,7 +49,7 @@ function stateOf({ images, position, eta }) {
   }
   if (position === undefined) return "Sending";
   if (position === 0) return eta === null ? "Loading the model" : `Beginning${left}`;
-  return `In the queue with ${position} ${position === 1 ? "other" : "others"}${left}`;
+  return `Waiting beside ${position} ${position === 1 ? "other" : "others"}${left}`;
 }
 
 function Failed({ failed }) {
@@ -58,7 +58,7 @@ function Failed({ failed }) {
     dismiss(failed);
     generate(request);
   };
-  return html`<article class="card failed" aria-label=${request.prompt}>
+  return html`<article class="card failed" aria-label=${request.prompt || "untitled"}>
     <div class="state">
       <p class="error" role="alert">${error.message}</p>
       <p class="prompt">${request.prompt}</p>

@@ -12,7 +12,7 @@ export function Shown({ picture }) {
   const { width, height } = picture;
   return html`<article class="shown" aria-label="The picture shown">
     <a class="hero" href=${addressOf(picture)} target="_blank" rel="noopener" title="Open it by itself">
-      <img src=${addressOf(picture)} alt=${request.prompt || "a picture without a prompt"} style=${{ aspectRatio: `${width} / ${height}` }} />
+      <img src=${addressOf(picture)} alt=${request.prompt || "untitled"} style=${{ aspectRatio: `${width} / ${height}` }} />
     </a>
     <div class="about">
       <p class="prompt">${request.prompt}</p>
@@ -58,7 +58,7 @@ function Parameters({ request, model, width, height, seed, infotext, seconds: to
     LoRAs: [request.lora ?? []].flat().map(({ model_id, weight }) => `${model_id} ${weight}`).join(", "),
     ControlNet: [request.controlnet ?? []].flat().map(({ type }) => type).join(", "),
     Took: seconds(took),
-    Made: new Date(at).toLocaleString(),
+    Made: new Date(at).toLocaleString([], { dateStyle: "medium", timeStyle: "short" }),
   };
   return html`<dl>
     ${Object.entries(rows)

@@ -28,4 +28,4 @@ export function Thumbnails({ pictures, shown }) {
   </section>`;
 }
 
-const nameOf = ({ request, seed }) => `${decode(request).prompt || "without a prompt"}, seed ${seed}`;
+const nameOf = ({ request, seed }) => `${decode(request).prompt || "untitled"}, #${seed}`;

@@ -16,7 +16,8 @@ export async function call(path, { body, signal } = {}) {
     const response = await send(path, body, signal);
     if (response.ok) return response;
     const error = await errorOf(response);
-    if (response.status !== 401 || !(await askForKey(error.message))) throw error;
+    const question = key.get() ? `This key was not accepted: ${error.message}` : error.message;
+    if (response.status !== 401 || !(await askForKey(question))) throw error;
   }
 }
 

@@ -37,7 +37,7 @@ export function KeyDialog() {
       <h2 id="key-title">Key</h2>
       <p>${question?.message}</p>
       <label for="key">Key</label>
-      <input id="key" name="key" type="password" autocomplete="off" value=${key.get()} required />
+      <input id="key" name="key" type="password" autocomplete="off" value=${key.get()} />
       <p class="hint">It stays in this browser, and goes to this server only.</p>
       <div class="row end">
         <button type="button" onClick=${() => dialog.current.close()}>Not now</button>

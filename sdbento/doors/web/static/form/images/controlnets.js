@@ -44,7 +44,7 @@ function ControlNet({ one, i, change, remove }) {
     <div ...${onlyDrops(take)}>
       ${one.image
         ? html`<${ControlImage} one=${one} /><button type="button" class="link" onClick=${() => change({ image: undefined })}>Another image</button>`
-        : html`<${Chooser} label=${`Choose the image of ${name}`} id=${`controlnet-file-${i}`} take=${take} />
+        : html`<${Chooser} label=${`Choose the image of ${name}`} hint="or drop it here" id=${`controlnet-file-${i}`} take=${take} />
             <p class="hint">Without one, the image to start from steers.</p>`}
     </div>
     <label class="check"><input type="checkbox" checked=${one.preprocess} onChange=${(event) => change({ preprocess: event.target.checked })} />

@@ -37,11 +37,11 @@ export function Source() {
   <//>`;
 }
 
-export function Chooser({ label = "Choose an image", take = startFrom, id = "image-file" }) {
+export function Chooser({ label = "Choose an image", hint = "or drop it, or paste it", take = startFrom, id = "image-file" }) {
   const choose = (event) => event.target.files[0] && take(event.target.files[0]);
   return html`<label class="drop" for=${id}>
     <${Icon} name="image" /><span>${label}</span>
-    <span class="hint">or drop it here, or paste it</span>
+    <span class="hint">${hint}</span>
     <input id=${id} type="file" accept="image/*" onChange=${choose} />
   </label>`;
 }
