@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from sdbento.engine.trajectory import Trajectory
+
+MAX_PREVIEWS = 8  # that wait for one listener
 
 
 @dataclass(frozen=True)
@@ -97,17 +100,17 @@ class Handle:
         Closing the generator cancels the request: a lost listener means a lost client.
         """
         loop = asyncio.get_running_loop()
-        queue: asyncio.Queue[EngineEvent | None] = asyncio.Queue()
+        waiting = _Waiting()
 
         def publish(event: EngineEvent | None) -> None:
             if not loop.is_closed():
-                loop.call_soon_threadsafe(queue.put_nowait, event)
+                loop.call_soon_threadsafe(waiting.put, event)
 
         self._listeners.append(publish)
         self._request_estimate(self)
         self.done.add_done_callback(lambda _: publish(None))
         try:
-            while (event := await queue.get()) is not None:
+            while (event := await waiting.get()) is not None:
                 yield event
             await self.wait()
         finally:
@@ -117,3 +120,36 @@ class Handle:
     def emit(self, event: EngineEvent) -> None:
         for listener in list(self._listeners):
             listener(event)
+
+
+class _Waiting:
+    """Events that wait for a listener, None at last, for one event loop.
+
+    A listener that is slow, as when its client is, gets all of them, but of the previews among them
+    only the newest: they would fill the memory.
+    """
+
+    def __init__(self) -> None:
+        self._events: deque[list[EngineEvent | None]] = deque()  # each in a place of its own
+        # Those of them with a preview, the places and what came into them.
+        self._previews: deque[tuple[list[EngineEvent | None], Stepped]] = deque()
+        self._arrived = asyncio.Event()
+
+    def put(self, event: EngineEvent | None) -> None:
+        place: list[EngineEvent | None] = [event]
+        self._events.append(place)
+        if isinstance(event, Stepped) and event.preview is not None:
+            self._previews.append((place, event))
+        if len(self._previews) > MAX_PREVIEWS:
+            oldest, stepped = self._previews.popleft()
+            oldest[0] = replace(stepped, preview=None)
+        self._arrived.set()
+
+    async def get(self) -> EngineEvent | None:
+        while not self._events:
+            self._arrived.clear()
+            await self._arrived.wait()
+        place = self._events.popleft()
+        if self._previews and self._previews[0][0] is place:
+            self._previews.popleft()
+        return place[0]
