@@ -32,7 +32,7 @@ export function KeyDialog() {
     key.set(event.target.elements.key.value.trim());
     question.answer(true);
   };
-  return html`<dialog ref=${dialog} aria-labelledby="key-title" onClose=${() => question?.answer(false)}>
+  return html`<dialog ref=${dialog} aria-labelledby="key-title" onCancel=${() => question.answer(false)}>
     <form method="dialog" onSubmit=${submit}>
       <h2 id="key-title">Key</h2>
       <p>${question?.message}</p>
@@ -40,7 +40,7 @@ export function KeyDialog() {
       <input id="key" name="key" type="password" autocomplete="off" value=${key.get()} />
       <p class="hint">It stays in this browser, and goes to this server only.</p>
       <div class="row end">
-        <button type="button" onClick=${() => dialog.current.close()}>Not now</button>
+        <button type="button" onClick=${() => question.answer(false)}>Not now</button>
         <button class="primary">Use this key</button>
       </div>
     </form>
