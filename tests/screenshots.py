@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 
-from playwright.sync_api import Page
+from playwright.sync_api import Page, expect
 
+from tests.doors.web.test_batch import asked
 from tests.support.browser import browsing, open_page, profile
-from tests.support.server import ROOT, serving
+from tests.support.server import ROOT, Server, serving
 
 IMAGES = ROOT / "docs" / "images"
 PROMPTS = (
@@ -17,6 +19,13 @@ PROMPTS = (
     "a large green triangle on an orange background",
     "a large blue cross on a yellow background",
     "a large red circle on a blue background",
+)
+OUTLINE = {"lora": [{"model_id": "outline"}], "num_images": 3, "num_inference_steps": 100}
+BATCH = (  # small images, for which large batches pay on a CPU, too
+    ("127.0.0.1", {"prompt": "a large red circle", "scheduler": "Euler a"}),
+    ("127.0.0.2", {"prompt": "another's", "scheduler": "UniPC", "num_inference_steps": 120}),
+    ("127.0.0.1", {"prompt": "a green triangle", "scheduler": "DPM++ 2M Karras"} | OUTLINE),
+    ("127.0.0.1", {"prompt": "a yellow star", "num_images": 8, "num_inference_steps": 60}),
 )
 
 
@@ -41,6 +50,20 @@ def main() -> None:
                 make(page, prompt, seed)
             page.get_by_role("heading", name="sdbento").click()
             page.screenshot(path=IMAGES / "page.png")
+            show_batch(page, server)
+
+
+def show_batch(page: Page, server: Server) -> None:
+    """The tab "Batch" with requests of two clients."""
+    page.get_by_role("tab", name="Batch").click()
+    with ExitStack() as asking:
+        for address, fields in BATCH:
+            asking.enter_context(asked(server, address, width=64, height=64, **fields))
+            page.wait_for_timeout(300)
+        seats = page.locator(".seat")
+        expect(seats.nth(5)).to_be_visible()
+        page.wait_for_timeout(500)  # until all have come in
+        page.screenshot(path=IMAGES / "page-batch.png")
 
 
 if __name__ == "__main__":

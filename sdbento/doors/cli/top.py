@@ -102,9 +102,8 @@ def _lane(lane: Lane, requests: dict[int, BatchRequest]) -> Table:
     from rich.text import Text
 
     call = "" if lane.rows is None else f", {_count(lane.rows, 'row')} in {_ms(lane.seconds)}"
-    table = _table(
-        f"{lane.model or 'another model'} {lane.width}x{lane.height}{call}", lane.current
-    )
+    title = f"{lane.model or 'another model'} {lane.width}x{lane.height}{call}"
+    table = _table(title, "bold" if lane.current else "", "step", "")
     for image in lane.images:
         request = requests.get(image.request)
         style = COLOURS[image.request % len(COLOURS)]
@@ -114,44 +113,45 @@ def _lane(lane: Lane, requests: dict[int, BatchRequest]) -> Table:
             *_whose(image.request, request, image.image),
             bar,
             f"{image.step}/{image.num_steps}",
-            "" if image.rows else ("decoding" if image.step == image.num_steps else "paused"),
+            _state(image),
             "" if request is None else _duration(request.eta),
         )
     return table
 
 
 def _waiting(requests: list[BatchRequest]) -> Table:
-    table = _table("Waiting", False)
+    table = _table("Waiting", "", "", "waits")
     for one in requests:
         table.add_row(
             *_whose(one.number, one),
             _count(one.num_waiting, "image"),
             "",
-            f"for {_duration(one.waited)}",
+            _duration(one.waited),
             _duration(one.eta),
         )
     return table
 
 
-def _table(title: str, is_current: bool) -> Table:
+def _table(title: str, style: str, counted: str, told: str) -> Table:
+    """A table for images or requests; `counted` and `told` head what differs between the two."""
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(
-        title=title,
+        title=Text(f"\n{title}", style),
         title_justify="left",
-        title_style="bold" if is_current else "",
         box=None,
-        show_header=False,
+        header_style="dim",
         expand=True,
         padding=(0, 2, 0, 0),
     )
-    table.add_column(justify="right", width=6)
-    table.add_column(ratio=3, no_wrap=True)
-    table.add_column(ratio=4, no_wrap=True)
+    table.add_column("no.", justify="right", width=6)
+    table.add_column("request", ratio=3, no_wrap=True)
+    table.add_column("made with", ratio=4, no_wrap=True)
     table.add_column(width=BAR)
-    table.add_column(justify="right", width=7)
-    table.add_column(width=9)
-    table.add_column(justify="right", width=10)
+    table.add_column(counted, justify="right", width=7)
+    table.add_column(told, width=9)
+    table.add_column("done in", justify="right", width=10)
     return table
 
 
@@ -160,7 +160,7 @@ def _whose(number: int, request: BatchRequest | None, image: int | None = None) 
     from rich.text import Text
 
     several = request is not None and request.num_images > 1 and image is not None
-    yield Text(f"{number}.{image}" if several else f"{number}", COLOURS[number % len(COLOURS)])
+    yield Text(f"{number}.{image + 1}" if several else f"{number}", COLOURS[number % len(COLOURS)])
     if request is None or not request.yours:
         yield Text("another's", "dim")
     else:
@@ -175,6 +175,14 @@ def _how(request: BatchRequest) -> str:
     if request.num_controlnets:
         extras.append(_count(request.num_controlnets, "ControlNet"))
     return " + ".join(extras)
+
+
+def _state(image: BatchImage) -> str:
+    if image.step == image.num_steps:
+        return "decoding"
+    if image.rows:
+        return ""
+    return "paused" if image.step else "begins"
 
 
 def _filled(image: BatchImage) -> int:

@@ -13,6 +13,7 @@ from contextlib import closing, suppress
 from dataclasses import replace
 from typing import Any
 
+import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
@@ -76,21 +77,28 @@ def test_a_busy_server() -> None:
     quarter, half = "█" * 5 + "░" * 15, "█" * 10 + "░" * 10
     most, whole = "█" * 17 + "░" * 3, "█" * 20
     assert lines[4:] == [
+        "",
         "shapes 512x768, 5 rows in 46 ms",
-        f"3.0 a red circle Euler a + ink + 1 ControlNet {half} 10/20 1 min 15 s",
-        f"3.1 a red circle Euler a + ink + 1 ControlNet {quarter} 5/20 1 min 15 s",
+        "no. request made with step done in",
+        f"3.1 a red circle Euler a + ink + 1 ControlNet {half} 10/20 1 min 15 s",
+        f"3.2 a red circle Euler a + ink + 1 ControlNet {quarter} 5/20 1 min 15 s",
         f"4 another's DDIM + 2 LoRAs {most} 7/8",
+        "",
         "another model 64x64",
+        "no. request made with step done in",
         f"4 another's DDIM + 2 LoRAs {whole} 8/8 decoding",
+        "",
         "Waiting",
-        "5 a cat 4 images for 2.5 s 9.0 s",
+        "no. request made with waits done in",
+        "5 a cat 4 images 2.5 s 9.0 s",
     ]
 
 
-def test_who_takes_no_part_is_paused() -> None:
-    image = BatchImage(3, 0, 10, 20, 0, False)
+@pytest.mark.parametrize(("step", "state"), [(10, "paused"), (0, "begins")])
+def test_who_takes_no_part_waits(step: int, state: str) -> None:
+    image = BatchImage(3, 0, step, 20, 0, False)
     lanes = (replace(BUSY.lanes[0], images=(image,)),)
-    assert "paused" in shown(replace(BUSY, lanes=lanes))[5]
+    assert state in shown(replace(BUSY, lanes=lanes))[7]
 
 
 def test_an_idle_server() -> None:
