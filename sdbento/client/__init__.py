@@ -12,7 +12,7 @@ import httpx
 
 from sdbento.client import calls
 from sdbento.client.answers import Generation, Model, Sampler
-from sdbento.client.events import to_batch
+from sdbento.client.events import check_told, to_batch
 from sdbento.client.fields import EditFields, Fields, ImageInput
 from sdbento.client.jobs import AsyncJobs, Jobs
 from sdbento.client.streams import AsyncStream, Stream
@@ -88,11 +88,14 @@ class Client:
         return self._transport.send(calls.samplers())
 
     def batch(self) -> Generator[Batch, None, None]:
-        """What runs on the server, as often as that changes, until the server stops. Closing the
-        generator ends it."""
-        with closing(self._transport.messages(calls.batch())) as messages:
-            for message in messages:
-                yield to_batch(message)
+        """What runs on the server, as often as that changes, until the generator is closed. Raises
+        NotConnected when the server is gone. Each stream ends after a while: then it asks again."""
+        while True:
+            batch = None
+            with closing(self._transport.messages(calls.batch())) as messages:
+                for message in messages:
+                    yield (batch := to_batch(message))
+            check_told(batch)
 
     def ready(self) -> bool:
         """Whether requests can be sent now: the server is there and has loaded its model."""
@@ -152,9 +155,12 @@ class AsyncClient:
         return await self._transport.send(calls.samplers())
 
     async def batch(self) -> AsyncGenerator[Batch, None]:
-        async with aclosing(self._transport.messages(calls.batch)) as messages:
-            async for message in messages:
-                yield to_batch(message)
+        while True:
+            batch = None
+            async with aclosing(self._transport.messages(calls.batch)) as messages:
+                async for message in messages:
+                    yield (batch := to_batch(message))
+            check_told(batch)
 
     async def ready(self) -> bool:
         try:

@@ -12,7 +12,7 @@ from PIL import Image
 from pydantic import TypeAdapter
 
 from sdbento.client.answers import Generation, to_generation
-from sdbento.client.errors import NotUnderstood, error_told
+from sdbento.client.errors import NoAnswer, NotUnderstood, error_told
 from sdbento.live.batch import Batch
 
 _BATCH = TypeAdapter(Batch)
@@ -95,6 +95,12 @@ def to_batch(message: dict[str, Any]) -> Batch:
         return _BATCH.validate_python(message)
     except ValueError as error:
         raise NotUnderstood(f"a snapshot could not be read: {str(error)[:500]}") from error
+
+
+def check_told(batch: Batch | None) -> None:
+    """Raises NoAnswer after a stream without a snapshot: asking again might never end."""
+    if batch is None:
+        raise NoAnswer("the stream ended before it told what runs")
 
 
 def _place(message: dict[str, Any]) -> tuple[int, int, int]:

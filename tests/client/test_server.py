@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, closing
+from dataclasses import asdict
 from io import BytesIO
 from typing import TypedDict
 
@@ -18,7 +20,7 @@ from PIL import Image
 
 from sdbento.client import AsyncClient, Client
 from sdbento.client.answers import GeneratedImage
-from sdbento.client.errors import JobFailed, JobUnfinished, NotConnected, NotUnderstood
+from sdbento.client.errors import JobFailed, JobUnfinished, NoAnswer, NotConnected, NotUnderstood
 from sdbento.client.events import Done, Preview, Queued, Step
 from sdbento.client.fields import Fields
 from sdbento.errors import InvalidParameter, MalformedRequest, NotFound, UnknownModel
@@ -273,3 +275,14 @@ async def test_the_batch_is_followed_async(async_client: AsyncClient) -> None:
     async with aclosing(async_client.batch()) as batches:
         batch = await anext(batches)
     assert batch.models[0].name == "shapes"
+
+
+def test_it_asks_again_when_a_stream_of_snapshots_ends(client: Client) -> None:
+    with closing(client.batch()) as batches:
+        snapshot = json.dumps(asdict(next(batches)))
+    answers = [f"data: {snapshot}\n\n"] * 2 + [""]
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, text=answers.pop(0)))
+    with Client(transport=transport) as offline, closing(offline.batch()) as batches:
+        assert next(batches) == next(batches)
+        with pytest.raises(NoAnswer, match="before it told"):
+            next(batches)

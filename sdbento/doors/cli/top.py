@@ -34,24 +34,25 @@ def top(url: str, key: str | None, once: bool) -> None:
     from sdbento.client.errors import NotConnected
 
     console = Console()
-    with Client(url, api_key=key, max_retries=0) as client, closing(client.batch()) as batches:
-        try:
-            first = next(batches)
-        except NotConnected as error:
-            raise click.ClickException(f"there is no server at {url}: {error.message}") from None
-        if once or not console.is_terminal:
-            console.print(picture(first, url))
-            return
-        with suppress(KeyboardInterrupt):  # as it is meant to end
-            _follow(first, batches, url, console)
-            raise click.ClickException(f"the server at {url} has stopped")
+    try:
+        with Client(url, api_key=key, max_retries=0) as client, closing(client.batch()) as batches:
+            if once or not console.is_terminal:
+                console.print(picture(next(batches), url))
+            else:
+                _follow(batches, url, console)
+    except NotConnected as error:
+        raise click.ClickException(f"there is no server at {url}: {error.message}") from None
 
 
-def _follow(first: Batch, batches: Iterator[Batch], url: str, console: Console) -> None:
+def _follow(batches: Iterator[Batch], url: str, console: Console) -> None:
     """Show each snapshot in place of the one before, on a screen of its own."""
     from rich.live import Live
 
-    with Live(picture(first, url), console=console, screen=True, auto_refresh=False) as live:
+    first = picture(next(batches), url)
+    with (
+        suppress(KeyboardInterrupt),  # as it is meant to end
+        Live(first, console=console, screen=True, auto_refresh=False) as live,
+    ):
         for batch in batches:
             live.update(picture(batch, url), refresh=True)
 
@@ -159,8 +160,10 @@ def _whose(number: int, request: BatchRequest | None, image: int | None = None) 
     """Number, prompt and sampler of a request."""
     from rich.text import Text
 
-    several = request is not None and request.num_images > 1 and image is not None
-    yield Text(f"{number}.{image + 1}" if several else f"{number}", COLOURS[number % len(COLOURS)])
+    label = str(number)
+    if request is not None and request.num_images > 1 and image is not None:
+        label += f".{image + 1}"
+    yield Text(label, COLOURS[number % len(COLOURS)])
     if request is None or not request.yours:
         yield Text("another's", "dim")
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
@@ -17,6 +18,8 @@ from sdbento.doors.http.routing import TheApp, door
 from sdbento.live.batch import Batch
 
 router = door("Batch")
+
+LONGEST = 600.0  # seconds of a stream: whoever goes on watching shows again that his key is valid
 
 
 _JSON = TypeAdapter(Batch)
@@ -34,7 +37,8 @@ async def watch_batch(request: Request, app: TheApp) -> EventStream:
 
     An event comes after UNet calls and when a request comes or goes, ten times a second at most,
     and once a second in any case. A client that reads slowly misses some. Of the requests of
-    others, neither prompts nor LoRAs nor owners are told.
+    others, neither prompts nor LoRAs nor owners are told. The stream ends after ten minutes; ask
+    again to go on.
     """
     batches = app.watch(has_own=not _is_through_proxy(request))
     first = await anext(batches)  # raises what refuses the request
@@ -50,10 +54,13 @@ def _is_through_proxy(request: Request) -> bool:
 
 
 async def _texts(first: Batch, batches: AsyncGenerator[Batch, None]) -> AsyncGenerator[str, None]:
+    began = time.monotonic()
     async with aclosing(batches):
         yield _text(first)
         async for batch in batches:
             yield _text(batch)
+            if time.monotonic() - began > LONGEST:
+                return
 
 
 def _text(batch: Batch) -> str:

@@ -1,4 +1,4 @@
-// Watches the batch: asks again when the connection breaks, and not while nobody can see the page.
+// Watches the batch: asks again when the stream ends, and not while nobody can see the page.
 import { call } from "../server/calls.js";
 import { events } from "../server/events.js";
 
@@ -23,7 +23,7 @@ export function watch(onBatch, onProblem) {
 
 async function follow(onBatch, onProblem, signal) {
   while (!signal.aborted) {
-    let pause = PAUSE;
+    let pause = PAUSE; // also after the end of a stream, none of which is endless
     try {
       for await (const batch of events(await call("batch", { signal }))) {
         if (signal.aborted) return;
