@@ -262,6 +262,28 @@ def test_two_tabs_make_pictures_and_show_those_of_both(context: BrowserContext) 
         expect(pictures).to_have_count(2)
 
 
+def copied(page: Page, name: str) -> str:
+    page.locator("summary", has_text="Copy as").click()
+    press(page, name)
+    expect(page.get_by_role("status")).to_contain_text(f"Copied as {name}")
+    text: str = page.evaluate("navigator.clipboard.readText()")
+    return text
+
+
+def run(text: str, language: str) -> bytes:
+    """The picture that what was copied makes, in the current folder."""
+    names: dict[str, Any] = {}
+    if language == "curl":
+        subprocess.run(text, shell=True, check=True)
+    else:
+        exec(compile(text, language, "exec"), names)
+        names["client"].close()
+    file = Path("picture.png")
+    data = file.read_bytes()
+    file.unlink()
+    return data
+
+
 def test_what_is_copied_makes_the_same_picture(
     page: Page, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -270,25 +292,28 @@ def test_what_is_copied_makes_the_same_picture(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
-    def copied(name: str) -> str:
-        page.locator("summary", has_text="Copy as").click()
-        press(page, name)
-        expect(page.get_by_role("status")).to_contain_text(f"Copied as {name}")
-        text: str = page.evaluate("navigator.clipboard.readText()")
-        return text
-
     for name in ("curl", "Python", "OpenAI"):
-        text = copied(name)
-        names: dict[str, Any] = {}
-        if name == "curl":
-            subprocess.run(text, shell=True, check=True)
-        else:
-            exec(compile(text, name, "exec"), names)
-            names["client"].close()
-        assert alike(pixels(Path("picture.png").read_bytes()), made), name
-        Path("picture.png").unlink()
-    job = server.client.post("/runsync", content=copied("RunPod JSON")).json()
+        assert alike(made, pixels(run(copied(page, name), name))), name
+    job = server.client.post("/runsync", content=copied(page, "RunPod JSON")).json()
     assert alike(pixels(base64.b64decode(job["output"][0])), made)
+
+
+def test_what_is_copied_of_a_request_with_a_mask_takes_files_beside_it(
+    page: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = png(colour="yellow")
+    drop(page, image)
+    page.get_by_role("radio", name="Repaint a part").check()
+    paint(page, 0.5)
+    bodies = requests_of(page)
+    make(page)
+    made = pixels(picture(page))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    Path("image.png").write_bytes(image)
+    Path("mask.png").write_bytes(base64.b64decode(bodies[0]["mask_image"].partition(",")[2]))
+    for name in ("curl", "Python", "OpenAI"):
+        assert alike(made, pixels(run(copied(page, name), name))), name
 
 
 def test_again_draws_another_seed_and_reuse_takes_the_same(page: Page) -> None:

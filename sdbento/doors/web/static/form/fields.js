@@ -57,7 +57,7 @@ export function Range({ name, label, min, max, step, otherwise, param: told }) {
 export function Slider({ id, invalid, ...attributes }) {
   return html`<span class="slider">
     <input type="range" id=${id} ...${attributes} ...${invalid} />
-    <output for=${id}>${Number(attributes.value).toFixed(2).replace(/0$/, "")}</output>
+    <span class="value" aria-hidden="true">${Number(attributes.value).toFixed(2).replace(/0$/, "")}</span>
   </span>`;
 }
 

@@ -3,7 +3,7 @@ import { html } from "../lib/html.js";
 import { notify } from "../lib/notice.js";
 import { useStore } from "../lib/store.js";
 import { generate } from "../pictures/generations.js";
-import { modelNamed, offers } from "../server/offers.js";
+import { loadOffers, modelNamed, offers } from "../server/offers.js";
 import { ControlNets } from "./images/controlnets.js";
 import { clearErrors, placeError } from "./errors.js";
 import { NumberField, Select, TextArea } from "./fields.js";
@@ -82,7 +82,8 @@ function Models({ models, error }) {
   ]);
   if (!own) options.unshift(["", "the server's default"]);
   return html`<${Select} name="model" label="Model" options=${options} />
-    ${error && html`<p class="error" role="alert">${error}</p>`}`;
+    ${error &&
+    html`<p class="error" role="alert">${error} <button type="button" class="link" onClick=${loadOffers}>Ask again</button></p>`}`;
 }
 
 const rank = (model) => 2 * model.default + model.loaded;

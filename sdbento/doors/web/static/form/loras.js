@@ -19,9 +19,10 @@ export function Loras() {
   return html`<${Folded} title="LoRAs" summary=${summary} open=${loras.length > 0}>
     <div data-param="lora">
       ${loras.map(
-        (lora, i) => html`<${Lora} key=${i} ...${{ lora, i, known }} change=${(changes) => change(i, changes)}
+        (lora, i) => html`<${Lora} key=${i} ...${{ lora, i }} change=${(changes) => change(i, changes)}
           remove=${() => set(loras.filter((_, j) => j !== i))} />`,
       )}
+      <datalist id="known-loras">${known.map((name) => html`<option value=${name}></option>`)}</datalist>
       <button type="button" onClick=${add}>Add a LoRA</button>
       <${ErrorOf} param="lora" />
     </div>
@@ -29,10 +30,9 @@ export function Loras() {
 }
 
 // Others than those that the server lists may be entered: ids on the Hub, where it allows that.
-function Lora({ lora, i, known, change, remove }) {
+function Lora({ lora, i, change, remove }) {
   return html`<div class="item">
     <input list="known-loras" aria-label=${`LoRA ${i + 1}`} value=${lora.model_id} onInput=${(event) => change({ model_id: event.target.value })} />
-    <datalist id="known-loras">${known.map((name) => html`<option value=${name}></option>`)}</datalist>
     <label class="unseen" for=${`lora-${i}`}>Weight of LoRA ${i + 1}</label>
     <${Slider} id=${`lora-${i}`} min="-1" max="2" step="0.05" value=${lora.weight} onInput=${(event) => change({ weight: Number(event.target.value) })} />
     <button type="button" class="icon" aria-label=${`Remove LoRA ${i + 1}`} onClick=${remove}><${Icon} name="remove" /></button>

@@ -1,6 +1,7 @@
 // Sizes that suit a model: about as many pixels as it was trained with, in the usual shapes.
 import { html } from "../lib/html.js";
 import { useStore } from "../lib/store.js";
+import { useEffect, useRef } from "../vendor/hooks.js";
 import { change, settings } from "./settings.js";
 
 const SHAPES = [
@@ -21,7 +22,22 @@ export function presets(model) {
   }));
 }
 
+// A preset that was chosen for another model becomes the one of the same shape.
+function useSameShape(model) {
+  const before = useRef(model);
+  useEffect(() => {
+    const { width, height } = settings.get();
+    const chosen = presets(before.current).findIndex((one) => `${one.width} ${one.height}` === `${width} ${height}`);
+    if (before.current.name !== model.name && chosen >= 0) {
+      const { width, height } = presets(model)[chosen];
+      change({ width: String(width), height: String(height) });
+    }
+    before.current = model;
+  }, [model.name]);
+}
+
 export function Sizes({ model }) {
+  useSameShape(model);
   const { width, height, image } = useStore(settings);
   const isOn = (preset) =>
     width === "" && height === ""

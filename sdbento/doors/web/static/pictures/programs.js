@@ -58,10 +58,11 @@ export function asOpenAI(request, base) {
   const fields = [`prompt=${literal(prompt)}`];
   if (model) fields.push(`model=${literal(model)}`);
   if (width && height) fields.push(`size="${width}x${height}"`);
-  if (image) fields.push(`image=open("${FILES.image}", "rb")`);
+  if (image) fields.push(`image=Path("${FILES.image}")`);
   const extra = Object.entries(others).map(([name, value]) => `        "${name}": ${encodedOr(name, value)},`);
   if (extra.length) fields.push(`extra_body={\n${extra.join("\n")}\n    }`);
   return `import base64
+from pathlib import Path
 
 from openai import OpenAI
 
@@ -69,14 +70,13 @@ client = OpenAI(base_url="${base}/v1", api_key="none")
 answer = client.images.${image ? "edit" : "generate"}(
 ${fields.map((field) => `    ${field},`).join("\n")}
 )
-with open("picture.png", "wb") as file:
-    file.write(base64.b64decode(answer.data[0].b64_json))
+Path("picture.${request.output_format ?? "png"}").write_bytes(base64.b64decode(answer.data[0].b64_json))
 `;
 }
 
 function encodedOr(name, value) {
   if (name !== "mask_image") return literal(value, name);
-  return `base64.b64encode(open("${FILES.mask_image}", "rb").read()).decode()`;
+  return `base64.b64encode(Path("${FILES.mask_image}").read_bytes()).decode()`;
 }
 
 export function asRunPod(request) {

@@ -26,6 +26,7 @@ export function ControlNets() {
         (one, i) => html`<${ControlNet} key=${i} ...${{ one, i }} change=${(changes) => change(i, changes)}
           remove=${() => set(controlnet.filter((_, j) => j !== i))} />`,
       )}
+      <datalist id="controlnet-types">${TYPES.map((type) => html`<option value=${type}></option>`)}</datalist>
       <button type="button" onClick=${add}>Add a ControlNet</button>
       <${ErrorOf} param="controlnet" />
     </div>
@@ -38,7 +39,6 @@ function ControlNet({ one, i, change, remove }) {
   return html`<div class="item block">
     <div class="row">
       <input list="controlnet-types" aria-label=${`Type of ${name}`} value=${one.type} onInput=${(event) => change({ type: event.target.value })} />
-      <datalist id="controlnet-types">${TYPES.map((type) => html`<option value=${type}></option>`)}</datalist>
       <button type="button" class="icon" aria-label=${`Remove ${name}`} onClick=${remove}><${Icon} name="remove" /></button>
     </div>
     <div ...${onlyDrops(take)}>
