@@ -172,7 +172,8 @@ def test_a_script_that_has_no_key_makes_no_browser_ask_for_a_password(guarded: G
 
 
 def test_the_page_asks_for_the_key_and_keeps_it(guarded: Guarded, browser: Browser) -> None:
-    with profile(browser, guarded.server.url) as context:
+    clipboard = ["clipboard-read", "clipboard-write"]
+    with profile(browser, guarded.server.url, permissions=clipboard) as context:
         page = context.new_page()
         page.goto("/")
         dialog = page.get_by_role("dialog", name="Key")
@@ -186,6 +187,11 @@ def test_the_page_asks_for_the_key_and_keeps_it(guarded: Guarded, browser: Brows
         page.reload()
         page.get_by_role("option", name="shapes", exact=True).wait_for(state="attached")
         assert dialog.is_hidden()
+        page.locator("summary", has_text="Copy as").click()
+        page.get_by_role("button", name="curl").click()
+        page.get_by_text("Copied as curl").wait_for()
+        copied = page.evaluate("navigator.clipboard.readText()")
+        assert "-H 'Authorization: Bearer KEY'" in copied and guarded.single not in copied
 
 
 # Two users

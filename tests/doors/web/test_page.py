@@ -249,6 +249,8 @@ def test_the_gallery_survives_a_reload(page: Page) -> None:
     page.reload()
     expect(said(page, "Seed")).to_have_text("7")
     assert picture(page) == made
+    press(page, "Reuse last")
+    expect(field(page, "Seed")).to_have_value("7")
     expect(field(page, "Prompt")).to_have_value(QUICK["prompt"])
 
 

@@ -30,7 +30,9 @@ export function submit() {
 // On a phone they are below the form.
 function bringPicturesIntoView() {
   const pictures = document.getElementById("panel");
-  if (pictures.getBoundingClientRect().top > innerHeight / 2) pictures.scrollIntoView({ behavior: "smooth" });
+  const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  if (pictures.getBoundingClientRect().top < innerHeight / 2) return;
+  pictures.scrollIntoView({ behavior: calm ? "auto" : "smooth" });
 }
 
 export function Form() {

@@ -1,13 +1,14 @@
 // A request as text, for those who would rather send it by a program.
 import { html } from "../lib/html.js";
 import { notify } from "../lib/notice.js";
+import { key } from "../server/key.js";
 import { asCurl, asOpenAI, asPython, asRunPod } from "./programs.js";
 
 const WAYS = { curl: asCurl, Python: asPython, OpenAI: asOpenAI, "RunPod JSON": asRunPod };
 
 export function Copies({ request }) {
   const copy = async (name) => {
-    await navigator.clipboard.writeText(WAYS[name](request, base()));
+    await navigator.clipboard.writeText(WAYS[name](request, base(), key.get() ? "KEY" : null));
     notify(`Copied as ${name}.`);
   };
   const choose = (event, name) => {

@@ -1,4 +1,5 @@
 // The pictures of all tabs of this browser, newest first, and which of them is shown.
+import { lastSeed } from "../form/settings.js";
 import { notify } from "../lib/notice.js";
 import { store } from "../lib/store.js";
 import * as database from "./database.js";
@@ -10,6 +11,7 @@ otherTabs.onmessage = () => load();
 export async function load() {
   const pictures = await database.all().catch(() => []);
   pictures.sort((one, other) => other.id - one.id);
+  if (pictures.length) lastSeed.set(pictures[0].seed);
   gallery.set(({ shown }) => ({ pictures, shown: shown ?? pictures[0]?.id ?? null, loaded: true }));
 }
 

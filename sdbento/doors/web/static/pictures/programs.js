@@ -1,14 +1,15 @@
 // Requests in other languages. Images are files beside the program, but for RunPod, whose JSON has
-// them in it. Keys are left out: each program says where one goes.
+// them in it. `key` stands for the key where the server has any: the real one is nobody else's business.
 import { encode } from "../lib/numbers.js";
 
 const FILES = { image: "image.png", mask_image: "mask.png" };
 
 const quoted = (text) => `'${text.replaceAll("'", `'\\''`)}'`;
 
-export function asCurl(request, base) {
+export function asCurl(request, base, key) {
   const route = request.mask_image ? "inpaint" : request.image ? "img2img" : "txt2img";
   const lines = [`curl -s ${base}/${route} -o picture.${request.output_format ?? "png"}`];
+  if (key) lines.push(`-H 'Authorization: Bearer ${key}'`);
   if (request.image) {
     for (const [name, value] of Object.entries(request)) lines.push(`-F ${quoted(part(name, value))}`);
   } else {
@@ -23,14 +24,14 @@ function part(name, value) {
   return `${name}=${typeof value === "object" ? encode(value) : value}`;
 }
 
-export function asPython(request, base) {
+export function asPython(request, base, key) {
   const { prompt, ...fields } = request;
   const given = Object.entries(fields).map(([name, value]) => `    ${name}=${fileOr(name, value)},`);
   return `from pathlib import Path
 
 from sdbento.client import Client
 
-client = Client("${base}", api_key=None)
+client = Client("${base}", api_key=${key ? `"${key}"` : "None"})
 made = client.generate(
     ${literal(prompt)},
 ${given.join("\n")}
@@ -53,7 +54,7 @@ function literal(value, name) {
   return name === "seed" ? String(value) : JSON.stringify(value);
 }
 
-export function asOpenAI(request, base) {
+export function asOpenAI(request, base, key) {
   const { prompt, model, width, height, image, ...others } = request;
   const fields = [`prompt=${literal(prompt)}`];
   if (model) fields.push(`model=${literal(model)}`);
@@ -66,7 +67,7 @@ from pathlib import Path
 
 from openai import OpenAI
 
-client = OpenAI(base_url="${base}/v1", api_key="none")
+client = OpenAI(base_url="${base}/v1", api_key="${key ?? "none"}")
 answer = client.images.${image ? "edit" : "generate"}(
 ${fields.map((field) => `    ${field},`).join("\n")}
 )
