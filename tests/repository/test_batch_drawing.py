@@ -51,8 +51,8 @@ def test_the_drawing_needs_no_other_file_and_runs_nothing() -> None:
 def test_two_calls_and_what_is_written_of_them() -> None:
     one = Request(7, "a <cat>", "Euler", ["ink"], 2, 1)
     text = drawn(Recording([Call(5.0, 2, 0.5, [(7, 0, 1)]), Call(6.0, 2, 1.0, [(7, 0, 2)])], [one]))
-    assert "2 calls in 1.5 s" in text
-    assert "UNet call 2: 1 image, 2 rows, 1000 ms" in text
+    assert "2 calls; one image after the other: 2" in text
+    assert "UNet call 2: 1 image, 2 rows" in text
     assert "a &lt;cat&gt; + LoRA ink (2 steps, Euler) takes part from call 1 to 2." in text
 
 
