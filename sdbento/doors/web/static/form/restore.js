@@ -30,6 +30,7 @@ export async function offerSettings(file) {
 
 export async function restore(request, actions = {}) {
   const undo = replace(await fromRequest(request, measure));
+  document.getElementById("setting-prompt").scrollIntoView({ block: "center" });
   const lost = [request.image, request.mask_image].some(isDigest);
   const text = lost ? "Settings restored, except the image that it started from." : "Settings restored.";
   notify(text, { ...actions, Undo: undo });

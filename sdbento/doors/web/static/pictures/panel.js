@@ -23,7 +23,7 @@ export function Pictures() {
 function Empty() {
   return html`<div class="empty">
     <h2>Nothing made yet</h2>
-    <p>Write what you want to see, and press Generate (<kbd>Ctrl</kbd> <kbd>Enter</kbd>).</p>
+    <p>Write what you want to see, and press Generate <span class="keys">(<kbd>Ctrl</kbd> <kbd>Enter</kbd>)</span>.</p>
     <p>Drop a picture here to start from it, or one that was made by sdbento or AUTOMATIC1111's web UI to have its settings back.</p>
   </div>`;
 }
