@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import subprocess
 import time
 from collections.abc import Iterator
@@ -316,6 +317,20 @@ def test_what_is_copied_of_a_request_with_a_mask_takes_files_beside_it(
     Path("mask.png").write_bytes(base64.b64decode(bodies[0]["mask_image"].partition(",")[2]))
     for name in ("curl", "Python", "OpenAI"):
         assert alike(made, pixels(run(copied(page, name), name))), name
+
+
+def test_a_page_that_came_by_plain_http_can_copy(context: BrowserContext) -> None:
+    context.add_init_script("Object.defineProperty(navigator, 'clipboard', {value: undefined})")
+    page = open_page(context)
+    make(page)
+    page.locator("summary", has_text="Copy as").click()
+    press(page, "RunPod JSON")
+    expect(page.get_by_role("status")).to_contain_text("Copied as RunPod JSON")
+    field(page, "Prompt").fill("")
+    page.keyboard.press("Control+V")
+    expect(field(page, "Prompt")).to_have_value(
+        re.compile('"input".+"num_inference_steps": 4', re.S)
+    )
 
 
 def test_again_draws_another_seed_and_reuse_takes_the_same(page: Page) -> None:

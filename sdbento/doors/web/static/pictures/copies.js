@@ -8,12 +8,12 @@ const WAYS = { curl: asCurl, Python: asPython, OpenAI: asOpenAI, "RunPod JSON": 
 
 export function Copies({ request }) {
   const copy = async (name) => {
-    await navigator.clipboard.writeText(WAYS[name](request, base(), key.get() ? "KEY" : null));
+    await copyText(WAYS[name](request, base(), key.get() ? "KEY" : null));
     notify(`Copied as ${name}.`);
   };
   const choose = (event, name) => {
     event.target.closest("details").open = false;
-    copy(name).catch(() => notify("The browser does not let this page copy: it allows that over https or on localhost."));
+    copy(name).catch(() => notify("The browser does not let this page copy."));
   };
   const onKeyDown = (event) => {
     if (event.key !== "Escape" || !event.currentTarget.open) return;
@@ -30,6 +30,17 @@ export function Copies({ request }) {
       ${Object.keys(WAYS).map((name) => html`<button type="button" onClick=${(event) => choose(event, name)}>${name}</button>`)}
     </div>
   </details>`;
+}
+
+// Browsers have a clipboard only for pages that came by https, or from this machine.
+async function copyText(text) {
+  if (navigator.clipboard) return await navigator.clipboard.writeText(text);
+  const area = Object.assign(document.createElement("textarea"), { value: text, className: "unseen" });
+  document.body.append(area);
+  area.select();
+  const done = document.execCommand("copy");
+  area.remove();
+  if (!done) throw new Error("not copied");
 }
 
 const base = () => new URL(".", document.baseURI).href.replace(/\/$/, "");
