@@ -74,7 +74,8 @@ async def test_each_sees_his_own_by_name_and_others_as_anothers(server: Server) 
     assert (named[None]["loras"], named[None]["num_loras"]) == ([], 1)
     (lane,) = bobs["lanes"]
     assert (lane["model"], lane["width"], lane["height"], lane["rows"]) == ("shapes", 192, 192, 4)
-    assert bobs["models"][0]["name"] == "shapes" and bobs["models"][0]["memory_gb"] > 0
+    memory = {model["name"]: model["memory_gb"] for model in bobs["models"]}
+    assert memory["shapes"] > 0  # other tests may have left more
     assert bobs["recent"]["rows"] > 0 and bobs["recent"]["seconds"] > 0
     assert bobs["queue"]["requests"] == 2
 
