@@ -59,11 +59,14 @@ class Server:
             return False
 
     def stop(self) -> int:
-        """SIGTERM to the supervisor, as an operator would; its exit status."""
+        """SIGTERM to the supervisor, as an operator would; its exit status.
+
+        Requests under way are finished first, for SDBENTO_SHUTDOWN_TIMEOUT seconds and 8 more.
+        """
         self.client.close()
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(timeout=15)
+        return self.process.wait(timeout=40)
 
     def kill(self) -> None:
         """SIGKILL to every process of the server, as when the machine fails."""
