@@ -88,11 +88,11 @@ class HostPlaces:
     async def take(
         self,
         caller: Caller,
-        hosts: Collection[str],
+        hosts: Collection[str] = (),
         patience: TimeLimit | None = None,
         num_places: int = 1,
     ) -> Visit:
-        """As `hold`; whoever takes it must give it back."""
+        """As `hold`; whoever takes it must give it back. Without hosts, only the total counts."""
         visit = Visit(caller, frozenset(hosts), num_places)
         with self._lock:
             if self._has_room(visit):

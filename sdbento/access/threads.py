@@ -33,7 +33,7 @@ class SharedThreads(ThreadPool):
 
         A call whose result is lost keeps its place until it ends: it keeps its thread as well.
         """
-        visit = await self._places.take(current_caller(), hosts=())
+        visit = await self._places.take(current_caller())
         try:
             call = self.submit(copy_context().run, partial(function, *args, **kwargs))
         except BaseException:

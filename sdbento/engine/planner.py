@@ -166,8 +166,8 @@ class Planner:
         """
         mine = list(trajectories)
         owner, last = mine[0].owner, max(self._turn(trajectory) for trajectory in mine)
-        own_ids = {id(trajectory) for trajectory in mine}
-        active = [trajectory for trajectory in self._active if id(trajectory) not in own_ids]
+        ours = {*mine}
+        active = [trajectory for trajectory in self._active if trajectory not in ours]
         ahead = sum(self.work(t) for t in active if t.owner == owner and self._turn(t) <= last)
         others = [trajectory for trajectory in active if trajectory.owner != owner]
         work: defaultdict[Owner, float] = defaultdict(float)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sdbento.doors.cli.output import key_option, progress_bar, url_option
 from sdbento.errors import SDBentoError
 
 if TYPE_CHECKING:
@@ -153,11 +154,8 @@ def as_json(load: Load, outcome: Outcome) -> dict[str, Any]:
 async def measure_with_progress(load: Load) -> Outcome:
     """As `measure`, with a bar on stderr."""
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    console = Console(stderr=True)
-    columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with progress_bar(Console(stderr=True)) as progress:
         bar = progress.add_task("the first request", total=None)
         began: float | None = None
 
@@ -172,8 +170,8 @@ async def measure_with_progress(load: Load) -> Outcome:
 
 
 @click.command()
-@click.option("--url", default="http://localhost:3000", show_default=True, help="The server.")
-@click.option("--key", help="Its API key.")
+@url_option
+@key_option
 @click.option(
     "--clients",
     "num_clients",

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 from PIL import Image
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from sdbento.doors.cli.output import progress_bar
 from sdbento.doors.cli.terminal import COLUMNS, Protocol, blocks, escape_sequence
 
 if TYPE_CHECKING:
@@ -31,8 +31,7 @@ class Display:
     def __init__(self, protocol: Protocol | None, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True)
         self._protocol = protocol
-        columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
-        self._bar = Progress(*columns, console=self._console)
+        self._bar = progress_bar(self._console)
         self._steps: list[int] = []
 
     @property

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sdbento.doors.cli.output import key_option, url_option
 from sdbento.live.batch import Batch, BatchImage, BatchRequest, Lane
 
 if TYPE_CHECKING:
@@ -23,8 +24,8 @@ COLOURS = ("cyan", "magenta", "yellow", "green", "blue", "red")
 
 
 @click.command()
-@click.option("--url", default="http://localhost:3000", show_default=True, help="The server.")
-@click.option("--key", help="Its API key.")
+@url_option
+@key_option
 @click.option("--once", is_flag=True, help="Print it once, and end.")
 def top(url: str, key: str | None, once: bool) -> None:
     """Show what a running server computes, step by step, until Ctrl+C."""

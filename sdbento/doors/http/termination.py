@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-LIMIT = 8  # seconds for what remains when requests are no longer finished: answers, the job store;
-# whoever still sends or reads slowly is not waited for
+# Seconds for what remains when requests are no longer finished: answers, the job store. Whoever
+# still sends or reads slowly is not waited for.
+LIMIT = 8
 
 
 @contextmanager

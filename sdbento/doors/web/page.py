@@ -12,6 +12,7 @@ from sdbento.doors.http.routing import door
 from sdbento.doors.web.pages import MEDIA_TYPES, Files, page
 
 STATIC = Path(__file__).parent / "static"
+PAGE = (STATIC / "index.html").read_text(encoding="utf-8")
 PREFIX = "/web/"
 FILES = Files(STATIC)
 PUBLIC_PREFIXES = tuple(sorted(PREFIX + folder for folder in FILES.folders()))
@@ -23,7 +24,7 @@ router = door("Documents")
 @router.get("/", response_class=HTMLResponse, openapi_extra=OPEN)
 async def web_page() -> Response:
     """A page to make pictures on."""
-    return page((STATIC / "index.html").read_text(encoding="utf-8"))
+    return page(PAGE)
 
 
 @router.get(
