@@ -36,6 +36,8 @@ class Watchdog:
         self._thread = thread
         self._on_failure = on_failure
         self._call: _Call | None = None
+        self._seen: _Call | None = None  # at the last look
+        self._ticks = 0  # for which it has been the same call
         self._stopped = threading.Event()
 
     def start(self) -> None:
@@ -56,18 +58,22 @@ class Watchdog:
             self._call = None if before is None else replace(before)
 
     def _run(self) -> None:
-        call: _Call | None = None
-        ticks = 0
         while not self._stopped.wait(TICK):
-            if not self._thread.is_alive():
-                self._on_failure(f"the thread {self._thread.name} has died")
+            if (failure := self.look()) is not None:
+                self._on_failure(failure)
                 return
-            before, call = call, self._call
-            ticks = ticks + 1 if call is before else 0
-            if call is not None and ticks * TICK > call.limit:
-                self._log_stack()
-                self._on_failure(f"{call.what} hangs: it is not done after {call.limit:.0f} s")
-                return
+
+    def look(self) -> str | None:
+        """What is wrong with the thread, a tick after the last look; None if nothing is."""
+        if not self._thread.is_alive():
+            return f"the thread {self._thread.name} has died"
+        call = self._call
+        self._ticks = self._ticks + 1 if call is self._seen else 0
+        self._seen = call
+        if call is None or self._ticks * TICK <= call.limit:
+            return None
+        self._log_stack()
+        return f"{call.what} hangs: it is not done after {call.limit:.0f} s"
 
     def _log_stack(self) -> None:
         """Where it hangs, for whoever looks for the reason."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from sdbento.engine import watchdog
-from sdbento.engine.watchdog import Watchdog
+from sdbento.engine.watchdog import TICK, Watchdog
 
 SOON = 5.0
 
@@ -51,19 +51,29 @@ def test_a_call_that_takes_too_long_is_reported_once_with_its_stack(
     assert [line for line in caplog.text.splitlines() if line.endswith(", in hang_here")]
 
 
-def test_many_short_calls_are_not_one_long_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    stop = threading.Event()
+def looks(dog: Watchdog, num_ticks: int) -> list[str]:
+    """What a watchdog that was not started says at so many looks."""
+    return [failure for _ in range(num_ticks) if (failure := dog.look()) is not None]
 
-    def work(dog: Watchdog) -> None:
-        for _ in range(40):
-            with dog.watching("a step", 0.05):
-                stop.wait(0.01)
-        stop.wait(SOON)  # in no call at all
 
-    watched = Watched(monkeypatch, work)
-    assert not watched.failed.wait(0.8)
-    watched.watchdog.stop()
-    stop.set()
+def dog_of_this_thread() -> Watchdog:
+    """Watches the thread of the test, which looks itself, so that no clock takes part."""
+    return Watchdog(threading.current_thread(), lambda _: None)
+
+
+def test_a_call_hangs_after_its_limit_and_not_before() -> None:
+    dog = dog_of_this_thread()
+    with dog.watching("a step", 3 * TICK):
+        assert looks(dog, 4) == []  # the first look only learns of the call
+        assert looks(dog, 1) == ["a step hangs: it is not done after 2 s"]
+
+
+def test_many_short_calls_are_not_one_long_call() -> None:
+    dog = dog_of_this_thread()
+    for _ in range(40):
+        with dog.watching("a step", 3 * TICK):
+            assert looks(dog, 3) == []
+    assert looks(dog, 40) == []  # in no call at all
 
 
 @pytest.mark.parametrize("hangs_within", [True, False])
@@ -87,23 +97,13 @@ def test_a_call_within_another_and_the_rest_of_the_other_are_watched(
     assert watched.failures == [f"the {name} step hangs: it is not done after 0 s"]
 
 
-def test_what_runs_within_a_call_does_not_count_as_its_own_time(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    stop = threading.Event()
-
-    def work(dog: Watchdog) -> None:
-        with dog.watching("the long step", 0.05):
-            for _ in range(20):
-                with dog.watching("a short step", SOON):
-                    stop.wait(0.03)
-                stop.wait(0.001)
-        stop.wait(SOON)  # in no call at all
-
-    watched = Watched(monkeypatch, work)
-    assert not watched.failed.wait(1.0)
-    watched.watchdog.stop()
-    stop.set()
+def test_what_runs_within_a_call_does_not_count_as_its_own_time() -> None:
+    dog = dog_of_this_thread()
+    with dog.watching("the long step", 3 * TICK):
+        for _ in range(20):
+            with dog.watching("a short step", 60.0):
+                assert looks(dog, 10) == []
+            assert looks(dog, 3) == []
 
 
 def test_a_dead_thread_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
