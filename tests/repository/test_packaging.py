@@ -196,6 +196,7 @@ def test_a_missing_image_builder_is_reported(tmp_path: Path, builders: list[str]
         *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "configs").glob("*/*.yaml"))),
         *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "scripts").iterdir())),
         "docs/deploy.md",
+        "docs/kubernetes.md",
     ],
 )
 def test_every_setting_that_is_named_exists(path: str) -> None:
