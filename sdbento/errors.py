@@ -22,6 +22,8 @@
         OutOfMemory              503  out_of_memory      the device is too small for this request
       DeadlineExceeded           504  deadline_exceeded  too late, or certain to be
 
+`outcome` is the same in one word of few, for logs, metrics and traces: see OUTCOMES.
+
 `classify` is the one place where foreign exceptions (torch, Hub, safetensors, PIL, network) become
 errors of this tree. Knows nothing of HTTP beyond the status numbers.
 """
@@ -36,6 +38,21 @@ from typing import Any, NoReturn
 
 from sdbento.url_redaction import redacted_message
 
+OK = "ok"  # the outcome of a request that was answered as it asked
+# How requests end. Of errors, a class's word holds for those below it that have none of their own.
+OUTCOMES = (
+    OK,
+    "invalid",
+    "unauthorized",
+    "forbidden",
+    "not_found",
+    "overloaded",
+    "cancelled",
+    "out_of_memory",
+    "unavailable",
+    "timeout",
+    "failed",
+)
 NEXT_SERVER = 5.0  # seconds after which another server may answer where this one has stopped
 
 
@@ -44,6 +61,7 @@ class SDBentoError(Exception):
 
     status = 500
     type = "internal_error"
+    outcome = "failed"
 
     def __init__(
         self,
@@ -64,6 +82,7 @@ class SDBentoError(Exception):
 
 class MalformedRequest(SDBentoError):
     status, type = 400, "malformed_request"
+    outcome = "invalid"
 
 
 class UnsupportedEncoding(MalformedRequest):
@@ -72,14 +91,17 @@ class UnsupportedEncoding(MalformedRequest):
 
 class Unauthorized(SDBentoError):
     status, type = 401, "unauthorized"
+    outcome = "unauthorized"
 
 
 class Forbidden(SDBentoError):
     status, type = 403, "forbidden"
+    outcome = "forbidden"
 
 
 class NotFound(SDBentoError):
     status, type = 404, "not_found"
+    outcome = "not_found"
 
 
 class UnknownModel(NotFound):
@@ -88,10 +110,12 @@ class UnknownModel(NotFound):
 
 class TooLarge(SDBentoError):
     status, type = 413, "too_large"
+    outcome = "invalid"
 
 
 class InvalidParameter(SDBentoError):
     status, type = 422, "invalid_parameter"
+    outcome = "invalid"
 
 
 class UnknownSampler(InvalidParameter):
@@ -108,6 +132,7 @@ class UnsupportedModel(InvalidParameter):
 
 class Overloaded(SDBentoError):
     status, type = 429, "queue_full"
+    outcome = "overloaded"
 
 
 class LimitReached(Overloaded):
@@ -116,6 +141,7 @@ class LimitReached(Overloaded):
 
 class Cancelled(SDBentoError):
     status, type = 499, "cancelled"
+    outcome = "cancelled"
 
 
 class GenerationFailed(SDBentoError):
@@ -124,10 +150,12 @@ class GenerationFailed(SDBentoError):
 
 class NotOffered(SDBentoError):
     status, type = 501, "not_offered"
+    outcome = "invalid"
 
 
 class Unavailable(SDBentoError):
     status, type = 503, "unavailable"
+    outcome = "unavailable"
 
 
 class ModelLoadFailed(Unavailable):
@@ -136,10 +164,12 @@ class ModelLoadFailed(Unavailable):
 
 class OutOfMemory(Unavailable):
     type = "out_of_memory"
+    outcome = "out_of_memory"
 
 
 class DeadlineExceeded(SDBentoError):
     status, type = 504, "deadline_exceeded"
+    outcome = "timeout"
 
 
 def stopping() -> Unavailable:

@@ -17,6 +17,8 @@ from sqlalchemy.exc import OperationalError
 
 from sdbento import errors
 from sdbento.errors import (
+    OK,
+    OUTCOMES,
     Cancelled,
     GenerationFailed,
     InvalidParameter,
@@ -79,6 +81,10 @@ def test_each_error_of_the_tree_has_a_status_and_a_type_and_stands_in_the_drawin
 ) -> None:
     assert 400 <= cls.status <= 599
     assert re.search(rf"\b{cls.__name__} +{cls.status}  {cls.type} ", errors.__doc__ or "")
+
+
+def test_outcomes_are_those_of_the_errors_and_ok() -> None:
+    assert {OK, *(cls.outcome for cls in TREE)} == {*OUTCOMES}
 
 
 def test_types_are_unique() -> None:
