@@ -58,43 +58,43 @@ class Settings(BaseModel):
         "stabilityai/stable-diffusion-xl-base-1.0",
         min_length=1,
         validation_alias=_names("SD_MODEL"),
-        description="Default model: a catalogue name, a Hub id, a diffusers folder "
-        "or a .safetensors file; unset: SDXL base where there is a GPU, else `shapes` (a RunPod "
-        "worker: always SDXL base)",
+        description="Default model: a name of the catalogue, a Hub id, a diffusers folder or a "
+        ".safetensors file; unset: SDXL base if there is a GPU, else `shapes` (a RunPod worker "
+        "always takes SDXL base)",
     )
     precision: Precision = Field(
         "fp16",
         validation_alias=_names("PRECISION"),
-        description="fp16, bf16, fp32 or fp8 (the UNet's transformer blocks in fp8, all else in "
-        "bf16; needs Ada, Hopper or newer); a CPU always computes in fp32",
+        description="fp16, bf16, fp32, or fp8 (the UNet's transformer blocks in fp8, everything "
+        "else in bf16; needs an Ada, Hopper or newer GPU); a CPU always computes in fp32",
     )
     enable_xformers: bool = Field(
         True,
         validation_alias=_names("ENABLE_XFORMERS"),
-        description="Let xformers compute attention on a GPU where it is installed and measured to "
-        "be faster than torch's own (SDPA)",
+        description="Let xformers compute attention on a GPU, if it is installed and measured to "
+        "be faster than torch's own attention (SDPA)",
     )
     cuda_graphs: bool = Field(
         False,
         validation_alias=_names("SDBENTO_CUDA_GRAPHS"),
-        description="Replay steps as CUDA graphs: the GPU waits less between its kernels, and each "
-        "size takes memory of its own",
+        description="Replay steps as CUDA graphs: the GPU waits less between its kernels, but "
+        "each image size takes additional memory",
     )
     compile: bool = Field(
         False,
         validation_alias=_names("SDBENTO_COMPILE"),
-        description="Compile UNets with torch.compile: steps are faster, but the first start takes "
-        "minutes; later ones use what is in SDBENTO_COMPILE_DIR",
+        description="Compile UNets with torch.compile: steps are faster, but the first start "
+        "takes minutes; later starts use what is in SDBENTO_COMPILE_DIR",
     )
     compile_dir: Path = Field(
         Path("compiled"),
         validation_alias=_names("SDBENTO_COMPILE_DIR"),
-        description="Folder for what SDBENTO_COMPILE compiles; keep it between starts",
+        description="Folder for compiled UNets; keep it between starts",
     )
     device: Device = Field(
         "auto",
         validation_alias=_names("SDBENTO_DEVICE"),
-        description="auto (a GPU where there is one), cpu or cuda",
+        description="auto (a GPU if there is one), cpu or cuda",
     )
     num_threads: int = Field(
         0,
@@ -108,33 +108,33 @@ class Settings(BaseModel):
         gt=0,
         allow_inf_nan=False,
         validation_alias=_names("SDBENTO_MEMORY_GB"),
-        description="Memory that resident models may take together; unset: 85% of the GPU's "
-        "memory, or 60% of the machine's on a CPU",
+        description="Memory in GB that all models in memory may take together; unset: 85% of the "
+        "GPU's memory, or 60% of the machine's on a CPU",
     )
     models_dir: Path = Field(
         Path("models"),
         validation_alias=_names("SDBENTO_MODELS_DIR"),
-        description="Folder with models, as diffusers folders and .safetensors files; requests "
-        "name them as they are called there",
+        description="Folder with your models, as diffusers folders and .safetensors files; "
+        "requests use their names in this folder",
     )
     allow_any_model: bool | None = Field(
         None,
         validation_alias=_names("SDBENTO_ALLOW_ANY_MODEL"),
-        description="Let requests name Hub ids and paths that are neither the default model, nor "
-        "in the catalogue, nor in the models folder; unset: only where nobody but this machine can "
-        "reach the server",
+        description="Let requests use any Hub id and any path, besides the default model, the "
+        "catalogue and the models folder; unset: only if nobody but this machine can reach the "
+        "server",
     )
     hub_owners: str = Field(
         "",
         validation_alias=_names("SDBENTO_HUB_OWNERS"),
-        description="Owners on the Hub, or owner/repo, separated by commas, whose models, "
-        "ControlNets and LoRAs requests may name, and no others, whatever SDBENTO_ALLOW_ANY_MODEL "
-        "says; unset: LoRAs of all",
+        description="The only owners on the Hub whose models, ControlNets and LoRAs requests may "
+        "use, as owner or owner/repo, separated by commas; goes before SDBENTO_ALLOW_ANY_MODEL; "
+        "unset: LoRAs of all owners, models as SDBENTO_ALLOW_ANY_MODEL says",
     )
     offline: bool = Field(
         False,
         validation_alias=_names("SDBENTO_OFFLINE"),
-        description="Never contact the Hub: only models that are on this machine",
+        description="Never contact the Hub: use only models that are on this machine",
     )
     prefer_cache: bool = Field(
         False,
@@ -148,31 +148,32 @@ class Settings(BaseModel):
     lora_dir: Path = Field(
         Path("loras"),
         validation_alias=_names("SDBENTO_LORA_DIR"),
-        description="Folder with LoRA files (.safetensors, also in subfolders); requests name them "
-        "as they are called there",
+        description="Folder with your LoRA files (.safetensors, also in subfolders); requests use "
+        "their names in this folder",
     )
     max_loras: int = Field(
         32,
         ge=1,
         le=10_000,
         validation_alias=_names("SDBENTO_MAX_LORAS"),
-        description="LoRAs that a model keeps in memory; one more replaces the least recently used",
+        description="LoRAs that a model keeps in memory; a further one replaces the least "
+        "recently used",
     )
     allow_lora_hub: bool = Field(
         True,
         validation_alias=_names("SDBENTO_ALLOW_LORA_HUB"),
-        description="Let requests name LoRAs on the Hub: `org/repo` or `org/repo/file`",
+        description="Let requests use LoRAs on the Hub, as `org/repo` or `org/repo/file`",
     )
     allow_lora_urls: bool = Field(
         False,
         validation_alias=_names("SDBENTO_ALLOW_LORA_URLS"),
-        description="Let requests name LoRAs by https URL",
+        description="Let requests use LoRAs by https URL",
     )
     embeddings_dir: Path = Field(
         Path("embeddings"),
         validation_alias=_names("SDBENTO_EMBEDDINGS_DIR"),
-        description="Folder with textual inversions (.safetensors); the name of each is a word "
-        "for prompts",
+        description="Folder with your textual inversions (.safetensors); the name of each is a "
+        "word for prompts",
     )
 
     # Limits of requests.
@@ -182,14 +183,15 @@ class Settings(BaseModel):
         ge=1,
         le=100_000,
         validation_alias=_names("MAX_QUEUE_SIZE"),
-        description="Requests that may wait; one more is answered with 429 and Retry-After",
+        description="Requests that may wait; further ones get a 429 with Retry-After",
     )
     max_batch_size: int = Field(
         4,
         ge=1,
         le=256,
         validation_alias=_names("MAX_BATCH_SIZE"),
-        description="Images that may share one UNet call (a guided image takes two rows of it)",
+        description="Images that may share one UNet call (with guidance, an image takes two rows "
+        "of it)",
     )
     request_timeout: float = Field(
         600.0,
@@ -205,8 +207,8 @@ class Settings(BaseModel):
         le=86400,
         allow_inf_nan=False,
         validation_alias=_names("SDBENTO_STALL_SECONDS"),
-        description="Seconds after which a step counts as hanging, and the process is replaced; "
-        "20 times what such a step usually takes, if that is longer",
+        description="Seconds after which a step counts as hanging and the process is replaced; 20 "
+        "times what such a step usually takes, if that is longer",
     )
     shutdown_timeout: float = Field(
         20.0,
@@ -215,7 +217,7 @@ class Settings(BaseModel):
         allow_inf_nan=False,
         validation_alias=_names("SDBENTO_SHUTDOWN_TIMEOUT"),
         description="Seconds after SIGTERM in which requests under way are finished; the others "
-        "then get 503, and the server ends within 8 more",
+        "then get a 503, and at most 8 seconds later the server ends",
     )
     max_timeout: float | None = Field(
         None,
@@ -224,25 +226,25 @@ class Settings(BaseModel):
         allow_inf_nan=False,
         validation_alias=_names("SDBENTO_MAX_TIMEOUT"),
         description="Longest `timeout` that a request may set; unset: SDBENTO_REQUEST_TIMEOUT. "
-        "Does not concern jobs of /run, which have RunPod's executionTimeout",
+        "Jobs of /run have RunPod's executionTimeout instead",
     )
     max_pixels: int = Field(
         2048 * 2048,
         ge=64 * 64,
         validation_alias=_names("SDBENTO_MAX_PIXELS"),
-        description="Largest width x height of a request",
+        description="Largest width x height of a request, in pixels",
     )
     max_body_bytes: int = Field(
         32 * 1024 * 1024,
         ge=1024,
         validation_alias=_names("SDBENTO_MAX_BODY_BYTES"),
-        description="Largest request body",
+        description="Largest body of a request, in bytes",
     )
     max_image_bytes: int = Field(
         20 * 1024 * 1024,
         ge=1024,
         validation_alias=_names("SDBENTO_MAX_IMAGE_BYTES"),
-        description="Largest image file that a request may bring or name",
+        description="Largest image file that a request may contain or name, in bytes",
     )
     fetch_timeout: float = Field(
         20.0,
@@ -265,21 +267,22 @@ class Settings(BaseModel):
         ge=1,
         le=65535,
         validation_alias=_names("PORT"),
-        description="Port that `sdbento serve` listens on; RunPod's load balancer sets it",
+        description="Port that `sdbento serve` listens on; unset: 3000. RunPod's load balancer "
+        "sets it",
     )
     port_health: int | None = Field(
         None,
         ge=1,
         le=65535,
         validation_alias=_names("PORT_HEALTH"),
-        description="Another port that answers GET /ping, and nothing else",
+        description="Another port, on which the server answers GET /ping and nothing else",
     )
     public_url: str | None = Field(
         None,
         pattern=r"^https?://[^/\s]+(/[^?#\s]*)?$",
         validation_alias=_names("SDBENTO_PUBLIC_URL"),
-        description="What the URLs of images begin with, https://host or https://host/prefix; "
-        "unset: scheme and host as the client named them, which a proxy may change",
+        description="What the URLs of images begin with: https://host or https://host/prefix; "
+        "unset: the scheme and host of the client's request, which a proxy may have changed",
     )
     url_seconds: PositiveInt = Field(
         3600,
@@ -289,7 +292,8 @@ class Settings(BaseModel):
     url_bytes: PositiveInt = Field(
         256 * 1024 * 1024,
         validation_alias=_names("SDBENTO_URL_BYTES"),
-        description="Memory for images that have URLs; when it is full, the oldest go early",
+        description="Bytes of memory for images that have URLs; when it is full, the oldest "
+        "images are dropped early",
     )
     log_level: LogLevel = Field(
         "INFO",
@@ -302,19 +306,20 @@ class Settings(BaseModel):
     api_key: SecretStr | None = Field(
         None,
         validation_alias=_names("SDBENTO_API_KEY"),
-        description="A key that every request must bring; unset, as SDBENTO_API_KEYS: no keys",
+        description="A key that every request must bring; if neither this nor SDBENTO_API_KEYS is "
+        "set, no key is needed",
     )
     api_keys: Path | None = Field(
         None,
         validation_alias=_names("SDBENTO_API_KEYS"),
-        description="File of keys, one for each user, with their limits: `sdbento keys add` writes "
-        "it; works beside SDBENTO_API_KEY",
+        description="File of keys, one for each user, with their limits: `sdbento keys add` "
+        "writes it; can be used together with SDBENTO_API_KEY",
     )
     trusted_proxies: str = Field(
         "",
         validation_alias=_names("SDBENTO_TRUSTED_PROXIES"),
-        description="Addresses or networks of proxies before the server, separated by commas: "
-        "the server takes a client's address from their X-Forwarded-For",
+        description="Addresses or networks of the proxies in front of the server, separated by "
+        "commas: the server takes a client's address from their X-Forwarded-For",
     )
     metrics_public: bool = Field(
         False,
@@ -324,15 +329,16 @@ class Settings(BaseModel):
     cors_origins: str = Field(
         "",
         validation_alias=_names("SDBENTO_CORS_ORIGINS"),
-        description="Web pages that may call the server from a browser: origins such as "
-        "https://example.com, separated by commas, or *",
+        description="Web pages of other hosts that may call the server from a browser: origins "
+        "such as https://example.com, separated by commas, or * for all",
     )
     allowed_hosts: str = Field(
         "",
         validation_alias=_names("SDBENTO_ALLOWED_HOSTS"),
-        description="Host names that requests may use, such as sd.example.com or *.example.com, "
-        "separated by commas, or * for all; IP addresses, localhost and names such as *.local "
-        "always work. Unset: any with keys; without keys, none that a web page could misuse",
+        description="Host names under which clients may reach the server, such as sd.example.com "
+        "or *.example.com, separated by commas, or * for all; IP addresses, localhost and names "
+        "such as *.local always work; unset: any name on a server with keys, otherwise those that "
+        "a web page cannot misuse",
     )
 
     # Durable jobs.
@@ -340,7 +346,7 @@ class Settings(BaseModel):
     state_dir: Path = Field(
         Path("state"),
         validation_alias=_names("SDBENTO_STATE_DIR"),
-        description="Folder for the jobs of /run, their results, and what clients of "
+        description="Folder for the jobs of /run and their results, and for what clients of "
         "AUTOMATIC1111's API chose; each server needs its own",
     )
     job_store_url: SecretStr | None = Field(
@@ -352,19 +358,20 @@ class Settings(BaseModel):
     job_result_seconds: PositiveInt = Field(
         1800,
         validation_alias=_names("SDBENTO_JOB_RESULT_SECONDS"),
-        description="Seconds for which the result of a job of /run is kept; /runsync: at most 60",
+        description="Seconds for which the result of a job of /run is kept; that of /runsync is "
+        "kept for at most 60",
     )
     max_jobs: PositiveInt = Field(
         1000,
         validation_alias=_names("SDBENTO_MAX_JOBS"),
-        description="Unfinished jobs of /run and /runsync; one more is answered with 429",
+        description="Unfinished jobs of /run and /runsync; further ones get a 429",
     )
 
     webhook_secret: SecretStr | None = Field(
         None,
         validation_alias=_names("SDBENTO_WEBHOOK_SECRET"),
         description="Key that webhooks are signed with (standardwebhooks.com): whsec_ and the "
-        "base64 of 24 to 64 random bytes; unset: they are not signed",
+        "base64 of 24 to 64 random bytes; unset: webhooks are not signed",
     )
 
     # Where results of jobs go.
@@ -372,8 +379,9 @@ class Settings(BaseModel):
     upload: Upload = Field(
         "oversize",
         validation_alias=_names("SDBENTO_UPLOAD"),
-        description="Which results of jobs are uploaded if a bucket is configured: oversize (those "
-        "above SDBENTO_RUNPOD_MAX_RUN_BYTES and SDBENTO_RUNPOD_MAX_RUNSYNC_BYTES) or always",
+        description="Which results of jobs are uploaded if a bucket is configured: always, or "
+        "oversize (those larger than SDBENTO_RUNPOD_MAX_RUN_BYTES or "
+        "SDBENTO_RUNPOD_MAX_RUNSYNC_BYTES)",
     )
     bucket_endpoint_url: str | None = Field(
         None,
@@ -394,7 +402,7 @@ class Settings(BaseModel):
     bucket_name: str | None = Field(
         None,
         validation_alias=_names("BUCKET_NAME"),
-        description="Bucket that results go to",
+        description="Bucket that results are uploaded to",
     )
     bucket_url_seconds: int = Field(
         604_800,
@@ -417,7 +425,8 @@ class Settings(BaseModel):
         ge=0,
         le=1000,
         validation_alias=_names("SDBENTO_RUNPOD_PREFETCH"),
-        description="RunPod worker: jobs taken beyond MAX_BATCH_SIZE, so that the batch stays full",
+        description="RunPod worker: jobs that it takes beyond MAX_BATCH_SIZE, so that the batch "
+        "stays full",
     )
     runpod_drain_seconds: float = Field(
         20.0,
@@ -425,21 +434,21 @@ class Settings(BaseModel):
         le=3600,
         allow_inf_nan=False,
         validation_alias=_names("SDBENTO_RUNPOD_DRAIN_SECONDS"),
-        description="RunPod worker: seconds after SIGTERM until it abandons its open request for "
-        "jobs; jobs under way are always finished",
+        description="RunPod worker: seconds after SIGTERM until it gives up its open request for "
+        "jobs; it always finishes the jobs that it has",
     )
     runpod_max_run_bytes: int = Field(
         10_000_000,
         ge=1024,
         validation_alias=_names("SDBENTO_RUNPOD_MAX_RUN_BYTES"),
-        description="Largest result of a job that came through /run; a larger one is uploaded, or "
+        description="Largest result of a job of /run, in bytes; a larger one is uploaded, or "
         "refused by a RunPod worker without a bucket",
     )
     runpod_max_runsync_bytes: int = Field(
         20_000_000,
         ge=1024,
         validation_alias=_names("SDBENTO_RUNPOD_MAX_RUNSYNC_BYTES"),
-        description="The same for /runsync",
+        description="The same for jobs of /runsync",
     )
 
     @field_validator("public_url", mode="before")
@@ -524,7 +533,7 @@ class Settings(BaseModel):
 
     @classmethod
     def variables(cls) -> list[tuple[str, str, str]]:
-        """(variable, default, description) of every setting, for the README's table."""
+        """(variable, default, description) of every setting, for the tables of the documents."""
         return [
             (variable_of(name), as_text(field.default), field.description or "")
             for name, field in cls.model_fields.items()

@@ -87,7 +87,7 @@ def _settings_table(rows: list[tuple[str, str, str]]) -> str:
 
 
 def _code(default: str) -> str:
-    return f"`{default}`" if default not in ("", "unset") else default
+    return "unset" if default in ("", "unset") else f"`{default}`"
 
 
 def sizing_table() -> str:

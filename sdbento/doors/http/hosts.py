@@ -47,8 +47,8 @@ class Hosts:
         ask under any, and only browsers without TLS may not.
         """
         headers = Headers(scope=scope)
-        host = headers.get("host", "").lower()
-        if self._any or self._is_known(_PORT.sub("", host).removesuffix(".")):
+        host = _PORT.sub("", headers.get("host", "").lower()).removesuffix(".")
+        if self._any or self._is_known(host):
             return
         if self._only_known is None:
             _, port = scope.get("server") or (None, None)

@@ -48,11 +48,12 @@ async def test_a_page_whose_name_was_made_to_lead_here_can_send_and_read_nothing
         assert await status(method, EVIL | origin, path) == refused
 
 
-async def test_the_answer_names_the_setting(exposed: bool) -> None:
+async def test_the_answer_names_the_setting_and_what_to_put_there(exposed: bool) -> None:
     async with client() as ask:
         answer = await ask.get("/", headers=PLAIN | EVIL)
-    assert "'evil.example:3000'" in answer.json()["error"]["message"]
-    assert "SDBENTO_ALLOWED_HOSTS" in answer.json()["error"]["message"]
+    message = answer.json()["error"]["message"]
+    assert "'evil.example'" in message and "SDBENTO_ALLOWED_HOSTS" in message
+    assert await status("GET", PLAIN | EVIL, allowed_hosts="evil.example") == 200
 
 
 @pytest.mark.parametrize(
