@@ -20,7 +20,7 @@ PYTEST := pytest -q --numprocesses $(shell expr $$(nproc 2>/dev/null || echo 2) 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-long coverage check docs docs-serve docs-check docs-fuzz docs-fuzz-short bench bench-cold bench-gpu gpu-wheels gpu-rehearsal soak lock sbom image image-smoke
+.PHONY: help install serve test test-long coverage check docs docs-serve docs-check docs-fuzz docs-fuzz-short bench bench-cold bench-gpu gpu-wheels gpu-rehearsal soak lock sbom image image-smoke chart
 
 help: ## show these words
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -93,6 +93,12 @@ image: $(STAMP) ## build the OCI image with docker, podman or buildah; takes IMA
 
 image-smoke: $(STAMP) ## build it without an engine, for the CPU, and try it: HTTP, RunPod, registry
 	@scripts/image-smoke
+
+chart: $(BIN)/helm ## write configs/kubernetes from charts/sdbento
+	@$(BIN)/python -m tools.chart
+
+$(BIN)/helm: tools/helm.py | $(STAMP)
+	@$(BIN)/python -m tools.helm $(BIN)
 
 $(STAMP): requirements.lock requirements-dev.lock requirements-cuda.lock pyproject.toml
 	$(if $(PYTHON),,$(error sdbento needs Python 3.11 or 3.12; name one: make install PYTHON=/path/to/python3.12))

@@ -15,7 +15,7 @@ REGISTRY = "https://registry.npmjs.org"
 
 def files(name: str, version: str, sha512: str, paths: Iterable[str]) -> Iterator[bytes]:
     """The files at `paths` in a package. `npm view NAME@VERSION dist.integrity` prints its hash."""
-    url = f"{REGISTRY}/{name}/-/{name}-{version}.tgz"
+    url = f"{REGISTRY}/{name}/-/{name.rpartition('/')[2]}-{version}.tgz"
     archive = httpx.get(url, timeout=60).raise_for_status().content
     digest = base64.b64encode(hashlib.sha512(archive).digest()).decode()
     if digest != sha512:

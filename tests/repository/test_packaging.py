@@ -1,4 +1,4 @@
-"""The files for the image, RunPod and Kubernetes, and that they agree with each other.
+"""The files for the image and RunPod, and that they agree with each other.
 
 They are read, not run: `make image-smoke` builds the image and runs it.
 """
@@ -9,7 +9,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,7 @@ from sdbento.jobs.formats.native import JobInput
 from sdbento.settings import Settings
 
 ROOT = Path(__file__).parents[2]
-KUBERNETES, RUNPOD = ROOT / "configs/kubernetes", ROOT / ".runpod"
-KUBERNETES_VERSIONS = ["1.30.0", "1.37.0"]
+RUNPOD = ROOT / ".runpod"
 SBOM = "sbom.cdx.json"  # which scripts/image writes
 USER = 1034  # BentoML's, in every image that it makes
 DEFAULTS = {variable: default for variable, default, _ in Settings.variables()}
@@ -35,12 +33,6 @@ SHARE = 0.85  # of a GPU's memory is for models, unless SDBENTO_MEMORY_GB is set
 def load(path: str) -> Any:
     text = (ROOT / path).read_text(encoding="utf-8")
     return json.loads(text) if path.endswith(".json") else yaml.safe_load(text)
-
-
-def manifests() -> dict[str, Any]:
-    kustomization = load("configs/kubernetes/kustomization.yaml")
-    every = [load(f"configs/kubernetes/{name}") for name in kustomization["resources"]]
-    return {manifest["kind"]: manifest for manifest in every}
 
 
 def pins(path: str) -> dict[str, str]:
@@ -195,6 +187,7 @@ def test_a_missing_image_builder_is_reported(tmp_path: Path, builders: list[str]
         *(str(path.relative_to(ROOT)) for path in sorted(RUNPOD.iterdir())),
         *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "configs").glob("*/*.yaml"))),
         *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "scripts").iterdir())),
+        *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "charts").rglob("*.*"))),
         "docs/deploy.md",
         "docs/kubernetes.md",
     ],
@@ -313,65 +306,3 @@ def test_the_choice_of_gpu_follows_the_catalogue() -> None:
         assert all(spec.memory_gb <= SHARE * template["pools"][pool] for pool in choice["pools"])
     drawing = {spec.name for spec in catalog.list() if not spec.inpaints and not spec.refines}
     assert drawing - {"shapes"} == set(template["gpus"])
-
-
-# Kubernetes
-
-
-@pytest.mark.parametrize("version", KUBERNETES_VERSIONS)
-def test_the_manifests_are_valid_for_kubernetes(version: str) -> None:
-    names = load("configs/kubernetes/kustomization.yaml")["resources"]
-    present = {path.name for path in KUBERNETES.iterdir()}
-    assert present == {*names, "kustomization.yaml"}
-    command = [sys.executable, "-m", "kubernetes_validate", "--strict", "-k", version]
-    done = subprocess.run([*command, *names], cwd=KUBERNETES, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-def test_kubernetes_settings_are_good(monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = variables_of(manifests()["ConfigMap"]["data"], monkeypatch)
-    spec = Catalog(settings).known(settings.sd_model)
-    claim = manifests()["PersistentVolumeClaim"]["spec"]["resources"]["requests"]["storage"]
-    assert spec is not None and spec.memory_gb < int(claim.removesuffix("Gi"))
-
-
-def test_everything_in_kubernetes_is_about_the_same_pods() -> None:
-    found = manifests()
-    label = {"app.kubernetes.io/name": "sdbento"}
-    deployment = found["Deployment"]
-    assert deployment["spec"]["selector"]["matchLabels"] == label
-    assert deployment["spec"]["template"]["metadata"]["labels"] == label
-    assert found["Service"]["spec"]["selector"] == label
-    assert found["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"] == label
-    target = found["HorizontalPodAutoscaler"]["spec"]["scaleTargetRef"]
-    assert (target["kind"], target["name"]) == ("Deployment", deployment["metadata"]["name"])
-    assert "replicas" not in deployment["spec"]  # or every apply would undo the autoscaler
-
-
-def test_a_pod_is_probed_where_the_server_answers_and_has_one_gpu() -> None:
-    [container] = manifests()["Deployment"]["spec"]["template"]["spec"]["containers"]
-    probes = {name: container[f"{name}Probe"]["httpGet"] for name in ("startup", "liveness")}
-    assert {probe["path"] for probe in probes.values()} == {"/livez"}
-    assert container["readinessProbe"]["httpGet"]["path"] == "/readyz"
-    [port] = container["ports"]
-    assert port["name"] == manifests()["Service"]["spec"]["ports"][0]["targetPort"]
-    assert {"name": "PORT", "value": str(port["containerPort"])} in container["env"]
-    for part in ("requests", "limits"):
-        assert container["resources"][part]["nvidia.com/gpu"] == "1"
-    assert container["args"] == ["serve"]  # not `command`: the entrypoint is the image's
-
-
-def test_a_pod_has_the_time_to_finish_its_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    pod = manifests()["Deployment"]["spec"]["template"]["spec"]
-    [_, pause] = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
-    settings = variables_of(manifests()["ConfigMap"]["data"], monkeypatch)
-    assert pod["terminationGracePeriodSeconds"] >= int(pause) + settings.request_timeout + 30
-
-
-def test_a_pod_runs_without_privileges() -> None:
-    pod = manifests()["Deployment"]["spec"]["template"]["spec"]
-    context = pod["securityContext"]
-    assert context["runAsNonRoot"]
-    assert context["runAsUser"] == context["runAsGroup"] == context["fsGroup"] == USER
-    own = pod["containers"][0]["securityContext"]
-    assert own["allowPrivilegeEscalation"] is False and own["capabilities"] == {"drop": ["ALL"]}
