@@ -7,12 +7,13 @@ first line of every module's docstring.
 from __future__ import annotations
 
 import ast
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from sdbento.catalog.specs import catalogued
-from sdbento.request.schema import PARTS, GenerateRequest
+from sdbento.request.schema import MAX_SIDE, PARTS, GenerateRequest
 from sdbento.settings import Settings
 from tools.marked import replaced
 
@@ -131,9 +132,17 @@ def parts_table() -> str:
 
 def _table(kind: str, entries: list[tuple[str, dict[str, Any]]]) -> str:
     rows = [
-        f"| `{name}` | {_bounds(spec)} | {spec.get('description', '')} |" for name, spec in entries
+        f"| `{name}` | {_bounds(spec)} | {_default(spec)} | {spec.get('description', '')} |"
+        for name, spec in entries
     ]
-    return "\n".join([f"| {kind} | values | meaning |", "| --- | --- | --- |", *rows])
+    heading = [f"| {kind} | values | default | meaning |", "| --- | --- | --- | --- |"]
+    return "\n".join([*heading, *rows])
+
+
+def _default(spec: dict[str, Any]) -> str:
+    """The value of a field that is absent, if its JSON schema has one."""
+    value = spec.get("default")
+    return "" if value is None else f"`{value if isinstance(value, str) else json.dumps(value)}`"
 
 
 def _bounds(spec: dict[str, Any]) -> str:
@@ -145,8 +154,8 @@ def _bounds(spec: dict[str, Any]) -> str:
     if "enum" in spec:
         return ", ".join(spec["enum"])
     if spec.get("type") == "array":
-        return "[height, width]"
-    return ", ".join(_limits(spec)) or str(spec.get("type"))
+        return f"two numbers, 0 to {MAX_SIDE}"
+    return ", ".join(_limits(spec)) or "true or false"
 
 
 def _limits(spec: dict[str, Any]) -> Iterator[str]:

@@ -85,7 +85,7 @@ class ControlNetInput(_Strict):
         None, description="https URL, data URI or base64; absent: the request's `image`"
     )
     conditioning_scale: Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)] = Field(
-        1.0, description="How strongly it steers"
+        1.0, description="How strongly it steers the image"
     )
     guidance_start: Fraction = Field(0.0, description="Share of the steps after which it begins")
     guidance_end: Fraction = Field(1.0, description="Share of the steps after which it stops")
@@ -100,9 +100,9 @@ class LoraInput(_Strict):
     model_id: Name = Field(
         description="Name in the LoRA folder or catalogue; Hub id or https URL where allowed"
     )
-    weight: Weight = Field(1.0, description="0: no effect")
+    weight: Weight = Field(1.0, description="How strongly it changes the image; 0: not at all")
     text_encoder_weight: Weight | None = Field(
-        None, description="Of its text-encoder part; absent: `weight`"
+        None, description="Weight of its text-encoder part; absent: `weight`"
     )
 
 
@@ -122,38 +122,41 @@ class Refiner(_Strict):
         "stabilityai/stable-diffusion-xl-refiner-1.0", description="Model name or id"
     )
     switch_at: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.8, description="Share of the noise levels that the first model does"
+        0.8, description="Share of the denoising that the first model does before the refiner"
     )
     aesthetic_score: Annotated[float, Field(ge=0, le=10)] = Field(
         6.0,
-        description="How beautiful the image should be, on the scale of the scores that the "
-        "refiner was trained with",
+        description="How beautiful the image should be, as the refiner's training images were "
+        "scored",
     )
     negative_aesthetic_score: Annotated[float, Field(ge=0, le=10)] = Field(
-        2.5, description="The score that goes with the negative prompt: guidance leads away from it"
+        2.5, description="The score that guidance leads away from, as from the negative prompt"
     )
 
 
 class Upscale(_Strict):
     """Enlarge `image` and denoise it again, so that detail comes in."""
 
-    scale: Enlargement = Field(2.0, description="Times the width and height of `image`")
-    strength: Annotated[float, Field(gt=0, le=1)] = Field(0.35, description="As for img2img")
-    upscaler: Upscaler = Field("lanczos", description="How it is enlarged first")
+    scale: Enlargement = Field(2.0, description="Factor for the width and height of `image`")
+    strength: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.35, description="Share of the steps that are done on the enlarged image"
+    )
+    upscaler: Upscaler = Field("lanczos", description="Filter that enlarges it")
 
 
 class Hires(_Strict):
     """Draw small, enlarge, and denoise again at the larger size."""
 
-    scale: Enlargement = Field(2.0, description="Times width and height")
+    scale: Enlargement = Field(2.0, description="Factor for `width` and `height`")
     steps: Steps | None = Field(
-        None, description="num_inference_steps of the second pass; absent: as the first"
+        None, description="num_inference_steps of the second pass; absent: as in the first"
     )
     strength: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.6, description="Of the second pass, as for img2img"
+        0.6, description="Share of these steps that are done"
     )
     upscaler: Literal["lanczos", "bicubic", "nearest", "latent"] = Field(
-        "lanczos", description="latent: bilinear, without leaving latent space"
+        "lanczos",
+        description="Filter that enlarges the image; latent: enlarges the latents (bilinear)",
     )
 
 
@@ -168,46 +171,51 @@ class GenerateRequest(_Strict):
     prompt: Prompt = Field(description="What to draw")
     negative_prompt: Prompt | None = Field(None, description="What to keep out of the image")
     prompt_2: Prompt | None = Field(
-        None, description="SDXL: what its second text encoder reads; absent: `prompt`"
+        None, description="SDXL: prompt for its second text encoder; absent: `prompt`"
     )
-    negative_prompt_2: Prompt | None = Field(None, description="SDXL: absent: `negative_prompt`")
+    negative_prompt_2: Prompt | None = Field(
+        None,
+        description="SDXL: negative prompt for its second text encoder; absent: `negative_prompt`",
+    )
     clip_skip: Annotated[int, Field(ge=1, le=MAX_CLIP_SKIP)] | None = Field(
         None, description="Layers of the text encoder to leave out at the end, as diffusers counts"
     )
-    model: Name | None = Field(None, description="Model name or id; the server's default if absent")
+    model: Name | None = Field(None, description="Model name or id; absent: the default model")
     image: ImageSource | None = Field(
-        None, description="What to start from: https URL, data URI or base64"
+        None, description="Image to start from: https URL, data URI or base64"
     )
     strength: Annotated[float, Field(gt=0, le=1)] | None = Field(
         None,
-        description="How far from `image`: that share of the steps is done; absent: 0.8, with a "
-        "mask 1.0",
+        description="How far to go from `image`: the share of the steps that are done; absent: "
+        "0.8, with a mask 1.0",
     )
     mask_image: ImageSource | None = Field(
-        None, description="What to repaint of `image`: white; sources as for `image`"
+        None,
+        description="Image of which the white parts say where to repaint `image`: https URL, data "
+        "URI or base64",
     )
     mask_blur: Annotated[int, Field(ge=0, le=128)] | None = Field(
         None,
-        description="Pixels over which the repainted part fades into the original, which is put "
-        "back outside of it; absent or 0: all pixels come from the model; outpaint: 8",
+        description="Pixels over which the mask's edge is blurred; outside of it the original is "
+        "put back. Absent or 0: all pixels come from the model; with `outpaint`: 8",
     )
     padding_mask_crop: Annotated[int, Field(ge=0, le=MAX_SIDE)] | None = Field(
         None,
-        description="Repaint only the masked region and so many pixels around it, enlarged to "
-        "width x height, and put it back into the original",
+        description="Repaint only the masked region and this many pixels around it, enlarged to "
+        "`width` x `height`, and put the result back into the original",
     )
     outpaint: Outpaint | None = Field(None, description="Pixels to add around `image`")
     resize_mode: Literal["stretch", "crop", "fit"] = Field(
         "stretch",
-        description="How images are brought to width x height: stretch, crop what is over, or fit "
-        "and fill the margins",
+        description="How an image of another shape becomes `width` x `height`: stretched; cropped; "
+        "or fitted in, with the margins filled",
     )
     width: Side | None = Field(
         None,
-        description="Pixels, a multiple of 8; absent: that of `image`, else of the control image, "
-        "else the model's own",
+        description="Width in pixels, a multiple of 8; absent: that of `image`, else of the "
+        "control image, else the model's native size",
     )
-    height: Side | None = Field(None, description="As width")
+    height: Side | None = Field(None, description="Height in pixels, likewise")
     controlnet: (
         Annotated[
             list[ControlNetInput],
@@ -225,47 +233,51 @@ class GenerateRequest(_Strict):
             BeforeValidator(_as_list, json_schema_input_type=LoraInput | list[LoraInput]),
         ]
         | None
-    ) = Field(
-        None, description="One LoRA or a list; `<lora:name:weight>` in the prompt does as well"
-    )
+    ) = Field(None, description="One LoRA or a list; or write `<lora:name:weight>` in the prompt")
     refiner: Refiner | None = Field(None, description="SDXL: the refiner does the last steps")
     hires: Hires | None = Field(None, description="A second pass at a larger size")
     upscale: Upscale | None = Field(None, description="Enlarge `image` with new detail")
     num_inference_steps: Steps | None = Field(
-        None, description="Denoising steps; the model's own if absent"
+        None, description="Denoising steps; absent: the model's default"
     )
     guidance_scale: Scale | None = Field(
-        None, description="Classifier-free guidance; 1 or less: none, at half the cost"
+        None,
+        description="How strongly the image follows the prompt (classifier-free guidance); 1 or "
+        "less: no guidance, at half the cost; absent: the model's default",
     )
-    guidance_rescale: Fraction = Field(0.0, description="Section 3.4 of Lin et al. 2023")
+    guidance_rescale: Fraction = Field(
+        0.0,
+        description="How far guidance is scaled back so that it does not overexpose the image "
+        "(section 3.4 of Lin et al. 2023); 0: not at all",
+    )
     guidance_start: Fraction = Field(
-        0.0, description="Share of the steps before which there is no guidance, at half the cost"
+        0.0, description="Share of the steps before guidance begins; steps without it cost half"
     )
-    guidance_end: Fraction = Field(
-        1.0, description="Share of the steps after which there is no guidance, at half the cost"
-    )
+    guidance_end: Fraction = Field(1.0, description="Share of the steps after which guidance stops")
     deep_cache_interval: Annotated[int, Field(ge=1, le=MAX_DEEP_CACHE_INTERVAL)] = Field(
         1,
-        description="DeepCache (Ma et al. 2023): compute the whole UNet every so many steps, its "
-        "outermost blocks in between; 1: in every step",
+        description="DeepCache (Ma et al. 2023): compute the whole UNet only in every n-th step, "
+        "and its outermost blocks in the others; 1: the whole UNet in every step",
     )
     token_merging_ratio: Annotated[
         float, Field(ge=0, le=MAX_TOKEN_MERGING_RATIO, allow_inf_nan=False)
     ] = Field(
         0.0,
         description="Token merging (Bolya & Hoffman 2023): share of the tokens that the largest "
-        "self-attention layers leave out; 0: none",
+        "self-attention layers merge into others; 0: none",
     )
     seed: Annotated[int, Field(ge=-1, le=MAX_SEED)] | None = Field(
         None,
-        description="Seed of the first image, then seed + 1, ...; absent or -1: drawn",
+        description="Seed of the first image, then seed + 1, ...; absent or -1: random",
     )
-    num_images: Annotated[int, Field(ge=1, le=MAX_IMAGES)] = Field(1, description="Images to make")
+    num_images: Annotated[int, Field(ge=1, le=MAX_IMAGES)] = Field(
+        1, description="Number of images"
+    )
     scheduler: Name | None = Field(
         None, description='Sampler, e.g. "DPM++ 2M Karras"; GET /samplers lists them'
     )
     sigmas: Literal["normal", "karras", "exponential", "beta"] | None = Field(
-        None, description="Noise schedule, where the sampler has it"
+        None, description="Noise schedule, if the sampler has it; absent: the model's own"
     )
     timestep_spacing: Literal["leading", "trailing", "linspace"] | None = Field(
         None,
@@ -277,30 +289,48 @@ class GenerateRequest(_Strict):
         None, description="Quality of JPEG and WebP; absent: 95"
     )
     timeout: Annotated[float, Field(gt=0, le=MAX_TIMEOUT, allow_inf_nan=False)] | None = Field(
-        None, description="Seconds after which the request is given up; see SDBENTO_MAX_TIMEOUT"
+        None,
+        description="Seconds after which the server gives the request up, at most "
+        "SDBENTO_MAX_TIMEOUT",
     )
     preview_every: Annotated[int, Field(ge=0, le=MAX_STEPS)] = Field(
         0,
-        description="Send a cheap preview every so many steps to /generate_stream; 0: none",
+        description="In /generate_stream: send a small preview every n steps; 0: none",
     )
-    original_size: Size | None = Field(None, description="SDXL: [height, width] conditioning")
-    crops_coords_top_left: Size = Field((0, 0), description="SDXL: [top, left] conditioning")
-    target_size: Size | None = Field(None, description="SDXL: [height, width] conditioning")
-    negative_original_size: Size | None = Field(None, description="SDXL, for the unguided rows")
-    negative_crops_coords_top_left: Size = Field((0, 0), description="SDXL, the unguided rows")
-    negative_target_size: Size | None = Field(None, description="SDXL, for the unguided rows")
+    original_size: Size | None = Field(
+        None,
+        description="SDXL: [height, width] that the image should seem to have had before it was "
+        "resized; absent: its own",
+    )
+    crops_coords_top_left: Size = Field(
+        (0, 0),
+        description="SDXL: [top, left] of the part to which the image should seem to be cropped",
+    )
+    target_size: Size | None = Field(
+        None,
+        description="SDXL: [height, width] that the image should seem to have; absent: its own",
+    )
+    negative_original_size: Size | None = Field(
+        None, description="SDXL: `original_size` for the negative prompt; absent: the same"
+    )
+    negative_crops_coords_top_left: Size = Field(
+        (0, 0), description="SDXL: `crops_coords_top_left` for the negative prompt"
+    )
+    negative_target_size: Size | None = Field(
+        None, description="SDXL: `target_size` for the negative prompt; absent: the same"
+    )
 
 
 class ImageRequest(GenerateRequest):
     """A request with an `image`."""
 
-    image: ImageSource = Field(description="What to start from")
+    image: ImageSource = Field(description="Image to start from")
 
 
 class MaskedRequest(ImageRequest):
     """A request with an `image` and a `mask_image`."""
 
-    mask_image: ImageSource = Field(description="White: repaint")
+    mask_image: ImageSource = Field(description="Where to repaint `image`: the white parts")
 
 
 class Timings(BaseModel):

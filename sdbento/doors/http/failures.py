@@ -148,7 +148,7 @@ class OneErrorShape:
         """The error for a request that no route accepts."""
         path = self._scope["path"][:80]
         if status == 404:
-            return NotFound(f"there is no {path}; the routes are listed at /")
+            return NotFound(f"there is no {path}; the routes are listed at /docs")
         if status == 405:
             error = MalformedRequest(
                 f"{path} takes {self._allow or 'others'}, not {self._scope['method']}"
