@@ -178,23 +178,34 @@ async def measure_with_progress(load: Load) -> Outcome:
     default=8,
     show_default=True,
     type=click.IntRange(1, 1000),
-    help="Clients that ask at once.",
+    help="Clients that send requests at the same time.",
 )
 @click.option(
     "--seconds",
     default=30.0,
     show_default=True,
     type=click.FloatRange(min=0.1),
-    help="For how long they go on asking.",
+    help="For how long they send new requests.",
 )
-@click.option("--prompt", default="a large red circle on a blue background", show_default=True)
-@click.option("--model", help="A name that the server knows; its default model otherwise.")
-@click.option("--steps", type=StepRange(), help="Denoising steps: a number, or a range as 4-40.")
+@click.option(
+    "--prompt",
+    default="a large red circle on a blue background",
+    show_default=True,
+    help="Prompt of each request.",
+)
+@click.option("--model", help="Model of each request; the server's default model if left out.")
+@click.option(
+    "--steps", type=StepRange(), help="Denoising steps: a number, or a range such as 4-40."
+)
 @click.option("--width", type=int, help="Width in pixels.")
 @click.option("--height", type=int, help="Height in pixels.")
 @click.option("--scheduler", help="Sampler; `sdbento samplers` lists them.")
-@click.option("--num-images", type=int, default=1, show_default=True, help="Images a request.")
-@click.option("--seed", default=0, show_default=True, help="Decides on the seeds and steps.")
+@click.option(
+    "--num-images", type=int, default=1, show_default=True, help="Images in each request."
+)
+@click.option(
+    "--seed", default=0, show_default=True, help="From which all seeds and steps are drawn."
+)
 @click.option("--json", "wants_json", is_flag=True, help="Print one JSON object.")
 def bench(
     url: str,
@@ -206,7 +217,11 @@ def bench(
     wants_json: bool,
     **fields: Any,
 ) -> None:
-    """Measure a running server: images a second, and how long requests take."""
+    """Measure a running server.
+
+    Several clients send requests, each the next one as soon as it has its answer. Then images a
+    second and the times of the requests are printed.
+    """
     asked = {name: value for name, value in fields.items() if value is not None}
     load = Load(url, key, num_clients, seconds, steps, asked, seed)
     outcome = asyncio.run(measure_with_progress(load))

@@ -55,13 +55,17 @@ def main(args: list[str] | None = None) -> int:
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(sdbento.__version__)
 def commands() -> None:
-    """Stable Diffusion with step-level continuous batching."""
+    """Stable Diffusion with step-level continuous batching.
+
+    `sdbento serve` starts a server; `sdbento generate` needs none.
+    """
 
 
 model_option = click.option(
     "--model",
     shell_complete=model_names,
-    help="A catalogue name, Hub id, diffusers folder or .safetensors file.",
+    help="A name from `sdbento models`, a Hub id, a diffusers folder or a .safetensors file.  "
+    "[default: SD_MODEL; else SDXL base if there is a GPU, else shapes]",
 )
 
 
@@ -72,7 +76,10 @@ model_option = click.option(
 )
 @model_option
 def serve(host: str | None, port: int | None, model: str | None) -> None:
-    """Serve over HTTP. All other settings come from the environment."""
+    """Serve over HTTP.
+
+    All other settings are environment variables: see docs/settings.md.
+    """
     settings = with_told_default_model(use_volume(load_settings(sd_model=model)))
     Keyring(settings)  # a bad file of keys is told here, in one line
     environment = child_environment(settings, BENTOML_DO_NOT_TRACK="1")
@@ -104,25 +111,39 @@ image_file = click.Path(exists=True, dir_okay=False, path_type=Path)
     help="File to write: .png, .jpg or .webp; several images are numbered.",
 )
 @model_option
-@click.option("--negative-prompt", help="What the image should not show.")
-@click.option("--steps", "num_inference_steps", type=int, help="Number of denoising steps.")
-@click.option("--guidance", "guidance_scale", type=float, help="Scale of classifier-free guidance.")
-@click.option("--seed", type=int, help="Seed of the first image; the next ones count up.")
+@click.option("--negative-prompt", help="What to keep out of the image.")
+@click.option(
+    "--steps",
+    "num_inference_steps",
+    type=int,
+    help="Denoising steps; the model's default if left out.",
+)
+@click.option(
+    "--guidance",
+    "guidance_scale",
+    type=float,
+    help="How strongly the image follows the prompt; the model's default if left out.",
+)
+@click.option(
+    "--seed",
+    type=int,
+    help="Seed of the first image; the next ones have seed + 1, ...; random if left out.",
+)
 @click.option("--width", type=int, help="Width in pixels, a multiple of 8.")
 @click.option("--height", type=int, help="Height in pixels, a multiple of 8.")
 @click.option("--scheduler", help="Sampler; `sdbento samplers` lists them.")
 @click.option("--image", type=image_file, help="Image to start from.")
 @click.option(
-    "--mask-image", type=image_file, help="Mask of --image: what is white in it is repainted."
+    "--mask-image", type=image_file, help="Mask for --image: its white parts are repainted."
 )
-@click.option("--strength", type=float, help="How much --image may change, up to 1.")
+@click.option("--strength", type=float, help="How far to go from --image, up to 1.")
 @click.option("--num-images", type=int, default=1, show_default=True, help="Number of images.")
 @click.option(
     "--show",
     type=click.Choice(["auto", "iterm", "kitty", "sixel", "blocks", "none"]),
     default="auto",
     show_default=True,
-    help="How the terminal shows pictures.",
+    help="How to show the first image in the terminal.",
 )
 def generate(output: Path, model: str | None, show: str, **fields: Any) -> None:
     """Make an image of PROMPT, without a server."""
@@ -143,14 +164,20 @@ def generate(output: Path, model: str | None, show: str, **fields: Any) -> None:
 @click.argument("file", type=image_file)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def inspect(file: Path, as_json: bool) -> None:
-    """Print how FILE was made, if it is an image of sdbento or of AUTOMATIC1111's web UI."""
+    """Print how an image was made.
+
+    FILE is an image of sdbento or of AUTOMATIC1111's web UI.
+    """
     metadata = inspection.inspect(file)
     click.echo(inspection.as_json(metadata) if as_json else inspection.as_text(metadata))
 
 
 @commands.command()
 def models() -> None:
-    """List the models that requests can name."""
+    """List the models that requests can name.
+
+    Each with its family, native size, memory in fp16 and other names.
+    """
     settings = use_volume(load_settings())
     from sdbento.catalog.lookup import Catalog
 
@@ -162,7 +189,7 @@ def models() -> None:
 
 @commands.command()
 def samplers() -> None:
-    """List the samplers that --scheduler takes, each with its noise schedules."""
+    """List the samplers, each with its noise schedules."""
     from sdbento.samplers.names import list_samplers
 
     for sampler in list_samplers():
@@ -172,10 +199,15 @@ def samplers() -> None:
 @commands.command()
 @click.argument("model", shell_complete=model_names)
 @click.option(
-    "--controlnet", multiple=True, help="Also a ControlNet for it, by type or Hub id; repeatable."
+    "--controlnet",
+    multiple=True,
+    help="Also a ControlNet for it, by type or Hub id; can be repeated.",
 )
 def pull(model: str, controlnet: tuple[str, ...]) -> None:
-    """Download MODEL from the Hub now, and not when it is first used."""
+    """Download MODEL from the Hub.
+
+    Without this, it is downloaded when it is first used.
+    """
     settings = operators(load_settings())
     keep_quiet(settings)
     from sdbento.catalog.lookup import Catalog
@@ -210,14 +242,17 @@ def check_test_input(_: click.Context, __: click.Parameter, text: str | None) ->
 @click.option(
     "--test_input", callback=check_test_input, help="Run this one job, given as JSON, and exit."
 )
-@click.option("--rp_serve_api", is_flag=True, help="Serve the SDK's own API, for trying out jobs.")
+@click.option("--rp_serve_api", is_flag=True, help="Serve the SDK's own API, to try out jobs.")
 @click.option("--rp_api_host", help="Host of that API.  [default: localhost]")
 @click.option("--rp_api_port", type=int, help="Port of that API.  [default: 8000]")
 @click.option(
     "--rp_log_level", type=click.Choice(["ERROR", "WARN", "INFO"]), help="What the SDK logs."
 )
 def worker(test_input: str | None, rp_serve_api: bool, **_: Any) -> None:
-    """Take jobs from RunPod's queue, as a serverless worker."""
+    """Take jobs from RunPod's queue.
+
+    The image starts this on a RunPod queue. The options are those of RunPod's SDK.
+    """
     settings = load_settings()
     try:
         from sdbento.doors.runpod.worker import has_queue, run
@@ -235,7 +270,7 @@ def worker(test_input: str | None, rp_serve_api: bool, **_: Any) -> None:
 
 @commands.command()
 def doctor() -> None:
-    """Examine what this machine can run, and why."""
+    """Say what this machine can run, and why."""
     settings = use_volume(
         load_settings()
     )  # before torch is imported: a bad setting is told at once

@@ -19,9 +19,12 @@ SHELLS = ("bash", "zsh", "fish")
 @click.argument("shell", type=click.Choice(SHELLS))
 @click.pass_context
 def completion(context: click.Context, shell: str) -> None:
-    """Print a script with which SHELL completes this command.
+    """Print a script for completion with the Tab key.
 
-    For bash, in ~/.bashrc: eval "$(sdbento completion bash)"
+    \b
+    In ~/.bashrc:                    eval "$(sdbento completion bash)"
+    In ~/.zshrc:                     eval "$(sdbento completion zsh)"
+    In ~/.config/fish/config.fish:   sdbento completion fish | source
     """
     root = context.find_root()
     kind = get_completion_class(shell)

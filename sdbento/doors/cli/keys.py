@@ -21,7 +21,10 @@ file_option = click.option(
 
 @click.group()
 def keys() -> None:
-    """Add, list and remove the keys of SDBENTO_API_KEYS."""
+    """Add, list and remove the keys of users.
+
+    They are in the file that --file or SDBENTO_API_KEYS names.
+    """
 
 
 @keys.command()
@@ -29,20 +32,28 @@ def keys() -> None:
 @click.option(
     "--requests-per-minute",
     type=click.IntRange(1, entries.MAX_RATE),
-    help="How often the key may be used; no limit if left out.",
+    help="Requests that the user may send in a minute; no limit if left out.",
 )
 @click.option(
     "--images-at-once",
     type=click.IntRange(1),
-    help="How many of its images may be unfinished; no limit if left out.",
+    help="Images of the user that may be unfinished; no limit if left out.",
 )
-@click.option("--model", "models", multiple=True, help="A model it may use; repeatable; else all.")
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    help="A model that the user may use; can be repeated; all if left out.",
+)
 @click.option("--password", is_flag=True, help="Ask for a password instead of making a key.")
 @file_option
 def add(
     name: str, password: bool, models: tuple[str, ...], file: Path | None, **limits: Any
 ) -> None:
-    """Make a key for NAME and print it, this once: only its hash is kept."""
+    """Make a key for the user NAME, and print it.
+
+    It cannot be printed again: only its hash is kept.
+    """
     file = _file(file)
     chosen = (
         click.prompt("Password", hide_input=True, confirmation_prompt=True) if password else None
@@ -56,7 +67,7 @@ def add(
 @keys.command("list")
 @file_option
 def list_keys(file: Path | None) -> None:
-    """List the names, and what each may do."""
+    """List the users and their limits."""
     for entry in entries.read(_file(file)):
         limits = entry.model_dump(exclude={"name", "hash"}, exclude_none=True)
         parts = ["password" if entry.is_password else "key"]
@@ -68,7 +79,10 @@ def list_keys(file: Path | None) -> None:
 @click.argument("name")
 @file_option
 def remove(name: str, file: Path | None) -> None:
-    """Take the key of NAME away; running servers notice within seconds."""
+    """Remove the key of the user NAME.
+
+    Running servers notice it within seconds.
+    """
     entries.remove(_file(file), name)
     say(f"{name} cannot use the server any more")
 

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 # Of commands that ask a server.
 url_option = click.option(
-    "--url", default="http://localhost:3000", show_default=True, help="The server."
+    "--url", default="http://localhost:3000", show_default=True, help="Address of the server."
 )
-key_option = click.option("--key", help="Its API key.")
+key_option = click.option("--key", help="API key, if the server has keys.")
 
 
 def say(text: str) -> None:

@@ -28,7 +28,10 @@ COLOURS = ("cyan", "magenta", "yellow", "green", "blue", "red")
 @key_option
 @click.option("--once", is_flag=True, help="Print it once, and end.")
 def top(url: str, key: str | None, once: bool) -> None:
-    """Show what a running server computes, step by step, until Ctrl+C."""
+    """Show what a running server computes.
+
+    Shows the running batch step by step, and who waits, until you press Ctrl+C.
+    """
     from rich.console import Console
 
     from sdbento.client import Client
