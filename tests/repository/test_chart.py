@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -135,7 +136,7 @@ def test_the_manifests_are_valid(written: Manifests, version: str) -> None:
 
 def test_the_settings_are_good(written: Manifests, monkeypatch: pytest.MonkeyPatch) -> None:
     variables = written["ConfigMap"]["data"]
-    assert variables.keys() <= SETTINGS.keys()
+    assert variables.keys() <= SETTINGS.keys() | OTHERS
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     settings = load_settings()
@@ -143,11 +144,6 @@ def test_the_settings_are_good(written: Manifests, monkeypatch: pytest.MonkeyPat
     spec = Catalog(settings).known(settings.sd_model)
     claim = written["PersistentVolumeClaim"]["spec"]["resources"]["requests"]["storage"]
     assert spec is not None and spec.memory_gb < int(claim.removesuffix("Gi"))
-
-
-def test_other_variables_of_a_pod_are_known(written: Manifests) -> None:
-    named = {variable["name"] for variable in container_of(written)["env"]}
-    assert named <= SETTINGS.keys() | OTHERS
 
 
 def test_a_pod_is_probed_where_the_server_answers(written: Manifests) -> None:
@@ -284,6 +280,8 @@ def test_settings_become_what_the_server_reads() -> None:
         "SD_MODEL": "<&>",
     }
     assert data["SDBENTO_ALLOW_LORA_HUB"] == "false"
+    moved = rendered({"settings": {"SDBENTO_STATE_DIR": "/data"}})["ConfigMap"]["data"]
+    assert moved["SDBENTO_STATE_DIR"] == "/data"
 
 
 @needs_helm
@@ -302,9 +300,39 @@ def test_without_a_gpu_the_pod_asks_for_none() -> None:
 
 
 @needs_helm
+def test_nobody_may_connect_where_no_sender_is_named() -> None:
+    policy = rendered({"networkPolicy": {"from": []}})["NetworkPolicy"]["spec"]
+    assert "Ingress" in policy["policyTypes"] and "ingress" not in policy
+
+
+@needs_helm
 def test_pods_are_counted_by_the_operator_or_by_keda(everything: Manifests) -> None:
     assert rendered({"replicas": 3})["Deployment"]["spec"]["replicas"] == 3
     assert "replicas" not in everything["Deployment"]["spec"]
+
+
+@pytest.mark.long
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+def test_prometheus_adds_up_the_pods_of_this_release(written: Manifests, tmp_path: Path) -> None:
+    series = {
+        "sdbento/sdbento-7d9f8b6c5d-abcde": 3,
+        "sdbento/sdbento-7d9f8b6c5d-fghij": 4,
+        "sdbento/sdbento-large-7d9f8b6c5d-abcde": 20,
+        "other/sdbento-7d9f8b6c5d-abcde": 20,
+    }
+    for trigger in written["ScaledObject"]["spec"]["triggers"]:
+        query = trigger["metadata"]["query"]
+        metric = query.removeprefix("sum(").partition("{")[0]
+        given = [
+            {"series": f'{metric}{{namespace="{where}", pod="{pod}"}}', "values": str(value)}
+            for (where, pod), value in ((name.split("/"), value) for name, value in series.items())
+        ]
+        expected = {"expr": query, "exp_samples": [{"labels": "{}", "value": 7}]}
+        path = tmp_path / f"{metric}.yaml"
+        path.write_text(
+            yaml.safe_dump({"tests": [{"input_series": given, "promql_expr_test": [expected]}]})
+        )
+        subprocess.run(["promtool", "test", "rules", str(path)], check=True)
 
 
 @needs_helm

@@ -39,14 +39,15 @@ def moved(path: str) -> str:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    manifests = yaml.safe_load_all((ROOT / "configs/kubernetes/sdbento.yaml").read_text())
-    deployment = next(one for one in manifests if one and one["kind"] == "Deployment")
-    [container] = deployment["spec"]["template"]["spec"]["containers"]
-    variables = {one["name"]: one["value"] for one in container["env"] if "value" in one}
+    text = (ROOT / "configs/kubernetes/sdbento.yaml").read_text(encoding="utf-8")
+    manifests = {one["kind"]: one for one in yaml.safe_load_all(text) if one}
+    [container] = manifests["Deployment"]["spec"]["template"]["spec"]["containers"]
     folders = [PLACE, *(moved(mount["mountPath"]) for mount in container["volumeMounts"])]
     port, log = free_port(), tmp_path_factory.mktemp("server") / "server.log"
     environment = {
-        name: moved(value) if value.startswith("/") else value for name, value in variables.items()
+        name: moved(value)
+        for name, value in manifests["ConfigMap"]["data"].items()
+        if value.startswith("/")
     } | {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "ROOT": str(ROOT),
