@@ -1,2 +1,1 @@
-"""The ways in: HTTP, RunPod's queue, the command line. Each translates between its callers and
-`App`."""
+"""The doors: HTTP, RunPod's queue, the command line. Each translates between callers and `App`."""

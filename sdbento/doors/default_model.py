@@ -1,4 +1,4 @@
-"""The model of requests that name none, where the operator has named none either.
+"""Which model a request gets that names none, if the operator has not named one either.
 
 One rule for `make serve`, `sdbento serve`, `bentoml serve` and `sdbento generate`: SD_MODEL, if it
 is set; else SDXL base on a machine with a GPU; else the embedded model, since SDXL would take a CPU

@@ -1,6 +1,6 @@
-"""What one watcher may see of the batch: his own requests by name, those of others as another's.
+"""What a watcher may see of the batch: more of its own requests than of those of others.
 
-Others' prompts, LoRAs and owners stay hidden, and so do the models that he could not see otherwise.
+Others' prompts, LoRAs and owners stay hidden, and so do models that the watcher may not see.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Who watches the batch: each gets the newest snapshot, the next one when he has taken the last.
+"""Who watches the batch: each gets the newest snapshot, and the next one after taking the last.
 
 The engine is observed only while somebody watches. Watchers are few, and clients share their places
 as they share the queue. For one event loop; knows nothing of what is in a snapshot.

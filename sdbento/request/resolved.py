@@ -1,4 +1,4 @@
-"""A request of which everything is decided, before and after its models are in memory."""
+"""A request with everything decided, before and after its models are in memory."""
 
 from __future__ import annotations
 
