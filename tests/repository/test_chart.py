@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import base64
 import os
+import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -61,6 +63,8 @@ EVERYTHING: dict[str, Any] = {
     "serviceAccountName": "sdbento",
     "podAnnotations": {"a": "b"},
 }
+
+DOCUMENT = (chart.ROOT / "docs/kubernetes.md").read_text(encoding="utf-8")
 
 Manifests = dict[str, Any]  # by kind
 
@@ -370,6 +374,25 @@ def test_values_that_cannot_work_are_refused(values: dict[str, Any], complaint: 
     with pytest.raises(subprocess.CalledProcessError) as refused:
         rendered(values)
     assert complaint in refused.value.stderr
+
+
+@needs_helm
+@pytest.mark.parametrize(
+    "values", re.findall(r"^```yaml\n(.*?)^```", DOCUMENT, re.DOTALL | re.MULTILINE)
+)
+def test_values_that_the_document_shows_are_good(values: str) -> None:
+    validate(rendered(yaml.safe_load(values)), VERSIONS[0])
+
+
+@needs_helm
+@pytest.mark.parametrize(
+    "command", re.findall(r"^helm (install (?:.*\\\n)*.*)", DOCUMENT, re.MULTILINE)
+)
+def test_commands_that_the_document_shows_are_understood(
+    command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(chart.ROOT)
+    chart.run("helm", *shlex.split(command.replace("\\\n", "")), "--dry-run=client")
 
 
 @needs_helm
