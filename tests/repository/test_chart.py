@@ -226,6 +226,23 @@ def test_what_kubernetes_does_not_know_is_noticed(everything: Manifests) -> None
 
 
 @needs_helm
+@pytest.mark.long
+@pytest.mark.timeout(300)  # their import takes long
+def test_kinds_that_are_not_kubernetes_own_are_valid(everything: Manifests) -> None:
+    """A model leaves out what it does not know, so what comes back is no longer the same."""
+    from cloudcoil.models.keda import v1alpha1 as keda
+    from cloudcoil.models.prometheus_operator import v1 as operator
+
+    models = (keda.ScaledObject, keda.TriggerAuthentication, operator.PodMonitor)
+    by_kind = {model.__name__: model for model in models}
+    assert by_kind.keys() == CUSTOM
+    for kind, model in by_kind.items():
+        given = everything[kind]
+        read = model.model_validate(given)
+        assert read.model_dump(mode="json", by_alias=True, exclude_unset=True) == given
+
+
+@needs_helm
 def test_two_releases_do_not_meet(everything: Manifests) -> None:
     names = {one["metadata"]["name"] for one in everything.values()}
     assert all(name.startswith("mine-sdbento") for name in names)
