@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -96,6 +98,15 @@ def test_proxies_let_through_what_the_server_takes(name: str) -> None:
     assert {int(nginx or caddy) * 2**20 for nginx, caddy in sizes} == {Settings().max_body_bytes}
     assert seconds and all(int(one) > Settings().request_timeout for one in seconds)
     assert text.count("proxy_buffering off;") == len(seconds)
+
+
+def test_the_command_for_a_secret_of_webhooks_makes_one() -> None:
+    text = (ROOT / "docs" / "runpod.md").read_text(encoding="utf-8")
+    (program,) = re.findall(r'^python -c "(.*)"$', text, re.MULTILINE)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert Settings(webhook_secret=done.stdout.strip()).webhook_secret
 
 
 def test_the_documents_show_commands() -> None:
