@@ -14,8 +14,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal
 
-from safetensors import SafetensorError, safe_open
-
 from sdbento.errors import UnsupportedModel
 
 PredictionType = Literal["epsilon", "v_prediction"]
@@ -203,6 +201,8 @@ def _prediction_type(header: Header, path: Path, family: Family) -> PredictionTy
     if "v_pred" in header.shapes:
         return "v_prediction"
     if family is Family.SD21 and _LAST_NORM in header.shapes:
+        from safetensors import safe_open
+
         with safe_open(path, framework="pt") as file:  # numpy has no bfloat16
             spread = float(file.get_tensor(_LAST_NORM).float().std())
         return "v_prediction" if spread > 0.09 else "epsilon"
@@ -229,6 +229,8 @@ class Header:
 
 def read_header(name: str, path: Path) -> Header:
     """Reads no tensors. Raises UnsupportedModel, also where the file is shorter than it says."""
+    from safetensors import SafetensorError, safe_open  # not above: clients have no safetensors
+
     try:
         check_header(name, path)
         with safe_open(path, framework="np") as file:
