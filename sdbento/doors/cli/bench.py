@@ -204,7 +204,7 @@ async def measure_with_progress(load: Load) -> Outcome:
     "--num-images", type=int, default=1, show_default=True, help="Images in each request."
 )
 @click.option(
-    "--seed", default=0, show_default=True, help="From which all seeds and steps are drawn."
+    "--seed", default=0, show_default=True, help="Seed for the seeds and steps of all requests."
 )
 @click.option("--json", "wants_json", is_flag=True, help="Print one JSON object.")
 def bench(
