@@ -191,7 +191,7 @@ class GenerateRequest(_Strict):
     )
     mask_image: ImageSource | None = Field(
         None,
-        description="Image of which the white parts say where to repaint `image`: https URL, data "
+        description="Mask: its white parts say where to repaint `image`; https URL, data "
         "URI or base64",
     )
     mask_blur: Annotated[int, Field(ge=0, le=128)] | None = Field(
