@@ -6,12 +6,12 @@ thread. The handlers are async; they wait for the engine and never block.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import sys
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from functools import partial
+from typing import NoReturn
 
 import bentoml
 from PIL.Image import Image as PILImage
@@ -22,9 +22,12 @@ from sdbento.doors.bentoml.labels import RouteLabels
 from sdbento.doors.bentoml.private import (
     bound_connections,
     count_by_route,
+    format_logs,
     keep_addresses,
     keep_metrics_in_memory,
     leave_out_timeouts,
+    share_tracer,
+    trace_by_route,
 )
 from sdbento.doors.default_model import NOTICE, with_default_model
 from sdbento.doors.every import ERROR_SHAPES, OPEN_PREFIXES, ROUTERS
@@ -36,8 +39,10 @@ from sdbento.doors.http.guard import Guard, parsed_request
 from sdbento.doors.http.routing import body_readers, mounted
 from sdbento.doors.network.limits import Limits
 from sdbento.doors.network.log_lines import write_one_line_each
+from sdbento.doors.observability.request_log import RequestLog
+from sdbento.doors.observability.tracing import tracing
 from sdbento.doors.runpod.lifespan import run_jobs
-from sdbento.environment import load_settings, note_supervisor, supervisor
+from sdbento.environment import load_log_format, load_settings, note_supervisor, supervisor
 from sdbento.errors import InvalidParameter
 from sdbento.images.codec import MEDIA_TYPES
 from sdbento.jobs.delivery.bucket import Bucket
@@ -53,6 +58,10 @@ from sdbento.request.schema import (
     MaskedRequest,
 )
 from sdbento.settings import SettingsError
+from sdbento.telemetry.log_format import formatter, log_what_python_prints, use_everywhere
+
+LOG_FORMATTER = formatter(LOG_FORMAT := load_log_format())
+ROUTES = RouteLabels(ROUTERS, REQUEST_MODELS)
 
 
 def prepare_process() -> None:
@@ -64,11 +73,22 @@ def prepare_process() -> None:
     else:
         end_with_parent(supervisor())  # else it would keep the port and the folder of the jobs
     write_one_line_each()  # clients could forge lines of the log
+    format_logs(LOG_FORMATTER)
+    if LOG_FORMAT == "json":
+        log_what_python_prints()
     bound_connections(Limits())  # uvicorn waits for slow clients without end
     leave_out_timeouts()  # BentoML's own keep memory for each request
     keep_metrics_in_memory()  # a full disk would kill the process
     keep_addresses()  # uvicorn believes whatever address a program on this machine names
-    count_by_route(RouteLabels(ROUTERS, REQUEST_MODELS))  # else by each path that was asked for
+    trace_by_route(ROUTES)
+    count_by_route(ROUTES)  # else by each path that was asked for
+
+
+def refuse_to_start(error: SettingsError) -> NoReturn:
+    if LOG_FORMAT == "json":
+        logging.getLogger("sdbento").critical("%s", error)
+        sys.exit(1)
+    sys.exit(f"sdbento: {error}")
 
 
 prepare_process()
@@ -84,6 +104,8 @@ routes = mounted(*ROUTERS, lifespan=run_jobs, error_shapes=ERROR_SHAPES)
     http={"host": "127.0.0.1"},  # BentoML's own default is all addresses; `--host` names others
     # For what stands before the server, such as BentoCloud: when to give up, when to add a server.
     traffic={"timeout": MAX_TIMEOUT + 60, "concurrency": 8},
+    tracing=tracing(),
+    logging={"access": {"enabled": False}},  # RequestLog writes one
 )
 @bentoml.asgi_app(routes, path="/")
 class StableDiffusion:
@@ -93,6 +115,8 @@ class StableDiffusion:
         # Imported here, because BentoML's supervisor reads this file too and needs no torch.
         with without_collector():
             from sdbento.app import App
+        share_tracer()
+        use_everywhere(LOG_FORMATTER)  # what that has imported brings loggers of its own
 
         try:
             given = load_settings()
@@ -105,7 +129,7 @@ class StableDiffusion:
             warn_if_open(settings)
             self._health = ping.listen(self.app, settings)
         except SettingsError as error:
-            sys.exit(f"sdbento: {error}")
+            refuse_to_start(error)
         self.app.start()
 
     @bentoml.on_shutdown
@@ -152,8 +176,9 @@ class StableDiffusion:
                 param="num_images",
             )
         result = await self.app.run(request)
+        (image,) = await result.encode_all(self.app.image_threads)
         return Response(  # type: ignore[return-value]  # BentoML sends a Response as it is
-            await asyncio.to_thread(result.encode),
+            image,
             media_type=MEDIA_TYPES[request.output_format],
             headers={"X-Seed": str(result.seeds[0])},
         )
@@ -168,6 +193,9 @@ class StableDiffusion:
 
 
 StableDiffusion.add_asgi_middleware(  # type: ignore[attr-defined]  # it is a Service by now
+    RequestLog, labels=ROUTES, load_settings=load_settings
+)
+StableDiffusion.add_asgi_middleware(  # type: ignore[attr-defined]
     Guard,
     load_settings=load_settings,
     request_models=REQUEST_MODELS,

@@ -27,6 +27,7 @@ from sdbento.backoff import Backoff
 from sdbento.catalog.downloads.queue import Downloads
 from sdbento.catalog.lookup import Catalog
 from sdbento.catalog.specs import ControlNetSpec, ModelSpec, catalogued_controlnets
+from sdbento.course import Course
 from sdbento.engine.cost import CostModel
 from sdbento.engine.handle import Estimated, Handle, Stepped
 from sdbento.engine.loop import Engine, replaced
@@ -225,9 +226,12 @@ class App:
     async def run(self, request: GenerateRequest) -> Result:
         """As `generate`, but the images come as they are. Cancelling this stops the work."""
         async with self._admitted(request):
-            arrived = time.monotonic()
-            running = await self._begin(await self._resolve(request, arrived))
-            return await running.result(self.image_threads)
+            with Course(request) as course:
+                resolved = await self._resolve(request, course.arrived)
+                course.resolved(resolved)
+                running = await self._begin(resolved)
+                course.begun(running)
+                return await running.result(self.image_threads)
 
     async def stream(
         self,
@@ -245,18 +249,25 @@ class App:
         """
         async with self._admitted(*requests):
             for request in requests:
-                async with aclosing(self._events(request, on_start, seconds)) as events:
-                    async for event in events:
-                        yield event
+                with Course(request) as course:
+                    async with aclosing(self._events(course, request, on_start, seconds)) as events:
+                        async for event in events:
+                            yield event
 
     async def _events(
-        self, request: GenerateRequest, on_start: Callable[[Handle], None], seconds: float | None
+        self,
+        course: Course,
+        request: GenerateRequest,
+        on_start: Callable[[Handle], None],
+        seconds: float | None,
     ) -> AsyncGenerator[Event, None]:
-        resolved = await self._resolve(request, time.monotonic(), seconds)
+        resolved = await self._resolve(request, course.arrived, seconds)
+        course.resolved(resolved)
         position = self.num_requests - 1
         yield Queued(position, size=resolved.size, warnings=resolved.warnings)
         running = await self._begin(resolved)
         del resolved  # and its images, while it runs
+        course.begun(running)
         on_start(running.handle)
         async with aclosing(running.handle.events()) as events:
             async for event in events:

@@ -19,7 +19,7 @@ from pydantic_settings import (
     YamlConfigSettingsSource,
 )
 
-from sdbento.settings import Settings, SettingsError, as_text, variable_of
+from sdbento.settings import LogFormat, Settings, SettingsError, as_text, variable_of
 
 CONFIG_FILE = "SDBENTO_CONFIG"
 SUPERVISOR = "_SDBENTO_SUPERVISOR"  # not for operators: a process tells it to those that it starts
@@ -57,6 +57,14 @@ def load_settings(**overrides: Any) -> Settings:
         return _LoadedSettings(**given)
     except ValidationError as error:
         raise SettingsError(_explain(error)) from None
+
+
+def load_log_format() -> LogFormat:
+    """How lines of the log are written, also those that tell of a bad setting."""
+    try:
+        return load_settings().log_format
+    except SettingsError:
+        return "json" if os.environ.get(variable_of("log_format")) == "json" else "text"
 
 
 def unknown_variables(environment: Mapping[str, str] = os.environ) -> list[str]:

@@ -26,6 +26,7 @@ from pydantic import (
 Precision = Literal["fp16", "bf16", "fp32", "fp8"]
 Device = Literal["auto", "cpu", "cuda"]
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
+LogFormat = Literal["text", "json"]
 Upload = Literal["oversize", "always"]
 
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@*\s,]+")
@@ -299,6 +300,34 @@ class Settings(BaseModel):
         "INFO",
         validation_alias=_names("SDBENTO_LOG_LEVEL"),
         description="DEBUG, INFO, WARNING or ERROR",
+    )
+    log_format: LogFormat = Field(
+        "text",
+        validation_alias=_names("SDBENTO_LOG_FORMAT"),
+        description="text, or json: each line of the log is one JSON object",
+    )
+    log_prompts: bool = Field(
+        False,
+        validation_alias=_names("SDBENTO_LOG_PROMPTS"),
+        description="Log the prompts of requests and the URLs of the images that they name, "
+        "without passwords and queries",
+    )
+
+    otlp_endpoint: str | None = Field(
+        None,
+        pattern=r"^https?://[^/\s]+(/\S*)?$",
+        validation_alias=_names("SDBENTO_OTLP_ENDPOINT"),
+        description="Where traces are sent (OpenTelemetry's OTLP over HTTP), such as "
+        "http://localhost:4318/v1/traces; unset: nowhere, unless BentoML's configuration says so",
+    )
+    trace_rate: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        validation_alias=_names("SDBENTO_TRACE_RATE"),
+        description="Share of requests that are traced; a `traceparent` that a request brings "
+        "decides for itself",
     )
 
     # Who may ask.

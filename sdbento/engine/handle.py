@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from PIL import Image
 
-    from sdbento.engine.trajectory import Trajectory
+    from sdbento.engine.trajectory import Stage, Trajectory
 
 MAX_PREVIEWS = 8  # that wait for one listener
 
@@ -42,6 +42,25 @@ class Stepped:
 EngineEvent = Estimated | Stepped
 
 
+@dataclass
+class Calls:
+    """The calls of one stage that images of a request took part in: when the first began and the
+    last ended (monotonic seconds), how many they were, how long the device took for them, and how
+    many rows, or images, they computed in all, those of other requests too."""
+
+    began: float
+    ended: float
+    number: int = 0
+    seconds: float = 0.0
+    size: int = 0
+
+    def add(self, ended: float, seconds: float, size: int) -> None:
+        self.ended = ended
+        self.number += 1
+        self.seconds += seconds
+        self.size += size
+
+
 class Handle:
     """One request under way.
 
@@ -63,13 +82,17 @@ class Handle:
         self.trajectories = trajectories  # one an image
         self.done: Future[None] = Future()
         self.submitted = time.monotonic()
-        self.started: float | None = None  # when the first step began; set by the engine
-        self.decoding = 0.0  # seconds this request's plans spent decoding; set by the engine
+        self.calls: dict[Stage, Calls] = {}  # in the order of their first; set by the engine
         self.expected = 0.0  # when all will be done, as the engine last estimated
         self.estimated = 0.0  # when it did; 0: not yet
         self._cancel = cancel
         self._request_estimate = request_estimate
         self._listeners: list[Callable[[EngineEvent], None]] = []
+
+    @property
+    def started(self) -> float | None:
+        """When the first call for this request began."""
+        return next((calls.began for calls in self.calls.values()), None)
 
     @property
     def has_listeners(self) -> bool:

@@ -31,7 +31,7 @@ from traceback import clear_frames
 from typing import Protocol
 
 from sdbento.engine.forecast import Ending, forecast
-from sdbento.engine.handle import Estimated, Handle, Stepped
+from sdbento.engine.handle import Calls, Estimated, Handle, Stepped
 from sdbento.engine.planner import Planner
 from sdbento.engine.trajectory import (
     Launched,
@@ -431,12 +431,12 @@ class Engine:
         )
 
     def _attribute(self, plan: StepPlan, result: StepResult) -> None:
-        """Note on the handles when denoising began and how long decoding took."""
+        """Note on the handles that this was done for them."""
+        now, seconds = time.monotonic(), result.seconds
         for handle in {self._handles[t] for t in plan.trajectories if t in self._handles}:
-            if plan.stage is Stage.DECODE:
-                handle.decoding += result.seconds
-            elif handle.started is None:
-                handle.started = time.monotonic() - result.seconds
+            if (calls := handle.calls.get(plan.stage)) is None:
+                calls = handle.calls[plan.stage] = Calls(began=now - seconds, ended=now)
+            calls.add(now, seconds, plan.size)
 
     def _publish_estimate(self, handle: Handle) -> None:
         if handle in self._unfinished:

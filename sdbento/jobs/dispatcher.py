@@ -16,7 +16,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
@@ -50,6 +50,7 @@ from sdbento.jobs.store import JobStore
 from sdbento.jobs.table import Job, milliseconds
 from sdbento.outbound.urls import registered_name
 from sdbento.settings import Settings
+from sdbento.telemetry.job import running_job
 
 if TYPE_CHECKING:
     from sdbento.app import App
@@ -113,6 +114,7 @@ class Dispatcher:
         self._threads = threads
         self._progress = progress
         self._intervals = intervals
+        self._settings = settings
         self._on_change = on_change
         self._answer_call = answer_call
         # Twice what fits into a batch: the next jobs are prepared while these are denoised.
@@ -234,7 +236,7 @@ class Dispatcher:
             if (owner := await self._owner_of(job)) is None:
                 await self._put_back(job)
                 return
-            with acting_for(owner):
+            with acting_for(owner), self._told(job):
                 result = await self._make_result(job)
             stored = result is None or await self._store_end(self._store.complete, job, result)
             if not stored:
@@ -244,6 +246,11 @@ class Dispatcher:
                 await self._threads.run(self._store.release, job)
         except Exception as exc:
             await self._store_failure(job, classify(exc))
+
+    def _told(self, job: Job) -> AbstractContextManager[None]:
+        """Tell operators of a run."""
+        log_prompts = self._settings.log_prompts
+        return running_job(job.id, job.key_name, job.traceparent, log_prompts=log_prompts)
 
     async def _owner_of(self, job: Job) -> Caller | None:
         """On whose behalf a job runs; None if that key is gone, but may soon be back.

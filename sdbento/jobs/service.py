@@ -36,6 +36,7 @@ from sdbento.jobs.store import Counts, JobStore
 from sdbento.jobs.table import Job, NewJob
 from sdbento.jobs.webhooks import Webhooks
 from sdbento.settings import Settings
+from sdbento.telemetry import spans
 
 if TYPE_CHECKING:
     from sdbento.app import App
@@ -128,7 +129,12 @@ class Jobs:
         """Accept a job of the caller's. Raises Overloaded, Unavailable if jobs are not run any
         more."""
         caller = current_caller()
-        job = replace(new, key_name=caller.name, address=caller.address)
+        job = replace(
+            new,
+            key_name=caller.name,
+            address=caller.address,
+            traceparent=spans.traceparent(),
+        )
         await self._enqueue(self._store.add, job, shared=caller.shares)
         if new.error is None:
             self._dispatcher.wake()

@@ -56,6 +56,7 @@ jobs = Table(
     # The name of the key that asked for it; None: no key. Called owner in the databases that exist.
     Column("owner", String(80), key="key_name"),
     Column("address", String(80)),  # of the client that asked for it, where there was no key
+    Column("traceparent", String(80)),  # of the request that asked for it, if it was traced
 )
 
 
@@ -75,6 +76,7 @@ class NewJob:
     s3_config: str | None = field(default=None, repr=False)
     key_name: str | None = None  # the name of the key that asks for it
     address: str | None = None  # where it is asked for, if there is no key
+    traceparent: str | None = None  # of the request that asks for it, if it is traced
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,7 @@ class Job:
     s3_config: str | None = field(repr=False)
     key_name: str | None
     address: str | None
+    traceparent: str | None = None
 
     @classmethod
     def of(cls, row: Row[Any]) -> Job:

@@ -14,7 +14,9 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
+from urllib.parse import urlsplit
 
+from opentelemetry.trace import SpanKind
 from standardwebhooks import Webhook
 
 from sdbento.access.caller import Caller, acting_for
@@ -27,6 +29,7 @@ from sdbento.jobs.store import JobStore
 from sdbento.jobs.table import Job, milliseconds
 from sdbento.outbound.http import Answer, Body, Outbound
 from sdbento.settings import Settings
+from sdbento.telemetry import spans
 
 log = logging.getLogger(__name__)
 
@@ -130,14 +133,26 @@ class Webhooks:
             headers = {"content-type": "application/json"}
             if self._signer is not None:
                 headers |= await self._threads.run(self._signature, self._signer, job)
-            body = self._body(job)
-            answer = await self._outbound.send("POST", job.webhook, body, headers, param="webhook")
+            answer = await self._send(job, job.webhook, headers)
         except Exception as exc:
             log.warning("job %s: %s", job.id, classify(exc).message)
             return None
         if not answer.accepted:
             log.warning("job %s: the host of its webhook answered %d", job.id, answer.status)
         return answer
+
+    async def _send(self, job: Job, url: str, headers: dict[str, str]) -> Answer:
+        """Post the status body. The host, which whoever has queued the job has chosen, is told of
+        the job's trace if it has one."""
+        known = {"sdbento.job_id": job.id, "server.address": urlsplit(url).hostname}
+        with spans.continuing(job.traceparent, "POST webhook", known, SpanKind.CLIENT):
+            if (traceparent := spans.traceparent()) is not None:
+                headers = {**headers, spans.TRACEPARENT: traceparent}
+            answer = await self._outbound.send(
+                "POST", url, self._body(job), headers, param="webhook"
+            )
+            spans.describe({"http.response.status_code": answer.status})
+            return answer
 
     def _body(self, job: Job) -> Body:
         """The status body, whose result is read while it is sent: it may be large, and the host

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from base64 import b64encode
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from PIL import Image
 
 from sdbento.access.threads import SharedThreads
 from sdbento.engine.handle import Handle
-from sdbento.engine.trajectory import image_of
+from sdbento.engine.trajectory import Stage, image_of
 from sdbento.images import codec
 from sdbento.images.canvas import Overlay
 from sdbento.images.metadata import Metadata
@@ -21,6 +22,7 @@ from sdbento.request.embedded import infotext_of, public
 from sdbento.request.resolved import ResolvedRequest
 from sdbento.request.schema import GenerateRequest, GenerateResponse, Timings
 from sdbento.request.settle import SettledRequest
+from sdbento.telemetry import spans
 from sdbento.url_redaction import all_without_credentials, redacted_message
 
 NOT_PARAMETERS = {"output_format", "output_compression", "preview_every", "timeout", "num_images"}
@@ -61,18 +63,32 @@ class Result:
             quality=self.request.output_compression,
         )
 
-    def encode_all(self) -> list[bytes]:
-        """Every image, as by `encode`. Blocking, for milliseconds an image."""
+    async def encode_all(self, threads: SharedThreads) -> list[bytes]:
+        """Every image, as by `encode`, in one of `threads`."""
+        with self._encoding():
+            return await threads.run(self._encode_all)
+
+    def _encode_all(self) -> list[bytes]:
+        """Blocking, for milliseconds an image."""
         return [self.encode(i) for i in range(len(self.images))]
+
+    def _encoding(self) -> AbstractContextManager[None]:
+        attributes = {
+            "gen_ai.request.choice.count": len(self.images),
+            "sdbento.format": self.request.output_format,
+        }
+        return spans.spanning("encode", attributes)
 
     async def to_response(self, threads: SharedThreads) -> GenerateResponse:
         """The answer; images are encoded in one of `threads`."""
 
         def encode_all() -> list[str]:
-            return [b64encode(image).decode("ascii") for image in self.encode_all()]
+            return [b64encode(image).decode("ascii") for image in self._encode_all()]
 
+        with self._encoding():
+            images = await threads.run(encode_all)
         return GenerateResponse(
-            images=await threads.run(encode_all),
+            images=images,
             seeds=self.seeds,
             infotexts=[self.infotext(i) for i in range(len(self.images))],
             model=self.request.model,
@@ -98,7 +114,7 @@ class RunningRequest:
     ) -> None:
         self.handle = handle
         self._settled = request.settled
-        self._sampler = request.settled.scheduler or own_sampler
+        self.sampler = request.settled.scheduler or own_sampler
         self._overlay: Overlay | None = None if request.canvas is None else request.canvas.overlay
         self._warnings = request.warnings + warnings
         self._arrived = request.arrived
@@ -113,15 +129,17 @@ class RunningRequest:
         """Blocking: images may have to be put back into their originals."""
         handle, overlay = self.handle, self._overlay
         started = handle.started or now
+        calls = handle.calls.get(Stage.DECODE)
+        decoding = 0.0 if calls is None else calls.seconds
         images = [image_of(trajectory) for trajectory in handle.trajectories]
         return Result(
             request=self._settled,
-            sampler=self._sampler,
+            sampler=self.sampler,
             images=images if overlay is None else [overlay.apply(image) for image in images],
             timings=Timings(
                 queued=round(started - self._arrived, 4),
-                denoising=round(now - started - handle.decoding, 4),
-                decoding=round(handle.decoding, 4),
+                denoising=round(now - started - decoding, 4),
+                decoding=round(decoding, 4),
                 total=round(now - self._arrived, 4),
             ),
             warnings=self._warnings,

@@ -30,7 +30,7 @@ FLOORS = (
     {"client"},
     {"jobs"},
     {"app"},
-    {"admission", "live"},
+    {"admission", "course", "live"},
     {"request", "runner"},
     {"engine"},
     {"prompts"},
@@ -39,6 +39,7 @@ FLOORS = (
     {"catalog"},
     {"samplers", "outbound", "environment"},
     {"access"},
+    {"telemetry"},
     {"errors", "metrics", "process", "settings"},
     {"backoff", "background", "url_redaction"},
 )
@@ -58,6 +59,7 @@ NO_TORCH = [
 NO_TORCH += ["catalog.lookup", "images.codec", "samplers.stock", "request.schema"]
 NO_TORCH += ["models.memory.residency", "jobs.service", "doors.cli.commands", "doors.default_model"]
 NO_TORCH += [f"engine.{name}" for name in ("loop", "handle", "planner", "cost", "caps")]
+NO_TORCH += ["telemetry.log_format", "telemetry.request"]
 NO_TORCH += ["engine.trajectory", "engine.inputs", "live.recorder"]
 READS_ENVIRONMENT = {"environment"}
 LOADS_WEIGHTS = {"models.weights"}

@@ -1,4 +1,4 @@
-"""What /metrics calls requests: by their routes, `/status/{id}`, not by what clients asked for.
+"""What /metrics and traces call requests: by routes, `/status/{id}`, not as clients asked for them.
 
 BentoML's middleware for metrics keeps counters for every path that was ever asked for, whether it
 exists or not. Whoever reads them would learn the ids of jobs and the addresses of images that
@@ -51,7 +51,8 @@ class RouteLabels:
                     await inner(scope, receive, send)
                     return
                 label = self.label(scope["path"])
-                await inner({**scope, "path": label, _ASKED: scope}, receive, send)
+                seen = {**scope, "path": label, "query_string": b"", _ASKED: scope}
+                await inner(seen, receive, send)
 
             return label_first
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from importlib.metadata import version
+from logging import Formatter
 from typing import Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -17,6 +19,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from sdbento.doors.bentoml.labels import RouteLabels
 from sdbento.doors.network.limits import Limits
 from sdbento.doors.network.protocol import bounded
+from sdbento.telemetry import spans
+from sdbento.telemetry.log_format import use_everywhere
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +87,32 @@ def bound_connections(limits: Limits, module: str = "uvicorn.protocols.http.auto
     """Let uvicorn, which BentoML starts without a way to say so, make connections that are bounded;
     see `network/protocol`."""
     _replace(module, "AutoHTTPProtocol", lambda _: bounded(limits))
+
+
+def trace_by_route(labels: RouteLabels, module: str = "opentelemetry.instrumentation.asgi") -> None:
+    """Let spans of requests be called by their routes, without queries; see `labels`.
+
+    Addresses of images are secrets. And without what there otherwise is for each part of a stream:
+    a span of its own.
+    """
+
+    def plain(middleware: Callable[..., ASGIApp]) -> Callable[..., ASGIApp]:
+        return labels.around(partial(middleware, exclude_spans=["receive", "send"]))
+
+    _replace(module, "OpenTelemetryMiddleware", plain)
+
+
+def share_tracer() -> None:
+    """Let spans of ours go where BentoML's go. Call it once BentoML has read its configuration."""
+    container = import_module("bentoml._internal.configuration.containers").BentoMLContainer
+    spans.send_by(container.tracer_provider.get())
+
+
+def format_logs(chosen: Formatter, module: str = "bentoml._internal.log") -> None:
+    """Let BentoML, which may set up its log before or after this, write lines by `chosen`."""
+    formatters = {"formatters": {"traced": {"()": lambda: chosen}}}
+    _replace(module, "SERVER_LOGGING_CONFIG", lambda config: config | formatters)
+    use_everywhere(chosen)
 
 
 def _replace(module: str, name: str, replacement: Callable[[Any], Any]) -> None:

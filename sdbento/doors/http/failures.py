@@ -28,6 +28,7 @@ from sdbento.errors import (
     Unavailable,
     classify,
 )
+from sdbento.telemetry.request import note_error
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +58,7 @@ def note(exc: Exception) -> SDBentoError:
     if error.type == "internal_error":
         log.error("%s", error.message, exc_info=exc)
     _failure.get().error = error
+    note_error(error)
     return error
 
 
@@ -128,6 +130,7 @@ class OneErrorShape:
             return
         error = self._failure.error or self._unrouted(self._replaced_status)
         error = error or _translate(self._replaced_status, self._body)
+        note_error(error)
         response = error_response(error, self._shape)
         if self._allow is not None:
             response.headers["Allow"] = self._allow

@@ -32,12 +32,13 @@ from sdbento.errors import Cancelled, UnsupportedEncoding
 from sdbento.request.parse import parse
 from sdbento.request.schema import GenerateRequest
 from sdbento.settings import Settings
+from sdbento.telemetry.request import note_caller
 
 log = logging.getLogger(__name__)
 
 REQUEST = "sdbento.request"  # the key of the parsed request in the ASGI scope
 # Headers that pages of others may read.
-READABLE = ("Retry-After", "X-Seed", "X-SDBento-Model", "X-SDBento-Warnings")
+READABLE = ("Retry-After", "X-Request-ID", "X-Seed", "X-SDBento-Model", "X-SDBento-Warnings")
 
 
 async def parsed_request(request: Request, _: object = None) -> GenerateRequest:
@@ -110,6 +111,7 @@ class Guard:
         with ExitStack() as held:
             try:
                 caller = await self._gate.admit(scope)
+                note_caller(caller.name, caller.address)
                 held.enter_context(acting_for(caller))
                 share = held.enter_context(self._bodies.share(caller.owner))
                 body = await self._read_body(scope, receive, share)
@@ -125,9 +127,10 @@ class Guard:
             finished = await _until_disconnected(self.app, scope, body, receive, answer)
         if not finished:
             log.info("the client of %r went away", scope["path"])
-            # Only BentoML's access log takes note of this answer.
+            # Nobody gets this answer, but logs, metrics and traces take note of its status.
             with suppress(OSError):
-                await error_response(Cancelled("the client went away"))(scope, receive, send)
+                gone = failures.note(Cancelled("the client went away"))
+                await error_response(gone)(scope, receive, send)
 
     def _shape_of(self, path: str) -> ErrorShape:
         shapes = (shape for prefix, shape in self._error_shapes.items() if path.startswith(prefix))

@@ -117,7 +117,7 @@ async def _answer(request: Request, app: App, order: Order, kind: Kind) -> Respo
     if order.body.stream:
         return await stream(app, order, kind)
     result = await app.run(order.request)
-    images = await app.image_threads.run(result.encode_all)
+    images = await result.encode_all(app.image_threads)
     urls = _stored(request, app, order, images) if order.wants_urls else None
     return Response(
         await asyncio.to_thread(answers.render, order, result.images[0].size, images, urls),

@@ -42,6 +42,7 @@ from sdbento.process.heavy_imports import without_collector
 from sdbento.process.replacement import end_process
 from sdbento.request.schema import GenerateRequest
 from sdbento.settings import Settings, SettingsError
+from sdbento.telemetry.log_format import formatter, use_everywhere
 
 if TYPE_CHECKING:
     from sdbento.app import App
@@ -115,7 +116,8 @@ def concurrency(settings: Settings) -> int:
 
 
 def configure_logging(settings: Settings) -> None:
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", force=True)
+    logging.basicConfig(force=True)
+    use_everywhere(formatter(settings.log_format))
     logging.getLogger("sdbento").setLevel(settings.log_level)
     sdk = RunPodLogger()
     if LOG_LEVELS.index(sdk.level) in range(1, LOG_LEVELS.index("INFO")):

@@ -10,11 +10,14 @@ from sdbento.doors.bentoml.labels import RouteLabels
 from sdbento.doors.bentoml.private import (
     bound_connections,
     count_by_route,
+    format_logs,
     keep_addresses,
     keep_metrics_in_memory,
     leave_out_timeouts,
+    trace_by_route,
 )
 from sdbento.doors.network.limits import Limits
+from sdbento.telemetry.log_format import TextFormatter
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of importing BentoML
@@ -26,6 +29,8 @@ from sdbento.doors.network.limits import Limits
         (keep_metrics_in_memory, "ValueClass"),
         (keep_addresses, "ProxyHeadersMiddleware"),
         (lambda module: bound_connections(Limits(), module), "AutoHTTPProtocol"),
+        (lambda module: trace_by_route(RouteLabels([], []), module), "OpenTelemetryMiddleware"),
+        (lambda module: format_logs(TextFormatter(), module), "SERVER_LOGGING_CONFIG"),
         (lambda module: count_by_route(RouteLabels([], []), module), "RunnerTrafficMetrics"),
     ],
 )

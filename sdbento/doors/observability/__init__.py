@@ -1,0 +1,1 @@
+"""What operators see of the server: a line of the log for each request, traces, GET /stats."""

@@ -1,0 +1,1 @@
+"""What operators are told of requests: lines of the log, ids, spans."""
