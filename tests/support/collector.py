@@ -17,6 +17,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 )
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 
+from tests.support.serve_in_thread import serve_in_thread
+
 PATIENCE = 60.0  # seconds for a span, which its process sends every few
 
 
@@ -64,6 +66,11 @@ class Collector:
             ]
             self._arrived.notify_all()
 
+    @property
+    def traces(self) -> set[str]:
+        with self._arrived:
+            return {span.trace for span in self._spans}
+
     def trace(self, trace: str, *, until: str) -> list[CollectedSpan]:
         """The spans of a trace in the order of their beginning, once one called `until` is there,
         which must be the last to end."""
@@ -96,15 +103,9 @@ def collecting() -> Iterator[Collector]:
         def log_message(self, *_: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
+    with serve_in_thread(ThreadingHTTPServer(("127.0.0.1", 0), Handler)) as server:
         collector.url = f"http://127.0.0.1:{server.server_port}/v1/traces"
-        try:
-            yield collector
-        finally:
-            server.shutdown()
-            thread.join()
+        yield collector
 
 
 def _value(value: AnyValue) -> Any:
