@@ -36,6 +36,7 @@ PACKAGES = (
     "samplers",
     "outbound",
     "access",
+    "telemetry",
     "process",
 )
 
