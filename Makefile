@@ -88,7 +88,7 @@ lock: $(STAMP) ## pin what pyproject.toml asks for; ARGS=--upgrade takes the new
 sbom: $(STAMP) ## list the packages of the image in sbom.cdx.json (CycloneDX)
 	@$(BIN)/python -m tools.sbom requirements-gpu.lock sbom.cdx.json
 
-image: $(STAMP) ## build the OCI image with docker, podman or buildah; takes IMAGE, BACKEND
+image: $(STAMP) ## build the OCI image with docker, podman or buildah; takes IMAGE, BACKEND, MODEL
 	@scripts/image $(ARGS)
 
 image-smoke: $(STAMP) ## build it without an engine, for the CPU, and try it: HTTP, RunPod, registry

@@ -83,7 +83,7 @@ def command(place: list[str], args: list[str], variables: dict[str, str]) -> lis
 def running(place: list[str], *args: str, **variables: str) -> Iterator[Process]:
     with tempfile.NamedTemporaryFile(suffix=".log") as log:
         popen = subprocess.Popen(
-            command(place, list(args), {"SD_MODEL": "shapes", **variables}),
+            command(place, list(args), variables),
             stdout=log,
             stderr=subprocess.STDOUT,
         )
@@ -122,7 +122,7 @@ def serve(place: list[str]) -> None:
         pings.add(status)
         return status == 200
 
-    with running(place, PORT=str(port), PORT_HEALTH=str(health)) as server:
+    with running(place, PORT=str(port), PORT_HEALTH=str(health), SD_MODEL="shapes") as server:
         seconds = server.until(pinged, "/ping answers 200")
         expect(pings <= {200, 204}, f"/ping answered {pings}")
         answer = httpx.post(f"{url}/txt2img", json=RED_ON_BLUE, timeout=60, trust_env=False)
@@ -136,7 +136,8 @@ def serve(place: list[str]) -> None:
 
 
 def worker(place: list[str]) -> None:
-    """The variables of a queue endpoint, and no command: the image itself sees what to start."""
+    """The variables of a queue endpoint, and neither a command nor a model: the image itself sees
+    what to start, and has a model of its own."""
     platform = Platform()
     platform.start()
     base = f"{platform.url}/v2/smoke"
@@ -169,7 +170,7 @@ def other(place: list[str]) -> None:
     user = output(place, "python", "-c", "import os; print(os.getuid())").strip()
     expect(user == str(USER), f"runs as user {user}")
     models = output(place, "sdbento", "models")
-    expect("shapes" in models, f"sdbento models says {models!r}")
+    expect("shapes" in models and "mine" in models, f"sdbento models says {models!r}")
     print(f"runs as user {user}")
 
 

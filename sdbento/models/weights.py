@@ -40,6 +40,7 @@ from sdbento.models import fp8
 from sdbento.models.attention import fit
 from sdbento.models.checks import check_complete, check_pipeline
 from sdbento.models.device import GB, choose_device, choose_dtype, choose_vae_dtype
+from sdbento.models.memory.read_ahead import read_ahead
 from sdbento.models.memory.transfer import move
 from sdbento.models.pipeline import ControlNet, Pipeline, Resident, modules, num_bytes
 from sdbento.models.torch_compile import CompiledUnet
@@ -62,6 +63,7 @@ def load(spec: Spec, settings: Settings) -> Resident:
     path = hub.fetch(spec, dtype is not torch.float32, offline=True)
     if path.is_dir():
         check_configs(hub.read_layout(spec, str(path), offline=True), path)
+    read_ahead(_files(spec, path, dtype))
     if isinstance(spec, ControlNetSpec):
         return _load_controlnet(spec, path, settings, device, dtype)
     return _load_model(spec, path, settings, device, dtype)
@@ -208,11 +210,18 @@ def _options(spec: ModelSpec, dtype: torch.dtype) -> dict[str, Any]:
     return {**options, "safety_checker": None, "requires_safety_checker": False}
 
 
+def _files(spec: Spec, path: Path, dtype: torch.dtype) -> list[Path]:
+    """The files of weights that are read for `dtype`; `path` is a folder or a single file."""
+    if path.is_file():
+        return [path]
+    layout = hub.read_layout(spec, str(path), offline=True)
+    found = list_files(path)
+    return [found[name] for name in layout.weights(found, half=dtype is not torch.float32)]
+
+
 def _variant(spec: Spec, folder: Path, dtype: torch.dtype) -> str | None:
     """The variant of the weights that `from_pretrained` is to read; None for files without one."""
-    layout = hub.read_layout(spec, str(folder), offline=True)
-    files = layout.weights(list_files(folder), half=dtype is not torch.float32)
-    return "fp16" if any(".fp16" in file for file in files) else None
+    return "fp16" if any(".fp16" in file.name for file in _files(spec, folder, dtype)) else None
 
 
 def _construct(spec: ModelSpec, path: Path, configs: Path | None, dtype: torch.dtype) -> Any:
