@@ -6,6 +6,7 @@ use helm.
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -41,7 +42,8 @@ def render(name: str) -> str:
     chosen = [option for value in (KEYS, *RENDERED[name]) for option in ("--set", value)]
     if RENDERED[name]:
         chosen += ["--show-only", f"templates/{name}"]
-    return HEADER + run("helm", "template", "sdbento", str(CHART), "-n", NAMESPACE, *chosen)
+    made = run("helm", "template", "sdbento", str(CHART), "-n", NAMESPACE, *chosen)
+    return HEADER + re.sub(r"\n+(---\n|\Z)", r"\n\1", made)  # helm 4 adds empty lines, helm 3 none
 
 
 def main() -> None:
