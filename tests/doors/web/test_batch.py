@@ -23,12 +23,6 @@ WIDTH = "document.documentElement.scrollWidth"
 expect.set_options(timeout=LIMIT)
 
 
-@pytest.fixture
-def context(browser: Browser, server: Server) -> Iterator[BrowserContext]:
-    with profile(browser, server.url) as context:
-        yield context
-
-
 @contextmanager
 def asked(server: Server, address: str, **fields: Any) -> Iterator[None]:
     """A long request from `address`, for as long as the block runs."""

@@ -6,8 +6,6 @@ import base64
 import json
 import re
 import subprocess
-import time
-from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -16,120 +14,33 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
-from playwright.sync_api import Browser, BrowserContext, Locator, Page, Route, expect
+from playwright.sync_api import Browser, BrowserContext, Page, Route, expect
 
-from tests.support.browser import LIMIT, open_page, profile
+from tests.support.browser import open_page, profile
+from tests.support.page import (
+    LONG,
+    PASTE,
+    choose_image,
+    drop,
+    field,
+    fill,
+    make,
+    picture,
+    png,
+    press,
+    requests_of,
+    said,
+    shown,
+    thumbnails,
+    unfold,
+    until_idle,
+)
 from tests.support.server import QUICK, Server, alike, pixels
 
-LONG = {"Steps": "150", "Images": "2"}
 INFOTEXT = """a small green star (on white:1.2)
 Negative prompt: blurry, dark
 Steps: 12, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 5.5, Seed: 99, Size: 128x64, \
 Model: shapes, Clip skip: 1, Version: v1.10.0"""
-DROP = """({data, type}) => {
-    const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
-    const transfer = new DataTransfer();
-    transfer.items.add(new File([bytes], "dropped", {type}));
-    for (const name of ["dragover", "drop"]) {
-        const how = {bubbles: true, cancelable: true, dataTransfer: transfer};
-        const event = new DragEvent(name, how);
-        document.querySelector("main").dispatchEvent(event);
-    }
-}"""
-PASTE = DROP.replace('"dragover", "drop"', '"paste"').replace("DragEvent", "ClipboardEvent")
-PASTE = PASTE.replace("dataTransfer:", "clipboardData:")
-
-expect.set_options(timeout=LIMIT)
-
-
-@pytest.fixture
-def context(browser: Browser, server: Server) -> Iterator[BrowserContext]:
-    permissions = ["clipboard-read", "clipboard-write"]
-    with profile(browser, server.url, permissions=permissions) as context:
-        yield context
-
-
-@pytest.fixture
-def page(context: BrowserContext) -> Page:
-    return open_page(context)
-
-
-def field(page: Page, label: str) -> Locator:
-    return page.get_by_label(label, exact=True)
-
-
-def fill(page: Page, **fields: str) -> None:
-    for label, value in fields.items():
-        field(page, label.replace("_", " ")).fill(value)
-
-
-def press(page: Page, name: str) -> None:
-    page.get_by_role("button", name=name, exact=True).click()
-
-
-def unfold(page: Page, title: str) -> None:
-    page.locator("summary", has_text=title).click()
-
-
-def shown(page: Page) -> Locator:
-    return page.get_by_role("article", name="The picture shown")
-
-
-def said(page: Page, name: str) -> Locator:
-    """What the page says of the picture shown."""
-    return shown(page).locator("dl div", has=page.get_by_text(name, exact=True)).locator("dd")
-
-
-def make(page: Page, seed: int = 7, **fields: str) -> None:
-    fill(page, Prompt=QUICK["prompt"], Steps="4", Seed=str(seed), **fields)
-    press(page, "Generate")
-    expect(said(page, "Seed")).to_have_text(str(seed))
-
-
-def picture(page: Page) -> bytes:
-    """The file of the picture shown."""
-    with page.expect_download() as download:
-        page.get_by_role("link", name="Download").click()
-    return Path(download.value.path()).read_bytes()
-
-
-def png(size: tuple[int, int] = (128, 128), colour: str = "white", **texts: str) -> bytes:
-    file, info = BytesIO(), PngInfo()
-    for name, text in texts.items():
-        info.add_itxt(name, text)
-    Image.new("RGB", size, colour).save(file, "png", pnginfo=info)
-    return file.getvalue()
-
-
-def drop(page: Page, data: bytes, how: str = DROP) -> None:
-    page.evaluate(how, {"data": base64.b64encode(data).decode(), "type": "image/png"})
-
-
-def choose_image(page: Page, data: bytes, label: str = "Choose an image") -> None:
-    file: Any = {"name": "in.png", "mimeType": "image/png", "buffer": data}
-    page.get_by_label(label).set_input_files(file)
-
-
-def requests_of(page: Page) -> list[dict[str, Any]]:
-    """The bodies of what it asks the server to make from now on."""
-    bodies: list[dict[str, Any]] = []
-    page.on(
-        "request",
-        lambda one: (
-            bodies.append(json.loads(one.post_data or ""))
-            if one.url.endswith("/generate_stream")
-            else None
-        ),
-    )
-    return bodies
-
-
-def until_idle(server: Server) -> None:
-    give_up = time.monotonic() + 30
-    while "sdbento_queue_depth 0.0" not in server.client.get("/metrics").text:
-        assert time.monotonic() < give_up
-        time.sleep(0.1)
 
 
 # Making pictures
@@ -165,7 +76,7 @@ def test_several_generations_run_at_once(page: Page, server: Server) -> None:
     expect(page.get_by_role("progressbar")).to_have_count(1)
     make(page, Images="2")  # in the same batch: it does not wait for the other
     expect(page.get_by_role("progressbar")).to_have_count(1)
-    expect(page.get_by_role("region", name="Pictures").get_by_role("listitem")).to_have_count(2)
+    expect(thumbnails(page)).to_have_count(2)
     press(page, "Cancel")
     until_idle(server)
 
@@ -261,8 +172,7 @@ def test_two_tabs_make_pictures_and_show_those_of_both(context: BrowserContext) 
         fill(tab, Prompt="a white ring", Steps="4", Seed=str(seed))
         press(tab, "Generate")
     for tab in tabs:
-        pictures = tab.get_by_role("region", name="Pictures").get_by_role("listitem")
-        expect(pictures).to_have_count(2)
+        expect(thumbnails(tab)).to_have_count(2)
 
 
 def copied(page: Page, name: str) -> str:
@@ -290,7 +200,7 @@ def run(text: str, language: str) -> bytes:
 def test_what_is_copied_makes_the_same_picture(
     page: Page, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make(page, Negative_prompt="it's blurry")
+    make(page, Negative_prompt="<lora:outline:0.5> it's blurry; type=x")
     made = pixels(picture(page))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
@@ -314,7 +224,7 @@ def test_what_is_copied_of_a_request_with_a_mask_takes_files_beside_it(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     Path("image.png").write_bytes(image)
-    Path("mask.png").write_bytes(base64.b64decode(bodies[0]["mask_image"].partition(",")[2]))
+    Path("mask.png").write_bytes(as_bytes(bodies[0]["mask_image"]))
     for name in ("curl", "Python", "OpenAI"):
         assert alike(made, pixels(run(copied(page, name), name))), name
 
@@ -369,7 +279,7 @@ def test_only_what_was_painted_over_is_repainted(page: Page) -> None:
     make_mask(page)
     field(page, "Blur of the mask's edge").fill("2")
     make(page)
-    mask = Image.open(BytesIO(base64.b64decode(bodies[0]["mask_image"].partition(",")[2])))
+    mask = Image.open(BytesIO(as_bytes(bodies[0]["mask_image"])))
     assert mask.size == (128, 128)
     painted = np.asarray(mask.convert("L"))
     assert painted[64, 40] == painted[64, 90] == 255  # between the ends of the stroke
@@ -377,6 +287,35 @@ def test_only_what_was_painted_over_is_repainted(page: Page) -> None:
     made = pixels(picture(page))
     assert np.abs(made[:32] - [255, 255, 0]).max() <= 1  # what was not painted over is as it was
     assert np.abs(made[60:68, 45:85] - [255, 255, 0]).mean() > 30
+
+
+def test_a_mask_is_painted_by_keyboard(page: Page) -> None:
+    bodies = requests_of(page)
+    drop(page, png(colour="yellow"))
+    page.get_by_role("radio", name="Repaint a part").check()
+    canvas = page.get_by_role("application", name="Paint over what is to be repainted")
+    expect(canvas).to_have_accessible_description(re.compile("Space paints"))
+    canvas.focus()
+    page.keyboard.press("[")  # from 16 pixels to 13
+    page.keyboard.press("Shift+ArrowLeft")
+    page.keyboard.press("Space")
+    expect(page.get_by_text("Painted at 51, 64", exact=True)).to_be_attached()
+    page.keyboard.down("Space")
+    for _ in range(3):
+        page.keyboard.press("Shift+ArrowUp")
+    page.keyboard.up("Space")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Space")
+    page.keyboard.press("Control+z")
+    make(page)
+    mask = np.asarray(Image.open(BytesIO(as_bytes(bodies[0]["mask_image"]))).convert("L"))
+    rows, columns = np.nonzero(mask > 128)
+    assert 44 <= columns.min() < columns.max() <= 58  # a line upwards from (51, 64)
+    assert 18 <= rows.min() < rows.max() <= 71
+
+
+def as_bytes(data_uri: str) -> bytes:
+    return base64.b64decode(data_uri.partition(",")[2])
 
 
 def make_mask(page: Page) -> None:
@@ -387,7 +326,7 @@ def make_mask(page: Page) -> None:
 
 
 def paint(page: Page, height: float) -> None:
-    canvas = page.get_by_role("img", name="Paint over")
+    canvas = page.get_by_role("application", name="Paint over")
     canvas.scroll_into_view_if_needed()
     box = canvas.bounding_box()
     assert box is not None
@@ -425,6 +364,16 @@ def test_an_image_is_extended_by_dragging_its_edge(page: Page) -> None:
     assert right > 0 and right % 8 == 0
     make(page)
     expect(said(page, "Size")).to_have_text(f"{128 + right} × 144")
+
+
+def test_an_image_is_extended_by_keyboard(page: Page) -> None:
+    drop(page, png())
+    page.get_by_role("radio", name="Extend it").check()
+    edge = page.get_by_role("slider", name="The left edge")
+    edge.press("Shift+ArrowLeft")
+    edge.press("ArrowRight")
+    expect(edge).to_have_attribute("aria-valuenow", "56")
+    expect(field(page, "Left")).to_have_value("56")
 
 
 def test_a_picture_becomes_the_input_of_the_next(page: Page) -> None:

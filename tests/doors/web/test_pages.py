@@ -13,7 +13,7 @@ from sdbento.doors.web.pages import POLICY
 from sdbento.errors import NotFound
 
 MAX_BYTES = 200_000
-MAX_LINES = 250
+MAX_LINES = 150
 MAX_FILES = 12  # of a folder, as of a package
 OURS = [path for path in STATIC.rglob("*.js") if path.parent.name != "vendor"]
 

@@ -1,13 +1,13 @@
 // The page: puts its parts together, and listens to what concerns all of it.
+import { takeDrops, takePastes } from "./drop.js";
 import { Form, submit } from "./form/form.js";
-import { imageIn } from "./form/images/files.js";
-import { restoreOr } from "./form/restore.js";
-import { startFrom } from "./form/images/source.js";
 import { Header } from "./header.js";
+import { Confirmation } from "./lib/confirm.js";
 import { html } from "./lib/html.js";
 import { Notice } from "./lib/notice.js";
-import { cancelNewest, generations, progress } from "./pictures/generations.js";
+import { cancelNewest, generations, progress } from "./pictures/making/generations.js";
 import { load } from "./pictures/gallery.js";
+import { watchOver } from "./pictures/making/unfinished.js";
 import { KeyDialog } from "./server/key.js";
 import { loadOffers } from "./server/offers.js";
 import { Tabs } from "./tabs.js";
@@ -20,26 +20,17 @@ function Page() {
       <${Tabs} />
     </main>
     <${Notice} />
-    <${KeyDialog} />`;
+    <${KeyDialog} />
+    <${Confirmation} />`;
 }
 
 document.addEventListener("keydown", (event) => {
   if (document.querySelector("dialog[open]")) return; // it has keys of its own
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
     event.preventDefault();
-    submit();
+    if (!event.repeat) submit();
   }
-  if (event.key === "Escape") cancelNewest();
-});
-document.addEventListener("paste", (event) => {
-  const file = imageIn(event.clipboardData);
-  if (file) startFrom(file);
-});
-document.addEventListener("dragover", (event) => event.preventDefault());
-document.addEventListener("drop", (event) => {
-  event.preventDefault(); // else the browser would open the file
-  const file = imageIn(event.dataTransfer);
-  if (file) restoreOr(file, (one) => startFrom(one, { offer: false }));
+  if (event.key === "Escape" && !event.isComposing) cancelNewest();
 });
 generations.subscribe((all) => {
   const running = all.filter(({ error }) => !error);
@@ -48,5 +39,8 @@ generations.subscribe((all) => {
 });
 
 render(html`<${Page} />`, document.getElementById("page"));
+takeDrops();
+takePastes();
 load();
 loadOffers();
+watchOver();

@@ -29,7 +29,7 @@ function Seat({ image, request }) {
   const style = { "--hue": hue(image.request), "--done": image.step / image.num_steps, "--steps": image.num_steps };
   const several = shown?.num_images > 1 ? ` ${image.image + 1}/${shown.num_images}` : "";
   return html`<li class=${classes.join(" ")} style=${style}>
-    <span class="whose" title=${nameOf(shown)}>${nameOf(shown)}<b>${several}</b></span>
+    <span class="whose" dir="auto" title=${nameOf(shown)}>${nameOf(shown)}<b>${several}</b></span>
     <span class="how hint">${howMade(shown)}</span>
     <span class=${`filling${image.num_steps > MOST_TICKS ? "" : " ticks"}`}><i></i></span>
     <span class="steps">${image.step}/${image.num_steps}</span>

@@ -52,7 +52,7 @@ function Waiting({ requests, more }) {
     <ul>
       ${requests.map(
         (request) => html`<li key=${request.number} style=${{ "--hue": hue(request.number) }}>
-          <span class="whose">${nameOf(request)}</span>
+          <span class="whose" dir="auto">${nameOf(request)}</span>
           <span class="how hint">${howMade(request)}</span>
           <span>${count(request.num_waiting, "image")}</span>
           <span class="hint">${until(request.eta)}</span>

@@ -19,8 +19,9 @@ export function placeError(param, message) {
     if (!place) continue;
     errors.set((before) => ({ ...before, [parts.join(".")]: message }));
     for (let at = place; at; at = at.parentElement) if (at.tagName === "DETAILS") at.open = true;
-    place.querySelector("input, textarea, select, button")?.focus({ preventScroll: true });
-    place.scrollIntoView({ block: "center" });
+    const control = place.querySelector("input, textarea, select, button") ?? place;
+    control.focus({ preventScroll: true });
+    control.scrollIntoView({ block: "center" });
     return true;
   }
   return false;

@@ -23,7 +23,7 @@ function Labelled({ id, label, param, class: kind, children }) {
 export function TextArea({ name, label, rows, placeholder }) {
   const { id, param, invalid, ...control } = useField(name);
   return html`<${Labelled} ...${{ id, label, param }}>
-    <textarea id=${id} rows=${rows} placeholder=${placeholder} ...${control} ...${invalid}></textarea>
+    <textarea id=${id} dir="auto" rows=${rows} placeholder=${placeholder} ...${control} ...${invalid}></textarea>
   <//>`;
 }
 

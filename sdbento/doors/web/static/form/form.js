@@ -2,7 +2,7 @@
 import { html } from "../lib/html.js";
 import { notify } from "../lib/notice.js";
 import { useStore } from "../lib/store.js";
-import { generate } from "../pictures/generations.js";
+import { generate } from "../pictures/making/generations.js";
 import { loadOffers, modelNamed, offers } from "../server/offers.js";
 import { ControlNets } from "./images/controlnets.js";
 import { clearErrors, placeError } from "./errors.js";
@@ -48,7 +48,7 @@ export function Form() {
       <${TextArea} name="prompt" label="Prompt" rows="4" placeholder="What to draw" />
       <${TextArea} name="negative_prompt" label="Negative prompt" rows="2" placeholder="What to keep out of the picture" />
       <${Models} ...${known} />
-      ${model && html`<${Sizes} model=${model} />`}
+      ${model ? html`<${Sizes} model=${model} />` : !known.error && html`<div class="sizes coming"></div>`}
       <div class="row three">
         <${NumberField} name="num_inference_steps" label="Steps" min="1" max="150" placeholder=${model?.num_inference_steps} />
         <${NumberField} name="guidance_scale" label="Guidance" min="0" max="50" step="0.5" placeholder=${model?.guidance_scale} />

@@ -68,21 +68,22 @@ export async function fromRequest(request, measure) {
   for (const name of ["prompt", "seed", ...NOT_SETTINGS]) delete rest[name];
   for (const name of [...TEXTS, ...NUMBERS]) settings[name] = text(take(name));
   settings.output_format = take("output_format") ?? "png";
-  settings.loras = [take("lora") ?? []].flat();
-  settings.controlnet = [take("controlnet") ?? []].flat().filter(({ image }) => !isDigest(image));
+  settings.loras = [take("lora") ?? []].flat().map((lora) => ({ weight: 1, ...lora }));
+  settings.controlnet = [take("controlnet") ?? []].flat().filter((one) => one?.image === undefined || isInline(one.image));
   Object.assign(settings, await imageSettings(take, measure), passSettings(take));
   return { ...settings, others: rest };
 }
 
-export const isDigest = (image) => typeof image === "string" && image.startsWith("sha256:");
+// Whether the request has the image itself: no digest of it, and no address.
+export const isInline = (image) => typeof image === "string" && (image.startsWith("data:image/") || !image.includes(":"));
 
 async function imageSettings(take, measure) {
   const [data, mask_image, outpaint, upscale] = ["image", "mask_image", "outpaint", "upscale"].map(take);
   const settings = { resize_mode: take("resize_mode") ?? EMPTY.resize_mode };
   for (const name of ["strength", "mask_blur", "padding_mask_crop"]) settings[name] = text(take(name));
-  if (!data || isDigest(data)) return settings;
-  settings.image = await measure(data);
-  if (mask_image) Object.assign(settings, { use: "repaint", mask_image });
+  settings.image = isInline(data) ? await measure(data) : null;
+  if (!settings.image) return settings;
+  if (isInline(mask_image)) Object.assign(settings, { use: "repaint", mask_image });
   if (outpaint) {
     settings.use = "extend";
     for (const side of SIDES) settings[side] = text(outpaint[side]);

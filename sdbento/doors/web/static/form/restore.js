@@ -4,7 +4,7 @@ import { notify } from "../lib/notice.js";
 import { json } from "../server/calls.js";
 import { modelNamed, offers, samplerNamed } from "../server/offers.js";
 import { asDataUri, measure } from "./images/files.js";
-import { fromRequest, isDigest } from "./request.js";
+import { fromRequest, isInline } from "./request.js";
 import { replace } from "./settings.js";
 
 // What the file says of how it was made, as a request; null if it says nothing.
@@ -31,7 +31,7 @@ export async function offerSettings(file) {
 export async function restore(request, actions = {}) {
   const undo = replace(await fromRequest(request, measure));
   document.getElementById("setting-prompt").scrollIntoView({ block: "center" });
-  const lost = [request.image, request.mask_image].some(isDigest);
+  const lost = [request.image, request.mask_image].some((image) => image && !isInline(image));
   const text = lost ? "Settings restored, except the image that it started from." : "Settings restored.";
   notify(text, { ...actions, Undo: undo });
 }

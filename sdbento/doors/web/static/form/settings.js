@@ -40,13 +40,29 @@ export const EMPTY = {
   switch_at: "0.8",
   others: {}, // fields of a restored request that the form has no place for
 };
+const isText = (value) => typeof value === "string";
+const KINDS = {
+  image: (value) => isText(value?.data),
+  mask_image: isText,
+  loras: Array.isArray,
+  controlnet: Array.isArray,
+};
 const IMAGES = ["image", "mask_image", "controlnet"]; // too large to be kept
 
-export const settings = store({ ...EMPTY, ...kept.read("settings", {}) });
+export const settings = store(sound(kept.read("settings", {})));
 settings.subscribe((value) => {
   const small = Object.entries(value).filter(([name]) => !IMAGES.includes(name));
   kept.write("settings", Object.fromEntries(small));
 });
+
+// All settings, those of `given` where they are of the right kind: they come out of files that anybody may have made.
+function sound(given) {
+  const isSound = ([name, value]) => (name in KINDS ? KINDS[name](value) : typeof value === typeof EMPTY[name]);
+  const next = { ...EMPTY, ...Object.fromEntries(Object.entries(given).filter(isSound)) };
+  next.loras = next.loras.filter((one) => isText(one?.model_id) && Number.isFinite(one.weight));
+  next.controlnet = next.controlnet.filter((one) => isText(one?.type));
+  return next;
+}
 
 export function change(changes) {
   settings.set((before) => ({ ...before, ...changes }));
@@ -59,7 +75,7 @@ export function useSetting(name) {
 // Settings that were replaced as a whole can be had back.
 export function replace(next) {
   const before = settings.get();
-  settings.set({ ...EMPTY, ...next });
+  settings.set(sound(next));
   return () => settings.set(before);
 }
 

@@ -9,19 +9,26 @@ let timer = 0;
 
 // `actions`: {label: function}
 export function notify(text, actions = {}) {
-  clearTimeout(timer);
   current.set({ text, actions });
+  leaveSoon();
+}
+
+const stay = () => clearTimeout(timer);
+
+function leaveSoon() {
+  stay();
   timer = setTimeout(dismiss, SECONDS * 1000);
 }
 
 function dismiss() {
-  clearTimeout(timer);
+  stay();
   current.set(null);
 }
 
 export function Notice() {
   const notice = useStore(current);
-  return html`<div class="notice" role="status" hidden=${!notice}>
+  const whileUsed = { onMouseEnter: stay, onMouseLeave: leaveSoon, onFocusIn: stay, onFocusOut: leaveSoon };
+  return html`<div class="notice" role="status" hidden=${!notice} ...${whileUsed}>
     ${notice &&
     html`<span>${notice.text}</span>
       ${Object.entries(notice.actions).map(

@@ -2,13 +2,20 @@
 import { html } from "../lib/html.js";
 import { notify } from "../lib/notice.js";
 import { key } from "../server/key.js";
+import { useRef } from "../vendor/hooks.js";
 import { asCurl, asOpenAI, asPython, asRunPod } from "./programs.js";
+import { requestOf } from "./stored.js";
 
 const WAYS = { curl: asCurl, Python: asPython, OpenAI: asOpenAI, "RunPod JSON": asRunPod };
 
-export function Copies({ request }) {
+export function Copies({ picture }) {
+  const request = useRef(null); // read when the menu opens: browsers let a page copy only right after a click
+  const onToggle = async ({ target }) => {
+    if (target.open) request.current = await requestOf(picture);
+  };
   const copy = async (name) => {
-    await copyText(WAYS[name](request, base(), key.get() ? "KEY" : null));
+    request.current ??= await requestOf(picture);
+    await copyText(WAYS[name](request.current, base(), key.get() ? "KEY" : null));
     notify(`Copied as ${name}.`);
   };
   const choose = (event, name) => {
@@ -24,7 +31,7 @@ export function Copies({ request }) {
   const onFocusOut = (event) => {
     if (!event.currentTarget.contains(event.relatedTarget)) event.currentTarget.open = false;
   };
-  return html`<details class="menu" ...${{ onKeyDown, onFocusOut }}>
+  return html`<details class="menu" ...${{ onToggle, onKeyDown, onFocusOut }}>
     <summary class="button">Copy as</summary>
     <div class="choices">
       ${Object.keys(WAYS).map((name) => html`<button type="button" onClick=${(event) => choose(event, name)}>${name}</button>`)}

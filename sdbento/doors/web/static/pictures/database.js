@@ -1,5 +1,5 @@
 // The pictures that were made here, kept in this browser (IndexedDB). Each is
-// {id, at, blob, request, seed, model, parameters, width, height, seconds, warnings}.
+// {id, at, blob, request, images, seed, model, infotext, width, height, seconds, warnings}.
 const STORE = "pictures";
 let opened = null;
 
@@ -18,25 +18,35 @@ function settled(request, prepare = () => {}) {
   });
 }
 
-async function pictures(mode) {
-  return (await open()).transaction(STORE, mode).objectStore(STORE);
+// What `work` returns, once it is on the disk: a full disk is noticed only then.
+async function written(work) {
+  const transaction = (await open()).transaction(STORE, "readwrite");
+  const done = new Promise((resolve, reject) => {
+    transaction.oncomplete = resolve;
+    transaction.onabort = () => reject(transaction.error);
+  });
+  const [result] = await Promise.all([work(transaction.objectStore(STORE)), done]);
+  return result;
 }
 
 export async function all() {
-  return await settled((await pictures("readonly")).getAll());
+  return await settled((await open()).transaction(STORE).objectStore(STORE).getAll());
 }
 
 // The pictures with the ids that they have from now on.
 export async function add(made) {
-  const store = await pictures("readwrite");
-  const ids = await Promise.all(made.map((picture) => settled(store.add(picture))));
+  const ids = await written((store) => Promise.all(made.map((picture) => settled(store.add(picture)))));
   return made.map((picture, i) => ({ ...picture, id: ids[i] }));
 }
 
 export async function put(picture) {
-  await settled((await pictures("readwrite")).put(picture));
+  await written((store) => settled(store.put(picture)));
 }
 
 export async function remove(id) {
-  await settled((await pictures("readwrite")).delete(id));
+  await written((store) => settled(store.delete(id)));
+}
+
+export async function clear() {
+  await written((store) => settled(store.clear()));
 }

@@ -11,7 +11,7 @@ export function asCurl(request, base, key) {
   const lines = [`curl -s ${base}/${route} -o picture.${request.output_format ?? "png"}`];
   if (key) lines.push(`-H 'Authorization: Bearer ${key}'`);
   if (request.image) {
-    for (const [name, value] of Object.entries(request)) lines.push(`-F ${quoted(part(name, value))}`);
+    for (const [name, value] of Object.entries(request)) lines.push(part(name, value));
   } else {
     lines.push(`-d ${quoted(encode(request))}`);
   }
@@ -20,8 +20,9 @@ export function asCurl(request, base, key) {
 
 // A part of a form: files by their names, objects as JSON.
 function part(name, value) {
-  if (name in FILES) return `${name}=@${FILES[name]}`;
-  return `${name}=${typeof value === "object" ? encode(value) : value}`;
+  if (name in FILES) return `-F ${name}=@${FILES[name]}`;
+  const text = typeof value === "object" ? encode(value) : value;
+  return `--form-string ${quoted(`${name}=${text}`)}`; // of -F, a text like <lora:name:1> would name a file
 }
 
 export function asPython(request, base, key) {

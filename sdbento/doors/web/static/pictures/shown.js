@@ -5,32 +5,38 @@ import { restore } from "../form/restore.js";
 import { startFrom } from "../form/images/source.js";
 import { Copies } from "./copies.js";
 import { addressOf, fileName, remove } from "./gallery.js";
-import { generate } from "./generations.js";
+import { generate } from "./making/generations.js";
+import { requestOf } from "./stored.js";
 
 export function Shown({ picture }) {
   const request = decode(picture.request);
   const { width, height } = picture;
   return html`<article class="shown" aria-label="The picture shown">
-    <a class="hero" href=${addressOf(picture)} target="_blank" rel="noopener" title="Open it by itself">
-      <img src=${addressOf(picture)} alt=${request.prompt || "untitled"} style=${{ aspectRatio: `${width} / ${height}` }} />
+    <a class="hero" key=${picture.id} href=${addressOf(picture)} target="_blank" rel="noopener" title="Open it by itself">
+      <img decoding="sync" src=${addressOf(picture)} alt=${request.prompt || "untitled"} style=${{ aspectRatio: `${width} / ${height}` }} />
     </a>
     <div class="about">
-      <p class="prompt">${request.prompt}</p>
-      ${request.negative_prompt && html`<p class="hint">Not: ${request.negative_prompt}</p>`}
+      <p class="prompt" dir="auto">${request.prompt || "untitled"}</p>
+      ${request.negative_prompt && html`<p class="hint" dir="auto">Not: ${request.negative_prompt}</p>`}
       <${Parameters} ...${picture} request=${request} />
+      ${!picture.isKept && html`<p class="warning">The browser does not keep this picture: download it, or it is gone when this page is closed.</p>`}
       ${picture.warnings.map((warning) => html`<p class="warning">${warning}</p>`)}
-      <${Actions} ...${{ picture, request }} />
+      <${Actions} picture=${picture} />
     </div>
   </article>`;
 }
 
-function Actions({ picture, request }) {
-  const { seed: _, ...again } = request; // another seed, else it would be the same picture
+function Actions({ picture }) {
+  const again = async () => {
+    const { seed: _, ...request } = await requestOf(picture); // another seed, else it would be the same picture
+    generate(request);
+  };
+  const reuse = async () => restore(await requestOf(picture));
   return html`<div class="actions">
-    <button type="button" title="The same with another seed" onClick=${() => generate(again)}>Again</button>
+    <button type="button" title="The same with another seed" onClick=${again}>Again</button>
     <button type="button" title="Start from this picture" onClick=${() => startFromPicture(picture)}>As input</button>
-    <button type="button" title="Put its settings into the form" onClick=${() => restore(request)}>Reuse settings</button>
-    <${Copies} request=${request} />
+    <button type="button" title="Put its settings into the form" onClick=${reuse}>Reuse settings</button>
+    <${Copies} key=${picture.id} picture=${picture} />
     <a class="button" href=${addressOf(picture)} download=${fileName(picture)}>Download</a>
     <button type="button" class="danger" onClick=${() => remove(picture)}>Delete</button>
   </div>`;

@@ -1,7 +1,7 @@
 // The key that this server wants, if it wants one: asked for, and kept in this browser.
+import { Dialog } from "../lib/dialog.js";
 import { html } from "../lib/html.js";
 import { kept, store, useStore } from "../lib/store.js";
-import { useEffect, useRef } from "../vendor/hooks.js";
 
 const asking = store(null); // {message, answer}
 let answered = null;
@@ -22,19 +22,13 @@ export function askForKey(message) {
 
 export function KeyDialog() {
   const question = useStore(asking);
-  const dialog = useRef();
-  useEffect(() => {
-    if (question && !dialog.current.open) dialog.current.showModal();
-    if (!question && dialog.current.open) dialog.current.close();
-  }, [question]);
   const submit = (event) => {
     event.preventDefault();
     key.set(event.target.elements.key.value.trim());
     question.answer(true);
   };
-  return html`<dialog ref=${dialog} aria-labelledby="key-title" onCancel=${() => question.answer(false)}>
-    <form method="dialog" onSubmit=${submit}>
-      <h2 id="key-title">Key</h2>
+  return html`<${Dialog} name="key" title="Key" open=${Boolean(question)} onCancel=${() => question.answer(false)}>
+    <form onSubmit=${submit}>
       <p>${question?.message}</p>
       <label for="key">Key</label>
       <input id="key" name="key" type="password" autocomplete="off" value=${key.get()} />
@@ -44,5 +38,5 @@ export function KeyDialog() {
         <button class="primary">Use this key</button>
       </div>
     </form>
-  </dialog>`;
+  <//>`;
 }

@@ -7,7 +7,7 @@ import { offers } from "../../server/offers.js";
 import { useEffect, useState } from "../../vendor/hooks.js";
 import { ErrorOf, clearError } from "../errors.js";
 import { Folded, Slider } from "../fields.js";
-import { onlyDrops, readImage } from "./files.js";
+import { measure, onlyDrops, readImage } from "./files.js";
 import { useSetting } from "../settings.js";
 import { Chooser } from "./source.js";
 
@@ -58,8 +58,10 @@ function ControlNet({ one, i, change, remove }) {
 // The image beside what the server makes of it.
 function ControlImage({ one }) {
   const { modules } = useStore(offers);
+  const [own, setOwn] = useState(null);
   const [made, setMade] = useState({});
   const module = one.preprocess && modules.includes(one.type) ? one.type : null;
+  useEffect(() => void measure(one.image).then(setOwn), [one.image]);
   useEffect(() => {
     setMade({});
     if (!module) return undefined;
@@ -71,7 +73,7 @@ function ControlImage({ one }) {
     return () => controller.abort();
   }, [one.image, module]);
   return html`<div class="pair">
-    <img src=${one.image} alt="The image that steers" />
+    ${own && html`<img src=${own.address} alt="The image that steers" />`}
     ${made.image && html`<img src=${`data:image/png;base64,${made.image}`} alt=${`Its control image: ${one.type}`} />`}
     ${made.error && html`<p class="error">${made.error}</p>`}
   </div>`;

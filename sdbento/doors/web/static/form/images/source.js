@@ -1,7 +1,6 @@
 // The image that a request starts from, and what is done with it.
 import { html } from "../../lib/html.js";
 import { Icon } from "../../lib/icons.js";
-import { notify } from "../../lib/notice.js";
 import { useStore } from "../../lib/store.js";
 import { ErrorOf, clearError } from "../errors.js";
 import { Folded, NumberField, Range, Select } from "../fields.js";
@@ -21,7 +20,7 @@ const USES = [
 // `offer`: to restore the settings that the file may have
 export async function startFrom(file, { offer = true } = {}) {
   const image = await readImage(file);
-  if (!image) return notify("This file is no image that the browser can show.");
+  if (!image) return;
   clearError("image");
   change({ image, mask_image: null });
   if (offer) await offerSettings(file);
@@ -38,7 +37,10 @@ export function Source() {
 }
 
 export function Chooser({ label = "Choose an image", hint = "or drop it, or paste it", take = startFrom, id = "image-file" }) {
-  const choose = (event) => event.target.files[0] && take(event.target.files[0]);
+  const choose = ({ target }) => {
+    if (target.files[0]) take(target.files[0]);
+    target.value = ""; // so that the same file can be chosen again
+  };
   return html`<label class="drop" for=${id}>
     <${Icon} name="image" /><span>${label}</span>
     <span class="hint">${hint}</span>
@@ -57,9 +59,9 @@ function Chosen({ image, use }) {
         </label>`,
       )}
     </fieldset>
-    ${use === "repaint" && html`<${Mask} image=${image} />`}
+    ${use === "repaint" && html`<${Mask} key=${image.address} image=${image} />`}
     ${use === "extend" && html`<${Margins} image=${image} />`}
-    ${(use === "change" || use === "enlarge") && html`<img class="source" src=${image.data} alt="The image to start from" />`}
+    ${(use === "change" || use === "enlarge") && html`<img class="source" src=${image.address} alt="The image to start from" />`}
     <button type="button" class="link" onClick=${remove}>Remove the image</button>
     <${Options} use=${use} />`;
 }

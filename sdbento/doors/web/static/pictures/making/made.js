@@ -1,5 +1,6 @@
 // An answer of the server as pictures for the gallery.
-import { encode } from "../lib/numbers.js";
+import { blobOf } from "../../form/images/files.js";
+import { stored } from "../stored.js";
 
 const TYPES = { png: "image/png", jpeg: "image/jpeg", webp: "image/webp" };
 
@@ -13,7 +14,7 @@ export async function picturesOf(request, response) {
       at: Date.now(),
       blob,
       seed,
-      request: encode({ ...asked, seed }),
+      ...stored({ ...asked, seed }),
       model: response.model,
       infotext: response.infotexts[i],
       seconds: response.timings.total,
@@ -26,10 +27,6 @@ export async function picturesOf(request, response) {
 
 // A number may have more digits than JavaScript's have; the text has them all.
 const seedIn = (infotext) => /(?:^|, )Seed: (\d+)/m.exec(infotext.split("\n").pop())?.[1];
-
-function blobOf(base64, type) {
-  return new Blob([Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0))], { type });
-}
 
 async function sizeOf(blob) {
   const bitmap = await createImageBitmap(blob);

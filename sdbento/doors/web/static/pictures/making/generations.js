@@ -1,16 +1,17 @@
 // What is being made: each generation is one request, whose events change it until it is done.
-import { notify } from "../lib/notice.js";
-import { store } from "../lib/store.js";
-import { call } from "../server/calls.js";
-import { events } from "../server/events.js";
-import { modelNamed } from "../server/offers.js";
-import { lastSeed } from "../form/settings.js";
-import { keep } from "./gallery.js";
+import { notify } from "../../lib/notice.js";
+import { store } from "../../lib/store.js";
+import { call } from "../../server/calls.js";
+import { events } from "../../server/events.js";
+import { modelNamed } from "../../server/offers.js";
+import { lastSeed } from "../../form/settings.js";
+import { follow as followNext, keep } from "../gallery.js";
 import { picturesOf } from "./made.js";
+import { inTurn } from "./turns.js";
 
 const PREVIEWS = 12; // of an image, about
 
-// {id, request, controller, position, eta, images: [{step, num_steps, preview}], error}, newest first
+// {id, request, controller, sent, position, eta, images: [{step, num_steps, preview}], error}, oldest first
 export const generations = store([]);
 export const announced = store(""); // what somebody who does not see the page is told
 let count = 0;
@@ -19,14 +20,17 @@ function change(id, changes) {
   generations.set((all) => all.map((one) => (one.id === id ? { ...one, ...changes(one) } : one)));
 }
 
+const begun = (request) => ({ id: ++count, request, controller: new AbortController(), images: [] });
+
 const forget = (id) => generations.set((all) => all.filter((one) => one.id !== id));
 
 // `place`: told of an error, says whether it stands elsewhere, so that no card is needed for it
 export async function generate(request, place = () => false) {
-  const generation = { id: ++count, request, controller: new AbortController(), at: Date.now(), images: [] };
-  generations.set((all) => [generation, ...all]);
+  const generation = begun(request);
+  generations.set((all) => [...all, generation]);
+  followNext();
   try {
-    await follow(generation);
+    await inTurn(generation.controller.signal, () => follow(generation));
     forget(generation.id);
   } catch (error) {
     if (generation.controller.signal.aborted) return;
@@ -35,9 +39,15 @@ export async function generate(request, place = () => false) {
   }
 }
 
+// A generation that has not come to its end, for a reason that only the page knows.
+export function fail(request, message) {
+  generations.set((all) => [...all, { ...begun(request), error: new Error(message) }]);
+}
+
 async function follow({ id, request, controller }) {
   const steps = request.num_inference_steps ?? modelNamed(request.model)?.num_inference_steps ?? PREVIEWS;
   const body = { ...request, preview_every: Math.max(1, Math.ceil(steps / PREVIEWS)) };
+  change(id, () => ({ sent: true }));
   const response = await call("generate_stream", { body, signal: controller.signal });
   for await (const event of events(response)) {
     if (event.event === "error") throw Object.assign(new Error(event.error.message), event.error);
@@ -60,18 +70,18 @@ async function finish(request, response) {
   const made = await picturesOf(request, response);
   lastSeed.set(made[0].seed);
   await keep(made);
-  announced.set(`Made: ${request.prompt || "untitled"}`);
+  announced.set(`Made: ${request.prompt || "untitled"}, seed ${made[0].seed}`);
   for (const warning of response.warnings) notify(warning);
 }
 
-export function cancel({ id, controller }) {
+export function cancel({ id, controller, request }) {
   controller.abort();
   forget(id);
-  notify("Cancelled.");
+  notify("Cancelled.", { "Start again": () => generate(request) });
 }
 
 export function cancelNewest() {
-  const newest = generations.get().find(({ error }) => !error);
+  const newest = generations.get().findLast(({ error }) => !error);
   if (newest) cancel(newest);
   return Boolean(newest);
 }
