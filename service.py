@@ -30,7 +30,7 @@ from sdbento.doors.bentoml.private import (
     trace_by_route,
 )
 from sdbento.doors.default_model import NOTICE, with_default_model
-from sdbento.doors.every import ERROR_SHAPES, OPEN_PREFIXES, ROUTERS
+from sdbento.doors.every import ERROR_SHAPES, IMAGE_ROUTES, OPEN_PREFIXES, ROUTERS
 from sdbento.doors.http import ping
 from sdbento.doors.http.events import guarded_stream, server_sent_events
 from sdbento.doors.http.exposure import decide_any_model, warn_if_open
@@ -46,6 +46,7 @@ from sdbento.environment import load_log_format, load_settings, note_supervisor,
 from sdbento.errors import InvalidParameter
 from sdbento.images.codec import MEDIA_TYPES
 from sdbento.jobs.delivery.bucket import Bucket
+from sdbento.metrics.exposition import expose_metrics
 from sdbento.process.heavy_imports import without_collector
 from sdbento.process.malloc import keep_freed_memory
 from sdbento.process.parent import end_with_parent
@@ -82,6 +83,7 @@ def prepare_process() -> None:
     keep_addresses()  # uvicorn believes whatever address a program on this machine names
     trace_by_route(ROUTES)
     count_by_route(ROUTES)  # else by each path that was asked for
+    expose_metrics()
 
 
 def refuse_to_start(error: SettingsError) -> NoReturn:
@@ -193,7 +195,10 @@ class StableDiffusion:
 
 
 StableDiffusion.add_asgi_middleware(  # type: ignore[attr-defined]  # it is a Service by now
-    RequestLog, labels=ROUTES, load_settings=load_settings
+    RequestLog,
+    labels=ROUTES,
+    load_settings=load_settings,
+    image_routes=(*REQUEST_MODELS, *IMAGE_ROUTES),
 )
 StableDiffusion.add_asgi_middleware(  # type: ignore[attr-defined]
     Guard,

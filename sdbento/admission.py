@@ -16,7 +16,7 @@ from math import isinf
 from sdbento.access.caller import Caller, current_caller
 from sdbento.access.limits import ImagesAtOnce, Places, has_place
 from sdbento.engine.forecast import Ending
-from sdbento.metrics import queue_depth
+from sdbento.metrics.definitions import queue_depth
 from sdbento.request.schema import MAX_IMAGES, GenerateRequest
 from sdbento.settings import Settings
 

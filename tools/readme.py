@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from sdbento.catalog.specs import catalogued
+from sdbento.metrics.definitions import METRICS
+from sdbento.metrics.instruments import Label
 from sdbento.request.schema import MAX_SIDE, PARTS, GenerateRequest
 from sdbento.settings import Settings
 from tools.marked import replaced
@@ -36,6 +38,7 @@ PACKAGES = (
     "samplers",
     "outbound",
     "access",
+    "metrics",
     "telemetry",
     "process",
 )
@@ -170,6 +173,19 @@ def _limits(spec: dict[str, Any]) -> Iterator[str]:
         yield f"text, at most {spec['maxLength']} characters"
 
 
+def metrics_table() -> str:
+    lines = ["| metric | kind | labels | what it says |", "| --- | --- | --- | --- |"]
+    for one in METRICS.values():
+        labels = "; ".join(map(_label, one.labels))
+        lines.append(f"| `{one.name}` | {one.kind} | {labels} | {one.text} |")
+    return "\n".join(lines)
+
+
+def _label(label: Label) -> str:
+    """Its name, and the values that it has on any server."""
+    return f"`{label.name}`" + (f": {', '.join(label.known)}" if label.known else "")
+
+
 def layout() -> str:
     """Every module with a link and a phrase, by folders; the modules of no package come first."""
     folders = [PACKAGE, *(folder for name in PACKAGES for folder in _folders(PACKAGE / name))]
@@ -206,6 +222,7 @@ TABLES = {
     ROOT / "CONTRIBUTING.md": {"layout": layout},
     ROOT / "README.md": {"settings": few_settings_table},
     ROOT / "docs" / "install.md": {"sizing": sizing_table},
+    ROOT / "docs" / "operations.md": {"metrics": metrics_table},
     ROOT / "docs" / "settings.md": {"settings": settings_tables},
     ROOT / "docs" / "requests.md": {"fields": fields_table, "parts": parts_table},
 }

@@ -33,5 +33,15 @@ ERROR_SHAPES = {  # by the beginning of a path
     "/sdapi/": a1111_failures.ERRORS,
     "/controlnet/": a1111_failures.ERRORS,
 }
+# Those that ask for images, by POST, beside BentoML's own endpoints.
+IMAGE_ROUTES = (
+    "/v1/images/generations",
+    "/v1/images/edits",
+    "/v1/images/variations",
+    "/sdapi/v1/txt2img",
+    "/sdapi/v1/img2img",
+    "/run",
+    "/runsync",
+)
 # Below which nothing needs a key.
 OPEN_PREFIXES = (openai_files.PUBLIC_PREFIX, *web.PUBLIC_PREFIXES)

@@ -30,6 +30,7 @@ from statistics import median
 from traceback import clear_frames
 from typing import Protocol
 
+from sdbento.catalog.families import VAE_FACTOR
 from sdbento.engine.forecast import Ending, forecast
 from sdbento.engine.handle import Calls, Estimated, Handle, Stepped
 from sdbento.engine.planner import Planner
@@ -50,6 +51,15 @@ from sdbento.errors import (
     Unavailable,
     classify,
     stopping,
+)
+from sdbento.metrics.definitions import (
+    active_images,
+    decode_seconds,
+    out_of_memory_total,
+    rows_total,
+    size_of,
+    step_rows,
+    step_seconds,
 )
 
 log = logging.getLogger(__name__)
@@ -339,6 +349,7 @@ class Engine:
         """What went wrong when `plan` was launched."""
         error = classify(exc)
         if isinstance(error, OutOfMemory):
+            out_of_memory_total.add()
             self._planner.shrink(plan)
         if len(plan.trajectories) == 1:
             log.warning("%s failed: %s", plan.stage, error.message, exc_info=exc)
@@ -366,11 +377,13 @@ class Engine:
         """Wait for a plan. If the device reports an error, all of its trajectories have failed."""
         try:
             with self._watched(under_way.plan):
-                return under_way.launched.wait()
+                result = under_way.launched.wait()
         except BaseException as exc:
             error = classify(exc)
             log.warning("%s failed on the device: %s", under_way.plan.stage, error.message)
             return StepResult(0.0, dict.fromkeys(under_way.plan.trajectories, error))
+        _count(under_way.plan, result.seconds)
+        return result
 
     def _record(self, plan: StepPlan, result: StepResult, *, learn: bool) -> None:
         self._attribute(plan, result)
@@ -410,6 +423,7 @@ class Engine:
             return
         for trajectory in handle.trajectories:
             self._handles[trajectory] = handle
+        active_images.set(len(self._handles))
         self._forecast_due = 0.0
         if (hopeless := self._hopeless(handle)) is not None:
             self._finish(handle, hopeless)
@@ -504,6 +518,7 @@ class Engine:
                 self._later.append(trajectory.release)
             else:
                 trajectory.release()
+        active_images.set(len(self._handles))
         if error is None:
             handle.done.set_result(None)
         else:
@@ -537,6 +552,17 @@ class Engine:
     def _stop(self) -> None:
         self._running = False
         self._fail_everyone(stopping())
+
+
+def _count(plan: StepPlan, seconds: float) -> None:
+    """A plan was computed. This costs every step a few microseconds."""
+    if plan.stage is Stage.STEP:
+        pixels = plan.key.latent_pixels * VAE_FACTOR**2
+        step_seconds.observe(seconds, plan.key.model, size_of(pixels))
+        step_rows.observe(plan.rows)
+        rows_total.add("useful", amount=plan.rows)
+    elif plan.stage is Stage.DECODE:
+        decode_seconds.observe(seconds)
 
 
 def replaced() -> Unavailable:

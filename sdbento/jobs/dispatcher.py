@@ -29,6 +29,7 @@ from sdbento.access.limits import with_reserve
 from sdbento.access.places import HostPlaces
 from sdbento.background import Problem, ThreadPool, start_task
 from sdbento.errors import (
+    OK,
     DeadlineExceeded,
     Forbidden,
     LimitReached,
@@ -47,7 +48,8 @@ from sdbento.jobs.progress import ProgressOfJobs
 from sdbento.jobs.retry import retry_while_refused
 from sdbento.jobs.runpod_format import one_line
 from sdbento.jobs.store import JobStore
-from sdbento.jobs.table import Job, milliseconds
+from sdbento.jobs.table import Job, milliseconds, route_of
+from sdbento.metrics.requests import count_without_run, counting, current_request
 from sdbento.outbound.urls import registered_name
 from sdbento.settings import Settings
 from sdbento.telemetry.job import running_job
@@ -75,6 +77,7 @@ class Intervals:
 
     expiry: float = 1.0  # between two searches for jobs whose ttl has passed
     tidying: float = 60.0  # between two deletions of old jobs
+    counting: float = 5.0  # between two counts of all jobs, for metrics
     grace: float = 5.0  # for running jobs to finish when the server stops
     overloaded: float = 1.0  # before jobs are claimed again after the App had no room for one
     key_gone: float = 3.0  # for a key to come back that is missing
@@ -188,6 +191,7 @@ class Dispatcher:
 
     async def _claim(self) -> None:
         for job_id in await self._threads.run(self._store.expire):
+            count_without_run(route_of(job_id), DeadlineExceeded.outcome)
             self._on_change(job_id)
         running = {i: run.owner for i, run in self._running.items() if not run.is_made}
         has_reserve = len(running) < with_reserve(self._max_running)
@@ -227,7 +231,8 @@ class Dispatcher:
     async def _run_job(self, job: Job) -> None:
         """One run of a job, however it ends."""
         try:
-            await self._run_and_store(job)
+            with counting(route_of(job.id)):
+                await self._run_and_store(job)
         except Unavailable as exc:  # another server has the store now, or its folder was removed
             log.error("what became of job %s cannot be kept: %s", job.id, exc.message)
 
@@ -238,12 +243,17 @@ class Dispatcher:
                 return
             with acting_for(owner), self._told(job):
                 result = await self._make_result(job)
-            stored = result is None or await self._store_end(self._store.complete, job, result)
-            if not stored:
+            if result is None:
+                current_request().cancel("cancel")
+            elif await self._store_end(self._store.complete, job, result):
+                current_request().end(OK)
+            else:
                 log.info("job %s was ended before its result came", job.id)
         except asyncio.CancelledError:
             if self._stopping:
                 await self._threads.run(self._store.release, job)
+            else:
+                current_request().cancel("cancel")
         except Exception as exc:
             await self._store_failure(job, classify(exc))
 
@@ -337,10 +347,12 @@ class Dispatcher:
             await self._store_end(self._store.release, job)
         elif isinstance(error, DeadlineExceeded):
             await self._store_end(self._store.fail, job, one_line(error), "TIMED_OUT")
+            current_request().end(error.outcome)
         else:
             if error.status >= 500:
                 log.error("job %s failed: %s", job.id, error.message, exc_info=unexplained(error))
             await self._store_end(self._store.fail, job, one_line(error))
+            current_request().end(error.outcome)
 
     async def _put_back(self, job: Job) -> None:
         """Put a job back into the queue, where its owner's jobs wait for a while."""

@@ -21,6 +21,8 @@ from sdbento.access.caller import current_caller
 from sdbento.access.threads import SharedThreads
 from sdbento.background import ThreadPool, start_task
 from sdbento.errors import (
+    Cancelled,
+    InvalidParameter,
     MalformedRequest,
     NotFound,
     Overloaded,
@@ -33,8 +35,10 @@ from sdbento.jobs.formats.a1111 import AnswerCall
 from sdbento.jobs.progress import ProgressOfJobs
 from sdbento.jobs.runpod_format import MAX_EVENT_BYTES, status_body
 from sdbento.jobs.store import Counts, JobStore
-from sdbento.jobs.table import Job, NewJob
+from sdbento.jobs.table import Job, NewJob, route_of
 from sdbento.jobs.webhooks import Webhooks
+from sdbento.metrics.definitions import jobs as jobs_gauge
+from sdbento.metrics.requests import count_without_run, current_request
 from sdbento.settings import Settings
 from sdbento.telemetry import spans
 
@@ -91,6 +95,7 @@ class Jobs:
         start = partial(start_task, on_failure=self._loop_died)
         self._dispatching = start(self._dispatcher.run(), "sdbento job dispatcher")
         self._tidying = start(self._delete_old_jobs(), "sdbento job tidying")
+        self._counting = start(self._count_jobs(), "sdbento job counts")
         self._posting = start(self._webhooks.run(), "sdbento webhooks")
 
     def prepare_to_stop(self) -> None:
@@ -113,9 +118,10 @@ class Jobs:
         self.prepare_to_stop()
         await asyncio.wait([self._dispatching])  # not cancelled: it may just be claiming jobs
         await self._dispatcher.stop_running()
-        self._tidying.cancel()
-        self._posting.cancel()
-        await asyncio.wait([self._tidying, self._posting])
+        others = [self._tidying, self._counting, self._posting]
+        for task in others:
+            task.cancel()
+        await asyncio.wait(others)
         for threads in (self._threads, self._own_threads):
             await asyncio.to_thread(threads.shutdown)
         await asyncio.to_thread(self._store.close)
@@ -137,8 +143,10 @@ class Jobs:
         )
         await self._enqueue(self._store.add, job, shared=caller.shares)
         if new.error is None:
+            current_request().hand_over()
             self._dispatcher.wake()
         else:
+            current_request().end(InvalidParameter.outcome)
             self._announce(new.id)
 
     async def get(self, job_id: str) -> Job:
@@ -193,12 +201,14 @@ class Jobs:
 
     async def cancel(self, job_id: str) -> Job:
         """Cancel the job unless it has finished; its work stops between two steps. Returns it."""
-        await self.get(job_id)
+        before = await self.get(job_id)
         job = await self._threads.run(self._store.cancel, job_id)
         if job is None:
             raise _not_found(job_id)
         if job.status == "CANCELLED":
-            self._dispatcher.cancel(job_id)
+            self._dispatcher.cancel(job_id)  # which counts it if it was begun, even meanwhile
+            if before.status == "IN_QUEUE" and before.run == job.run:
+                count_without_run(route_of(job_id), Cancelled.outcome, "cancel")
         self._announce(job_id)
         return job
 
@@ -225,6 +235,7 @@ class Jobs:
         caller = current_caller()
         cancelled = await self._threads.run(self._store.purge, caller.name, caller.address)
         for job_id in cancelled:
+            count_without_run(route_of(job_id), Cancelled.outcome, "purge")
             self._announce(job_id)
         return len(cancelled)
 
@@ -267,6 +278,17 @@ class Jobs:
                 reason = classify(exc).message
                 log.error("expired jobs cannot be deleted: %s", reason, exc_info=unexplained(exc))
             await asyncio.sleep(self._intervals.tidying)
+
+    async def _count_jobs(self) -> None:
+        """Tell the metrics. Other servers may share the store, so no event would do."""
+        while True:
+            try:
+                totals = await self._own_threads.run(self._store.totals)
+                for status, number in totals.items():
+                    jobs_gauge.set(number, status)
+            except Exception as exc:  # others say so in the log
+                log.debug("jobs cannot be counted: %s", classify(exc).message)
+            await asyncio.sleep(self._intervals.counting)
 
 
 def _not_found(job_id: str) -> NotFound:

@@ -414,6 +414,13 @@ class JobStore:
             retries = connection.execute(retried).scalar_one()
         return Counts({status: found.get(status, 0) for status in get_args(Status)}, retries or 0)
 
+    def totals(self) -> dict[Status, int]:
+        """How many jobs of everybody there are, by status."""
+        grouped = select(jobs.c.status, func.count()).group_by(jobs.c.status)
+        with self._snapshot() as connection:
+            found = dict(connection.execute(grouped).tuples().all())
+        return {status: found.get(status, 0) for status in get_args(Status)}
+
     def due_webhooks(self, limit: int, each: int, posting: Collection[str] = ()) -> list[Job]:
         """Finished jobs, up to `limit`, whose webhook is to be posted now, without their inputs.
 

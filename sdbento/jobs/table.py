@@ -60,6 +60,11 @@ jobs = Table(
 )
 
 
+def route_of(job_id: str) -> str:
+    """The route by which a job was asked for."""
+    return "/runsync" if job_id.startswith(SYNC_PREFIX) else "/run"
+
+
 @dataclass(frozen=True)
 class NewJob:
     """A job to be stored. Durations in ms. With an `error`, its input is bad and it has failed."""

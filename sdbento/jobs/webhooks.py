@@ -27,6 +27,7 @@ from sdbento.jobs.retry import retry_while_refused
 from sdbento.jobs.runpod_format import around_result, status_body
 from sdbento.jobs.store import JobStore
 from sdbento.jobs.table import Job, milliseconds
+from sdbento.metrics.definitions import webhooks_total
 from sdbento.outbound.http import Answer, Body, Outbound
 from sdbento.settings import Settings
 from sdbento.telemetry import spans
@@ -136,7 +137,9 @@ class Webhooks:
             answer = await self._send(job, job.webhook, headers)
         except Exception as exc:
             log.warning("job %s: %s", job.id, classify(exc).message)
+            webhooks_total.add("unanswered")
             return None
+        webhooks_total.add("accepted" if answer.accepted else "refused")
         if not answer.accepted:
             log.warning("job %s: the host of its webhook answered %d", job.id, answer.status)
         return answer

@@ -15,6 +15,7 @@ from sdbento.lora.files import read
 from sdbento.lora.hooks import Adapter
 from sdbento.lora.layers import num_bytes, to_parts
 from sdbento.lora.lookup import LoraSource, Url
+from sdbento.metrics.definitions import lora_loads_total
 from sdbento.models.pipeline import Pipeline
 from sdbento.settings import Settings
 
@@ -115,6 +116,7 @@ def load(pipeline: Pipeline, source: LoraSource, settings: Settings) -> Adapter:
     """Read a file into matrices on the model's device, in its precision."""
     parts, warnings = to_parts(source, read(source, settings), pipeline)
     adapter = Adapter(source.name, next(_ids), parts, num_bytes(parts), warnings)
+    lora_loads_total.add()
     log.info(
         "LoRA %s is on %s for model %s: %.1f MB, %d layers",
         *(source.name, pipeline.device, pipeline.spec.name, adapter.nbytes / MB),

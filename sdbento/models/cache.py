@@ -46,8 +46,17 @@ from functools import partial
 import torch
 
 from sdbento.catalog.downloads.queue import Downloads
-from sdbento.catalog.specs import Spec
+from sdbento.catalog.specs import ModelSpec, Spec
 from sdbento.errors import OutOfMemory, Unavailable, classify, stopping, unexplained
+from sdbento.metrics.definitions import (
+    evictions_total,
+    expect_model,
+    memory_bytes,
+    model_load_seconds,
+    model_loads_total,
+    out_of_memory_total,
+    resident_models,
+)
 from sdbento.models.device import (
     GB,
     choose_device,
@@ -119,6 +128,9 @@ class PipelineCache:
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._loader: threading.Thread | None = None
+        memory_bytes.set(self._residency.capacity, "budget")
+        if self._device.type == "cuda":
+            memory_bytes.follow(torch.cuda.memory_reserved, "device")
 
     def acquire(self, *specs: Spec) -> Future[Lease]:
         """A lease of all of `specs`, the model first, now or when all are resident; never blocks.
@@ -150,6 +162,7 @@ class PipelineCache:
             if error is None or is_closed:
                 self._serve(waiter)  # which says why it is closed
             else:
+                model_loads_total.add("failed")
                 fail([waiter], classify(error))
 
         waiter.future.add_done_callback(lambda _: fetched.cancel())
@@ -199,6 +212,7 @@ class PipelineCache:
         with self._lock:
             if self._residency.items().get(resident.spec.key) is resident:
                 self._residency.grow(resident.spec.key, nbytes)
+                self._measure()
 
     def residents(self) -> dict[str, Resident]:
         """All that is resident, by key."""
@@ -220,6 +234,7 @@ class PipelineCache:
             waiters = [waiter for pending in self._pending.values() for waiter in pending.waiters]
             self._pending.clear()
             self._residency.clear()
+            self._measure()
             self._changed.notify_all()
         fail(waiters, self._why_closed())
         if self._fetching is not None:
@@ -291,7 +306,15 @@ class PipelineCache:
         evicted = self._residency.evict(keys)
         for resident in evicted:
             log.info("%s is evicted", resident.spec)
+        evictions_total.add(amount=len(evicted))
+        self._measure()
         return evicted
+
+    def _measure(self) -> None:
+        """Tell what is in memory now."""
+        entries = self._residency.entries()
+        resident_models.set(len(entries))
+        memory_bytes.set(sum(nbytes for _, nbytes, _ in entries), "models")
 
     def _missing(self, pending: PendingSet) -> list[Spec]:
         return [spec for key, spec in pending.specs.items() if not self._residency.has_all([key])]
@@ -370,6 +393,7 @@ class PipelineCache:
             case _Plan() as plan:
                 self._execute(plan)
             case (pending, error):
+                model_loads_total.add("failed")
                 log.error("%s", error.message)
                 fail(pending.waiters, error)
 
@@ -402,8 +426,9 @@ class PipelineCache:
                 try:
                     self._offload(plan.evicted)
                     if not plan.pending.cancelled:
-                        self._add(self._offloaded.take(spec.key) or self._load_with_retry(spec))
+                        self._add(self._restore_or_load(spec))
                 except BaseException as exc:
+                    model_loads_total.add("failed")
                     self._fail_waiters(spec, exc)
                     return
         finally:
@@ -421,10 +446,20 @@ class PipelineCache:
             if self._closed:
                 return
             self._residency.add(resident.spec.key, resident, resident.nbytes)
+            if isinstance(resident.spec, ModelSpec):
+                expect_model(resident.spec.name)
             grants = self._grant_leases()
             excess = self._evict(self._residency.victims(0, spare=self._loading) or [])
         hand_out(grants)
         self._offload(excess)
+
+    def _restore_or_load(self, spec: Spec) -> Resident:
+        began = time.monotonic()
+        restored = self._offloaded.take(spec.key)
+        resident = restored or self._load_with_retry(spec)
+        model_loads_total.add("ok" if restored is None else "restored")
+        model_load_seconds.observe(time.monotonic() - began)
+        return resident
 
     def _load_with_retry(self, spec: Spec) -> Resident:
         """Load; if the device is fuller than was counted, evict all that can go and try again."""
@@ -432,6 +467,7 @@ class PipelineCache:
         try:
             return self._load(spec)
         except torch.OutOfMemoryError:
+            out_of_memory_total.add()
             with self._lock:
                 evicted = self._evict(self._residency.evictable(spare=self._loading))
             if self.relieve is not None:

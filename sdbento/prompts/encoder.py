@@ -17,6 +17,7 @@ import torch
 from cachetools import LRUCache
 
 from sdbento.lora.hooks import WeightedAdapter, active_adapters
+from sdbento.metrics.definitions import prompt_cache_total
 from sdbento.models.device import upload
 from sdbento.models.pipeline import Pipeline
 from sdbento.prompts.tokens import CHUNK, Chunk, TextEncoder, TokenizedPrompt, text_encoders
@@ -63,7 +64,9 @@ class PromptEncoder:
         key = (prompt, num_chunks, in_text_encoders)
         if (cache := self._caches.get(pipeline)) is None:
             cache = self._caches[pipeline] = LRUCache(CACHE_SIZE)
-        if (conditioning := cache.get(key)) is None:
+        conditioning = cache.get(key)
+        prompt_cache_total.add("miss" if conditioning is None else "hit")
+        if conditioning is None:
             conditioning = cache[key] = _encode(pipeline, prompt, num_chunks, adapters)
         return conditioning
 

@@ -17,6 +17,8 @@ from sdbento.engine.trajectory import Stage, image_of
 from sdbento.images import codec
 from sdbento.images.canvas import Overlay
 from sdbento.images.metadata import Metadata
+from sdbento.metrics.definitions import images_total, queue_seconds
+from sdbento.metrics.requests import current_request
 from sdbento.outbound.urls import is_url
 from sdbento.request.embedded import infotext_of, public
 from sdbento.request.resolved import ResolvedRequest
@@ -118,6 +120,7 @@ class RunningRequest:
         self._overlay: Overlay | None = None if request.canvas is None else request.canvas.overlay
         self._warnings = request.warnings + warnings
         self._arrived = request.arrived
+        current_request().note_model(request.settled.model)
 
     async def result(self, threads: SharedThreads) -> Result:
         """Wait until all images are there; raises what went wrong. Cancelling this stops it. What
@@ -132,6 +135,8 @@ class RunningRequest:
         calls = handle.calls.get(Stage.DECODE)
         decoding = 0.0 if calls is None else calls.seconds
         images = [image_of(trajectory) for trajectory in handle.trajectories]
+        queue_seconds.observe(started - self._arrived)
+        images_total.add(self._settled.model, _task(self._settled), amount=len(images))
         return Result(
             request=self._settled,
             sampler=self.sampler,
@@ -144,6 +149,14 @@ class RunningRequest:
             ),
             warnings=self._warnings,
         )
+
+
+def _task(request: GenerateRequest) -> str:
+    if request.upscale is not None:
+        return "upscale"
+    if request.mask_image is not None or request.outpaint is not None:
+        return "inpaint"
+    return "txt2img" if request.image is None else "img2img"
 
 
 def describe(request: GenerateRequest) -> dict[str, Any]:

@@ -29,6 +29,7 @@ import torch
 
 from sdbento.engine.planner import ROWS_PER_IMAGE
 from sdbento.engine.trajectory import BatchKey
+from sdbento.metrics.definitions import rows_total
 from sdbento.models.cache import PipelineCache
 from sdbento.models.device import choose_device, say_once
 from sdbento.models.pipeline import Pipeline
@@ -113,6 +114,8 @@ class CapturedStep:
         numbers = batch.numbers(self._layout)
         self._numbers.packed.copy_(numbers.packed, non_blocking=True)
         self._replay()
+        if batch.owners:  # not where a model is measured
+            rows_total.add("padding", amount=self._layout.rows - len(batch.rows))
         made = self._made
         return StepTensors(
             made.slots[:num_images].clone(), made.output[:num_images], made.model_input

@@ -37,6 +37,7 @@ from tests.support.fakes import (
     expected_pixel,
     make_trajectory,
 )
+from tests.support.metrics import counted
 
 FAR = 60.0
 _expected: WeakKeyDictionary[Trajectory, tuple[int, int, int]] = WeakKeyDictionary()
@@ -809,3 +810,49 @@ async def test_estimates_take_a_small_part_of_the_time_however_long_each_takes()
     assert [len([e for e in own if isinstance(e, Stepped)]) for own in events] == [400] * 4
     assert 4 < planner.num_estimates < 5 + seconds / 0.1  # each of 1600 steps has an estimate
     assert len({handle.estimated for handle in handles}) == 4
+
+
+def test_what_the_engine_computes_is_counted() -> None:
+    before = counted()
+    with running(FakeRunner()) as engine:
+        assert_right(submit(engine, make_trajectory(4, model="of-tests", side=64)))
+        assert_right(submit(engine, make_trajectory(3, model="of-tests", side=128, rows=1)))
+    grown = counted().since(before)
+    assert grown == {
+        "sdbento_step_seconds_count{model=of-tests,size=512}": 4,
+        "sdbento_step_seconds_count{model=of-tests,size=1024}": 3,
+        "sdbento_step_rows_count": 7,
+        "sdbento_step_rows_sum": 11,
+        "sdbento_rows_total{kind=useful}": 11,
+        "sdbento_decode_seconds_count": 2,
+    }
+
+
+def test_images_are_active_from_when_they_are_taken_in_to_their_end() -> None:
+    runner = FakeRunner(seconds=0.001)
+    with running(runner) as engine:
+        submit(engine, *(make_trajectory(10**6, seed=seed) for seed in range(3)))
+        handle = submit(engine, make_trajectory(10**6))
+        until(lambda: counted().value("sdbento_active_images") == 4)
+        handle.cancel()
+        until(lambda: counted().value("sdbento_active_images") == 3)
+    assert counted().value("sdbento_active_images") == 0
+
+
+def test_each_call_that_runs_out_of_memory_is_counted_and_only_rows_that_were_computed() -> None:
+    """Four images whose steps fit one at a time: calls of 4, 2 and 2 fail once each."""
+    full = FakeRunner()
+    launch = full.launch
+
+    def too_large(plan: StepPlan, pause: Callable[[], None] | None = None) -> Launched:
+        if plan.stage is Stage.STEP and len(plan.trajectories) > 1:
+            raise OutOfMemory("too little memory")
+        return launch(plan, pause)
+
+    full.launch = too_large  # type: ignore[method-assign]
+    before = counted()
+    with running(full) as engine:
+        assert_right(submit(engine, *(make_trajectory(2, seed=seed) for seed in range(4))))
+    grown = counted().since(before)
+    assert grown["sdbento_out_of_memory_total"] == 3
+    assert grown["sdbento_rows_total{kind=useful}"] == grown["sdbento_step_rows_sum"] == 16

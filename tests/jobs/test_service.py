@@ -13,13 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
 from sdbento.engine.handle import Stepped
 from sdbento.errors import (
     GenerationFailed,
     InvalidParameter,
+    LimitReached,
     MalformedRequest,
     NotFound,
+    OutOfMemory,
     Overloaded,
     Unavailable,
 )
@@ -27,10 +30,21 @@ from sdbento.jobs.dispatcher import Intervals
 from sdbento.jobs.progress import MAX_JOBS
 from sdbento.jobs.runpod_format import new_job
 from sdbento.jobs.store import JobStore, Limits
-from sdbento.jobs.table import Job
+from sdbento.jobs.table import Job, jobs
+from sdbento.metrics.definitions import route
 from sdbento.request.events import Done, Event
 from sdbento.request.schema import GenerateRequest
-from tests.support.job_server import SETTINGS, SOON, FakeApp, Server, response_to, serving, until
+from tests.support.job_server import (
+    QUICKLY,
+    SETTINGS,
+    SOON,
+    FakeApp,
+    Server,
+    response_to,
+    serving,
+    until,
+)
+from tests.support.metrics import counted
 from tests.support.s3 import SECRET, storing
 
 # What is accepted
@@ -394,3 +408,86 @@ async def test_a_healthy_or_stopping_server_reports_nothing(tmp_path: Path) -> N
     async with serving(tmp_path) as server:
         await server.ended(await server.submit())
     assert server.app.broken == []
+
+
+# What is counted
+
+
+async def test_a_job_is_counted_once_when_it_ends_by_the_route_that_it_came_by(
+    server: Server,
+) -> None:
+    route.expect("/run", "/runsync")
+    before = counted()
+    server.app.failures["x"] = [GenerationFailed("bad luck")]
+    server.app.failures["y"] = [LimitReached("wait"), Overloaded("full"), OutOfMemory("too large")]
+    for prompt, sync in (("quick", True), ("quick", False), ("x", False), ("y", False)):
+        await server.ended(await server.submit(prompt, sync=sync))
+    running = [await server.submit(f"slow {i}") for i in range(4)]
+    await server.runs("slow 3")
+    waiting = [await server.submit(f"later {i}") for i in range(3)]
+    await server.jobs.cancel(waiting[0])
+    await server.jobs.cancel(waiting[0])
+    await server.jobs.purge()
+    await server.jobs.cancel(running[0])
+    server.app.gate.set()
+    for job_id in running[1:]:
+        await server.ended(job_id)
+    await until(lambda: not server.jobs._dispatcher._running)
+    requests = "sdbento_requests_total{{model=none,outcome={},route={}}}".format
+    assert counted().since(before) == {
+        requests("ok", "/runsync"): 1,
+        requests("ok", "/run"): 4,
+        requests("failed", "/run"): 1,
+        requests("out_of_memory", "/run"): 1,
+        requests("cancelled", "/run"): 4,
+        "sdbento_cancelled_total{reason=cancel}": 2,
+        "sdbento_cancelled_total{reason=purge}": 2,
+        "sdbento_request_seconds_count": 8,
+    }
+
+
+async def test_a_job_that_is_begun_just_as_it_is_cancelled_is_counted_once(server: Server) -> None:
+    before = counted()
+    ids = [await server.submit(f"slow {i}") for i in range(12)]
+    await server.runs("slow 3")
+    for job_id in ids:  # each that runs makes room for the next
+        await server.jobs.cancel(job_id)
+    await until(lambda: not server.jobs._dispatcher._running)
+    assert counted().since(before)["sdbento_cancelled_total{reason=cancel}"] == 12
+
+
+async def test_a_job_that_expires_in_the_queue_is_counted(tmp_path: Path) -> None:
+    route.expect("/run")
+    before = counted()
+    async with serving(tmp_path) as server:
+        for i in range(4):
+            await server.submit(f"slow {i}")
+        job_id = await server.submit("never", policy={"ttl": 10_000})
+        with server.store._engine.begin() as connection:
+            connection.execute(update(jobs).where(jobs.c.id == job_id).values(expires=0))
+        assert (await server.ended(job_id)).status == "TIMED_OUT"
+        server.app.gate.set()
+    grown = counted().since(before)
+    assert grown["sdbento_requests_total{model=none,outcome=timeout,route=/run}"] == 1
+
+
+async def test_the_jobs_in_the_store_are_told_by_status(tmp_path: Path) -> None:
+    often = replace(QUICKLY, counting=0.02)
+
+    def told() -> dict[str, float]:
+        now = counted()
+        statuses = ("IN_QUEUE", "IN_PROGRESS", "COMPLETED", "CANCELLED", "FAILED")
+        return {status: now.value("sdbento_jobs", status=status) for status in statuses}
+
+    async with serving(tmp_path, intervals=often) as server:
+        running = [await server.submit(f"slow {i}") for i in range(4)]
+        await server.runs("slow 3")
+        await server.jobs.cancel(await server.submit("never"))
+        await server.submit("later")
+        await server.submit(input={"prompt": "x", "width": 513})
+        expected = {"IN_QUEUE": 1, "IN_PROGRESS": 4, "COMPLETED": 0, "CANCELLED": 1, "FAILED": 1}
+        await until(lambda: told() == expected)
+        server.app.gate.set()
+        await server.ended(running[0])
+        expected = {"IN_QUEUE": 0, "IN_PROGRESS": 0, "COMPLETED": 5, "CANCELLED": 1, "FAILED": 1}
+        await until(lambda: told() == expected)

@@ -25,6 +25,7 @@ from tests.support.hosts import hosting
 from tests.support.job_server import SETTINGS, Server, serving, until
 from tests.support.jobs import new
 from tests.support.listener import Listener
+from tests.support.metrics import counted
 
 
 async def all_posted(server: Server) -> None:
@@ -42,11 +43,15 @@ async def test_a_webhook_receives_what_the_status_route_returns(
 
 
 async def test_a_webhook_is_posted_until_it_is_accepted(server: Server, listener: Listener) -> None:
+    before = counted()
     listener.statuses = [500, 302, 503, 404, 500]
     job_id = await server.submit(webhook=listener.url)
     await until(lambda: len(listener.heard) == 6)
     await all_posted(server)
     assert listener.heard == [await server.answer(job_id)] * 6
+    grown = counted().since(before)
+    assert grown["sdbento_webhooks_total{outcome=refused}"] == 5
+    assert grown["sdbento_webhooks_total{outcome=accepted}"] == 1
 
 
 async def test_a_webhook_that_is_gone_is_not_posted_again(

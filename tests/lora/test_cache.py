@@ -29,6 +29,7 @@ from tests.support.loras import (
     on,
     save_peft,
 )
+from tests.support.metrics import counted
 from tests.support.oracle import tiny_model
 from tests.support.tiny import NUM_ROWS, run_unet
 
@@ -86,6 +87,14 @@ def test_a_file_that_changed_is_read_again(tmp_path: Path) -> None:
     assert resident(cache, model) == ["a"]
     for name, low in old.parts["unet"].items():
         assert torch.equal(low.down, kept[name])  # a copy, not a view of the file
+
+
+def test_only_what_is_read_from_a_file_is_counted(tmp_path: Path) -> None:
+    fill(tmp_path, *"ab")
+    cache, model, before = cache_of(tmp_path), tiny_model("sd15"), counted()
+    for name in ("a", "b", "a", "a"):
+        cache.get(model, name)
+    assert counted().since(before) == {"sdbento_lora_loads_total": 2}
 
 
 def test_adapters_go_with_their_model(tmp_path: Path) -> None:

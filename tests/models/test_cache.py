@@ -33,6 +33,7 @@ from sdbento.models.leases import Lease
 from sdbento.models.memory.offload import Offloaded
 from sdbento.models.pipeline import ControlNet
 from tests.support.fake_loader import GB, SOON, FakeLoader, control, spec
+from tests.support.metrics import counted
 
 MOMENT = 0.1  # seconds after which something that must not happen would have happened
 
@@ -739,6 +740,40 @@ def test_a_controlnet_is_offloaded_and_comes_back_without_loading(
     assert loader.loaded == ["a", "a", "b"]
     assert moves[:2] == [("a", "host")] * 2
     assert moves[-2:] == [("a", "device")] * 2
+
+
+def test_loads_evictions_and_memory_are_counted(cache: PipelineCache, loader: FakeLoader) -> None:
+    before = counted()
+    for name in ("a", "b", "a", "c"):
+        cache.lease(spec(name)).release()
+    loader.errors = [ModelLoadFailed("not now")]
+    error_of(cache.acquire(spec("d")))
+    error_of(cache.acquire(spec("huge", 5)))
+    after = counted()
+    grown = after.since(before)
+    assert grown["sdbento_model_loads_total{outcome=ok}"] == 3
+    assert grown["sdbento_model_load_seconds_count"] == 3
+    assert grown["sdbento_model_loads_total{outcome=failed}"] == 2
+    assert grown["sdbento_evictions_total"] == 2  # for "c", and for "d", which did not come
+    assert after.value("sdbento_resident_models") == 1
+    assert after.value("sdbento_memory_bytes", kind="models") == GB
+    assert after.value("sdbento_memory_bytes", kind="budget") == 2 * GB
+
+
+def test_what_comes_back_from_host_memory_and_a_full_device_are_counted(
+    cache: PipelineCache, loader: FakeLoader, moves: list[tuple[str, str]]
+) -> None:
+    before = counted()
+    cache._offloaded = Offloaded(torch.device("cuda"))
+    for name in ("a", "b", "a"):
+        cache.lease(spec(name, 2)).release()
+    assert counted().value("sdbento_memory_bytes", kind="offloaded") == 2 * GB
+    loader.errors, cache.relieve = [torch.OutOfMemoryError()], lambda: None
+    cache.lease(spec("c")).release()
+    grown = counted().since(before)
+    assert grown["sdbento_model_loads_total{outcome=ok}"] == 3
+    assert grown["sdbento_model_loads_total{outcome=restored}"] == 1
+    assert grown["sdbento_out_of_memory_total"] == 1
 
 
 # The real thing

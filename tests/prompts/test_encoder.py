@@ -14,6 +14,7 @@ from sdbento.models.pipeline import Pipeline
 from sdbento.prompts.encoder import Conditioning, PromptEncoder
 from sdbento.prompts.tokens import TokenizedPrompt, tokenize
 from tests.support.loras import cache_of, everything, make_lora, save_peft
+from tests.support.metrics import counted
 from tests.support.oracle import tiny_model
 
 FAMILIES = ["sd15", "sd21", "sdxl"]
@@ -136,10 +137,14 @@ def test_weights_multiply_where_there_is_no_mean_to_keep(monkeypatch: pytest.Mon
 
 def test_equal_prompts_are_encoded_once_and_the_cache_dies_with_the_model() -> None:
     model = tiny_model("sd15")
-    encoder = PromptEncoder()
+    encoder, before = PromptEncoder(), counted()
     first = encoder.encode(model, tokenize(model, "a cat"), 1)
     assert encoder.encode(model, tokenize(model, "a cat"), 1) is first
     assert encoder.encode(model, tokenize(model, "a (cat)"), 1) is not first
+    assert counted().since(before) == {
+        "sdbento_prompt_cache_total{result=hit}": 1,
+        "sdbento_prompt_cache_total{result=miss}": 2,
+    }
     remembered = weakref.ref(first)
     del model, first
     gc.collect()

@@ -38,9 +38,9 @@ FLOORS = (
     {"models"},
     {"catalog"},
     {"samplers", "outbound", "environment"},
-    {"access"},
+    {"access", "metrics"},
     {"telemetry"},
-    {"errors", "metrics", "process", "settings"},
+    {"errors", "process", "settings"},
     {"backoff", "background", "url_redaction"},
 )
 FLOOR = {package: floor for floor, packages in enumerate(FLOORS) for package in packages}
@@ -51,7 +51,8 @@ NO_TORCH = [
     "settings",
     "environment",
     "outbound.http",
-    "metrics",
+    "metrics.exposition",
+    "metrics.requests",
     "backoff",
     "background",
     "url_redaction",

@@ -39,6 +39,7 @@ from sdbento.samplers.scheduler import SamplerSpec
 from tests.support.graphs import NBYTES, FakeCapture, FakeMemory, fake_graphs
 from tests.support.images import data_uri, gradient, half_mask
 from tests.support.loras import make_lora, save_peft
+from tests.support.metrics import counted
 from tests.support.oracle import (
     engine_pixels,
     run_together,
@@ -115,6 +116,21 @@ def test_padded_rows_change_nothing() -> None:
     together = run_together(jobs, 5, graphs=fake_graphs())
     for fields, [pixels] in zip(asked, together, strict=True):
         assert difference(engine_pixels(model("sd15"), **fields), pixels) <= 1e-5
+
+
+def test_padding_is_counted_but_not_where_a_model_is_measured() -> None:
+    """Seven rows are padded to eight in each of the steps that were replayed."""
+    asked = [{**BASE, "seed": i, "guidance_scale": 5.0 if i else 1.0} for i in range(4)]
+    replayed, before = FakeCapture.replays, counted()
+    run_together([trajectories_of(model("sd15"), **f) for f in asked], 4, graphs=fake_graphs())
+    replayed = FakeCapture.replays - replayed
+    grown = counted().since(before)
+    assert grown["sdbento_rows_total{kind=padding}"] == replayed > 0
+    before = counted()
+    runner = TorchRunner(graphs=fake_graphs())
+    for _ in range(2):
+        runner.measure(model("sd15"), BatchKey("sd15", 8, 8), 7, capture=True)
+    assert "sdbento_rows_total{kind=padding}" not in counted().since(before)
 
 
 def test_an_image_that_overflows_harms_no_other_whatever_place_it_leaves(

@@ -17,6 +17,7 @@ from sdbento.doors.a1111.tools.options import TheChoices
 from sdbento.doors.a1111.work import Generation, Work
 from sdbento.doors.http.routing import TheApp, door, shared
 from sdbento.images import codec
+from sdbento.metrics.requests import current_request
 
 if TYPE_CHECKING:
     from sdbento.app import App
@@ -134,6 +135,8 @@ async def _generate(
     with work.listing(generation):  # from here on, though models and images may have to come first
         translated, spec = await _prepare(body, app, chosen)
         responses = await generation.run(translated.request)
+    if generation.interrupted:
+        current_request().cancel("interrupt")
     answer = await asyncio.to_thread(to_json, body, translated, spec, responses)
     return Response(answer, media_type="application/json")
 

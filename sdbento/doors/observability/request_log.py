@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import cached_property
 
 from starlette.datastructures import Headers
@@ -17,6 +17,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sdbento.doors.bentoml.labels import OTHERS, RouteLabels
 from sdbento.errors import OK, Cancelled, MalformedRequest, SDBentoError
+from sdbento.metrics import definitions as metrics
+from sdbento.metrics.requests import counting
 from sdbento.settings import Settings
 from sdbento.telemetry import spans
 from sdbento.telemetry.request import RequestFacts, handling, request_id
@@ -28,21 +30,28 @@ CLIENT_GONE = 499  # the status where there was nobody any more to send one to
 PROBES = ("/livez", "/readyz", "/healthz", "/metrics", "/ping")  # asked every few seconds
 # Names the trace of a request that is sampled: W3C's Trace Context, level 2.
 TRACERESPONSE = b"traceresponse"
+ENDPOINT = "/v2/{endpoint_id}"  # of RunPod, before its own routes
 MAX_PATH = 200  # characters of a path that is no route
 
 
 class RequestLog:
-    """ASGI middleware around the Guard; `labels` says which route a path belongs to."""
+    """ASGI middleware around the Guard; `labels` says which route a path belongs to.
+
+    It counts the POSTs to `image_routes`, each at its end.
+    """
 
     def __init__(
         self,
         app: ASGIApp,
         labels: RouteLabels,
         load_settings: Callable[[], Settings],
+        image_routes: Collection[str] = (),
     ) -> None:
         self.app = app
         self._labels = labels
         self._load_settings = load_settings
+        self._image_routes = frozenset(image_routes)
+        metrics.route.expect(*image_routes)
 
     @cached_property
     def _log_prompts(self) -> bool:
@@ -58,15 +67,21 @@ class RequestLog:
         route = self._labels.label(scope["path"])
         answer = _Answer(send, facts, route)
         began = time.monotonic()
-        with handling(facts):
+        with handling(facts), counting(self._counted_as(scope, route)) as counted:
             try:
                 await self.app(scope, receive, answer)
             except Exception:
                 answer.status = answer.status or 500
                 raise
             finally:
+                counted.end(answer.outcome)
                 answer.describe_span()
                 self._write(scope, route, answer, time.monotonic() - began)
+
+    def _counted_as(self, scope: Scope, route: str) -> str | None:
+        """The route under which metrics count a request for images; None for any other."""
+        route = route.removeprefix(ENDPOINT)
+        return route if scope["method"] == "POST" and route in self._image_routes else None
 
     def _write(self, scope: Scope, route: str, answer: _Answer, seconds: float) -> None:
         level = logging.DEBUG if route in PROBES else logging.INFO

@@ -30,7 +30,7 @@ from sdbento.doors.runpod.stream import EventPoster
 from sdbento.doors.runpod.volume import use_volume
 from sdbento.doors.runpod.wire import WireJob
 from sdbento.environment import load_settings
-from sdbento.errors import MalformedRequest, classify, is_sick, unexplained
+from sdbento.errors import OK, MalformedRequest, classify, is_sick, unexplained
 from sdbento.jobs.delivery.deliver import Delivery, Result
 from sdbento.jobs.delivery.s3_config import s3_config_of
 from sdbento.jobs.formats.a1111 import AnswerCall, Call
@@ -38,6 +38,8 @@ from sdbento.jobs.formats.inputs import read_input, run_input
 from sdbento.jobs.formats.native import JobInput
 from sdbento.jobs.progress import Message
 from sdbento.jobs.runpod_format import one_line
+from sdbento.metrics.definitions import route
+from sdbento.metrics.requests import counting
 from sdbento.process.heavy_imports import without_collector
 from sdbento.process.replacement import end_process
 from sdbento.request.schema import GenerateRequest
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+ROUTE = "worker"  # as metrics have it
 FITNESS_REQUEST = {
     "prompt": "a red circle",
     "width": 128,
@@ -139,6 +142,7 @@ class Worker:
         self._app = app
         self._answer_call = answer_call
         self._delivery = delivery
+        route.expect(ROUTE)
 
     async def check_fitness(self) -> None:
         """Load the model and make a small image. Raises what the SDK reports as unfit."""
@@ -146,15 +150,25 @@ class Worker:
 
     async def handle(self, job: WireJob) -> Any:
         """The job's output, or {"error": one line}. If this is cancelled the work stops."""
-        try:
-            given = await asyncio.to_thread(input_of, job)
-            if isinstance(given, JobInput) and given.flags.stream:
-                return await self._handle_with_stream(job, given)
-            return await self._deliver(job, await self._run(given))
-        except Exception as exc:
-            return self._failure(job, exc)
+        with counting(ROUTE) as request:
+            try:
+                output = await self._make(job)
+            except asyncio.CancelledError:
+                request.cancel("cancel")
+                raise
+            except Exception as exc:
+                request.end(classify(exc).outcome)
+                return self._failure(job, exc)
+            request.end(OK)
+            return output
 
-    async def _handle_with_stream(self, job: WireJob, given: JobInput) -> Any:
+    async def _make(self, job: WireJob) -> Any:
+        given = await asyncio.to_thread(input_of, job)
+        if isinstance(given, JobInput) and given.flags.stream:
+            return await self._make_with_stream(job, given)
+        return await self._deliver(job, await self._run(given))
+
+    async def _make_with_stream(self, job: WireJob, given: JobInput) -> Any:
         async with EventPoster(str(job["id"])) as poster:
             result = await self._run(given, poster.push)
             output = await self._deliver(job, result)

@@ -24,6 +24,7 @@ from sdbento.images.metadata import read_metadata
 from sdbento.jobs.delivery.bucket import VARIABLES, Bucket, BucketOfJob
 from sdbento.jobs.delivery.s3_config import S3Config
 from sdbento.jobs.table import SYNC_PREFIX
+from sdbento.metrics.definitions import uploads_total
 from sdbento.outbound.http import Outbound
 from sdbento.request.schema import OutputFormat
 from sdbento.settings import Settings
@@ -135,7 +136,12 @@ async def _upload(bucket: Bucket, job_id: str, result: Result) -> list[str]:
         unguessable = secrets.token_hex(8)  # should the bucket be public
         key = f"{folder}/{i}-{unguessable}{suffix}"
         data = await asyncio.to_thread(b64decode, image)
-        urls.append(await bucket.upload(key, data, media_type))
+        try:
+            urls.append(await bucket.upload(key, data, media_type))
+        except Exception:
+            uploads_total.add("failed")
+            raise
+        uploads_total.add("ok")
     return urls
 
 

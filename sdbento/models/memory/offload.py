@@ -13,6 +13,7 @@ from dataclasses import replace
 import torch
 
 from sdbento.errors import is_sick
+from sdbento.metrics.definitions import memory_bytes
 from sdbento.models.device import host_memory
 from sdbento.models.memory.transfer import free_pinned, move
 from sdbento.models.pipeline import Resident, networks
@@ -41,6 +42,7 @@ class Offloaded:
             return
         try:
             self._offloaded[resident.spec.key] = to_host(resident)
+            self._measure()
         except RuntimeError as error:  # no more memory can be pinned; it will be loaded from files
             if is_sick(error):
                 raise
@@ -49,6 +51,7 @@ class Offloaded:
     def take(self, key: str) -> Resident | None:
         """What was offloaded under `key`, moved back to the GPU; None if it is not here."""
         offloaded = self._offloaded.pop(key, None)
+        self._measure()
         return None if offloaded is None else to_device(offloaded, self._device)
 
     def __contains__(self, key: str) -> bool:
@@ -56,6 +59,11 @@ class Offloaded:
 
     def clear(self) -> None:
         self._offloaded.clear()
+        self._measure()
+
+    def _measure(self) -> None:
+        nbytes = sum(resident.nbytes for resident in self._offloaded.values())
+        memory_bytes.set(nbytes, "offloaded")
 
     def _make_room(self, nbytes: int) -> bool:
         """Whether the host has room for `nbytes`, after the oldest have made room."""

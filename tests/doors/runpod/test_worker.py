@@ -29,6 +29,7 @@ from sdbento.request.events import Done, Event
 from sdbento.request.schema import GenerateRequest, GenerateResponse
 from tests.support.device_errors import SICK, AcceleratorError
 from tests.support.job_server import response_to
+from tests.support.metrics import counted
 from tests.support.platform import Platform, PlatformJob, WorkerProcess, decoded, working
 from tests.support.s3 import SECRET, storing
 
@@ -372,6 +373,16 @@ async def test_a_bug_is_answered_with_an_id_and_no_internals() -> None:
     assert isinstance(output, dict)
     assert "unexpected error, id" in output["error"]
     assert "secret" not in output["error"]
+
+
+async def test_the_jobs_of_the_queue_are_counted() -> None:
+    before = counted()
+    for response in (response_to(GenerateRequest(prompt="x")), InvalidParameter("bad")):
+        await worker_with(response).handle({"id": "a", "input": {"prompt": "x"}})
+    grown = counted().since(before)
+    for outcome in ("ok", "invalid"):
+        name = f"sdbento_requests_total{{model=none,outcome={outcome},route=worker}}"
+        assert grown[name] == 1
 
 
 async def test_a_job_of_the_queue_may_run_for_as_long_as_it_says() -> None:

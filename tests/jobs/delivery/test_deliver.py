@@ -26,6 +26,7 @@ from sdbento.outbound import names
 from sdbento.request.schema import GenerateRequest, GenerateResponse, Timings
 from tests.jobs.delivery.test_bucket import bucket_settings
 from tests.support.job_server import until
+from tests.support.metrics import counted
 from tests.support.platform import Platform
 from tests.support.s3 import SECRET, Store, storing
 
@@ -95,8 +96,10 @@ async def test_a_jpeg_that_is_too_large_as_well_is_an_error() -> None:
 
 async def test_an_upload_that_fails_fails_the_job(platform: Platform) -> None:
     delivery = Delivery(bucket_settings(platform.url, key_id="nobody"), limited=True)
+    before = counted()
     with pytest.raises(Unavailable, match=r"could not be uploaded to bucket bucket: 403"):
         await delivery.deliver("a", result_of(response_of()))
+    assert counted().since(before) == {"sdbento_uploads_total{outcome=failed}": 1}
 
 
 async def test_a_bucket_that_cannot_be_reached_is_not_named_to_clients(
@@ -128,8 +131,10 @@ async def test_results_above_the_limit_or_all_are_uploaded(
     response, place = response_of(2), f"{platform.url}/bucket/"
     images = [base64.b64decode(image) for image in response.images]
     settings = bucket_settings(platform.url)
+    before = counted()
     large = await Delivery(settings, limited=limited).deliver("a", result_of(response))
     assert read_from(large, place) == images
+    assert counted().since(before) == {"sdbento_uploads_total{outcome=ok}": 2}
     roomy = settings.model_copy(update={"runpod_max_run_bytes": 10**7})
     small = await Delivery(roomy, limited=limited).deliver("a", result_of(response))
     assert small == response.images

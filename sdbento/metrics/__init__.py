@@ -1,0 +1,1 @@
+"""What /metrics shows in addition to BentoML's own metrics: counted where it happens."""
