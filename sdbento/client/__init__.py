@@ -19,6 +19,7 @@ from sdbento.client.streams import AsyncStream, Stream
 from sdbento.client.transport import AsyncTransport, Options, Transport
 from sdbento.errors import SDBentoError
 from sdbento.live.batch import Batch
+from sdbento.live.stats import Stats
 
 BASE_URL = "http://localhost:3000"
 TIMEOUT = 660.0  # seconds; a server with default settings gives a request up after 600
@@ -87,6 +88,10 @@ class Client:
         """What `scheduler` can name."""
         return self._transport.send(calls.samplers())
 
+    def stats(self) -> Stats:
+        """What runs on the server, in numbers."""
+        return self._transport.send(calls.stats())
+
     def batch(self) -> Generator[Batch, None, None]:
         """What runs on the server, as often as that changes, until the generator is closed. Raises
         NotConnected when the server is gone. Each stream ends after a while: then it asks again."""
@@ -153,6 +158,9 @@ class AsyncClient:
 
     async def samplers(self) -> list[Sampler]:
         return await self._transport.send(calls.samplers())
+
+    async def stats(self) -> Stats:
+        return await self._transport.send(calls.stats())
 
     async def batch(self) -> AsyncGenerator[Batch, None]:
         while True:

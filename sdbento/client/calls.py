@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 from urllib.parse import quote
 
 import httpx
+from pydantic import TypeAdapter
 
 from sdbento.client.answers import (
     Generation,
@@ -25,8 +26,11 @@ from sdbento.client.answers import (
 )
 from sdbento.client.errors import NotUnderstood, error_of
 from sdbento.client.fields import Policy, as_request
+from sdbento.live.stats import Stats
 
 T = TypeVar("T")
+
+_STATS = TypeAdapter(Stats)
 
 LONGEST_WAIT = 50.0  # seconds for one call; many proxies hang up after a minute
 TOLERANCE = 30.0  # seconds that an answer may take beyond the request's own `timeout`
@@ -91,6 +95,10 @@ def samplers() -> Call[list[Sampler]]:
 def batch() -> Call[None]:
     """What runs; read snapshot by snapshot, without end."""
     return _get("/batch", lambda _: None)
+
+
+def stats() -> Call[Stats]:
+    return _get("/stats", lambda answer: _STATS.validate_json(answer.content))
 
 
 def ready() -> Call[bool]:

@@ -10,6 +10,7 @@ from sdbento.doors.a1111 import failures as a1111_failures
 from sdbento.doors.docs import reference
 from sdbento.doors.http import listings, ping
 from sdbento.doors.live import api as live
+from sdbento.doors.live import stats
 from sdbento.doors.openai import api as openai
 from sdbento.doors.openai import failures as openai_failures
 from sdbento.doors.openai import files as openai_files
@@ -20,6 +21,7 @@ from sdbento.doors.web import page as web
 ROUTERS = (
     listings.router,
     live.router,
+    stats.router,
     ping.router,
     runpod.router,
     openai.router,

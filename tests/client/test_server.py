@@ -116,6 +116,11 @@ def test_models_and_samplers_are_listed(client: Client) -> None:
     }
 
 
+def test_what_runs_is_told_in_numbers(client: Client) -> None:
+    stats = client.stats()
+    assert stats.ready and stats.version and "shapes" in {model.name for model in stats.models}
+
+
 def test_threads_share_one_client(client: Client) -> None:
     def make(seed: int) -> list[int]:
         return client.generate(PROMPT, num_inference_steps=2, seed=seed).seeds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import secrets
 import time
@@ -35,6 +36,7 @@ def observed(collector: Collector, tmp_path_factory: pytest.TempPathFactory) -> 
     with serving(
         tmp_path_factory.mktemp("observed"),
         SDBENTO_OTLP_ENDPOINT=collector.url,
+        OTEL_EXPORTER_OTLP_HEADERS="authorization=Bearer%20ours",
         OTEL_BSP_SCHEDULE_DELAY="100",  # milliseconds until spans are sent
         SDBENTO_LOG_FORMAT="json",
         SDBENTO_API_KEY=KEY,
@@ -210,8 +212,29 @@ def test_neither_logs_nor_traces_have_prompts_keys_or_places_of_pictures(
     assert observed.client.get(url.path, headers=headers).status_code == 200
     collector.trace(seen, until="GET /v1/images/files/{name}")
     assert line_of(observed, seen)["route"] == "/v1/images/files/{name}"
+    assert collector.senders == {"Bearer ours"}
     told = b"".join(collector.bodies).decode("latin-1") + observed.log.read_text()
     for secret in (PROMPT, KEY, url.path.rpartition("/")[2], "a-place-that-nobody-may-see"):
         assert secret not in told
     for line in observed.log.read_text().splitlines():
         assert {"time", "level", "logger", "message"} <= json.loads(line).keys()
+
+
+async def test_stats_tell_what_runs_and_no_more_than_the_batch(observed: Server) -> None:
+    headers = {"Authorization": f"Bearer {KEY}"}
+    async with httpx.AsyncClient(base_url=observed.url, headers=headers, timeout=110) as client:
+        work = asyncio.create_task(client.post("/generate", json=LONG))
+        try:
+            stats = (await client.get("/stats")).json()
+            while not stats["images"]["running"]:
+                stats = (await client.get("/stats")).json()
+        finally:
+            work.cancel()
+        assert stats["requests"] == {"preparing": 0, "waiting": 0, "running": 1}
+        assert stats["images"] == {"waiting": 0, "running": 1}
+        (lane,) = stats["lanes"]
+        assert (lane["model"], lane["width"], lane["images"]) == ("shapes", 256, 1)
+        assert stats["ready"] and stats["uptime"] > 0 and "eta" in stats
+        assert stats["memory"]["process"] > 0 and stats["jobs"]["IN_QUEUE"] == 0
+        assert PROMPT not in json.dumps(stats)
+        assert (await client.get("/stats", headers={"Authorization": ""})).status_code == 401

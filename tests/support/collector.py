@@ -43,6 +43,7 @@ class Collector:
         self._arrived = threading.Condition()
         self._spans: list[CollectedSpan] = []
         self.bodies: list[bytes] = []
+        self.senders = set[str | None]()  # what they sent as Authorization
         self.url = ""
 
     def add(self, body: bytes) -> None:
@@ -95,6 +96,7 @@ def collecting() -> Iterator[Collector]:
             if self.headers.get("Content-Encoding") == "gzip":
                 body = gzip.decompress(body)
             collector.add(body)
+            collector.senders.add(self.headers["Authorization"])
             self.send_response(200)
             self.send_header("Content-Type", "application/x-protobuf")
             self.end_headers()

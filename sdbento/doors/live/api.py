@@ -40,12 +40,12 @@ async def watch_batch(request: Request, app: TheApp) -> EventStream:
     others, neither prompts nor LoRAs nor owners are told. The stream ends after ten minutes; ask
     again to go on.
     """
-    batches = app.watch(has_own=not _is_through_proxy(request))
+    batches = app.watch(has_own=not is_through_proxy(request))
     first = await anext(batches)  # raises what refuses the request
     return EventStream(kept_alive(_texts(first, batches)))
 
 
-def _is_through_proxy(request: Request) -> bool:
+def is_through_proxy(request: Request) -> bool:
     """Whether a proxy that is not trusted passes the request on: all its clients have its address,
     and must not see each other's prompts."""
     caller, peer = current_caller(), request.client.host if request.client else None

@@ -8,7 +8,7 @@ from starlette.requests import Request
 
 from sdbento.access.caller import Caller, acting_for
 from sdbento.doors.live import api
-from sdbento.doors.live.api import _is_through_proxy, _texts
+from sdbento.doors.live.api import _texts, is_through_proxy
 from sdbento.live.batch import Batch, Queue
 
 CLIENT, PROXY = "203.0.113.7", "10.0.0.1"
@@ -43,7 +43,7 @@ def test_a_proxy_that_is_not_trusted_is_noticed(
     caller: Caller, sent: Request, through_proxy: bool
 ) -> None:
     with acting_for(caller):
-        assert _is_through_proxy(sent) is through_proxy
+        assert is_through_proxy(sent) is through_proxy
 
 
 async def test_a_stream_ends_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
