@@ -10,7 +10,6 @@ import base64
 import os
 import re
 import shlex
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,14 +25,18 @@ from sdbento.catalog.lookup import Catalog
 from sdbento.environment import load_settings
 from sdbento.jobs.database import connect, make_tables
 from sdbento.jobs.table import jobs, metadata
+from sdbento.metrics import definitions
+from sdbento.metrics.instruments import Gauge
 from sdbento.settings import Settings
 from tests.support.postgres import is_installed, postgres
+from tests.support.prometheus import promtool
 from tools import chart
 
 VERSIONS = ["1.30.0", "1.37.0"]  # of Kubernetes: the chart's oldest, and the newest with schemas
 USER = 1034  # BentoML's, in every image that it makes
 SETTINGS = {variable: default for variable, default, _ in Settings.variables()}
 OTHERS = {"HF_HOME", "HOME", "BENTOML_HOME"}  # variables of other programs
+GAUGES = {one.name for one in vars(definitions).values() if isinstance(one, Gauge)}
 CUSTOM = {"ScaledObject", "TriggerAuthentication", "PodMonitor"}  # kinds that are not Kubernetes'
 
 needs_helm = pytest.mark.skipif(
@@ -189,10 +192,16 @@ def test_everything_is_about_the_same_pods(written: Manifests) -> None:
     assert all(selector == labels for selector in selectors(written))
 
 
+def test_the_alerts_know_the_pods(written: Manifests) -> None:
+    """Alerts and dashboard select by job="sdbento"; a PodMonitor takes it from a pod's label."""
+    labels = written["Deployment"]["spec"]["template"]["metadata"]["labels"]
+    assert labels[written["PodMonitor"]["spec"]["jobLabel"]] == "sdbento"
+
+
 def test_metrics_that_scale_the_pods_exist(written: Manifests) -> None:
     for trigger in written["ScaledObject"]["spec"]["triggers"]:
         metric, _, pods = trigger["metadata"]["query"].removeprefix("sum(").partition("{")
-        assert metric in ("sdbento_active_images", "sdbento_queue_depth")
+        assert metric in GAUGES
         assert pods.startswith('namespace="sdbento"')
     assert "replicas" not in written["Deployment"]["spec"]  # they are the autoscaler's
 
@@ -333,7 +342,6 @@ def test_pods_are_counted_by_the_operator_or_by_keda(everything: Manifests) -> N
 
 
 @pytest.mark.long
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
 def test_prometheus_adds_up_the_pods_of_this_release(written: Manifests, tmp_path: Path) -> None:
     series = {
         "sdbento/sdbento-7d9f8b6c5d-abcde": 3,
@@ -353,7 +361,7 @@ def test_prometheus_adds_up_the_pods_of_this_release(written: Manifests, tmp_pat
         path.write_text(
             yaml.safe_dump({"tests": [{"input_series": given, "promql_expr_test": [expected]}]})
         )
-        subprocess.run(["promtool", "test", "rules", str(path)], check=True)
+        promtool("test", "rules", str(path), cwd=tmp_path)
 
 
 @needs_helm
