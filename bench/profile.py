@@ -16,6 +16,7 @@ from collections import defaultdict
 from bench.calls import Call, Curve, overhead, record
 from bench.trace import make_trace
 from sdbento.app import App
+from sdbento.backend.local import LocalBackend
 from sdbento.engine.trajectory import Stage
 from sdbento.environment import load_settings
 from sdbento.request.schema import GenerateRequest
@@ -55,7 +56,8 @@ def main() -> None:
     max_batch_size = int(sys.argv[1]) if len(sys.argv) > 1 else 16
     calls: list[Call] = []
     app = App(load_settings(sd_model="shapes", max_batch_size=max_batch_size))
-    record(app.runner, calls.append)
+    assert isinstance(app.backend, LocalBackend)
+    record(app.backend.runner, calls.append)
     app.start()
     try:
         while not app.ready:

@@ -18,7 +18,7 @@ _begin = _inner.__init__
 
 def _begin_recorded(self: Any) -> None:
     _begin(self)
-    record(self.app.runner, CallLog(Path(os.environ["BENCH_CALLS"])).add)
+    record(self.app.backend.runner, CallLog(Path(os.environ["BENCH_CALLS"])).add)
 
 
 _inner.__init__ = _begin_recorded

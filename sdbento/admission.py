@@ -28,14 +28,18 @@ UNKNOWN = 5.0  # seconds until the next try, where nobody knows when anything un
 class Admission:
     """The places of requests and of their images, shared between callers. For one event loop.
 
-    `endings`: when the requests that the engine has will be done, the first one first.
+    `endings`: when the requests under way will be done, the first one first. `num_devices`: each
+    has a batch of its own.
     """
 
-    def __init__(self, settings: Settings, endings: Callable[[], Sequence[Ending]]) -> None:
-        self._requests, self._images = _places(settings)
+    def __init__(
+        self, settings: Settings, endings: Callable[[], Sequence[Ending]], num_devices: int = 1
+    ) -> None:
+        batch = settings.max_batch_size * num_devices
+        self._requests, self._images = _places(settings.max_queue_size, batch, num_devices)
         self._images_at_once = ImagesAtOnce()
         self._endings = endings
-        self._max_batch_size = settings.max_batch_size
+        self._num_running = batch
 
     @property
     def num_requests(self) -> int:
@@ -106,15 +110,15 @@ class Admission:
     def _count(self, owner: str | None, num_requests: int, num_images: int) -> None:
         self._requests.change(owner, num_requests)
         self._images.change(owner, num_images)
-        queue_depth.set(max(0, self.num_requests - self._max_batch_size))
+        queue_depth.set(max(0, self.num_requests - self._num_running))
 
 
-def _places(settings: Settings) -> tuple[Places, Places]:
+def _places(queue: int, batch: int, num_devices: int) -> tuple[Places, Places]:
     """Of requests, and of their images."""
-    queue, batch = settings.max_queue_size, settings.max_batch_size
     num_requests = queue + batch
     num_images = max(IMAGES_PER_REQUEST * num_requests, LEAST_IMAGES)
-    sizes = f"MAX_QUEUE_SIZE={queue} beside MAX_BATCH_SIZE={batch}"
+    each = f" on each of {num_devices} devices" if num_devices > 1 else ""
+    sizes = f"MAX_QUEUE_SIZE={queue} beside MAX_BATCH_SIZE={batch // num_devices}{each}"
     return (
         Places(
             num_requests,

@@ -82,6 +82,15 @@ def child_environment(settings: Settings, **defaults: str) -> dict[str, str]:
     return {**defaults, **os.environ, **own, CONFIG_FILE: ""}
 
 
+def environment_on_gpu(gpu: int | None) -> dict[str, str]:
+    """The variables of a process that computes on this one of the GPUs that this process sees;
+    None: on none."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    names = [name.strip() for name in visible.split(",")] if visible else None
+    chosen = "" if gpu is None else names[gpu] if names else str(gpu)
+    return {**os.environ, "CUDA_VISIBLE_DEVICES": chosen}
+
+
 def use_hub_cache(folder: Path) -> None:
     """Let huggingface_hub keep its files in `folder`, unless the operator has chosen another one.
 

@@ -97,6 +97,13 @@ class Settings(BaseModel):
         validation_alias=_names("SDBENTO_DEVICE"),
         description="auto (a GPU if there is one), cpu or cuda",
     )
+    gpus: str = Field(
+        "",
+        pattern=r"^(|all|[1-9]\d?|\d+(,\d+)+|cpu:[1-9]\d?)$",
+        validation_alias=_names("SDBENTO_GPUS"),
+        description="GPUs to compute on, with an engine process for each: all, how many (2), or "
+        "which (0,2); cpu:2 divides a CPU between two. Unset: one device, in the server's process",
+    )
     num_threads: int = Field(
         0,
         ge=0,

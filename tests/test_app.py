@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 
 from sdbento.access.caller import Caller, acting_for
-from sdbento.app import LORA_THREADS, App
+from sdbento.app import App
+from sdbento.backend.local import LORA_THREADS
 from sdbento.environment import load_settings
 from sdbento.errors import (
     DeadlineExceeded,
@@ -35,6 +36,7 @@ from tests.support.device_errors import AcceleratorError
 from tests.support.fakes import FakeRunner
 from tests.support.hosts import hosting
 from tests.support.images import data_uri, gradient, half_mask
+from tests.support.local import local
 from tests.support.oracle import engine_pixels, tiny_control, tiny_model
 from tests.support.tiny import save_tiny, save_tiny_controlnet
 
@@ -149,7 +151,7 @@ async def test_bad_requests_are_refused_before_a_model_is_loaded_where_possible(
     with pytest.raises(InvalidParameter) as caught:
         await made(app, model="tiny-sd15", **fields)
     assert caught.value.param == param
-    assert app.pipelines.loaded() == []
+    assert local(app).pipelines.loaded() == []
     await asyncio.to_thread(app.close)
 
 
@@ -197,10 +199,10 @@ async def test_freed_memory_is_given_back_beside_requests_and_after_the_last(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     released_beside: list[int] = []  # so many requests
-    monkeypatch.setattr("sdbento.app.RELEASE_EVERY", 0.001)
+    monkeypatch.setattr("sdbento.process.malloc.RELEASE_EVERY", 0.001)
     app = App(load_settings(sd_model="shapes"), FakeRunner())
     monkeypatch.setattr(
-        "sdbento.app.release_freed_memory",
+        "sdbento.process.malloc.release_freed_memory",
         lambda: released_beside.append(app.num_requests),
     )
     app.start()
@@ -341,12 +343,12 @@ async def test_an_image_that_is_read_takes_a_place_of_the_queue(
 
 async def test_whoever_finds_the_queue_full_while_a_model_loads_is_told_at_once() -> None:
     app = App(load_settings(sd_model="shapes", max_queue_size=1, max_batch_size=1), FakeRunner())
-    app.engine.start()
+    local(app).engine.start()
     loading = Future[Any]()
-    app.pipelines._load = lambda _: loading.result(60)
+    local(app).pipelines._load = lambda _: loading.result(60)
     waiting = [asyncio.create_task(app.run(GenerateRequest(prompt="x"))) for _ in range(2)]
     try:
-        await until(lambda: app.pipelines._pending)
+        await until(lambda: local(app).pipelines._pending)
         refused = app.run(GenerateRequest(prompt="x"))
         with pytest.raises(Overloaded) as caught:
             refused.send(None)  # up to where it would wait for something
@@ -403,29 +405,29 @@ async def test_whoever_can_replace_the_process_is_told_once_when_a_step_hangs(
 async def test_whoever_waits_for_requests_is_told_when_a_device_that_hangs_keeps_them() -> None:
     told = list[bool]()
     app = App(load_settings(sd_model="shapes"), FakeRunner(), on_broken=told.append)
-    app.engine.start()
+    local(app).engine.start()
     app.report_broken("the jobs have died")
     app.report_broken("the jobs have died again")
     assert told == [True]
     for _ in range(2):
-        app._lose_engine("a step hangs")
+        local(app).lose("a step hangs")
     assert told == [True, False]
     await asyncio.to_thread(app.close)
 
 
 async def test_whoever_waits_for_a_model_when_the_device_fails_may_send_the_request_again() -> None:
     app = App(load_settings(sd_model="shapes"), FakeRunner())
-    app.engine.start()
+    local(app).engine.start()
     loading = Future[Any]()
-    app.pipelines._load = lambda _: loading.result(60)
+    local(app).pipelines._load = lambda _: loading.result(60)
     waiting = asyncio.create_task(app.run(GenerateRequest(prompt="x")))
     try:
-        await until(lambda: app.pipelines._pending)
-        app._lose_engine("a step hangs")
+        await until(lambda: local(app).pipelines._pending)
+        local(app).lose("a step hangs")
         with pytest.raises(Unavailable, match="is being restarted") as caught:
             await waiting
         assert caught.value.retry_after
-        later = app.pipelines.acquire(app.catalog.resolve("shapes")).exception()
+        later = local(app).pipelines.acquire(app.catalog.resolve("shapes")).exception()
         assert isinstance(later, Unavailable) and later.retry_after
     finally:
         loading.set_exception(OSError())
@@ -493,7 +495,7 @@ async def test_a_gpu_that_fails_during_a_request_is_remembered(
     where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     app = App(load_settings(sd_model="shapes"), FakeRunner())  # not started: loads for the request
-    app.engine.start()
+    local(app).engine.start()
     monkeypatch.setattr(where, lose_the_gpu)
     try:
         with pytest.raises((SDBentoError, AcceleratorError)):

@@ -46,6 +46,7 @@ GIVEN = {
     "MAX_QUEUE_SIZE": ("7", 7),
     "MAX_BATCH_SIZE": ("16", 16),
     "SDBENTO_DEVICE": ("cpu", "cpu"),
+    "SDBENTO_GPUS": ("0,2", "0,2"),
     "SDBENTO_OTLP_ENDPOINT": ("http://collector:4318/v1/traces",) * 2,
     "SDBENTO_TRACE_RATE": ("0.25", 0.25),
     "SDBENTO_LOG_FORMAT": ("json", "json"),

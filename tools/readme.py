@@ -26,6 +26,7 @@ PACKAGES = (
     "doors",
     "client",
     "jobs",
+    "backend",
     "live",
     "request",
     "runner",

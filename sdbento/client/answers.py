@@ -99,6 +99,7 @@ class Model(_Answer):
     """A model that requests can name, with what it decides where a request does not.
 
     scheduler None: the one that the model was published with. attention None: not in memory.
+    devices: the numbers of those that have it in memory.
     """
 
     name: str
@@ -113,6 +114,7 @@ class Model(_Answer):
     refines: bool
     loaded: bool
     attention: str | None
+    devices: list[int] = []
     default: bool
 
 

@@ -13,10 +13,12 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from sdbento.engine.trajectory import Trajectory, image_of
+
 if TYPE_CHECKING:
     from PIL import Image
 
-    from sdbento.engine.trajectory import Stage, Trajectory
+    from sdbento.engine.trajectory import Stage
 
 MAX_PREVIEWS = 8  # that wait for one listener
 
@@ -95,6 +97,11 @@ class Handle:
         return next((calls.began for calls in self.calls.values()), None)
 
     @property
+    def images(self) -> list[Image.Image]:
+        """Those of a request that is done, in order."""
+        return [image_of(trajectory) for trajectory in self.trajectories]
+
+    @property
     def has_listeners(self) -> bool:
         return bool(self._listeners)
 
@@ -129,8 +136,7 @@ class Handle:
             if not loop.is_closed():
                 loop.call_soon_threadsafe(waiting.put, event)
 
-        self._listeners.append(publish)
-        self._request_estimate(self)
+        self.listen(publish)
         self.done.add_done_callback(lambda _: publish(None))
         try:
             while (event := await waiting.get()) is not None:
@@ -139,6 +145,12 @@ class Handle:
         finally:
             self._listeners.remove(publish)
             self.cancel()  # nothing happens when it is done
+
+    def listen(self, listener: Callable[[EngineEvent], None]) -> None:
+        """Call `listener` with each event from now on, beginning with an estimate. It is called on
+        the engine's thread, so it must be quick."""
+        self._listeners.append(listener)
+        self._request_estimate(self)
 
     def emit(self, event: EngineEvent) -> None:
         for listener in list(self._listeners):

@@ -154,13 +154,19 @@ class Engine:
             raise replaced()
 
     def submit(
-        self, trajectories: list[Trajectory], deadline: float, about: object = None
+        self,
+        trajectories: list[Trajectory],
+        deadline: float,
+        about: object = None,
+        number: int | None = None,
     ) -> Handle:
         """Take in the images of one request, to be done by `deadline` (time.monotonic).
 
-        `about`: see Handle. From any thread. Raises Unavailable when the engine is stopping.
+        `about`: see Handle. `number`: the request's, where whoever submits numbers them. From any
+        thread. Raises Unavailable when the engine is stopping.
         """
-        number = next(self._numbers)
+        if number is None:
+            number = next(self._numbers)
         handle = Handle(trajectories, self._cancel, self._request_estimate, number, about)
         for trajectory in trajectories:
             trajectory.submitted = handle.submitted

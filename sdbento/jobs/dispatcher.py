@@ -121,8 +121,9 @@ class Dispatcher:
         self._on_change = on_change
         self._answer_call = answer_call
         # Twice what fits into a batch: the next jobs are prepared while these are denoised.
-        room = settings.max_queue_size + settings.max_batch_size
-        self._max_running = min(2 * settings.max_batch_size, room)
+        batch = settings.max_batch_size * app.num_devices
+        room = settings.max_queue_size + batch
+        self._max_running = min(2 * batch, room)
         self._max_owners = min(MAX_OWNERS, room)
         self._delivery = Delivery(settings, limited=False)
         self._uploads = HostPlaces(UPLOAD_BYTES, UPLOADS_TO_A_HOST)

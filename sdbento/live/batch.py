@@ -34,7 +34,8 @@ class Lane:
     call for them, null if there was none yet.
 
     model: null where another uses one that the watcher could not see otherwise. current: the last
-    call of all was this lane's.
+    call of its device was this lane's. device: the number of the one that computes it, null where
+    there is only one.
     """
 
     model: str | None
@@ -46,6 +47,7 @@ class Lane:
     seconds: float | None
     current: bool
     images: tuple[BatchImage, ...]
+    device: int | None = None
 
 
 @dataclass(frozen=True)
@@ -108,11 +110,22 @@ class Queue:
 
 @dataclass(frozen=True)
 class ResidentModel:
-    """A model or ControlNet in memory; `name` is null where the watcher may not see it."""
+    """A model or ControlNet in memory; `name` is null where the watcher may not see it. device:
+    whose memory, null where there is only one."""
 
     name: str | None
     kind: Literal["model", "controlnet"]
     memory_gb: float
+    device: int | None = None
+
+
+@dataclass(frozen=True)
+class Device:
+    """What computes, each with a batch of its own. alive: it can; if not, it is being started."""
+
+    number: int
+    name: str
+    alive: bool
 
 
 @dataclass(frozen=True)
@@ -132,4 +145,5 @@ class Batch:
     requests: tuple[BatchRequest, ...]
     left: tuple[Left, ...]
     models: tuple[ResidentModel, ...]
+    devices: tuple[Device, ...] = ()
     event: Literal["batch"] = "batch"

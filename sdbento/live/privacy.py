@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from sdbento.engine.trajectory import Owner
-from sdbento.live.batch import Batch, BatchRequest, Lane, ResidentModel
+from sdbento.live.batch import Batch, BatchRequest, Device, Lane, ResidentModel
 from sdbento.live.snapshot import Snapshot
 
 PROMPT_LENGTH = 80  # characters of a prompt that tell its owner which one it is
@@ -24,10 +24,14 @@ class Watcher:
 
 
 def seen_by(
-    watcher: Watcher, snapshot: Snapshot, models: Iterable[ResidentModel], num_preparing: int
+    watcher: Watcher,
+    snapshot: Snapshot,
+    models: Iterable[ResidentModel],
+    num_preparing: int,
+    devices: Iterable[Device] = (),
 ) -> Batch:
-    """The batch as `watcher` may see it, with what the engine does not know: the `models` in memory
-    and how many requests have not come to it yet."""
+    """The batch as `watcher` may see it, with what the engine does not know: the `models` in
+    memory, how many requests have not come to it yet, and all `devices`."""
     batch = snapshot.batch
     own = {
         number
@@ -42,6 +46,7 @@ def seen_by(
             _own(one) if one.number in own else _anothers(one) for one in batch.requests
         ),
         models=tuple(_model(model, watcher) for model in models),
+        devices=tuple(devices),
     )
 
 

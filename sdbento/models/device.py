@@ -38,6 +38,11 @@ def choose_device(settings: Settings) -> torch.device:
     return torch.device("cpu")
 
 
+def device_name(device: torch.device) -> str:
+    """What people call it."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
 def choose_dtype(settings: Settings, device: torch.device) -> torch.dtype:
     """What UNet and text encoders compute in: PRECISION, or the nearest that the device can do.
 
@@ -94,9 +99,18 @@ def host_memory() -> tuple[int, int]:
         limit = int(CGROUP_LIMIT.read_text())
     except (OSError, ValueError):  # no container, or one without a limit ("max")
         return memory.total, memory.available
-    return min(memory.total, limit), min(
-        memory.available, limit - psutil.Process().memory_info().rss
-    )
+    return min(memory.total, limit), min(memory.available, limit - _used_in_container())
+
+
+def _used_in_container() -> int:
+    """Bytes that all processes of this container use, without the files that the kernel caches."""
+    try:
+        current = int(CGROUP_LIMIT.with_name("memory.current").read_text())
+        lines = CGROUP_LIMIT.with_name("memory.stat").read_text().splitlines()
+    except (OSError, ValueError):
+        return int(psutil.Process().memory_info().rss)
+    counts = dict(line.split() for line in lines)
+    return current - sum(int(counts.get(f"{kind}_file", 0)) for kind in ("active", "inactive"))
 
 
 def memory_need(spec: Spec, dtype: torch.dtype) -> int:

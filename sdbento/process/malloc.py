@@ -9,10 +9,12 @@ a heap full of holes, which grow as long as nobody returns their pages. Without 
 from __future__ import annotations
 
 import ctypes
+import threading
 
 # Parameters of mallopt, from glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 MOST_BYTES = 2**31 - 1  # the largest value that mallopt accepts
+RELEASE_EVERY = 60.0  # seconds
 
 
 def keep_freed_memory() -> None:
@@ -31,6 +33,17 @@ def release_freed_memory() -> None:
     """Give everything that is free now back to the kernel."""
     if (libc := _glibc()) is not None:
         libc.malloc_trim(0)
+
+
+def start_releasing(closed: threading.Event) -> None:
+    """Give freed memory back again and again until `closed`, on a thread of its own. Also beside
+    requests: the heap of a server that is never idle has ever more holes."""
+
+    def release() -> None:
+        while not closed.wait(RELEASE_EVERY):
+            release_freed_memory()
+
+    threading.Thread(target=release, name="sdbento-memory", daemon=True).start()
 
 
 def _glibc() -> ctypes.CDLL | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from PIL import Image
 
@@ -60,6 +60,19 @@ class ResolvedRequest:
         if self.refiner is not None:
             wanted.append(self.refiner)
         return list(dict.fromkeys(wanted))
+
+    def without_sources(self) -> ResolvedRequest:
+        """All that making its images takes. Without the images as they were sent, and the original
+        that results are put back into, which together may be many megabytes."""
+        controlnets = self.settled.controlnet and [
+            control.model_copy(update={"image": None}) for control in self.settled.controlnet
+        ]
+        sources = {"image": None, "mask_image": None, "controlnet": controlnets}
+        return replace(
+            self,
+            settled=self.settled.model_copy(update=sources),
+            canvas=self.canvas and replace(self.canvas, overlay=None),
+        )
 
     def models(self, lease: Lease) -> ResidentModels:
         """What a lease of `specs` holds."""

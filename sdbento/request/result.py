@@ -13,7 +13,7 @@ from PIL import Image
 
 from sdbento.access.threads import SharedThreads
 from sdbento.engine.handle import Handle
-from sdbento.engine.trajectory import Stage, image_of
+from sdbento.engine.trajectory import Stage
 from sdbento.images import codec
 from sdbento.images.canvas import Overlay
 from sdbento.images.metadata import Metadata
@@ -100,9 +100,18 @@ class Result:
         )
 
 
+@dataclass(frozen=True)
+class Begun:
+    """What whoever makes the images says of a request when it begins: its handle, its model's own
+    sampler, and the warnings that only its models and LoRAs gave rise to."""
+
+    handle: Handle
+    own_sampler: str
+    warnings: tuple[str, ...] = ()
+
+
 class RunningRequest:
-    """A request in the engine: its handle, and what of it the result still needs. `own_sampler`:
-    that of its model; `warnings`: those that only its models and LoRAs gave rise to.
+    """A request in the engine: its handle, and what of it the result still needs.
 
     The images that came with it are not among that, so that they do not stay in memory.
     """
@@ -110,15 +119,13 @@ class RunningRequest:
     def __init__(
         self,
         request: ResolvedRequest,
-        handle: Handle,
-        own_sampler: str,
-        warnings: tuple[str, ...] = (),
+        begun: Begun,
     ) -> None:
-        self.handle = handle
+        self.handle = begun.handle
         self._settled = request.settled
-        self.sampler = request.settled.scheduler or own_sampler
+        self.sampler = request.settled.scheduler or begun.own_sampler
         self._overlay: Overlay | None = None if request.canvas is None else request.canvas.overlay
-        self._warnings = request.warnings + warnings
+        self._warnings = request.warnings + begun.warnings
         self._arrived = request.arrived
         current_request().note_model(request.settled.model)
 
@@ -134,7 +141,7 @@ class RunningRequest:
         started = handle.started or now
         calls = handle.calls.get(Stage.DECODE)
         decoding = 0.0 if calls is None else calls.seconds
-        images = [image_of(trajectory) for trajectory in handle.trajectories]
+        images = handle.images
         queue_seconds.observe(started - self._arrived)
         images_total.add(self._settled.model, _task(self._settled), amount=len(images))
         return Result(

@@ -15,6 +15,7 @@ from sdbento.engine.loop import Engine
 from sdbento.engine.planner import Planner
 from sdbento.errors import LimitReached, Overloaded, Unavailable
 from sdbento.live import recorder
+from sdbento.live.observation import Observation
 from sdbento.live.recorder import Recorder
 from sdbento.live.snapshot import Snapshot
 from sdbento.live.watchers import MAX_WATCHERS, Watchers
@@ -31,6 +32,19 @@ async def engine() -> AsyncIterator[Engine]:
     await asyncio.to_thread(engine.close, 0.0)
 
 
+class Observed:
+    """An engine as what Watchers watch."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.check_usable = engine.check_usable
+
+    def observe(
+        self, publish: Callable[[Snapshot], None], on_failure: Callable[[], None]
+    ) -> Callable[[], None]:
+        return Observation(self.engine, publish, on_failure).end
+
+
 def observer_of(engine: Engine) -> object:
     return engine.observer
 
@@ -42,7 +56,7 @@ async def until(condition: Callable[[], object]) -> None:
 
 
 async def test_the_engine_is_observed_only_while_somebody_watches(engine: Engine) -> None:
-    watchers = Watchers(engine)
+    watchers = Watchers(Observed(engine))
     assert observer_of(engine) is None
     async with aclosing(watchers.snapshots()) as one, aclosing(watchers.snapshots()) as other:
         assert (await anext(one)).batch.queue.requests == 0
@@ -59,7 +73,7 @@ async def test_the_end_of_the_last_request_is_told_and_then_a_heartbeat(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(recorder, "HEARTBEAT", 0.3)
-    async with aclosing(Watchers(engine).snapshots()) as snapshots:
+    async with aclosing(Watchers(Observed(engine)).snapshots()) as snapshots:
         await anext(snapshots)
         engine.submit([make_trajectory(150)], time.monotonic() + FAR)
         seen = [await anext(snapshots)]
@@ -71,7 +85,7 @@ async def test_the_end_of_the_last_request_is_told_and_then_a_heartbeat(
 
 
 async def test_a_slow_watcher_gets_the_newest_and_holds_up_nobody(engine: Engine) -> None:
-    watchers = Watchers(engine)
+    watchers = Watchers(Observed(engine))
     async with aclosing(watchers.snapshots()) as slow, aclosing(watchers.snapshots()) as quick:
         first = await anext(slow)
         handle = engine.submit([make_trajectory(150)], time.monotonic() + FAR)
@@ -92,7 +106,7 @@ async def watch_once(watchers: Watchers, caller: Caller) -> list[Snapshot]:
 
 
 async def test_nobody_takes_the_places_of_others(engine: Engine) -> None:
-    watchers = Watchers(engine)
+    watchers = Watchers(Observed(engine))
     greedy, modest = Caller(address="1.1.1.1"), Caller(address="2.2.2.2")
     tasks = [asyncio.create_task(watch_once(watchers, greedy)) for _ in range(MAX_WATCHERS)]
     await until(lambda: len(watchers._news) == MAX_WATCHERS)
@@ -110,7 +124,7 @@ async def test_nobody_takes_the_places_of_others(engine: Engine) -> None:
 
 
 async def test_closing_sends_everybody_away_and_lets_nobody_in(engine: Engine) -> None:
-    watchers = Watchers(engine)
+    watchers = Watchers(Observed(engine))
     async with aclosing(watchers.snapshots()) as snapshots:
         await anext(snapshots)
         ending = asyncio.ensure_future(anext(snapshots, None))
@@ -127,7 +141,7 @@ async def test_closing_sends_everybody_away_and_lets_nobody_in(engine: Engine) -
 async def test_a_recorder_that_fails_ends_the_streams_and_no_request(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    watchers = Watchers(engine)
+    watchers = Watchers(Observed(engine))
     async with aclosing(watchers.snapshots()) as snapshots:
         await anext(snapshots)
 
@@ -148,4 +162,4 @@ async def test_a_recorder_that_fails_ends_the_streams_and_no_request(
 async def test_an_engine_that_was_abandoned_cannot_be_watched(engine: Engine) -> None:
     engine.abandon()
     with pytest.raises(Unavailable, match="restarted"):
-        await anext(Watchers(engine).snapshots())
+        await anext(Watchers(Observed(engine)).snapshots())

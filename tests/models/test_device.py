@@ -126,6 +126,10 @@ def test_a_containers_limit_is_the_machines_memory(tmp_path: Path, monkeypatch: 
     assert host_memory()[0] == total
     limit.write_text(f"{10**9}\n")
     assert host_memory()[0] == 10**9
+    limit.with_name("memory.current").write_text("700000000\n")
+    stat = "anon 5\nactive_file 200000000\ninactive_file 100000000\n"
+    limit.with_name("memory.stat").write_text(stat)
+    assert host_memory() == (10**9, 10**9 - 400_000_000)
 
 
 def test_fp32_needs_twice_the_memory() -> None:

@@ -75,12 +75,17 @@ model_option = click.option(
     "--port", type=click.IntRange(1, 65535), help=f"Port to listen on.  [default: {DEFAULT_PORT}]"
 )
 @model_option
-def serve(host: str | None, port: int | None, model: str | None) -> None:
+@click.option(
+    "--gpus",
+    help="GPUs to compute on: all, how many (2), or which (0,2); cpu:2 divides a CPU between two "
+    "engines.  [default: one]",
+)
+def serve(host: str | None, port: int | None, model: str | None, gpus: str | None) -> None:
     """Serve over HTTP.
 
     All other settings are environment variables: see docs/settings.md.
     """
-    settings = with_told_default_model(use_volume(load_settings(sd_model=model)))
+    settings = with_told_default_model(use_volume(load_settings(sd_model=model, gpus=gpus)))
     Keyring(settings)  # a bad file of keys is told here, in one line
     environment = child_environment(settings, BENTOML_DO_NOT_TRACK="1")
     host = host or environment.get("BENTOML_HOST") or DEFAULT_HOST
@@ -151,7 +156,7 @@ def generate(output: Path, model: str | None, show: str, **fields: Any) -> None:
     from sdbento.doors.cli.terminal import protocol_named
 
     request = build_request(output, fields)
-    settings = operators(load_settings(sd_model=model, max_batch_size=request.num_images))
+    settings = operators(load_settings(sd_model=model, max_batch_size=request.num_images, gpus=""))
     settings = with_told_default_model(settings)
     keep_quiet(settings)
     display = Display(protocol_named(show, terminal_variables()))

@@ -21,6 +21,7 @@ import torch
 from huggingface_hub import constants
 
 from sdbento.access.keyring import Keyring
+from sdbento.backend.pool.devices import engine_devices
 from sdbento.catalog import hub
 from sdbento.catalog.lookup import Catalog
 from sdbento.catalog.specs import ModelSpec
@@ -54,6 +55,7 @@ def examine(settings: Settings, host: str, port: int) -> Iterator[Finding]:
     yield from examine_python()
     yield from examine_machine()
     yield from examine_gpu()
+    yield from examine_engines(settings)
     yield examine_disk()
     yield examine_hub(settings)
     yield examine_port(host, port)
@@ -100,6 +102,19 @@ def examine_gpu() -> Iterator[Finding]:
         yield Finding(
             "GPU", f"{properties.name}, {properties.total_memory / GB:.1f} GB, {precisions}"
         )
+
+
+def examine_engines(settings: Settings) -> Iterator[Finding]:
+    """Which devices get an engine process each, if several are asked for."""
+    if not settings.gpus:
+        return
+    try:
+        names = [one.name for one in engine_devices(settings)]
+    except SettingsError as error:
+        yield Finding("engines", str(error), "bad")
+        return
+    several = f"one each for {', '.join(names)}"
+    yield Finding("engines", several if names else "one, in the server's own process")
 
 
 def examine_disk() -> Finding:

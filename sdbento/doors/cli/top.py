@@ -73,6 +73,8 @@ def picture(batch: Batch, url: str) -> RenderableType:
         Text(f"Calls: {_calls(batch)}"),
         Text(f"Memory: {_memory(batch)}"),
     ]
+    if len(batch.devices) > 1:
+        parts.append(Text(f"Devices: {_devices(batch)}"))
     parts += [_lane(lane, requests) for lane in batch.lanes]
     if waiting := [one for one in batch.requests if one.num_waiting]:
         parts.append(_waiting(waiting))
@@ -99,15 +101,25 @@ def _calls(batch: Batch) -> str:
 
 
 def _memory(batch: Batch) -> str:
-    models = [f"{one.name or 'another'} {one.memory_gb:.2f} GB" for one in batch.models]
+    models = [
+        f"{one.name or 'another'} {one.memory_gb:.2f} GB"
+        + ("" if one.device is None else f" on device {one.device}")
+        for one in batch.models
+    ]
     return ", ".join(models) or "no model"
+
+
+def _devices(batch: Batch) -> str:
+    states = {True: "", False: " (starting)"}
+    return ", ".join(f"{one.number} {one.name}{states[one.alive]}" for one in batch.devices)
 
 
 def _lane(lane: Lane, requests: dict[int, BatchRequest]) -> Table:
     from rich.text import Text
 
     call = "" if lane.rows is None else f", {_count(lane.rows, 'row')} in {_ms(lane.seconds)}"
-    title = f"{lane.model or 'another model'} {lane.width}x{lane.height}{call}"
+    device = "" if lane.device is None else f" on device {lane.device}"
+    title = f"{lane.model or 'another model'} {lane.width}x{lane.height}{device}{call}"
     table = _table(title, "bold" if lane.current else "", "step", "")
     for image in lane.images:
         request = requests.get(image.request)

@@ -31,6 +31,7 @@ class Model(BaseModel):
     refines: bool
     loaded: bool
     attention: str | None = Field(description="What computes its attention; null: not in memory")
+    devices: list[int] = Field(description="Numbers of the devices that have it in memory")
     default: bool
 
 
@@ -81,5 +82,6 @@ def _to_model(model: ListedModel) -> Model:
         refines=spec.refines,
         loaded=model.attention is not None,
         attention=model.attention,
+        devices=list(model.devices),
         default=model.is_default,
     )

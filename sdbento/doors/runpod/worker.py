@@ -83,8 +83,8 @@ def run(settings: Settings) -> int:
     with without_collector():  # imports huggingface_hub, so not before `use_volume`
         from sdbento.app import App
 
-    num_jobs = concurrency(settings)
     app = App(settings, on_broken=end_process)
+    num_jobs = concurrency(settings, app.num_devices)
     worker = Worker(app, delivery, partial(answer, routes_on(app)))
     app.start()
     runpod.serverless.register_fitness_check(worker.check_fitness)
@@ -113,9 +113,10 @@ def has_queue() -> bool:
     return not IS_LOCAL_TEST or Path("test_input.json").is_file()
 
 
-def concurrency(settings: Settings) -> int:
+def concurrency(settings: Settings, num_devices: int = 1) -> int:
     """How many jobs to run at once. Constant: the SDK changes it only when no job runs."""
-    return settings.max_batch_size + min(settings.runpod_prefetch, settings.max_queue_size)
+    prefetch = min(settings.runpod_prefetch, settings.max_queue_size)
+    return num_devices * settings.max_batch_size + prefetch
 
 
 def configure_logging(settings: Settings) -> None:

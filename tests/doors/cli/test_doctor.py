@@ -47,6 +47,19 @@ def test_a_gpu_is_reported_with_its_precision(
     assert found(*doctor.examine_gpu()) == [("good", f"Card, 24.0 GB, {precisions}")]
 
 
+@pytest.mark.parametrize(
+    ("gpus", "verdict", "text"),
+    [
+        ("cpu:2", "good", "one each for CPU 1 of 2, CPU 2 of 2"),
+        ("all", "good", "one, in the server's own process"),
+        ("2", "bad", "SDBENTO_GPUS='2': torch sees no GPU"),
+    ],
+)
+def test_engines_are_told_where_several_are_asked_for(gpus: str, verdict: str, text: str) -> None:
+    assert found(*doctor.examine_engines(Settings(gpus=gpus, device="cpu"))) == [(verdict, text)]
+    assert found(*doctor.examine_engines(Settings())) == []
+
+
 def test_missing_xformers_is_reported_on_a_gpu_only(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

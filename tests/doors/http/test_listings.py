@@ -39,6 +39,7 @@ def test_models_are_listed_with_their_defaults(client: TestClient) -> None:
         ("refines", False),
         ("loaded", False),
         ("attention", None),
+        ("devices", []),
         ("default", True),
     ]
 

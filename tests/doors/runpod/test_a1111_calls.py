@@ -20,6 +20,7 @@ from sdbento.jobs.formats.a1111 import Call
 from sdbento.settings import Settings
 from tests.support.fakes import FakeRunner
 from tests.support.job_server import until
+from tests.support.local import local
 from tests.support.server import QUICK, Server, alike, generated, pixels
 
 BODY: dict[str, Any] = {"prompt": "a red circle", "steps": 4, "width": 64, "height": 64, "seed": 7}
@@ -84,7 +85,7 @@ async def test_a_route_that_is_not_done_here_says_so(app: App) -> None:
 
 
 async def test_a_call_that_is_cancelled_stops_its_work(app: App) -> None:
-    runner: Any = app.engine._runner
+    runner: Any = local(app).runner
     runner.seconds = 0.02
     task = asyncio.create_task(answered(app, "/sdapi/v1/txt2img", **{**BODY, "steps": 150}))
     await until(lambda: app.num_requests == 1)

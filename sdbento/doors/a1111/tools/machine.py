@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 router = door("AUTOMATIC1111")
 
 SCRIPT = "controlnet"
+SEVERAL = {"error": "each GPU has an engine process of its own, which alone may ask for it"}
 
 
 class Scripts(BaseModel):
@@ -81,15 +82,16 @@ def _memory(app: App) -> Memory:
 
     total, available = host_memory()
     free = max(0, available)
-    device = choose_device(app.settings)
     return Memory(
         ram={"free": free, "used": total - free, "total": total},
-        cuda=_cuda(device) if device.type == "cuda" else {"error": "unavailable"},
+        cuda=_cuda(choose_device(app.settings)) if app.num_devices == 1 else SEVERAL,
     )
 
 
-def _cuda(device: torch.device) -> dict[str, dict[str, int]]:
+def _cuda(device: torch.device) -> dict[str, Any]:
     """As the web UI has it: what the driver says, then what torch's allocator counts."""
+    if device.type != "cuda":
+        return {"error": "unavailable"}
     import torch
 
     free, total = torch.cuda.mem_get_info(device)

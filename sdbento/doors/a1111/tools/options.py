@@ -90,7 +90,7 @@ async def set_options(
         name = await find_checkpoint(app, title)
         spec = await app.find_model(name or title)
         changed["checkpoint"] = spec.name
-        preloads.begin(caller, spec, app.pipelines)
+        preloads.begin(caller, spec, app.backend)
     if changes.CLIP_stop_at_last_layers is not None:
         changed["clip_stop"] = changes.CLIP_stop_at_last_layers
     await asyncio.to_thread(choices.change, caller, changed)
@@ -102,7 +102,7 @@ async def reload_checkpoint(
 ) -> dict[str, str]:
     """Load the chosen model in the background, if it is not in memory."""
     spec = await app.find_model(choices.of(current_caller()).checkpoint)
-    preloads.begin(current_caller(), spec, app.pipelines)
+    preloads.begin(current_caller(), spec, app.backend)
     return {}
 
 

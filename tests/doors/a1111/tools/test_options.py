@@ -22,6 +22,7 @@ from sdbento.doors.a1111.tools.options import FILE
 from sdbento.settings import Settings
 from tests.support.a1111 import assert_failed, caller, serving_a1111
 from tests.support.fake_server import fake_server
+from tests.support.local import local
 from tests.support.tiny import save_tiny
 
 OPTIONS = "/sdapi/v1/options"
@@ -167,7 +168,7 @@ def test_a_key_chooses_only_what_it_allows(client: TestClient) -> None:
     assert current(client, "limited") == "shapes"
     models = client.get("/sdapi/v1/sd-models", headers=caller("limited")).json()
     assert [model["title"] for model in models] == ["shapes"]
-    assert app_of(client).pipelines.loaded() == []
+    assert local(app_of(client)).pipelines.loaded() == []
 
 
 def test_images_are_made_by_the_callers_choice(tmp_path: Path) -> None:
@@ -263,7 +264,9 @@ def test_no_folder_of_this_machine_is_told(tmp_path: Path) -> None:
 
 def until_loaded(client: TestClient, name: str) -> None:
     give_up = time.monotonic() + 30
-    while name not in [key for key, _, leased in app_of(client).pipelines.loaded() if not leased]:
+    while name not in [
+        key for key, _, leased in local(app_of(client)).pipelines.loaded() if not leased
+    ]:
         assert time.monotonic() < give_up
         time.sleep(0.02)
 
@@ -275,7 +278,7 @@ def test_the_chosen_model_is_loaded_in_the_background(tmp_path: Path) -> None:
         until_loaded(client, "mine")
         assert client.post("/sdapi/v1/reload-checkpoint").json() == {}
         assert "nothing was unloaded" in client.post("/sdapi/v1/unload-checkpoint").text
-        assert [key for key, *_ in app_of(client).pipelines.loaded()] == ["mine"]
+        assert [key for key, *_ in local(app_of(client)).pipelines.loaded()] == ["mine"]
 
 
 def test_a_load_that_fails_is_no_failure_of_the_choice(client: TestClient) -> None:

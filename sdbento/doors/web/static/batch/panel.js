@@ -68,6 +68,6 @@ function Memory({ models }) {
   return html`<p class="hint">In memory: ${names.join(", ") || "no model"}</p>`;
 }
 
-function keyOf({ model, width, height, text_chunks, token_merging_ratio }) {
-  return [model, width, height, text_chunks, token_merging_ratio].join();
+function keyOf({ device, model, width, height, text_chunks, token_merging_ratio }) {
+  return [device, model, width, height, text_chunks, token_merging_ratio].join();
 }

@@ -22,8 +22,9 @@ export function howMade(request) {
   return parts.filter(Boolean).join(" + ");
 }
 
-export function laneName({ model, width, height }) {
-  return `${model ?? "another model"}, ${width} × ${height}`;
+export function laneName({ model, width, height, device }) {
+  const on = device === null ? "" : `, device ${device}`;
+  return `${model ?? "another model"}, ${width} × ${height}${on}`;
 }
 
 export function stateOf(image) {

@@ -1,0 +1,1 @@
+"""What makes images: the models, the engine and the device that it computes on."""
