@@ -62,6 +62,7 @@ class SDBentoError(Exception):
     status = 500
     type = "internal_error"
     outcome = "failed"
+    request_id: str | None = None  # set by our client: what the server's log calls the request
 
     def __init__(
         self,

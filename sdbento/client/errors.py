@@ -73,6 +73,7 @@ def error_of(response: httpx.Response) -> SDBentoError:
     message = told.get("message") or f"HTTP {response.status_code}: {response.text[:500]}"
     error = error_told({**told, "message": message}, response.status_code)
     error.retry_after = _retry_after(response)
+    error.request_id = response.headers.get("X-Request-ID")
     return error
 
 

@@ -101,6 +101,7 @@ def test_the_servers_errors_are_raised(client: Client) -> None:
     with pytest.raises(UnknownModel) as refused:
         client.generate(PROMPT, model="no-such-model")
     assert (refused.value.status, refused.value.param) == (404, "model")
+    assert refused.value.request_id
     with pytest.raises(InvalidParameter, match="cannot be decoded"):
         client.edit(b"no image", PROMPT)
     with pytest.raises(UnknownModel):

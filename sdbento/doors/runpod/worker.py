@@ -16,6 +16,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,6 +45,7 @@ from sdbento.process.heavy_imports import without_collector
 from sdbento.process.replacement import end_process
 from sdbento.request.schema import GenerateRequest
 from sdbento.settings import Settings, SettingsError
+from sdbento.telemetry.job import running_job
 from sdbento.telemetry.log_format import formatter, use_everywhere
 
 if TYPE_CHECKING:
@@ -153,7 +155,8 @@ class Worker:
         """The job's output, or {"error": one line}. If this is cancelled the work stops."""
         with counting(ROUTE) as request:
             try:
-                output = await self._make(job)
+                with self._told(job):
+                    output = await self._make(job)
             except asyncio.CancelledError:
                 request.cancel("cancel")
                 raise
@@ -162,6 +165,11 @@ class Worker:
                 return self._failure(job, exc)
             request.end(OK)
             return output
+
+    def _told(self, job: WireJob) -> AbstractContextManager[None]:
+        """Have a line of the log about the job."""
+        log_prompts = self._app.settings.log_prompts
+        return running_job(str(job["id"]), None, None, log_prompts=log_prompts)
 
     async def _make(self, job: WireJob) -> Any:
         given = await asyncio.to_thread(input_of, job)

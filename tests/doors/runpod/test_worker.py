@@ -224,8 +224,10 @@ def test_the_platform_is_told_which_jobs_are_running(
 
 
 def test_no_image_is_ever_in_the_log(platform: Platform, worker: WorkerProcess) -> None:
-    image = answered(platform, QUICK).output[0]
-    assert image[:40] not in worker.log
+    job = answered(platform, QUICK)
+    assert job.output[0][:40] not in worker.log
+    assert QUICK["prompt"] not in worker.log
+    assert f"(request={job.id})" in worker.log  # the line about the job
     assert "DEBUG" not in worker.log
 
 
