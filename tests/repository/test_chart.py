@@ -330,6 +330,14 @@ def test_without_a_gpu_the_pod_asks_for_none() -> None:
 
 
 @needs_helm
+def test_a_pod_uses_all_of_its_gpus() -> None:
+    manifests = rendered({"gpu": {"count": 4}})
+    assert container_of(manifests)["resources"]["limits"]["nvidia.com/gpu"] == "4"
+    assert manifests["ConfigMap"]["data"]["SDBENTO_GPUS"] == "all"
+    assert "SDBENTO_GPUS" not in rendered({})["ConfigMap"]["data"]
+
+
+@needs_helm
 def test_nobody_may_connect_where_no_sender_is_named() -> None:
     policy = rendered({"networkPolicy": {"from": []}})["NetworkPolicy"]["spec"]
     assert "Ingress" in policy["policyTypes"] and "ingress" not in policy
