@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sdbento.live.batch import Batch, Lane, Recent, ResidentModel
+from sdbento.live.batch import Batch, Device, Lane, Recent, ResidentModel
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ class LaneStats:
     """So many images of one model and size, which share UNet calls; rows and seconds (of a step) of
     the last call for them, null if none was seen.
 
-    model: null where others use one that the caller could not see otherwise.
+    model: null where others use one that the caller could not see otherwise. device: the number of
+    the one that computes it, null where there is only one.
     """
 
     model: str | None
@@ -44,6 +45,7 @@ class LaneStats:
     images: int
     rows: int | None
     seconds: float | None
+    device: int | None = None
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class Stats:
     calls: Recent | None
     lanes: tuple[LaneStats, ...]
     models: tuple[ResidentModel, ...]
+    devices: tuple[Device, ...]
     memory: MemoryStats
     jobs: Mapping[str, int] | None
 
@@ -97,6 +100,7 @@ def stats_of(
         calls=batch.recent,
         lanes=tuple(map(_lane, batch.lanes)),
         models=batch.models,
+        devices=batch.devices,
         memory=memory,
         jobs=jobs,
     )
@@ -110,4 +114,5 @@ def _lane(lane: Lane) -> LaneStats:
         images=len(lane.images),
         rows=lane.rows,
         seconds=lane.seconds,
+        device=lane.device,
     )
