@@ -37,6 +37,12 @@ from tests.support.page import (
 )
 from tests.support.server import QUICK, Server, alike, pixels
 
+KEPT_MASK = """() => new Promise((answer) => {
+    indexedDB.open("sdbento.form").onsuccess = ({target: {result}}) => {
+        const kept = result.transaction("images").objectStore("images").get("images");
+        kept.onsuccess = () => answer(Boolean(kept.result?.mask_image));
+    };
+})"""
 INFOTEXT = """a small green star (on white:1.2)
 Negative prompt: blurry, dark
 Steps: 12, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 5.5, Seed: 99, Size: 128x64, \
@@ -312,6 +318,20 @@ def test_a_mask_is_painted_by_keyboard(page: Page) -> None:
     rows, columns = np.nonzero(mask > 128)
     assert 44 <= columns.min() < columns.max() <= 58  # a line upwards from (51, 64)
     assert 18 <= rows.min() < rows.max() <= 71
+
+
+def test_an_image_and_its_mask_survive_a_reload(page: Page) -> None:
+    drop(page, png(colour="yellow"))
+    page.get_by_role("radio", name="Repaint a part").check()
+    paint(page, 0.5)
+    while not page.evaluate(KEPT_MASK):  # it is written in a moment
+        page.wait_for_timeout(50)
+    page.reload()
+    expect(page.get_by_role("application", name="Paint over")).to_be_visible()
+    bodies = requests_of(page)
+    make(page)
+    assert as_bytes(bodies[0]["image"]) == png(colour="yellow")
+    assert np.asarray(Image.open(BytesIO(as_bytes(bodies[0]["mask_image"]))).convert("L"))[64, 64]
 
 
 def as_bytes(data_uri: str) -> bytes:

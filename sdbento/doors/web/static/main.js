@@ -1,5 +1,6 @@
 // The page: puts its parts together, and listens to what concerns all of it.
 import { takeDrops, takePastes } from "./drop.js";
+import { keepImages } from "./form/draft.js";
 import { Form, submit } from "./form/form.js";
 import { Header } from "./header.js";
 import { Confirmation } from "./lib/confirm.js";
@@ -38,9 +39,12 @@ generations.subscribe((all) => {
   document.title = running.length ? `${Math.round(100 * share)}% · sdbento` : "sdbento";
 });
 
-render(html`<${Page} />`, document.getElementById("page"));
+const place = document.getElementById("page");
+place.replaceChildren(); // what was there while this was loading
+render(html`<${Page} />`, place);
 takeDrops();
 takePastes();
 load();
+keepImages();
 loadOffers();
 watchOver();

@@ -47,7 +47,7 @@ const KINDS = {
   loras: Array.isArray,
   controlnet: Array.isArray,
 };
-const IMAGES = ["image", "mask_image", "controlnet"]; // too large to be kept
+const IMAGES = ["image", "mask_image", "controlnet"]; // too large to be kept here
 
 export const settings = store(sound(kept.read("settings", {})));
 settings.subscribe((value) => {

@@ -1,21 +1,13 @@
 // The pictures that were made here, kept in this browser (IndexedDB). Each is
 // {id, at, blob, request, images, seed, model, infotext, width, height, seconds, warnings}.
+import { opened, settled } from "../lib/database.js";
+
 const STORE = "pictures";
-let opened = null;
+let database = null;
 
 function open() {
-  opened ??= settled(indexedDB.open("sdbento", 1), (request) => {
-    request.onupgradeneeded = () => request.result.createObjectStore(STORE, { keyPath: "id", autoIncrement: true });
-  });
-  return opened;
-}
-
-function settled(request, prepare = () => {}) {
-  return new Promise((resolve, reject) => {
-    prepare(request);
-    request.onsuccess = () => resolve(request.result);
-    request.onerror = () => reject(request.error);
-  });
+  database ??= opened("sdbento", STORE, { keyPath: "id", autoIncrement: true });
+  return database;
 }
 
 // What `work` returns, once it is on the disk: a full disk is noticed only then.
