@@ -56,7 +56,14 @@ from sdbento.backend.protocol import ResidentSpec
 from sdbento.catalog.specs import ModelSpec
 from sdbento.engine.forecast import Ending
 from sdbento.engine.handle import Handle
-from sdbento.errors import Cancelled, DeadlineExceeded, SDBentoError, Unavailable, stopping
+from sdbento.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    SDBentoError,
+    Unavailable,
+    classify,
+    stopping,
+)
 from sdbento.live.batch import Device
 from sdbento.live.snapshot import Snapshot
 from sdbento.metrics.exposition import EXPOSITION
@@ -68,6 +75,7 @@ log = logging.getLogger(__name__)
 TICK = 0.25  # seconds between two looks at all engines
 MAX_LOST = 2  # engines that a request may lose
 HOPELESS = 5  # starts in a row that have failed, of every engine: another process may do better
+LATE = 30.0  # seconds beyond its deadline in which an engine ends a request
 RESTART = 10.0  # seconds in which an engine has started anew
 LAST_CALL = 10.0  # seconds beyond its grace in which an engine process ends
 
@@ -138,7 +146,7 @@ class EnginePool:
             self._estimates.needs(request.specs),
             units_of(request),
         )
-        self._inbox.put(lambda: self._place(routed))
+        self._inbox.put(lambda: self._take_in(routed))
         try:
             return await asyncio.wrap_future(routed.begun)
         except asyncio.CancelledError:
@@ -235,10 +243,17 @@ class EnginePool:
                 self._start(slot)
             elif slot.hangs(TICK, self._stall):
                 self._lose(slot, "it does not answer")
-        for routed in [one for one in self._waiting if one.request.deadline < now]:
-            what = "no device could begin with it within the request's timeout"
-            self._end(routed.number, DeadlineExceeded(what, param="timeout"))
+        self._end_late(now)
         self._place_waiting()
+
+    def _end_late(self, now: float) -> None:
+        """Engines end late requests themselves, between two steps; one that is frozen does not."""
+        placed = [one for slot in self._slots for one in slot.requests.values()]
+        late = [one for one in self._waiting if one.request.deadline < now]
+        late += [one for one in placed if one.request.deadline + LATE < now]
+        for routed in late:
+            what = "no device was done with it within the request's timeout"
+            self._end(routed.number, DeadlineExceeded(what, param="timeout"))
 
     def _start(self, slot: Slot) -> None:
         try:
@@ -253,6 +268,13 @@ class EnginePool:
             return
         slot.begin(engine)
         log.info("%s: engine process %d is starting", slot.device.name, engine.pid)
+
+    def _take_in(self, routed: RoutedRequest) -> None:
+        try:
+            self._place(routed)
+        except Exception as error:  # a bug; else whoever waits for it would wait for ever
+            routed.fail(classify(error))
+            raise
 
     def _place(self, routed: RoutedRequest) -> None:
         """Give a request to an engine, or let it wait until one is being started."""

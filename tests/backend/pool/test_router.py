@@ -279,6 +279,31 @@ async def test_a_request_that_no_engine_takes_ends_at_its_deadline(
         await pool.begin(request(timeout=0.05))
 
 
+async def test_a_request_that_a_frozen_engine_keeps_ends_soon_after_its_deadline(
+    pool: EnginePool, engines: list[FakeEngine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(router, "LATE", 0.1)
+    engines[0].get_up("a")
+    with pytest.raises(DeadlineExceeded, match="no device"):
+        await pool.begin(request(timeout=0.05))
+    assert engines[0].has(Cancel, 1)
+
+
+async def test_a_bug_of_the_router_fails_its_request_and_no_other(
+    pool: EnginePool,
+    engines: list[FakeEngine],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    engines[0].get_up("a")
+    with monkeypatch.context() as patched:
+        patched.setattr(router, "choose", lambda *_: 1 // 0)
+        with pytest.raises(SDBentoError, match="unexpected error"):
+            await pool.begin(request())
+    assert "the router failed" in caplog.text
+    assert (await begun(pool, engines[0], 2)).own_sampler == "DDIM"
+
+
 async def test_the_error_of_an_engine_is_the_requests(
     pool: EnginePool, engines: list[FakeEngine]
 ) -> None:
