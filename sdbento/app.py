@@ -149,6 +149,12 @@ class App:
             if self.catalog.is_allowed(spec.name)
         ]
 
+    def resident_models(self) -> frozenset[str]:
+        """The names of the models in memory, also their aliases."""
+        specs = [resident.spec for resident in self.backend.residents()]
+        models = [spec for spec in specs if isinstance(spec, ModelSpec)]
+        return frozenset(name for model in models for name in model.names)
+
     def list_samplers(self) -> list[SamplerInfo]:
         return list_samplers()
 

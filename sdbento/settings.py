@@ -28,6 +28,7 @@ Device = Literal["auto", "cpu", "cuda"]
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 LogFormat = Literal["text", "json"]
 Upload = Literal["oversize", "always"]
+JobResults = Literal["folder", "bucket"]
 
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@*\s,]+")
 HOST = re.compile(r"\*|(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*")
@@ -389,7 +390,20 @@ class Settings(BaseModel):
         None,
         validation_alias=_names("JOB_STORE_URL"),
         description="Address of the jobs' database, postgresql://user:password@host/name or "
-        "sqlite:///file; each server needs its own; unset: SQLite in SDBENTO_STATE_DIR",
+        "sqlite:///file; any number of servers may share PostgreSQL, SQLite belongs to one; unset: "
+        "SQLite in SDBENTO_STATE_DIR",
+    )
+    job_results: JobResults = Field(
+        "folder",
+        validation_alias=_names("SDBENTO_JOB_RESULTS"),
+        description="Where the results of jobs are kept: folder (SDBENTO_JOB_RESULTS_DIR) or "
+        "bucket (that of the BUCKET_ variables); the same for all servers that share JOB_STORE_URL",
+    )
+    job_results_dir: Path | None = Field(
+        None,
+        validation_alias=_names("SDBENTO_JOB_RESULTS_DIR"),
+        description="Folder for the results of jobs, which servers that share JOB_STORE_URL must "
+        "share as well; unset: SDBENTO_STATE_DIR",
     )
     job_result_seconds: PositiveInt = Field(
         1800,

@@ -97,6 +97,8 @@ GIVEN = {
     "SDBENTO_ALLOWED_HOSTS": ("SD.example.com., *.b.example", "sd.example.com,*.b.example"),
     "SDBENTO_CORS_ORIGINS": ("https://a.example,https://b.example",) * 2,
     "SDBENTO_STATE_DIR": ("/state", Path("/state")),
+    "SDBENTO_JOB_RESULTS": ("bucket", "bucket"),
+    "SDBENTO_JOB_RESULTS_DIR": ("/shared", Path("/shared")),
     "JOB_STORE_URL": ("sqlite:////jobs.db", SecretStr("sqlite:////jobs.db")),
     "SDBENTO_JOB_RESULT_SECONDS": ("60", 60),
     "SDBENTO_MAX_JOBS": ("5", 5),

@@ -15,7 +15,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -48,7 +48,7 @@ from sdbento.jobs.progress import ProgressOfJobs
 from sdbento.jobs.retry import retry_while_refused
 from sdbento.jobs.runpod_format import one_line
 from sdbento.jobs.store import JobStore
-from sdbento.jobs.table import Job, milliseconds, route_of
+from sdbento.jobs.table import Job, route_of
 from sdbento.metrics.requests import count_without_run, counting, current_request
 from sdbento.outbound.urls import registered_name
 from sdbento.settings import Settings
@@ -85,9 +85,10 @@ class Intervals:
 
 @dataclass
 class _Run:
-    """A job that runs: whose it is, the task that runs it, and whether it needs the App no more,
-    for its images are made and on their way to a bucket."""
+    """A job that runs: which run of it this is, whose it is, the task that runs it, and whether it
+    needs the App no more, for its images are made and on their way to a bucket."""
 
+    number: int
     key_name: str | None
     owner: str | None
     task: asyncio.Task[None]
@@ -98,7 +99,8 @@ class Dispatcher:
     """`run` it as a task; `wake` it when a job was queued.
 
     on_change: called with the id of every job whose status may have changed. answer_call: answers
-    the jobs that are calls of AUTOMATIC1111's API.
+    the jobs that are calls of AUTOMATIC1111's API. before_end: awaited with the id of a job before
+    its result is stored.
     """
 
     def __init__(
@@ -111,6 +113,7 @@ class Dispatcher:
         intervals: Intervals,
         on_change: Callable[[str], None],
         answer_call: AnswerCall,
+        before_end: Callable[[str], Awaitable[None]],
     ) -> None:
         self._app = app
         self._store = store
@@ -120,6 +123,7 @@ class Dispatcher:
         self._settings = settings
         self._on_change = on_change
         self._answer_call = answer_call
+        self._before_end = before_end
         # Twice what fits into a batch: the next jobs are prepared while these are denoised.
         batch = settings.max_batch_size * app.num_devices
         room = settings.max_queue_size + batch
@@ -144,11 +148,14 @@ class Dispatcher:
         """How many jobs of that key run; None: of all without one."""
         return sum(run.key_name == key_name for run in self._running.values())
 
+    def runs(self, job_id: str) -> bool:
+        return job_id in self._running
+
     def wake(self) -> None:
         self._awake.set()
 
     def cancel(self, job_id: str) -> None:
-        """Stop the work on a job that the store has cancelled, if it is running."""
+        """Stop the work on a job that has been cancelled, if it is running."""
         run = self._running.get(job_id)
         # /cancel may come again: a second one would break into the clean-up after the first.
         if run is not None and not run.task.cancelling():
@@ -194,6 +201,8 @@ class Dispatcher:
         for job_id in await self._threads.run(self._store.expire):
             count_without_run(route_of(job_id), DeadlineExceeded.outcome)
             self._on_change(job_id)
+        if self._store.is_shared:
+            await self._stop_lost()
         running = {i: run.owner for i, run in self._running.items() if not run.is_made}
         has_reserve = len(running) < with_reserve(self._max_running)
         full = not has_reserve and len({*running.values()}) >= self._max_owners
@@ -216,9 +225,18 @@ class Dispatcher:
         )
         for job in await self._threads.run(claim):
             task = start_task(self._run_job(job), f"sdbento job {job.id}")
-            self._running[job.id] = _Run(job.key_name, job.owner, task)
+            self._running[job.id] = _Run(job.run, job.key_name, job.owner, task)
             # Not at the end of `_run_job`: a task that is cancelled at once never enters it.
             task.add_done_callback(partial(self._job_ended, job.id))
+
+    async def _stop_lost(self) -> None:
+        """Stop the work on runs that are over, as another server has cancelled the job or taken it
+        over."""
+        runs = {job_id: run.number for job_id, run in self._running.items()}
+        for job_id in await self._threads.run(self._store.over, runs):
+            run = self._running.get(job_id)
+            if run is not None and run.number == runs[job_id]:
+                self.cancel(job_id)
 
     def _job_ended(self, job_id: str, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and task.exception() is not None:
@@ -244,6 +262,7 @@ class Dispatcher:
                 return
             with acting_for(owner), self._told(job):
                 result = await self._make_result(job)
+            await self._before_end(job.id)
             if result is None:
                 current_request().cancel("cancel")
             elif await self._store_end(self._store.complete, job, result):
@@ -316,7 +335,7 @@ class Dispatcher:
 
     async def _compute(self, job: Job, given: JobInput | Call) -> Result:
         """What a job makes. Raises DeadlineExceeded when its time is over, and App's errors."""
-        seconds, reason = _time_limit(job)
+        seconds, reason = _time_limit(job, self._store.now())
         try:
             async with asyncio.timeout(seconds) as limit:
                 return await run_input(
@@ -377,9 +396,9 @@ def _input_of(job: Job) -> JobInput | Call:
     return read_input(json.loads(job.input), s3_config)
 
 
-def _time_limit(job: Job) -> tuple[float, str]:
+def _time_limit(job: Job, now: int) -> tuple[float, str]:
     """The seconds for which a job that starts now may run, and the error if they do not suffice."""
-    allowed, left = job.execution_timeout, max(1, job.expires - milliseconds())
+    allowed, left = job.execution_timeout, max(1, job.expires - now)
     if left < allowed:
         return left / 1000, f"the job has waited and run for longer than its ttl of {job.ttl} ms"
     return allowed / 1000, f"the job ran for longer than its executionTimeout of {allowed} ms"

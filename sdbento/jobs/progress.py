@@ -69,7 +69,6 @@ class JobProgress(EventBuffer):
     def __init__(self, owner: str | None = None) -> None:
         super().__init__(newest_only=["preview"])
         self.owner = owner
-        self.output_sent = False  # whether the event with the job's output was taken
 
 
 class ProgressOfJobs:
@@ -86,6 +85,10 @@ class ProgressOfJobs:
         if len(self._jobs) > MAX_JOBS:
             self._forget_one()
         return progress
+
+    def find(self, job_id: str) -> JobProgress | None:
+        """The progress of a job that has some."""
+        return self._jobs.get(job_id)
 
     def _forget_one(self) -> None:
         """Forget the oldest progress of the owner who has most, so that nobody drives out

@@ -7,22 +7,39 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+import uuid
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+MARK_SECONDS = 5.0  # for which the file that names a folder may be empty
 STRAY_SECONDS = 86_400.0  # for which a result of an unknown job is kept
+# Whether the result of that run of that job may be needed; None: the job is not known.
+IsNeeded = Callable[[str, int], bool | None]
 
 
 class Results:
     """The results of all jobs, one file per run of a job.
 
-    A job that is run again never overwrites the result of an earlier run.
+    A job that is run again never overwrites the result of an earlier run. Several servers may use
+    the folder.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
+
+    def place(self) -> str:
+        """The same for all servers that use this folder, and for no other folder."""
+        mark = self._folder.with_suffix(".id")
+        with suppress(FileExistsError), mark.open("x") as file:
+            file.write(uuid.uuid4().hex)
+        give_up = time.monotonic() + MARK_SECONDS
+        while not (place := mark.read_text()):  # another server is just writing it
+            if time.monotonic() > give_up:
+                raise OSError(f"{mark} is empty; remove it")
+            time.sleep(0.01)
+        return place
 
     def write(self, job_id: str, run: int, result: bytes) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -58,23 +75,22 @@ class Results:
     def delete(self, job_id: str, run: int) -> None:
         self._path(job_id, run).unlink(missing_ok=True)
 
-    def keep_only(self, runs: Mapping[str, int | None]) -> None:
+    def keep_only(self, is_needed: IsNeeded) -> None:
         """Delete what a process left behind that died before the job's row named its result.
 
-        runs: for every known job the number of the run that made its result, None if it has none.
         Results of unknown jobs are deleted only when they are old: they may belong to another
         database, to which the operator will return.
         """
         for path in self._folder.iterdir():
-            job_id = path.name.rsplit(".", 2)[0]
-            with suppress(OSError):
-                if job_id in runs or path.suffix == ".tmp":
-                    run = runs.get(job_id)
-                    stray = run is None or path != self._path(job_id, run)
-                else:
-                    stray = time.time() - path.stat().st_mtime > STRAY_SECONDS
-                if stray:
+            with suppress(OSError, ValueError):  # a file that is another's
+                job_id, run, _ = path.name.rsplit(".", 2)
+                if is_stray(is_needed(job_id, int(run)), path.stat().st_mtime):
                     path.unlink()
 
     def _path(self, job_id: str, run: int) -> Path:
         return self._folder / f"{job_id}.{run}.json"
+
+
+def is_stray(needed: bool | None, modified: float) -> bool:
+    """Whether a result that was written at the time `modified` can be deleted."""
+    return time.time() - modified > STRAY_SECONDS if needed is None else not needed

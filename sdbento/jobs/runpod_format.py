@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from sdbento.errors import MalformedRequest, SDBentoError
 from sdbento.jobs.delivery.bucket import BucketOfJob
 from sdbento.jobs.delivery.s3_config import s3_config_of
-from sdbento.jobs.formats.inputs import settle_seed
+from sdbento.jobs.formats.inputs import model_of, settle_seed
 from sdbento.jobs.table import SYNC_PREFIX, Job, NewJob
 from sdbento.outbound.urls import check_send, host_of, parse
 from sdbento.request.parse import explain
@@ -75,9 +75,10 @@ def new_job(body: bytes, settings: Settings, *, sync: bool) -> NewJob:
         webhook_host = host_of(parse(webhook))
     if (s3_config := s3_config_of(submission.s3_config)) is not None:
         BucketOfJob(s3_config, settings)  # refused now rather than when the images are made
-    given, error = submission.input, None
+    given, error, model = submission.input, None, None
     try:
         given = settle_seed(given)
+        model = model_of(given, settings.sd_model)
     except SDBentoError as exc:
         error = one_line(exc)
     policy = submission.policy or Policy()
@@ -92,6 +93,7 @@ def new_job(body: bytes, settings: Settings, *, sync: bool) -> NewJob:
         webhook=webhook,
         webhook_host=webhook_host,
         error=error,
+        model=model,
         s3_config=None if s3_config is None else s3_config.stored(),
     )
 

@@ -1,9 +1,10 @@
-"""The jobs of one server, as the doors see them: submit, look at, wait for, cancel and retry them.
+"""The jobs, as the doors see them: submit, look at, wait for, cancel and retry them.
 
     submit -> store -> dispatcher -> store -> requests that wait, webhook
 
-A job belongs to the key that asked for it: for the others it is not there. Everything runs on one
-event loop, calls that block on threads. Knows nothing of HTTP.
+A job belongs to the key that asked for it: for the others it is not there. Where servers share a
+database, each of them answers for all jobs, whoever runs them. Everything runs on one event loop,
+calls that block on threads. Knows nothing of HTTP.
 """
 
 from __future__ import annotations
@@ -31,6 +32,10 @@ from sdbento.errors import (
     unexplained,
 )
 from sdbento.jobs.dispatcher import Dispatcher, Intervals
+from sdbento.jobs.fleet.heartbeat import Heartbeat
+from sdbento.jobs.fleet.notices import Kind
+from sdbento.jobs.fleet.relay import Relay
+from sdbento.jobs.fleet.servers import BEAT, State
 from sdbento.jobs.formats.a1111 import AnswerCall
 from sdbento.jobs.progress import ProgressOfJobs
 from sdbento.jobs.runpod_format import MAX_EVENT_BYTES, status_body
@@ -50,6 +55,7 @@ log = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 
+LOOK_AGAIN = 5.0  # seconds after which who waits looks again: another server's word may be lost
 THREADS = 4  # for calls of the store, of those who ask; and as many for the jobs that run
 
 
@@ -83,7 +89,10 @@ class Jobs:
             self._intervals,
             on_change=self._announce,
             answer_call=answer_call,
+            before_end=self._flush,
         )
+        self._relay = Relay(store, self._own_threads, self._progress)
+        self._heartbeat = Heartbeat(lambda: store.beat(self._state()), BEAT)
         self._waiting: dict[str, set[asyncio.Event]] = {}  # set when the job of that id changes
         self._stopping = False
         self._broken = False  # whether one of the tasks has died
@@ -97,6 +106,10 @@ class Jobs:
         self._tidying = start(self._delete_old_jobs(), "sdbento job tidying")
         self._counting = start(self._count_jobs(), "sdbento job counts")
         self._posting = start(self._webhooks.run(), "sdbento webhooks")
+        if self._store.is_shared:
+            self._heartbeat.start()
+            listener = self._store.listener(self._hear)
+            self._listening = start(listener.run(), "sdbento notices of other servers")
 
     def prepare_to_stop(self) -> None:
         """The server will stop soon: begin no more jobs, and let no request wait for one.
@@ -119,6 +132,9 @@ class Jobs:
         await asyncio.wait([self._dispatching])  # not cancelled: it may just be claiming jobs
         await self._dispatcher.stop_running()
         others = [self._tidying, self._counting, self._posting]
+        if self._store.is_shared:
+            others.append(self._listening)
+            await asyncio.to_thread(self._heartbeat.stop)
         for task in others:
             task.cancel()
         await asyncio.wait(others)
@@ -164,7 +180,9 @@ class Jobs:
             with suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
                     while (job := await self.get(job_id)).unfinished and not self._stopping:
-                        await changed.wait()
+                        with suppress(TimeoutError):
+                            async with asyncio.timeout(LOOK_AGAIN):
+                                await changed.wait()
                         changed.clear()
                     return job
             return await self.get(job_id)
@@ -184,14 +202,18 @@ class Jobs:
         """
         job = await self.get(job_id)
         progress = self._progress.of(job)
+        if job.unfinished and self._store.is_shared and not self._dispatcher.runs(job_id):
+            await self._threads.run(self._store.ask_for_events, job_id)
         if job.unfinished and not self._stopping:
             with suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
                     await progress.changed.wait()
             job = await self.get(job_id)
         events = progress.take_all()
-        if job.status == "COMPLETED" and not progress.output_sent:
-            progress.output_sent = True
+        if self._store.is_shared:
+            events = await self._threads.run(self._store.take_events, job_id) + events
+        is_new = job.status == "COMPLETED" and job.streamed != job.run
+        if is_new and await self._threads.run(self._store.take_output, job):
             result = await self._threads.run(self._store.result, job)
             output = None
             if result is not None and len(result) <= MAX_EVENT_BYTES:
@@ -253,12 +275,50 @@ class Jobs:
             error.retry_after = self._app.seconds_until_end(current_caller().owner)
             raise
 
+    async def workers(self) -> list[tuple[State, bool]]:
+        """All servers, this one first, and whether they run jobs of the caller's."""
+        own = [(self._state(), self.num_running > 0)]
+        if not self._store.is_shared:
+            return own
+        return own + await self._threads.run(self._store.workers, current_caller().name)
+
+    def _state(self) -> State:
+        return State(self._app.alive, self._app.ready, self._app.resident_models())
+
+    async def _flush(self, job_id: str) -> None:
+        """The job is about to end: let others know what has happened before."""
+        await self._relay.flush(job_id)
+        self._relay.forget(job_id)
+
+    def _hear(self, kind: Kind, job_id: str) -> None:
+        """What this server or another has told all."""
+        match kind:
+            case "queued":
+                self._dispatcher.wake()
+            case "ended":
+                self._wake(job_id)
+                if self._dispatcher.runs(job_id):  # it may have been cancelled
+                    self._dispatcher.wake()
+            case "watched":
+                if self._dispatcher.runs(job_id):
+                    self._relay.watch(job_id)
+            case "happened":
+                self._progress.wake(job_id)
+            case "missed":
+                self._dispatcher.wake()
+                for waiting in list(self._waiting):
+                    self._wake(waiting)
+                self._progress.wake_all()
+
     def _announce(self, job_id: str) -> None:
-        """The status of a job may have changed: wake its webhook and the requests that wait."""
+        """The status of a job may have changed, here: wake its webhook and who waits for it."""
+        self._wake(job_id)
+        self._webhooks.wake()
+
+    def _wake(self, job_id: str) -> None:
         for changed in self._waiting.get(job_id, ()):
             changed.set()
         self._progress.wake(job_id)
-        self._webhooks.wake()
 
     def _loop_died(self) -> None:
         """A task that must run as long as the server has died of a bug, which was logged.

@@ -1,14 +1,15 @@
 r"""Jobs that outlive the process: rows in a database, results in files.
 
     IN_QUEUE --> IN_PROGRESS --> COMPLETED, FAILED, TIMED_OUT, CANCELLED
-       |  ^___________|  release, or a new start of the server
+       |  ^___________|  release, or its server has died
        \--> CANCELLED, TIMED_OUT
 
 Every change of status is one UPDATE that names the status which it starts from; the end of a run
-names the run as well. So if two callers want to end a job, one of them does and the other learns
-that it did not. A result is a whole file on the disk before its row says COMPLETED. The SQL is
-portable; the database is SQLite unless another one is named. Only one server may use a folder and a
-database at a time: at its start every job that is IN_PROGRESS must have died with the last process.
+names the run and its server as well. So if two callers want to end a job, one of them does and the
+other learns that it did not. A result is a whole file on the disk before its row says COMPLETED.
+
+Any number of servers may share a PostgreSQL database (`fleet/servers.py`); SQLite, and a folder,
+belong to one server at a time. The SQL is the same for both, but for locks on rows.
 
 Lock order: the locks on folder and database, held for the life of the store, then `_writing`, held
 for one transaction. Everything blocks and is thread-safe. Knows nothing of HTTP, of the App and of
@@ -17,9 +18,10 @@ what a job computes.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -29,36 +31,50 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Row,
-    Select,
     and_,
     case,
     delete,
     func,
     insert,
+    not_,
     or_,
     select,
     update,
 )
+from sqlalchemy.exc import DBAPIError
 
 from sdbento.access.caller import Caller
 from sdbento.access.limits import has_place, refusal
 from sdbento.errors import NotFound, Unavailable
-from sdbento.jobs.database import connect, make_tables
-from sdbento.jobs.locks import DatabaseLock, LockFile, lock_database, lock_folder
-from sdbento.jobs.results import Results
+from sdbento.jobs.database import (
+    ROOM_LOCK,
+    TIDY_LOCK,
+    connect,
+    make_tables,
+    try_lock,
+    wait_for_lock,
+)
+from sdbento.jobs.fleet.bucket_results import BucketResults
+from sdbento.jobs.fleet.claims import SPARE, Turns, next_of_each, take, webhooks_in_turn
+from sdbento.jobs.fleet.clock import DatabaseClock
+from sdbento.jobs.fleet.notices import Hear, Listener, tell
+from sdbento.jobs.fleet.servers import Servers, State
+from sdbento.jobs.locks import LockFile, lock_database, lock_folder
+from sdbento.jobs.progress import Message
+from sdbento.jobs.results import IsNeeded, Results
 from sdbento.jobs.table import (
     RETRIABLE,
     UNFINISHED,
     Job,
     NewJob,
     Status,
+    events,
     jobs,
     metadata,
     milliseconds,
     owner_of_job,
 )
 
-SUSPECT_INTERRUPTIONS = 3  # deaths of the server during a job after which the job is run alone
 MAX_INTERRUPTIONS = 20  # deaths after which it is not run again: it may be what kills the server
 ENOUGH_POSTS = 3  # of a webhook that fails, where room is needed; as many as RunPod makes
 _MUST_POST = and_(jobs.c.webhook_due.is_not(None), jobs.c.webhook_posts < ENOUGH_POSTS)
@@ -86,11 +102,12 @@ class Counts:
 
 
 class JobStore:
-    """The jobs of one server. `close` it at the end.
+    """The jobs of one server, or of all that share a PostgreSQL database. `close` it at the end.
 
-    folder: for results and the lock; created if it is missing.
+    folder: of this server, for the lock and what else it needs; created if it is missing.
     url: of the database, as SQLAlchemy writes it; None: SQLite in the folder.
-    Raises Unavailable if another server has the folder or the database.
+    results: where they are kept, for all that share the database; None: in the folder.
+    Raises Unavailable if another server has the folder, or the database if that is SQLite.
     """
 
     def __init__(
@@ -98,33 +115,58 @@ class JobStore:
         folder: Path,
         url: str | None = None,
         *,
+        results: Results | BucketResults | None = None,
         limits: Limits | None = None,
-        clock: Callable[[], int] = milliseconds,
+        clock: Callable[[], int] | None = None,
     ) -> None:
         self._limits = limits or Limits()
-        self._now = clock
-        self._writing = Lock()
-        self._results = Results(folder / "results")
+        folder.mkdir(parents=True, exist_ok=True)
+        self._results = results or Results(folder / "results")
         self._engine = connect(url, folder)
         self._is_sqlite = self._engine.dialect.name == "sqlite"
+        self._database_clock = DatabaseClock()
+        self._now = clock or (milliseconds if self._is_sqlite else self._database_clock)
+        # SQLite has one writer at a time, for which others would poll.
+        self._writing: AbstractContextManager[Any] = Lock() if self._is_sqlite else nullcontext()
         self._lost: str | None = None  # why this server no longer has its locks, if so
-        self._locks: list[LockFile | DatabaseLock] = [lock_folder(folder)]
+        self._locks: list[LockFile] = [lock_folder(folder)]
         try:
+            place = "" if self._is_sqlite else self._results.place()
+            self._servers = Servers(self._engine, folder, place)
             if url is not None and (lock := lock_database(self._engine)) is not None:
                 self._locks.append(lock)
             make_tables(self._engine, metadata)
+            with self._engine.begin() as connection:
+                if self.is_shared:
+                    self._database_clock.compare(connection)
+                self._servers.begin(connection)
         except BaseException:
-            self.close()
+            self._free()
             raise
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether other servers may use the same database."""
+        return not self._is_sqlite
+
+    def now(self) -> int:
+        """The time, by the clock that the times of jobs are by."""
+        return self._now()
+
     def close(self) -> None:
+        """Jobs that this server still runs are at once the others'."""
+        with suppress(DBAPIError), self._engine.begin() as connection:
+            self._servers.end(connection)
+        self._free()
+
+    def _free(self) -> None:
         for lock in reversed(self._locks):
             lock.close()
         self._engine.dispose()
 
     @contextmanager
     def _transaction(self) -> Iterator[Connection]:
-        """A transaction that writes; one at a time. Raises Unavailable if the locks were lost."""
+        """A transaction that writes. Raises Unavailable if the locks were lost."""
         with self._writing:
             try:
                 for lock in self._locks:
@@ -145,19 +187,37 @@ class JobStore:
             yield connection
 
     def recover(self) -> int:
-        """At a start, put the jobs back into the queue that ran when the last process died.
+        """At a start, put the jobs back into the queue that ran when the last process died, and
+        those of other servers that have died.
 
         Returns how many. A job that was interrupted too often fails instead. No job may run yet.
         """
-        self._leave_future()
-        count = self.requeue(running=())
-        run = case((jobs.c.status == "COMPLETED", jobs.c.run), else_=None)
+        with self._transaction() as connection:
+            self._servers.begin(connection)
+            if self._servers.is_only(connection):
+                self._leave_future(connection)
+        count = len(self.take_over())
         with self._snapshot() as connection:
-            runs = dict(connection.execute(select(jobs.c.id, run)).tuples().all())
-        self._results.keep_only(runs)
+            rows = connection.execute(select(jobs.c.id, jobs.c.run, jobs.c.status)).all()
+        self._results.keep_only(_is_needed({row.id: row for row in rows}))
         return count
 
-    def _leave_future(self) -> None:
+    def beat(self, state: State | None = None) -> list[str]:
+        """Show the other servers that this one lives, and `take_over` the jobs of the dead. Every
+        BEAT seconds, where the database is shared."""
+        with self._engine.begin() as connection:
+            self._database_clock.compare(connection)
+            self._servers.beat(connection, state or State())
+        return self.take_over()
+
+    def take_over(self) -> list[str]:
+        """Put the jobs of servers that have died back into the queue. Returns their ids."""
+        with self._transaction() as connection:
+            self._servers.bury(connection)
+            gone = or_(jobs.c.server.is_(None), jobs.c.server.not_in(self._servers.living))
+            return self._interrupt(connection, gone)
+
+    def _leave_future(self, connection: Connection) -> None:
         """Take times that lie ahead as now: the clock was set back since the last process.
 
         Webhooks would have to wait, and results would be kept, until the clock is there again.
@@ -167,25 +227,50 @@ class JobStore:
         ended = {"finished": now, "delete_after": now + jobs.c.keep}
         ended |= {"webhook_due": case((jobs.c.webhook_due.is_not(None), now), else_=None)}
         unfinished = jobs.c.status.in_(UNFINISHED)
-        with self._transaction() as connection:
-            connection.execute(update(jobs).where(jobs.c.created > now, unfinished).values(waiting))
-            connection.execute(update(jobs).where(jobs.c.finished > now).values(ended))
+        connection.execute(update(jobs).where(jobs.c.created > now, unfinished).values(waiting))
+        connection.execute(update(jobs).where(jobs.c.finished > now).values(ended))
 
     def requeue(self, running: Collection[str]) -> int:
-        """Put all jobs that are IN_PROGRESS, except those `running`, back into the queue.
+        """Put all jobs that this server has IN_PROGRESS, except those `running`, back into the
+        queue.
 
         Returns how many. A job that was interrupted too often fails instead.
         """
-        lost = jobs.c.status == "IN_PROGRESS", jobs.c.id.not_in(running)
+        lost = jobs.c.server == self._servers.own, jobs.c.id.not_in(running)
+        with self._transaction() as connection:
+            return len(self._interrupt(connection, and_(*lost)))
+
+    def _interrupt(self, connection: Connection, lost: ColumnElement[bool]) -> list[str]:
+        """Put the `lost` jobs that are IN_PROGRESS back into the queue. Returns their ids, without
+        those that fail since they were interrupted too often."""
+        found = select(jobs.c.number).where(lost, jobs.c.status == "IN_PROGRESS")
+        these = jobs.c.number.in_(found.with_for_update(skip_locked=True))
+        worn = jobs.c.interruptions >= MAX_INTERRUPTIONS - 1
         values = {"status": "IN_QUEUE", "started": None, "interruptions": jobs.c.interruptions + 1}
         failed = self._final("FAILED") | {
             "error": f"the server died {MAX_INTERRUPTIONS} times while it ran this job; it is not "
             "run again"
         }
-        with self._transaction() as connection:
-            worn = jobs.c.interruptions >= MAX_INTERRUPTIONS - 1
-            connection.execute(update(jobs).where(*lost, worn).values(failed))
-            return connection.execute(update(jobs).where(*lost).values(values)).rowcount
+        ended = update(jobs).where(these, worn).values(failed).returning(jobs.c.id)
+        for job_id in connection.execute(ended).scalars():
+            tell(connection, "ended", job_id)
+        again = update(jobs).where(these).values(values).returning(jobs.c.id)
+        queued = [*connection.execute(again).scalars()]
+        if queued:
+            tell(connection, "queued")
+        return queued
+
+    def over(self, runs: Mapping[str, int]) -> list[str]:
+        """Those of this server's `runs`, by the ids of their jobs, that have ended otherwise: the
+        job was cancelled, or another server has taken it over."""
+        if not runs:
+            return []
+        # What this server itself has just ended is not lost, though its work may seem to go on.
+        own = jobs.c.server == self._servers.own, jobs.c.status.not_in(("IN_QUEUE", "CANCELLED"))
+        found = select(jobs.c.id, jobs.c.run).where(jobs.c.id.in_(runs), *own)
+        with self._snapshot() as connection:
+            left = dict(connection.execute(found).tuples().all())
+        return [job_id for job_id, run in runs.items() if left.get(job_id) != run]
 
     def add(self, new: NewJob, *, shared: bool = False) -> None:
         """Accept a job. Raises Overloaded if there are too many jobs or too many bytes of them.
@@ -213,10 +298,13 @@ class JobStore:
                 caller = Caller(new.key_name, shares=shared, address=new.address)
                 self._check_room(connection, values["size"], caller)
             connection.execute(insert(jobs).values(values))
+            if new.error is None:
+                tell(connection, "queued")
 
     def _check_room(self, connection: Connection, size: int, caller: Caller) -> None:
         """Raises Overloaded if a job of so many bytes has no room among the unfinished ones. Those
         whose webhook has not had its first posts take a place as well: they must be kept."""
+        wait_for_lock(connection, ROOM_LOCK)
         unfinished = jobs.c.status.in_(UNFINISHED)
         nbytes = func.sum(case((unfinished, jobs.c.size), else_=0))
         room = select(owner_of_job, func.count(), nbytes).group_by(owner_of_job)
@@ -280,35 +368,37 @@ class JobStore:
         is known which job was to blame.
         """
         now = self._now()
+        values = {"status": "IN_PROGRESS", "started": now, "run": jobs.c.run + 1}
+        values |= {"server": self._servers.own}
         claimed: list[Job] = []
         with self._transaction() as connection:
-            num_of = self._num_running(connection, running or {}, made)
-            num_running = num_of.total()
-            places = num_running + limit
-            interruptions = connection.execute(_MOST_INTERRUPTIONS).scalar_one()
-            each = max(1, limit)
-            for row in _in_turn(connection.execute(_next_of_each(now, each, except_of)), num_of):
-                interruptions = max(interruptions, row.interruptions)
-                if interruptions >= SUSPECT_INTERRUPTIONS and num_running:
+            self._servers.ensure_lease(connection)
+            own = jobs.c.status == "IN_PROGRESS", jobs.c.server == self._servers.own
+            num_of = self._num_running(connection, and_(*own), running or {}, made)
+            most = select(func.coalesce(func.max(jobs.c.interruptions), 0)).where(*own)
+            interruptions = connection.execute(most).scalar_one()
+            turns = Turns(num_of, num_of.total() + limit, max_owners, shared, interruptions)
+            elsewhere = self._servers.models_elsewhere(connection)
+            waiting = next_of_each(now, max(1, limit) + SPARE, except_of, elsewhere)
+            rows = turns.in_turn(connection.execute(waiting))
+            while chosen := turns.choose(rows):
+                taken = take(connection, chosen, values)
+                claimed += [Job.of(taken[row.number]) for row in chosen if row.number in taken]
+                if len(taken) == len(chosen):
                     break
-                caller = Caller(row.key_name, shares=shared, address=row.address)
-                is_first = row.owner not in num_of and len(num_of) < max_owners
-                if not is_first and not has_place(caller, num_of, places):
-                    continue
-                values = {"status": "IN_PROGRESS", "started": now, "run": jobs.c.run + 1}
-                this = jobs.c.number == row.number
-                waiting = jobs.c.status == "IN_QUEUE"
-                if connection.execute(update(jobs).where(this, waiting).values(values)).rowcount:
-                    claimed.append(Job.of(connection.execute(select(jobs).where(this)).one()))
-                    num_of[row.owner] += 1
-                    num_running += 1
+                turns.count(taken.values())
+                rows = [row for row in rows if row not in chosen]
         return claimed
 
     def _num_running(
-        self, connection: Connection, running: Mapping[str, str | None], made: Collection[str]
+        self,
+        connection: Connection,
+        own: ColumnElement[bool],
+        running: Mapping[str, str | None],
+        made: Collection[str],
     ) -> Counter[str | None]:
-        """How many jobs of each owner are `running`, or IN_PROGRESS and not `made`."""
-        others = jobs.c.status == "IN_PROGRESS", jobs.c.id.not_in([*running, *made])
+        """How many jobs of each owner are `running`, or IN_PROGRESS here and not `made`."""
+        others = own, jobs.c.id.not_in([*running, *made])
         owners = connection.execute(select(owner_of_job).where(*others)).scalars()
         return Counter([*running.values(), *owners])
 
@@ -402,7 +492,11 @@ class JobStore:
                 return False
             caller = Caller(found[0].key_name, shares=shared, address=found[0].address)
             self._check_room(connection, 0, caller)
-            return connection.execute(update(jobs).where(*this).values(values)).rowcount == 1
+            is_queued = connection.execute(update(jobs).where(*this).values(values)).rowcount == 1
+            if is_queued:
+                connection.execute(delete(events).where(events.c.job == job_id))
+                tell(connection, "queued")
+            return is_queued
 
     def counts(self, key_name: str | None = None) -> Counts:
         """How many jobs of that key there are; None: of all without one."""
@@ -421,25 +515,80 @@ class JobStore:
             found = dict(connection.execute(grouped).tuples().all())
         return {status: found.get(status, 0) for status in get_args(Status)}
 
+    def listener(self, hear: Hear) -> Listener:
+        """Hears what other servers tell."""
+        return Listener(self._engine, hear)
+
+    def workers(self, key_name: str | None = None) -> list[tuple[State, bool]]:
+        """What the other servers tell of themselves, and whether they run jobs of that key."""
+        mine = jobs.c.status == "IN_PROGRESS", _is_of(key_name)
+        with self._snapshot() as connection:
+            others = self._servers.others(connection)
+            busy = {*connection.execute(select(jobs.c.server).where(*mine)).scalars()}
+        return [(state, server in busy) for server, state in others.items()]
+
+    def ask_for_events(self, job_id: str) -> None:
+        """Let the server that runs a job move its events to where `take_events` finds them."""
+        with self._transaction() as connection:
+            tell(connection, "watched", job_id)
+
+    def publish_events(self, job_id: str, messages: Collection[Message]) -> None:
+        """Keep events of a job that runs here for `take_events`, on whichever server."""
+        own = jobs.c.server == self._servers.own, jobs.c.status == "IN_PROGRESS"
+        here = select(jobs.c.number).where(jobs.c.id == job_id, *own)
+        values = [{"job": job_id, "body": json.dumps(message)} for message in messages]
+        with self._transaction() as connection:
+            if values and connection.execute(here).first() is not None:
+                connection.execute(insert(events), values)
+                tell(connection, "happened", job_id)
+
+    def take_events(self, job_id: str) -> list[Message]:
+        """The events that were published since they were last taken."""
+        with self._transaction() as connection:
+            query = delete(events).where(events.c.job == job_id).returning(*events.c)
+            rows = sorted(connection.execute(query), key=lambda row: row.number)
+        return [json.loads(row.body) for row in rows]
+
+    def take_output(self, job: Job) -> bool:
+        """Whether /stream is to send the output of this run: once, whichever server is asked."""
+        this = jobs.c.id == job.id, jobs.c.run == job.run, jobs.c.status == "COMPLETED"
+        sent = jobs.c.streamed.is_not_distinct_from(job.run)
+        first = update(jobs).where(*this, not_(sent)).values(streamed=job.run)
+        with self._transaction() as connection:
+            return connection.execute(first).rowcount == 1
+
     def due_webhooks(self, limit: int, each: int, posting: Collection[str] = ()) -> list[Job]:
         """Finished jobs, up to `limit`, whose webhook is to be posted now, without their inputs.
+        The caller is then responsible for posting them: other servers do not, while this one lives.
 
         Owners take turns, and of an owner's posts the hosts, so that many posts to a slow host do
         not hide those to others; of the posts to a host those go first that were made least often.
 
         each: of one owner's posts to a host, how many may be under way. posting: the jobs whose
-        posts are; they count, and are not among the result.
+        posts are, here; they count, as do those of other servers, and are not among the result.
         """
-        chosen = _webhooks_in_turn(self._now(), posting, each).limit(limit).subquery()
-        query = select(*_SHOWN).join(chosen, jobs.c.number == chosen.c.number)
+        others = jobs.c.webhook_server != self._servers.own
+        elsewhere = and_(others, jobs.c.webhook_server.in_(self._servers.living))
+        taken = or_(jobs.c.id.in_(posting), func.coalesce(elsewhere, False))
+        chosen = webhooks_in_turn(self._now(), taken, each).limit(limit)
         with self._snapshot() as connection:
-            rows = connection.execute(query.order_by(chosen.c.place, jobs.c.webhook_due))
-            return [Job.of(row) for row in rows]
+            numbers = list(connection.execute(chosen).scalars())
+        if not numbers:
+            return []
+        still = jobs.c.webhook_due.is_not(None), not_(taken)
+        free = select(jobs.c.number).where(jobs.c.number.in_(numbers), *still)
+        these = jobs.c.number.in_(free.with_for_update(skip_locked=True))
+        values = {"webhook_server": self._servers.own}
+        with self._transaction() as connection:
+            claimed = update(jobs).where(these).values(values).returning(*_SHOWN)
+            found = {row.number: row for row in connection.execute(claimed)}
+        return [Job.of(found[number]) for number in numbers if number in found]
 
     def note_webhook(self, job: Job, again_in: int | None) -> None:
         """Note that a webhook was posted: for the last time (None), or again in so many ms."""
         due = None if again_in is None else self._now() + again_in
         values = {"webhook_due": due, "webhook_posts": job.webhook_posts + 1}
+        values |= {"webhook_server": None}
         # Not if the job was retried meanwhile: its next end has a post of its own.
         this = jobs.c.id == job.id, jobs.c.run == job.run, jobs.c.finished == job.finished
         with self._transaction() as connection:
@@ -457,6 +606,8 @@ class JobStore:
             jobs.c.webhook_due.is_(None),
         )
         with self._transaction() as connection:
+            if not try_lock(connection, TIDY_LOCK):  # another server does it
+                return []
             rows = connection.execute(select(jobs.c.id, jobs.c.run).where(*expired)).all()
             self._forget(connection, rows)
             excess = self._excess(connection)
@@ -507,6 +658,7 @@ class JobStore:
     def _forget(self, connection: Connection, rows: Iterable[Row[Any]]) -> None:
         for row in rows:
             connection.execute(delete(jobs).where(jobs.c.id == row.id))
+            connection.execute(delete(events).where(events.c.job == row.id))
 
     def _vacuum(self) -> None:
         """Return free pages of SQLite's file to the file system.
@@ -537,29 +689,41 @@ class JobStore:
 
         That is also so if a call before did it, whose answer was lost with the connection.
         """
-        this = jobs.c.id == job.id, jobs.c.run == job.run
+        this = jobs.c.id == job.id, jobs.c.run == job.run, jobs.c.server == job.server
         end = update(jobs).where(*this, jobs.c.status == "IN_PROGRESS").values(values)
         same = select(jobs.c.id).where(*this, jobs.c.status == values["status"])
         with self._transaction() as connection:
-            return connection.execute(end).rowcount == 1 or bool(connection.execute(same).all())
+            if not connection.execute(end).rowcount:
+                return bool(connection.execute(same).all())
+            tell(connection, "queued" if values["status"] == "IN_QUEUE" else "ended", job.id)
+            return True
 
     def _end_where(
         self, condition: Any, statuses: tuple[Status, ...], values: dict[str, Any]
     ) -> list[str]:
         """Change all jobs that meet `condition` and have one of `statuses`. Returns their ids."""
-        ended = []
+        found = select(jobs.c.number).where(condition, jobs.c.status.in_(statuses))
+        # In one order everywhere, lest two servers wait for each other.
+        these = jobs.c.number.in_(found.order_by(jobs.c.number).with_for_update())
+        ended = update(jobs).where(these).values(values).returning(jobs.c.id)
         with self._transaction() as connection:
-            found = select(jobs.c.id).where(condition, jobs.c.status.in_(statuses))
-            for job_id in connection.execute(found).scalars().all():
-                this = jobs.c.id == job_id, jobs.c.status.in_(statuses)
-                if connection.execute(update(jobs).where(*this).values(values)).rowcount:
-                    ended.append(job_id)
-        return ended
+            ids = [*connection.execute(ended).scalars()]
+            for job_id in ids:
+                tell(connection, "ended", job_id)
+            return ids
 
 
-_MOST_INTERRUPTIONS = select(func.coalesce(func.max(jobs.c.interruptions), 0)).where(
-    jobs.c.status == "IN_PROGRESS"
-)
+def _is_needed(rows: Mapping[str, Row[Any]]) -> IsNeeded:
+    """Whether a result may still be named by a row, given the rows of a moment ago: other servers
+    may have begun runs, and ended them, since."""
+
+    def is_needed(job_id: str, run: int) -> bool | None:
+        if (row := rows.get(job_id)) is None:
+            return None
+        has_result = row.status in ("IN_PROGRESS", "COMPLETED")
+        return run > row.run or (run == row.run and has_result)
+
+    return is_needed
 
 
 def _lost(job: Job) -> NotFound:
@@ -568,42 +732,3 @@ def _lost(job: Job) -> NotFound:
 
 def _is_of(key_name: str | None) -> ColumnElement[bool]:
     return jobs.c.key_name.is_not_distinct_from(key_name)
-
-
-def _next_of_each(now: int, limit: int, except_of: Collection[str]) -> Select[Any]:
-    """The first `limit` jobs of each owner that can be run, with their `place` among its jobs."""
-    first = jobs.c.low_priority, jobs.c.number
-    place = func.row_number().over(partition_by=owner_of_job, order_by=first).label("place")
-    waiting = (
-        select(owner_of_job, jobs.c.key_name, jobs.c.address, jobs.c.interruptions, *first, place)
-        .where(jobs.c.status == "IN_QUEUE", jobs.c.expires > now)
-        .where(or_(owner_of_job.is_(None), owner_of_job.not_in(except_of)))
-        .subquery()
-    )
-    return select(waiting).where(waiting.c.place <= limit)
-
-
-def _webhooks_in_turn(now: int, posting: Collection[str], each: int) -> Select[Any]:
-    """The numbers of jobs with a webhook that is due and not under way, each with its `place` among
-    those of its owner."""
-    is_new = case((jobs.c.id.in_(posting), 0), else_=1).label("is_new")
-    first = is_new, jobs.c.webhook_posts, jobs.c.webhook_due, jobs.c.number
-    host = owner_of_job, jobs.c.webhook_host
-    at_host = func.row_number().over(partition_by=host, order_by=first).label("at_host")
-    due = select(owner_of_job, *first, at_host).where(jobs.c.webhook_due <= now).subquery()
-    turn = due.c.is_new, due.c.at_host, due.c.webhook_posts, due.c.webhook_due
-    place = func.row_number().over(partition_by=due.c.owner, order_by=turn).label("place")
-    allowed = select(due.c.number, due.c.is_new, place).where(due.c.at_host <= each).subquery()
-    return (
-        select(allowed.c.number, allowed.c.place)
-        .where(allowed.c.is_new == 1)
-        .order_by(allowed.c.place, allowed.c.number)
-    )
-
-
-def _in_turn(rows: Iterable[Row[Any]], num_running: Counter[str | None]) -> list[Row[Any]]:
-    """The order in which these jobs are run: those go first whose owner has fewer jobs before them,
-    running ones included. So a low priority puts a job behind others of its owner only."""
-    return sorted(
-        rows, key=lambda row: (num_running[row.owner] + row.place, row.low_priority, row.number)
-    )

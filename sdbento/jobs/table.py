@@ -1,7 +1,7 @@
-"""The table of jobs, one row per job, for any database.
+"""The tables of jobs and of the servers that run them, for any database.
 
-Times are in milliseconds since the epoch, so that they mean the same to the next process;
-durations are in milliseconds.
+Times are in milliseconds since the epoch, so that they mean the same to other processes; durations
+are in milliseconds.
 """
 
 from __future__ import annotations
@@ -57,6 +57,29 @@ jobs = Table(
     Column("owner", String(80), key="key_name"),
     Column("address", String(80)),  # of the client that asked for it, where there was no key
     Column("traceparent", String(80)),  # of the request that asked for it, if it was traced
+    # Who runs it, or ran it last. Only a server that lives holds a job IN_PROGRESS.
+    Column("server", String(32)),
+    Column("webhook_server", String(32)),  # who posts its webhook
+    Column("streamed", Integer),  # the run whose output /stream has sent
+    Column("model", String(255)),  # that it needs, by its name; None: nobody knows
+)
+servers = Table(
+    "servers",
+    metadata,
+    Column("id", String(32), primary_key=True),  # a new one at every start
+    Column("until", BigInteger, nullable=False),  # its lease, by the clock of the database
+    Column("alive", Integer, nullable=False),  # 0: it must be replaced
+    Column("ready", Integer, nullable=False),  # 1: it has loaded its default model
+    Column("models", Text, nullable=False),  # JSON: the names of those in its memory
+    Column("results", String(32), nullable=False),  # where it keeps results: `Results.place`
+)
+# Events of jobs on their way to clients of other servers than those that run them.
+events = Table(
+    "events",
+    metadata,
+    Column("number", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
+    Column("job", String(80), nullable=False, index=True),
+    Column("body", Text, nullable=False),  # JSON
 )
 
 
@@ -82,6 +105,7 @@ class NewJob:
     key_name: str | None = None  # the name of the key that asks for it
     address: str | None = None  # where it is asked for, if there is no key
     traceparent: str | None = None  # of the request that asks for it, if it is traced
+    model: str | None = None  # that it needs; None: nobody knows
 
 
 @dataclass(frozen=True)
@@ -107,6 +131,8 @@ class Job:
     key_name: str | None
     address: str | None
     traceparent: str | None = None
+    server: str | None = None
+    streamed: int | None = None
 
     @classmethod
     def of(cls, row: Row[Any]) -> Job:

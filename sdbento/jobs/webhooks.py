@@ -26,7 +26,7 @@ from sdbento.errors import classify, unexplained
 from sdbento.jobs.retry import retry_while_refused
 from sdbento.jobs.runpod_format import around_result, status_body
 from sdbento.jobs.store import JobStore
-from sdbento.jobs.table import Job, milliseconds
+from sdbento.jobs.table import Job
 from sdbento.metrics.definitions import webhooks_total
 from sdbento.outbound.http import Answer, Body, Outbound
 from sdbento.settings import Settings
@@ -116,7 +116,7 @@ class Webhooks:
         try:
             with acting_for(_owner_of(job)):
                 answer = await self._post(job)
-            again_in = milliseconds_until_next(job, answer, self._pauses)
+            again_in = milliseconds_until_next(job, answer, self._store.now(), self._pauses)
             # The job is not posted again meanwhile: this task counts as its post until it ends.
             await retry_while_refused(
                 lambda: self._threads.run(self._store.note_webhook, job, again_in),
@@ -189,7 +189,7 @@ def _owner_of(job: Job) -> Caller:
 
 
 def milliseconds_until_next(
-    job: Job, answer: Answer | None, pauses: tuple[float, ...] = PAUSES
+    job: Job, answer: Answer | None, now: int, pauses: tuple[float, ...] = PAUSES
 ) -> int | None:
     """When a webhook is posted again after this answer, or after none; None: not any more."""
     if answer is not None and (answer.accepted or answer.status == GONE):
@@ -200,5 +200,5 @@ def milliseconds_until_next(
         pause = max(pause, min(answer.retry_after, MAX_RETRY_AFTER))
     assert job.delete_after is not None  # the job has ended
     until_next = round(pause * 1000)
-    kept = milliseconds() + until_next <= job.delete_after
+    kept = now + until_next <= job.delete_after
     return until_next if kept or job.webhook_posts < RUNPODS_RETRIES else None

@@ -97,3 +97,16 @@ def test_a_seed_is_chosen_once_when_the_job_is_accepted(seed: str) -> None:
     seeds = {json.loads(accepted(body).input)["seed"] for _ in range(5)}
     assert len(seeds) == 5 and min(seeds) >= 0
     assert json.loads(accepted('{"input": {"prompt": "x", "seed": 4}}').input)["seed"] == 4
+
+
+@pytest.mark.parametrize(
+    ("given", "model"),
+    [
+        ('{"prompt": "x"}', SETTINGS.sd_model),
+        ('{"prompt": "x", "model": "rare"}', "rare"),
+        ('{"prompt": "x", "model": "ra\\u0000re"}', None),
+        ('{"prompt": "x", "steps": 5}', None),  # a call of another API, which names it otherwise
+    ],
+)
+def test_the_model_of_a_job_is_known_before_it_runs(given: str, model: str | None) -> None:
+    assert accepted(f'{{"input": {given}}}').model == model

@@ -205,6 +205,7 @@ async def test_an_unknown_job_is_not_found(server: Server) -> None:
 
 async def test_waiting_for_a_job_ends_after_the_given_time(server: Server) -> None:
     job_id = await server.submit("slow")
+    await server.runs("slow")
     job = await server.jobs.wait(job_id, 0.1)
     assert job.status == "IN_PROGRESS"
     assert await server.answer(job_id) == {

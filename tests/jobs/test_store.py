@@ -7,7 +7,6 @@ import sqlite3
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,14 +15,8 @@ from sqlalchemy.exc import IntegrityError
 
 from sdbento.errors import NotFound, Overloaded
 from sdbento.jobs import results as job_results
-from sdbento.jobs import store as job_store
-from sdbento.jobs.store import (
-    ENOUGH_POSTS,
-    MAX_INTERRUPTIONS,
-    SUSPECT_INTERRUPTIONS,
-    JobStore,
-    Limits,
-)
+from sdbento.jobs.fleet.claims import SUSPECT_INTERRUPTIONS
+from sdbento.jobs.store import ENOUGH_POSTS, MAX_INTERRUPTIONS, JobStore, Limits
 from tests.support.jobs import HOUR, Clock, add_and_claim, current, kept_to_run, new
 from tests.support.server import ROOT
 
@@ -68,32 +61,6 @@ def test_a_released_job_returns_to_its_place_in_the_queue(store: JobStore) -> No
     assert store.release(first)
     (again,) = store.claim(1)
     assert (again.id, again.run) == ("a", 2)
-
-
-def test_threads_that_claim_at_once_never_get_the_same_job(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two stores on one database have no lock in common but the database's own."""
-    monkeypatch.setattr(job_store, "lock_database", lambda _: None)
-    url = f"sqlite:///{tmp_path / 'shared.db'}"
-    stores = [JobStore(tmp_path / name, url) for name in "xy"]
-    ids = {f"job-{i}" for i in range(60)}
-    for job_id in ids:
-        stores[0].add(new(job_id))
-
-    def work(i: int) -> list[str]:
-        claimed = []
-        while jobs := stores[i % 2].claim(3):
-            claimed += [job.id for job in jobs]
-            assert all(stores[i % 2].complete(job, b"[]") for job in jobs)
-        return claimed
-
-    with ThreadPoolExecutor(4) as pool:
-        claimed = [job_id for some in pool.map(work, range(4)) for job_id in some]
-    assert sorted(claimed) == sorted(ids)
-    assert stores[1].counts().by_status["COMPLETED"] == len(ids)
-    for store in stores:
-        store.close()
 
 
 # Ends

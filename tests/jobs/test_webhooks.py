@@ -96,9 +96,13 @@ def ended(webhook_posts: int, seconds: float = KEPT) -> Job:
     )  # fmt: skip
 
 
+def until_next(job: Job, answer: Answer | None) -> int | None:
+    return milliseconds_until_next(job, answer, milliseconds())
+
+
 def test_pauses_grow_for_as_long_as_the_job_is_kept() -> None:
     left, pauses = float(KEPT), list[float]()
-    while (pause := milliseconds_until_next(ended(len(pauses), left), None)) is not None:
+    while (pause := until_next(ended(len(pauses), left), None)) is not None:
         pauses.append(pause / 1000)
         left -= pause / 1000
     assert [pause // 10 * 10 for pause in pauses[:2]] == [10, 10]  # RunPod's own
@@ -108,7 +112,7 @@ def test_pauses_grow_for_as_long_as_the_job_is_kept() -> None:
 
 
 def test_the_posts_that_runpod_makes_are_made_however_short_the_job_is_kept() -> None:
-    given_up = [milliseconds_until_next(ended(posts, 1), None) is None for posts in range(4)]
+    given_up = [until_next(ended(posts, 1), None) is None for posts in range(4)]
     assert given_up == [False, False, True, True]
 
 
@@ -126,12 +130,12 @@ def test_the_posts_that_runpod_makes_are_made_however_short_the_job_is_kept() ->
     ],
 )
 def test_the_answer_decides_when_to_post_again(answer: Answer, seconds: float | None) -> None:
-    until_next = milliseconds_until_next(ended(2, seconds=86_400), answer)
+    pause = until_next(ended(2, seconds=86_400), answer)
     if seconds is None:
-        assert until_next is None
+        assert pause is None
     else:
-        assert until_next is not None
-        assert seconds <= until_next / 1000 <= 1.2 * seconds
+        assert pause is not None
+        assert seconds <= pause / 1000 <= 1.2 * seconds
 
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"

@@ -1,6 +1,8 @@
 """`make soak`: hours of bad company in minutes, on a real server, and what is left of it then.
 
     make soak                               kills: kill -9 while 100 jobs run, nothing is lost
+    make soak ARGS="fleet --jobs 300"       three servers behind nginx on one PostgreSQL, killed,
+                                            frozen and without their database in turn
     make soak ARGS="mixed --minutes 60"     all of the others at once; faults in the last sixth
     make soak ARGS="floods keys"            those alone, for ten minutes
 
@@ -37,7 +39,7 @@ from typing import Any
 
 import httpx
 
-from tests.soak import kills, load, slow
+from tests.soak import fleet, kills, load, slow
 from tests.soak.faults import faults
 from tests.soak.ground import Ground, ground
 from tests.soak.load import Oracle
@@ -65,6 +67,9 @@ def main() -> int:
     options = arguments()
     if options.modes in ([], ["kills"]):
         return kills.run(options.jobs, options.kills, options.seed)
+    if options.modes == ["fleet"]:
+        counts = {"kill": options.kills, "database": 3, "freeze": 3}
+        return 1 if fleet.run(options.jobs, counts, options.seed) else 0
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # ends the server as well
     names = list(MODES) if options.modes == ["mixed"] else options.modes
     print(f"{' '.join(names)}, {options.minutes:g} minutes, --seed {options.seed}", flush=True)
@@ -93,16 +98,18 @@ def main() -> int:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="bad company for a server, and what it keeps")
-    parser.add_argument("modes", nargs="*", help="kills, mixed, or some of: " + " ".join(MODES))
+    parser.add_argument(
+        "modes", nargs="*", help="kills, fleet, mixed, or some of: " + " ".join(MODES)
+    )
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--pace", type=float, default=1.0, help="0.5: half as many requests")
     parser.add_argument("--port", type=int)
     parser.add_argument("--json", help="file for the figures and all samples")
     parser.add_argument("--seed", type=int, default=time.time_ns() % 1_000_000)
-    parser.add_argument("--jobs", type=int, default=100, help="of kills")
-    parser.add_argument("--kills", type=int, default=10, help="of kills")
+    parser.add_argument("--jobs", type=int, default=100, help="of kills and fleet")
+    parser.add_argument("--kills", type=int, default=10, help="of kills and fleet")
     options = parser.parse_args()
-    if unknown := set(options.modes) - {"kills", "mixed", *MODES}:
+    if unknown := set(options.modes) - {"kills", "fleet", "mixed", *MODES}:
         parser.error(f"there is no mode {' '.join(unknown)}")
     return options
 

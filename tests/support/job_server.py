@@ -14,6 +14,7 @@ from sdbento.app import App
 from sdbento.engine.handle import Stepped
 from sdbento.jobs.dispatcher import Intervals
 from sdbento.jobs.formats.a1111 import Call
+from sdbento.jobs.results import Results
 from sdbento.jobs.runpod_format import new_job
 from sdbento.jobs.service import Jobs
 from sdbento.jobs.store import JobStore, Limits
@@ -33,7 +34,9 @@ class FakeApp:
 
     def __init__(self) -> None:
         self.alive = self.ready = True
+        self.num_devices = 1
         self.broken: list[str] = []
+        self.models = frozenset[str]()
         self.gate = asyncio.Event()
         self.begun: list[GenerateRequest] = []
         self.seconds: list[float | None] = []  # that these may run for
@@ -43,6 +46,9 @@ class FakeApp:
 
     def seconds_until_end(self, owner: str | None) -> float:
         return 3.0
+
+    def resident_models(self) -> frozenset[str]:
+        return self.models
 
     def report_broken(self, reason: str) -> None:
         self.broken.append(reason)
@@ -133,9 +139,10 @@ async def serving(
     intervals: Intervals = QUICKLY,
     settings: Settings = SETTINGS,
     url: str | None = None,
+    results: Results | None = None,
 ) -> AsyncIterator[Server]:
     app = app or FakeApp()
-    store = JobStore(folder, url, limits=limits)
+    store = JobStore(folder, url, results=results, limits=limits)
     webhooks = Webhooks(store, settings, pauses=(0.05,))
     jobs = Jobs(
         cast(App, app),

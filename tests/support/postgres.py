@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from glob import glob
 from itertools import count
 from pathlib import Path
 
@@ -16,23 +17,26 @@ import psycopg
 from tests.support.server import free_port
 
 PROGRAMS = ("initdb", "pg_ctl", "postgres")
+# Debian keeps them apart by version, and not in PATH.
+PATH = os.pathsep.join([os.environ.get("PATH", ""), *sorted(glob("/usr/lib/postgresql/*/bin"))])
 OWNER = "nobody" if os.geteuid() == 0 else None  # PostgreSQL refuses to run as root
+UNSAFE = "-c fsync=off"  # the machine does not fail during a test
 _numbers = count()
 
 
 def is_installed() -> bool:
-    return all(map(shutil.which, PROGRAMS))
+    return all(shutil.which(program, path=PATH) for program in PROGRAMS)
 
 
 @contextmanager
-def postgres() -> Iterator[str]:
+def postgres(settings: str = UNSAFE) -> Iterator[str]:
     """The address of the server, `postgresql://user@host:port`, without a database."""
     folder, port = Path(tempfile.mkdtemp()), free_port()
     if OWNER is not None:
         shutil.chown(folder, OWNER)
     try:
         _run(folder, "initdb", "-D", str(folder / "data"), "-U", "tester", "-A", "trust")
-        _start(folder, port)
+        _start(folder, port, settings)
         try:
             yield f"postgresql://tester@127.0.0.1:{port}"
         finally:
@@ -54,9 +58,9 @@ def stopped(server: str) -> Iterator[None]:
         _start(Path(data).parent, port)
 
 
-def _start(folder: Path, port: int) -> None:
+def _start(folder: Path, port: int, settings: str = UNSAFE) -> None:
     data, log = str(folder / "data"), str(folder / "log")
-    options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
+    options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 {settings}"
     _run(folder, "pg_ctl", "-D", data, "-l", log, "-o", options, "-w", "start")
 
 
@@ -65,6 +69,8 @@ def _stop(folder: Path) -> None:
 
 
 def _run(folder: Path, *command: str) -> None:
+    program = shutil.which(command[0], path=PATH) or command[0]
+    command = (program, *command[1:])
     subprocess.run(command, check=True, user=OWNER, cwd=folder, stdout=subprocess.DEVNULL)
 
 

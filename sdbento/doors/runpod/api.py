@@ -29,11 +29,12 @@ from sdbento.doors.runpod.answers import (
 )
 from sdbento.doors.runpod.lifespan import running_jobs
 from sdbento.errors import InvalidParameter, NotFound, Unavailable
+from sdbento.jobs.fleet.servers import State
 from sdbento.jobs.runpod_format import Submission, new_job
 from sdbento.jobs.service import Jobs
 
 if TYPE_CHECKING:
-    from sdbento.app import App
+    pass
 
 WAIT = 90_000  # ms for which /runsync and /status-sync wait if the client does not say
 # The same for /stream: long enough that RunPod's two SDKs that ask again without a pause do not do
@@ -104,7 +105,7 @@ async def purge_queue(request: Request) -> Response:
 
 
 async def health(request: Request) -> Response:
-    """Counts of the jobs in the store, and of workers: there is one, this server."""
+    """Counts of the jobs in the store, and of workers: the servers that share it."""
     jobs = jobs_of(request)
     counts = await jobs.counts()
     num = counts.by_status
@@ -116,20 +117,20 @@ async def health(request: Request) -> Response:
             "inQueue": num["IN_QUEUE"],
             "retried": counts.retries,
         },
-        "workers": _workers(app_of(request), jobs),
+        "workers": _count(await jobs.workers()),
     }
     return JSONResponse(answer)
 
 
-def _workers(app: App, jobs: Jobs) -> dict[str, int]:
-    healthy, busy = app.alive, jobs.num_running > 0
+def _count(workers: list[tuple[State, bool]]) -> dict[str, int]:
+    """How many workers are in which state, of which some overlap."""
     return {
-        "idle": int(app.ready and not busy),
-        "initializing": int(healthy and not app.ready),
-        "ready": int(app.ready),
-        "running": int(healthy and busy),
+        "idle": sum(state.ready and not busy for state, busy in workers),
+        "initializing": sum(state.alive and not state.ready for state, _ in workers),
+        "ready": sum(state.ready for state, _ in workers),
+        "running": sum(state.alive and busy for state, busy in workers),
         "throttled": 0,
-        "unhealthy": int(not healthy),
+        "unhealthy": sum(not state.alive for state, _ in workers),
     }
 
 

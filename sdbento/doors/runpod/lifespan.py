@@ -19,6 +19,9 @@ from sdbento.backoff import Backoff
 from sdbento.doors.http.termination import LIMIT, give_up_in_time, on_termination
 from sdbento.doors.runpod.a1111_calls import answer
 from sdbento.errors import SDBentoError
+from sdbento.jobs.delivery.bucket import Bucket
+from sdbento.jobs.fleet.bucket_results import BucketResults
+from sdbento.jobs.results import Results
 from sdbento.jobs.service import Jobs
 from sdbento.jobs.store import JobStore, Limits
 from sdbento.settings import Settings
@@ -107,8 +110,11 @@ async def _start_jobs(app: App, routes: Starlette) -> Jobs:
 
 def _open_store(settings: Settings) -> JobStore:
     url = settings.job_store_url
+    bucket = Bucket.configured(settings) if settings.job_results == "bucket" else None
+    folder = settings.job_results_dir or settings.state_dir
     return JobStore(
         settings.state_dir,
         url.get_secret_value() if url is not None else None,
+        results=Results(folder / "results") if bucket is None else BucketResults(bucket),
         limits=Limits(max_unfinished=settings.max_jobs),
     )

@@ -62,7 +62,7 @@ class Bucket:
             response_checksum_validation="when_required",
         )
         with _making:
-            self._client = boto3.client(
+            self.client = boto3.client(
                 "s3",
                 endpoint_url=_without_bucket(endpoint, name),
                 aws_access_key_id=key_id,
@@ -84,7 +84,8 @@ class Bucket:
             secret and secret.get_secret_value(),
             settings.bucket_name,
         )
-        if not any(given) and settings.upload == "oversize":
+        is_needed = settings.upload == "always" or settings.job_results == "bucket"
+        if not any(given) and not is_needed:
             return None
         missing = [name for name, value in zip(VARIABLES, given, strict=True) if not value]
         if missing:
@@ -119,7 +120,7 @@ class Bucket:
 
         problem = f"the result could not be uploaded to bucket {self.name}"
         try:
-            self._client.put_object(**place, Body=data, ContentType=media_type)
+            self.client.put_object(**place, Body=data, ContentType=media_type)
         except ClientError as error:
             raise Unavailable(f"{problem}: {error.response['Error']['Code']}") from error
         except Exception as error:  # botocore's others share no base
@@ -127,7 +128,7 @@ class Bucket:
             raise Unavailable(f"{problem}; the server's log says why") from error
 
     def _signed(self, action: str, place: Mapping[str, str]) -> str:
-        url: str = self._client.generate_presigned_url(
+        url: str = self.client.generate_presigned_url(
             action, Params=dict(place), ExpiresIn=self._url_seconds
         )
         return url

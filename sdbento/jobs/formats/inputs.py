@@ -17,6 +17,8 @@ from sdbento.request.events import Done, messages
 if TYPE_CHECKING:
     from sdbento.app import App
 
+MAX_NAME = 255  # characters of a model's
+
 
 def read_input(given: dict[str, Any], s3_config: S3Config | None = None) -> JobInput | Call:
     """Validate an input, except for the payload of a call, which its door reads.
@@ -38,6 +40,13 @@ def settle_seed(given: dict[str, Any]) -> dict[str, Any]:
     if parsed.request.seed in (None, -1):
         return {**given, "seed": random.SystemRandom().randrange(2**32)}
     return given
+
+
+def model_of(given: dict[str, Any], default: str) -> str | None:
+    """The model that an input names, or the default; None for a call, and for no possible name."""
+    name = given.get("model") or default
+    is_name = isinstance(name, str) and len(name) <= MAX_NAME and name.isprintable()
+    return name if is_name and call_of(given) is None else None
 
 
 async def run_input(

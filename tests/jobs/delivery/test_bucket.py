@@ -46,7 +46,7 @@ def test_endpoints_are_accepted_as_runpod_and_others_write_them(endpoint: str, s
     bucket = Bucket.configured(bucket_settings(endpoint))
     assert bucket is not None
     place = {"Bucket": "bucket", "Key": "a"}
-    url = bucket._client.generate_presigned_url("get_object", Params=place)
+    url = bucket.client.generate_presigned_url("get_object", Params=place)
     assert url.startswith(start)
     region = {"us-west-2", "eu-west-1", "fra1"} & set(endpoint.replace("/", ".").split("."))
     assert f"%2F{next(iter(region), 'us-east-1')}%2Fs3" in url

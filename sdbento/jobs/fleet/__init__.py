@@ -1,0 +1,1 @@
+"""What several servers need to share one database of jobs."""
