@@ -86,6 +86,7 @@ class LocalBackend:
         )
         if graphs is not None:
             self.pipelines.relieve = lambda: self.engine.call(graphs.forget).result(RELIEF)
+        self._device_name = device_name(choose_device(settings))
         self._builder = TrajectoryBuilder(settings, inversions)
         self._lora_threads = SharedThreads(LORA_THREADS, "sdbento-lora")
         self._default_loaded = threading.Event()
@@ -143,7 +144,7 @@ class LocalBackend:
         ]
 
     def devices(self) -> list[Device]:
-        return [Device(0, device_name(choose_device(self._settings)), self.alive)]
+        return [Device(0, self._device_name, self.alive)]
 
     def preload(self, spec: ModelSpec) -> Future[Any]:
         """The model stays until others need the room. Why a load failed is in the log."""
