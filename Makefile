@@ -20,7 +20,7 @@ PYTEST := pytest -q --numprocesses $(shell expr $$(nproc 2>/dev/null || echo 2) 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-long coverage check docs docs-serve docs-check docs-fuzz docs-fuzz-short bench bench-cold bench-gpu gpu-wheels gpu-rehearsal soak lock sbom image image-smoke chart
+.PHONY: help install serve test test-long coverage check docs docs-serve docs-check docs-fuzz docs-fuzz-short bench bench-cold bench-gpu gpu-wheels gpu-rehearsal soak emoji-carry lock sbom image image-smoke chart
 
 help: ## show these words
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -81,6 +81,12 @@ gpu-rehearsal: gpu-wheels ## try scripts/gpu-bench here, with the packages of th
 
 soak: $(STAMP) ## keep a server in bad company: ARGS="mixed --minutes 60"; alone: kill -9 during 100 jobs
 	@$(BIN)/python -m tests.soak $(ARGS)
+
+emoji-carry: $(STAMP) training/emoji/out/icons.zip ## gather what scripts/emoji-gpu needs on a machine without a network
+	@$(BIN)/python -m training.emoji.carry
+
+training/emoji/out/icons.zip: | $(STAMP)
+	@$(BIN)/python -m training.emoji.render
 
 lock: $(STAMP) ## pin what pyproject.toml asks for; ARGS=--upgrade takes the newest
 	@$(BIN)/python tools/lock.py $(ARGS)

@@ -45,12 +45,13 @@ def pins() -> dict[str, str]:
     return {name: locked[name] for name in WANTED} | NOT_LOCKED
 
 
-def download(folder: Path) -> None:
+def download(folder: Path, wanted: dict[str, str]) -> None:
+    """Fetches wheels for the bare machine by name and version."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
     command += ["--only-binary=:all:", "--python-version", "3.12", "--implementation", "cp"]
     for platform in (*PLATFORMS, "manylinux2014", "manylinux1"):
         command += ["--platform", f"{platform}_x86_64"]
-    command += ["--dest", str(folder), *(f"{name}=={version}" for name, version in pins().items())]
+    command += ["--dest", str(folder), *(f"{name}=={version}" for name, version in wanted.items())]
     subprocess.run(command, check=True)
 
 
@@ -96,7 +97,7 @@ def main() -> int:
     for wheel in FOLDER.glob("*.whl"):
         if identity(wheel) not in wanted:
             wheel.unlink()
-    download(FOLDER)
+    download(FOLDER, pins())
     if wrong := list(problems(FOLDER)):
         print("\n".join(wrong), file=sys.stderr)
         return 1

@@ -20,6 +20,7 @@ DOCUMENTS = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")),
     *sorted((ROOT / "docs").glob("*.md")),
     ROOT / "charts" / "sdbento" / "README.md",
+    ROOT / "training" / "emoji" / "README.md",
     ROOT / "training" / "shapes" / "README.md",
 ]
 # Where a document's paths may begin: `engine/loop.py` is sdbento/engine/loop.py.

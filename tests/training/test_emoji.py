@@ -1,0 +1,194 @@
+"""Training of `emoji`: from SVG to a model that a server serves, with icons drawn here."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.support.server import QUICK, generated, serving
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+from training.emoji import render, report  # noqa: E402
+from training.emoji.budget import Budget, Training  # noqa: E402
+from training.emoji.captions import (  # noqa: E402
+    COLOURS,
+    STYLES,
+    Catalogue,
+    Scene,
+    is_held_out_combination,
+)
+from training.emoji.carry import PART_BYTES, join, quantise, split  # noqa: E402
+from training.emoji.compose import compose, layout_of  # noqa: E402
+from training.emoji.icons import Icon, read_index, read_pictures, write  # noqa: E402
+from training.emoji.score import backgrounds_of, questions  # noqa: E402
+
+SHAPES = {
+    "red dot": '<circle cx="16" cy="16" r="16" fill="#f00"/>',
+    "blue box": '<rect width="32" height="32" fill="#00f"/>',
+    "green kite": '<path d="M16 0 32 16 16 32 0 16Z" fill="#0a0"/>',
+}
+
+
+@pytest.fixture(scope="module")
+def icons_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three icons in each style, rendered as those of the packages are."""
+    path = tmp_path_factory.mktemp("icons") / "icons.zip"
+    write(
+        path,
+        [
+            (Icon(style, name, ("thing",)), render.render(render.svg_of({"body": body}, SQUARE)))
+            for style in STYLES
+            for name, body in SHAPES.items()
+        ],
+    )
+    return path
+
+
+SQUARE = {"width": 32, "height": 32}
+
+
+def many_icons() -> list[Icon]:
+    return [Icon(style, f"thing {i}", (f"item {i}",)) for i in range(200) for style in STYLES]
+
+
+def test_an_icon_fills_its_box_and_the_background_the_rest(icons_file: Path) -> None:
+    pictures = read_pictures(icons_file)
+    scene = Scene(
+        (1, 0), ((0.25, 0.5, 0.5), (0.75, 0.5, 0.5)), "yellow", "a blue box and a red dot"
+    )
+    (image,) = compose(pictures, layout_of([scene]))
+    colours = (image.permute(1, 2, 0) + 1) * 127.5
+    expected = {(64, 32): (0, 0, 255), (64, 96): (255, 0, 0), (4, 4): COLOURS["yellow"]}
+    for (row, column), colour in expected.items():
+        assert colours[row, column].tolist() == pytest.approx(colour, abs=6)
+    assert backgrounds_of(image[None]) == ["yellow"]
+
+
+def test_training_shows_nothing_that_is_held_out() -> None:
+    icons = many_icons()
+    catalogue = Catalogue(icons)
+    rng = np.random.default_rng(0)
+    scenes = [catalogue.sample(rng) for _ in range(3000)]
+    assert catalogue.held_out
+    for scene in scenes:
+        assert catalogue.held_out.isdisjoint(scene.icons)
+        for index in scene.icons:
+            assert not is_held_out_combination(icons[index], scene.background)
+
+
+def test_a_held_out_icon_is_known_in_other_styles() -> None:
+    icons = many_icons()
+    names = [icons[index].name for index in Catalogue(icons).held_out]
+    assert len(names) == len(set(names))
+    assert 0.02 < len(names) / 200 < 0.1
+
+
+def test_scores_ask_for_all_three_kinds() -> None:
+    icons = many_icons()
+    groups = Counter(question.group for question in questions(icons))
+    assert groups == {"trained": 250, "held-out combination": 150, "held-out icon": 100}
+
+
+def test_captions_say_what_the_scene_shows() -> None:
+    icons = many_icons()
+    catalogue = Catalogue(icons)
+    rng = np.random.default_rng(1)
+    said = 0
+    for scene in (catalogue.sample(rng) for _ in range(500)):
+        first = icons[scene.icons[0]]
+        if any(word in scene.caption for word in (first.name, *first.synonyms)):
+            said += 1
+            assert scene.background == "white" or scene.background in scene.caption
+            assert first.style == "3d" or any(w in scene.caption for w in STYLES[first.style])
+    assert said > 400
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("red-apple", True),
+        ("police-car-light", True),
+        ("artist-medium-dark", False),
+        ("artist-light", False),
+        ("baby-medium-skin-tone", False),
+        ("flag-albania", False),
+        ("triangular-flag", True),
+    ],
+)
+def test_flags_and_skin_tones_are_left_out(name: str, wanted: bool) -> None:
+    names = ("police-car", "artist", "artist-medium-dark", "artist-light", name)
+    assert render.is_wanted(name, {each: {} for each in names}) is wanted
+
+
+def test_training_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
+    def training() -> Training:
+        torch.manual_seed(0)
+        return Training(torch.nn.Linear(4, 1), 1e-2, tmp_path / "state.pt", 0.9)
+
+    def loss(own: Training) -> torch.Tensor:
+        weight = own.parameters[0]
+        return (weight - 1).square().sum()
+
+    first = training()
+    first.progress = 0.5
+    first._advance(lambda: loss(first), 8)
+    first.checkpoint()
+    second = training()
+    assert (second.step, second.samples, second.progress) == (1, 8, 0.5)
+    assert torch.equal(second.parameters[0], first.parameters[0])
+    assert torch.equal(second.averages[0], first.averages[0])
+    second.run(lambda: loss(second), 8, Budget(0.0))
+    assert second.progress == 1
+    assert training().progress == 0  # the next run begins a schedule of its own
+
+
+def test_a_model_in_parts_is_put_together_again(tmp_path: Path) -> None:
+    (tmp_path / "pipeline").mkdir()
+    content = random.Random(1).randbytes(PART_BYTES + 1000)
+    (tmp_path / "pipeline" / "weights").write_bytes(content)
+    split(tmp_path / "pipeline", tmp_path / "parts")
+    assert len(list((tmp_path / "parts").iterdir())) == 2
+    join(tmp_path / "parts", tmp_path / "out")
+    assert (tmp_path / "out" / "pipeline" / "weights").read_bytes() == content
+
+
+def test_weights_in_8_bits_are_nearly_the_same() -> None:
+    weight = torch.randn(6, 5, 3, 3) * torch.logspace(-3, 3, 6)[:, None, None, None]
+    whole, factors = quantise(weight)
+    assert whole.dtype is torch.int8
+    assert ((whole * factors - weight).abs() <= factors * 0.51).all()
+
+
+def test_without_a_run_the_document_says_so() -> None:
+    text = report.DOCUMENT.read_text(encoding="utf-8")
+    assert report.written(text, report.RESULTS) == text, "run `python -m training.emoji.report`"
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+def test_a_trial_of_all_stages_makes_a_model_that_is_served(
+    icons_file: Path, tmp_path: Path
+) -> None:
+    out, results = tmp_path / "out", tmp_path / "results"
+    command = [sys.executable, "-m", "training.emoji.run", "--toy", "--seconds", "6"]
+    command += ["--out", str(out), "--results", str(results), "--carried", str(icons_file.parent)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1100)
+    assert done.returncode == 0, done.stdout + (results / "log.txt").read_text(encoding="utf-8")
+    assert len(read_index(icons_file)) == len(STYLES) * len(SHAPES)
+    rows = json.loads((results / "score.json").read_text(encoding="utf-8"))
+    assert {row["pictures"] for row in rows} == {"real", "through the autoencoder", "emoji"}
+    join(results, tmp_path)
+    with serving(tmp_path, SD_MODEL=str(tmp_path / "pipeline")) as server:
+        server.wait_until_ready()
+        (image,) = generated(server, **QUICK | {"prompt": "a red dot, flat style"})
+    assert image.shape == (128, 128, 3)

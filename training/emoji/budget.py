@@ -1,0 +1,133 @@
+"""What the stages share: training for a given time, learning rates that follow it, checkpoints.
+
+A machine may be lent by the minute, so the time is given and the number of steps follows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+WARMUP = 0.04
+LAST_RATE = 0.01
+REPORT_EVERY = 20  # steps; the device is waited for only then
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long a stage trains. `min_steps` are made even if there is no time for them."""
+
+    seconds: float
+    min_steps: int = 2
+    checkpoint_seconds: float = 90.0
+
+
+def rate_at(progress: float) -> float:
+    """Part of the peak rate: a linear warm-up, then a cosine down to LAST_RATE."""
+    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    return min(1.0, (progress + 0.001) / WARMUP) * (LAST_RATE + (1 - LAST_RATE) * cosine)
+
+
+def default_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def autocast(device: str) -> contextlib.AbstractContextManager[None]:
+    """bf16 on a GPU; on a CPU it would be slower than float32."""
+    if device == "cuda":
+        return torch.autocast(device, torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+def save(path: Path, state: Any) -> None:
+    """Writes a checkpoint; whoever is killed here leaves the one before."""
+    beside = path.with_suffix(".new")
+    torch.save(state, beside)
+    beside.rename(path)
+
+
+class Training:
+    """Networks, their moving averages, the optimizer, and how far along they are.
+
+    `progress` goes from 0 to 1 over one schedule of the learning rate. A run that was cut off
+    goes on with the rest of its schedule; one that had finished begins another.
+    """
+
+    def __init__(self, networks: nn.Module, peak_rate: float, path: Path, decay: float) -> None:
+        self.networks, self.peak_rate, self.path = networks, peak_rate, path
+        self.decay = decay
+        self.parameters = list(networks.parameters())
+        self.averages = [parameter.detach().clone() for parameter in self.parameters]
+        on_gpu = self.parameters[0].is_cuda
+        self.optimizer = AdamW(
+            self.parameters, betas=(0.9, 0.99), weight_decay=1e-3, fused=on_gpu or None
+        )
+        self.step, self.progress, self.samples = 0, 0.0, 0
+        if path.exists():
+            self._restore(torch.load(path, map_location=self.parameters[0].device))
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.step, self.samples = state["step"], state["samples"]
+        self.progress = state["progress"] if state["progress"] < 1 else 0.0
+        self.networks.load_state_dict(state["networks"])
+        torch._foreach_copy_(self.averages, state["averages"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+    def checkpoint(self) -> None:
+        state = {name: getattr(self, name) for name in ("step", "progress", "samples", "averages")}
+        networks, optimizer = self.networks.state_dict(), self.optimizer.state_dict()
+        save(self.path, state | {"networks": networks, "optimizer": optimizer})
+
+    def run(self, loss_of: Callable[[], Tensor], batch: int, budget: Budget) -> None:
+        """Trains until the time is over, reports now and then, and leaves a checkpoint."""
+        began, first_progress = time.monotonic(), self.progress
+        last_step = self.step + budget.min_steps
+        self._advance(loss_of, batch).item()  # compiles; no part of the schedule
+        started = saved = time.monotonic()
+        seconds = max(budget.seconds - (started - began), 0.01)
+        while self.progress < 1 or self.step < last_step:
+            loss = self._advance(loss_of, batch)
+            if self.step % REPORT_EVERY and self.step > last_step:
+                continue
+            value, now = loss.item(), time.monotonic()
+            part = min(1.0, (now - started) / seconds)
+            self.progress = first_progress + (1 - first_progress) * part
+            if self.step % (10 * REPORT_EVERY) == 0 or self.progress >= 1:
+                print(self._report(value, now - began), flush=True)
+            if now - saved > budget.checkpoint_seconds:
+                self.checkpoint()
+                saved = now
+        self.checkpoint()
+
+    def _report(self, loss: float, seconds: float) -> str:
+        return f"step {self.step} samples {self.samples} loss {loss:.4f} {seconds:.0f} s"
+
+    def _advance(self, loss_of: Callable[[], Tensor], batch: int) -> Tensor:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.peak_rate * rate_at(self.progress)
+        loss = loss_of()
+        self.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        self.step += 1
+        self.samples += batch
+        decay = min(self.decay, self.step / (9 + self.step))
+        current = [parameter.detach() for parameter in self.parameters]
+        torch._foreach_lerp_(self.averages, current, 1 - decay)
+        return loss.detach()
+
+    def use_averages(self) -> None:
+        """The networks take over their averages; for what follows the training."""
+        with torch.no_grad():
+            for parameter, average in zip(self.parameters, self.averages, strict=True):
+                parameter.copy_(average)

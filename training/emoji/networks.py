@@ -1,0 +1,151 @@
+"""The networks of `emoji`, all in the architecture of Stable Diffusion 1.5, and its tokenizer.
+
+`FULL` is the model; `TOY` has the same parts, so small that a test trains them in seconds.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from tokenizers import pre_tokenizers
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from training.emoji.icons import SIDE
+
+MAX_TOKENS = 77
+START, END = "<|startoftext|>", "<|endoftext|>"
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large the networks are, and how much they see."""
+
+    unet_channels: tuple[int, ...]
+    vae_channels: tuple[int, ...]
+    text_width: int
+    text_layers: int
+    merges: int
+    classifier_channels: int
+    vae_batch: int
+    unet_batch: int
+    classifier_batch: int
+    scenes: int
+    """Captioned pictures whose latents are kept; they are seen again and again."""
+
+
+FULL = Scale((80, 160, 256), (32, 64, 96, 96), 192, 3, 5000, 48, 64, 512, 256, 2**17)
+TOY = Scale((16, 16, 32), (8, 8, 8, 8), 32, 1, 300, 8, 4, 8, 8, 64)
+
+
+def build_vae(scale: Scale) -> AutoencoderKL:
+    """Factor 8, four latent channels, no attention in the middle."""
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=scale.vae_channels,
+        layers_per_block=1,
+        norm_num_groups=8,
+        sample_size=SIDE,
+        mid_block_add_attention=False,
+    )
+
+
+def build_unet(scale: Scale) -> UNet2DConditionModel:
+    """Three levels; cross-attention at 8x8 and 4x4, which is where names become things."""
+    return UNet2DConditionModel(
+        sample_size=SIDE // 8,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=scale.unet_channels,
+        layers_per_block=1,
+        cross_attention_dim=scale.text_width,
+        attention_head_dim=4,  # the number of heads, under the name that SD 1.5 gives it
+        norm_num_groups=16,
+    )
+
+
+def build_text_encoder(scale: Scale, tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=scale.text_width,
+            intermediate_size=4 * scale.text_width,
+            num_hidden_layers=scale.text_layers,
+            num_attention_heads=4,
+            max_position_embeddings=MAX_TOKENS,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def build_scheduler() -> DDIMScheduler:
+    """SD 1.5's noise schedule, made to end in pure noise (Lin et al. 2023), and v-prediction.
+
+    Without that the last step still shows the background's colour, and the model would read it
+    there instead of in the caption.
+    """
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+
+
+def build_tokenizer(corpus: Iterable[str], merges: int) -> CLIPTokenizer:
+    """CLIP's tokenizer with all 256 bytes, alone and ending a word, and `merges` learnt."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    seeds = {token: i for i, token in enumerate([*alphabet, START, END])}
+    learnt = CLIPTokenizer(vocab=seeds).train_new_from_iterator(corpus, len(alphabet) + merges)
+    model = json.loads(learnt.backend_tokenizer.to_str())["model"]
+    pairs = [(left, right) for left, right in model["merges"]]
+    tokens = [*alphabet, *(f"{letter}</w>" for letter in alphabet)]
+    tokens = [*dict.fromkeys(tokens + [left + right for left, right in pairs]), START, END]
+    vocab = {token: i for i, token in enumerate(tokens)}
+    return CLIPTokenizer(vocab=vocab, merges=pairs, model_max_length=MAX_TOKENS)
+
+
+def save_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:
+    """Adds the two files that older tokenizers read to those of `save_pretrained`."""
+    tokenizer.save_pretrained(folder)
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in model["merges"])]
+    (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False))
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n")
+
+
+def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
+    """Tokens, (n, MAX_TOKENS)."""
+    ids = tokenizer(captions, padding="max_length", max_length=MAX_TOKENS, truncation=True)
+    return torch.tensor(ids.input_ids, dtype=torch.int16)
+
+
+class Classifier(nn.Module):
+    """Names the icon in a picture, (n, 3, SIDE, SIDE) in [-1, 1]: logits (n, names)."""
+
+    def __init__(self, names: int, channels: int) -> None:
+        super().__init__()
+        widths = [channels * factor for factor in (1, 2, 4, 8)]
+        layers: list[nn.Module] = [nn.Conv2d(3, channels, 5, 2, 2)]
+        for before, after in zip([channels, *widths], widths, strict=False):
+            layers += [nn.Conv2d(before, after, 3, 2, 1), nn.GroupNorm(8, after), nn.SiLU()]
+            layers += [nn.Conv2d(after, after, 3, 1, 1), nn.GroupNorm(8, after), nn.SiLU()]
+        self.features = nn.Sequential(*layers)
+        self.head = nn.Linear(widths[-1], names)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.features(pictures).mean(dim=(2, 3)))
+        return logits
