@@ -18,7 +18,6 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tools import gpu_wheels
 from training.emoji.budget import save
 
 ROOT = Path(__file__).parents[2]
@@ -90,6 +89,9 @@ def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 def gather(out: Path, folder: Path) -> None:
     """Fills `folder`, and says whether it fits beside the repository."""
+    # Not at the top: on the bare machine another package could be called `tools`.
+    from tools import gpu_wheels
+
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     shutil.copy(out / "icons.zip", folder / "icons.zip")
