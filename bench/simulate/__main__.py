@@ -2,7 +2,7 @@
 
     python -m bench.simulate                                   every curve in bench/curves
     python -m bench.simulate --curve FILE --trace FILE         a curve and requests of one's own
-    python -m bench.simulate --fleet                           1,000 workers with cold starts
+    python -m bench.simulate --fleet --workers 1000            workers with cold starts
     python -m bench.simulate --grace inf                       small requests pass no larger ones
     python -m bench.simulate --owners                          one with many images, one with few
     python -m bench.simulate --measure-cpu                     writes bench/curves/cpu-shapes.json
@@ -21,7 +21,8 @@ from bench.simulate import curves, report, traces
 from sdbento.engine import overdue
 
 CURVES = Path(__file__).parents[1] / "curves"
-REQUESTS, FLEET_REQUESTS = 1000, 20_000
+REQUESTS = 1000
+WORKER_REQUESTS = 20  # of a fleet, for each worker
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -33,6 +34,7 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--curve", type=Path, action="append", help="a file; may be repeated")
     parser.add_argument("--trace", type=Path, help="requests, one JSON object a line")
     parser.add_argument("--fleet", action="store_true")
+    parser.add_argument("--workers", type=int, default=1000, help="of the fleet, at most")
     parser.add_argument("--owners", action="store_true")
     parser.add_argument("--requests", type=int, help="of each run")
     parser.add_argument("--seeds", type=int, default=2)
@@ -49,7 +51,8 @@ def main(args: Sequence[str] | None = None) -> None:
     if options.from_gpu is not None:
         write_gpu_curves(options.from_gpu)
         return
-    requests = options.requests or (FLEET_REQUESTS if options.fleet else REQUESTS)
+    usual = WORKER_REQUESTS * options.workers if options.fleet else REQUESTS
+    requests = options.requests or usual
     size = report.Size(requests, options.seeds)
     for path in options.curve or sorted(CURVES.glob("*.json")):
         try:
@@ -63,7 +66,7 @@ def run(one: curves.Curves, options: argparse.Namespace, size: report.Size) -> N
     if options.trace is not None:
         lines = report.own_trace(one, traces.read(options.trace, one.side))
     elif options.fleet:
-        lines = report.fleet(one, size.requests)
+        lines = report.fleet(one, size.requests, options.workers)
     elif options.owners:
         lines = report.owners(one, size)
     else:

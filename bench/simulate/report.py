@@ -16,8 +16,7 @@ from bench.simulate.traces import BURST, MIXED, MIXES, Mix, Request, poisson
 CLIENTS = 8
 LOADS = (0.5, 0.8, 0.9, 0.95)
 SOME_LOADS = (0.5, 0.95)
-BUSY_WORKERS = 500  # that one image at a time would keep busy
-MOST_WORKERS = 1000
+BUSY_WORKERS = 0.5  # of a fleet: how many one image at a time would keep busy
 
 Run = Callable[[MakePolicy, int], Outcome]  # by policy and seed
 
@@ -111,17 +110,17 @@ def own_trace(curves: Curves, trace: list[Request]) -> Iterator[str]:
         yield f"| {policy.name} | {_cells(made)} |"
 
 
-def fleet(curves: Curves, requests: int) -> Iterator[str]:
+def fleet(curves: Curves, requests: int, most: int) -> Iterator[str]:
     """Workers that come and go with the load; nobody is there at the start."""
     drawn = MIXED.draw(requests, curves.side, seed=0)
-    rate = BUSY_WORKERS * capacity(curves, drawn[:1000])
+    rate = BUSY_WORKERS * most * capacity(curves, drawn[:1000])
     trace = poisson(drawn, rate, seed=0)
-    yield f"{requests} requests at {rate:.0f} a second, {MOST_WORKERS} workers at most;"
+    yield f"{requests} requests at {rate:.3g} a second, {most} workers at most;"
     yield f"a cold start takes {COLD_START:g} s, the cost is in worker seconds an image:\n"
     yield "| policy | requests a worker | workers | p50 s | p95 s | p99 s | cost |"
     yield "| --- | --- | --- | --- | --- | --- | --- |"
     for policy, together in ((OneAtATime, 1), (Ours, 2), (Ours, 4), (Ours, 8)):
-        made = Fleet(curves, policy, together, MOST_WORKERS).run(trace)
+        made = Fleet(curves, policy, together, most).run(trace)
         yield f"| {policy.name} | {together} | {_fleet_cells(made)} |"
 
 
