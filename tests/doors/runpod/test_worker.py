@@ -276,7 +276,7 @@ def test_a_worker_that_is_ended_while_it_starts_takes_no_job(
     with working(platform, "w4", tmp_path) as worker:
         platform.until(lambda: "Starting Serverless Worker" in worker.log)
         worker.terminate()
-        assert worker.process.wait(timeout=30) == 0
+        assert worker.process.wait(timeout=40) == 0
         assert "Traceback" not in worker.log
     assert job.state == "IN_QUEUE"
 
