@@ -100,7 +100,7 @@ def test_a_path_cannot_forge_a_line_of_the_log(server: Server) -> None:
     give_up = time.monotonic() + HANG
     while "[INFO] forged" not in (log := server.log.read_text(encoding="utf-8")):
         assert time.monotonic() < give_up  # the line is written after the answer
-    assert "/x\\r\\n2026-01-01T00:00:00 [INFO] forged\\x1b[2J" in log
+    assert "/x\\r\\n2026-01-01T00:00:00 [INFO] forged\\u001b[2J" in log
     assert "\n2026-01-01T00:00:00 [INFO] forged" not in log
 
 

@@ -28,11 +28,14 @@ def written() -> Iterator[io.StringIO]:
     """What a logger that writes JSON has written."""
     written = io.StringIO()
     handler = logging.StreamHandler(written)
+    factory = logging.getLogRecordFactory()
+    logging.setLogRecordFactory(logging.LogRecord)  # the service's makes one line of each message
     logging.getLogger("somebody.else").addHandler(handler)
     use_everywhere(JSONFormatter())
     yield written
     logging.getLogger("somebody.else").removeHandler(handler)
     use_everywhere(logging.Formatter())
+    logging.setLogRecordFactory(factory)
 
 
 def test_a_line_of_json_is_one_object_whatever_is_in_it(written: io.StringIO) -> None:

@@ -156,7 +156,7 @@ class Terminal:
     def end(self) -> int:
         """Ctrl+C; the exit status."""
         self.process.send_signal(signal.SIGINT)
-        return self.process.wait(20)
+        return self.process.wait(60)
 
     def close(self) -> None:
         if self.process.poll() is None:

@@ -303,6 +303,7 @@ class FakeApp:
 
     def __init__(self, response: GenerateResponse | Exception) -> None:
         self.response = response
+        self.settings = load_settings()
         self.alive = True
         self.seconds: list[float | None] = []  # for which requests may run
 
