@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-import sdbento.app
+from sdbento.backend import local
 from sdbento.engine import loop
 from sdbento.engine.trajectory import Launched, Stage, StepPlan
 from sdbento.environment import load_settings
@@ -39,6 +39,6 @@ class FaultyRunner(TorchRunner):
         return super().launch(plan, pause)
 
 
-vars(sdbento.app)["TorchRunner"] = FaultyRunner
+vars(local)["TorchRunner"] = FaultyRunner
 vars(loop).update(UNTIMED=2.0)  # the first call of a kind hangs after less time
 vars(replacement).update(LINGER=5.0, LIMIT=8)  # seconds for the test to look
