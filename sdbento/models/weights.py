@@ -63,17 +63,23 @@ def load(spec: Spec, settings: Settings) -> Resident:
     path = hub.fetch(spec, dtype is not torch.float32, offline=True)
     if path.is_dir():
         check_configs(hub.read_layout(spec, str(path), offline=True), path)
-    read_ahead(_files(spec, path, dtype))
+    files = _files(spec, path, dtype)
+    read_ahead(files)
     if isinstance(spec, ControlNetSpec):
-        return _load_controlnet(spec, path, settings, device, dtype)
-    return _load_model(spec, path, settings, device, dtype)
+        return _load_controlnet(spec, path, _variant(files), settings, device, dtype)
+    return _load_model(spec, path, _variant(files), settings, device, dtype)
 
 
 def _load_model(
-    spec: ModelSpec, path: Path, settings: Settings, device: torch.device, dtype: torch.dtype
+    spec: ModelSpec,
+    path: Path,
+    variant: str | None,
+    settings: Settings,
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> Pipeline:
     configs = _single_file_configs(spec, offline=True) if path.is_file() else None
-    pipe = _construct(spec, path, configs, dtype)
+    pipe = _construct(spec, path, configs, variant, dtype)
     # The scheduler as its repository configures it: the stock constructor changes some of its
     # options, depending on the task.
     pipe.scheduler = type(pipe.scheduler).from_pretrained(configs or path, subfolder="scheduler")
@@ -97,9 +103,14 @@ def _load_model(
 
 
 def _load_controlnet(
-    spec: ControlNetSpec, path: Path, settings: Settings, device: torch.device, dtype: torch.dtype
+    spec: ControlNetSpec,
+    path: Path,
+    variant: str | None,
+    settings: Settings,
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> ControlNet:
-    options = {"dtype": dtype, "local_files_only": True, "variant": _variant(spec, path, dtype)}
+    options = {"dtype": dtype, "local_files_only": True, "variant": variant}
     with constructing, _without_progress_bars():
         module = ControlNetModel.from_pretrained(path, use_safetensors=True, **options)
     check_complete(spec, "network", module)
@@ -219,12 +230,14 @@ def _files(spec: Spec, path: Path, dtype: torch.dtype) -> list[Path]:
     return [found[name] for name in layout.weights(found, half=dtype is not torch.float32)]
 
 
-def _variant(spec: Spec, folder: Path, dtype: torch.dtype) -> str | None:
+def _variant(files: list[Path]) -> str | None:
     """The variant of the weights that `from_pretrained` is to read; None for files without one."""
-    return "fp16" if any(".fp16" in file.name for file in _files(spec, folder, dtype)) else None
+    return "fp16" if any(".fp16" in file.name for file in files) else None
 
 
-def _construct(spec: ModelSpec, path: Path, configs: Path | None, dtype: torch.dtype) -> Any:
+def _construct(
+    spec: ModelSpec, path: Path, configs: Path | None, variant: str | None, dtype: torch.dtype
+) -> Any:
     """The stock pipeline on the CPU, from a diffusers folder or from a single file."""
     kind = StableDiffusionXLPipeline if spec.family is Family.SDXL else StableDiffusionPipeline
     kind = StableDiffusionXLImg2ImgPipeline if spec.refines else kind
@@ -246,7 +259,6 @@ def _construct(spec: ModelSpec, path: Path, configs: Path | None, dtype: torch.d
                 raise ModelLoadFailed(
                     f"model {spec.name}: weights of its UNet or VAE are not in the file"
                 ) from exc
-        variant = _variant(spec, path, dtype)
         return kind.from_pretrained(path, use_safetensors=True, variant=variant, **options)
 
 

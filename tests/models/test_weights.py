@@ -188,11 +188,11 @@ def test_a_single_file_without_its_familys_configurations_is_refused_with_the_re
 def test_fp16_variants_are_used_where_wanted_or_where_there_is_no_other(tmp_path: Path) -> None:
     folder = save_tiny("sd15", tmp_path / "mine", variant="fp16")
     mine = resolve(folder)
-    assert weights._variant(mine, folder, torch.float16) == "fp16"
+    assert weights._variant(weights._files(mine, folder, torch.float16)) == "fp16"
     assert_same_networks(load(mine, settings()).pipe, Family.SD15)
     save_tiny("sd15", folder)
-    assert weights._variant(mine, folder, torch.float16) == "fp16"
-    assert weights._variant(mine, folder, torch.float32) is None
+    assert weights._variant(weights._files(mine, folder, torch.float16)) == "fp16"
+    assert weights._variant(weights._files(mine, folder, torch.float32)) is None
 
 
 @pytest.mark.parametrize(
