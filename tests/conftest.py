@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -51,6 +52,13 @@ def _default_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests start from the defaults, whatever the developer has set."""
     for variable in SETTINGS:
         monkeypatch.delenv(variable, raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _log() -> Iterator[None]:
+    """A command that keeps quiet, run in this process, leaves later tests their log."""
+    yield
+    logging.disable(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

@@ -35,7 +35,7 @@ def test_the_command_prints_json(server: Server) -> None:
     args = ["--url", server.url, "--seconds", "0.1", "--clients", "1", "--steps", "2", "--json"]
     result = CliRunner().invoke(bench, args)
     printed = json.loads(result.stdout)
-    assert (result.exit_code, printed["requests"], printed["failures"]) == (0, 1, {})
+    assert (result.exit_code, printed["requests"] >= 1, printed["failures"]) == (0, True, {})
     assert printed["latency_seconds"]["p50"] > 0
 
 

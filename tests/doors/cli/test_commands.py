@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
 import signal
@@ -11,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -55,7 +54,7 @@ def complaint(*args: str, status: int = 1, **variables: str) -> str:
 @pytest.fixture
 def called(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> Iterator[Callable[..., tuple[int, str, str]]]:
+) -> Callable[..., tuple[int, str, str]]:
     """Runs a command in this process, which has imported torch already: its exit status, what it
     printed, and its one line on stderr."""
     monkeypatch.setattr(commands, "keep_freed_memory", lambda: None)  # for the whole process
@@ -65,8 +64,7 @@ def called(
         printed = capfd.readouterr()
         return status, printed.out, printed.err.removeprefix("sdbento: ").removesuffix("\n")
 
-    yield call
-    logging.disable(logging.NOTSET)
+    return call
 
 
 def test_help_names_every_command() -> None:
