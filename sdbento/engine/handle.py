@@ -96,6 +96,10 @@ class Handle:
         """When the first call for this request began."""
         return next((calls.began for calls in self.calls.values()), None)
 
+    def calls_so_far(self) -> dict[Stage, Calls]:
+        """A copy that the engine does not change any more. From any thread, any time."""
+        return {stage: replace(calls) for stage, calls in self.calls.copy().items()}
+
     @property
     def images(self) -> list[Image.Image]:
         """Those of a request that is done, in order."""

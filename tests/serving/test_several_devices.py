@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import secrets
 import signal
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -16,6 +17,7 @@ import psutil
 import pytest
 from numpy.typing import NDArray
 
+from tests.support.collector import Collector, collecting
 from tests.support.images import data_uri, gradient, half_mask
 from tests.support.server import QUICK, Server, alike, generated, serving
 
@@ -43,9 +45,21 @@ Pixels = NDArray[np.int16]
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("devices")
-    with serving(folder, SDBENTO_GPUS="cpu:2", SDBENTO_STALL_SECONDS=STALL) as server:
+def collector() -> Iterator[Collector]:
+    with collecting() as collector:
+        yield collector
+
+
+@pytest.fixture(scope="module")
+def server(collector: Collector, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with serving(
+        tmp_path_factory.mktemp("devices"),
+        SDBENTO_GPUS="cpu:2",
+        SDBENTO_STALL_SECONDS=STALL,
+        SDBENTO_OTLP_ENDPOINT=collector.url,
+        SDBENTO_TRACE_RATE="0",
+        OTEL_BSP_SCHEDULE_DELAY="100",  # milliseconds until spans are sent
+    ) as server:
         server.wait_until_ready()
         until(lambda: all_alive(server))
         yield server
@@ -122,6 +136,18 @@ def test_requests_share_the_devices_and_each_image_equals_its_solo_run(
     until(lambda: resident.search(server.client.get("/metrics").text))
     (shapes,) = [m for m in server.client.get("/models").json()["models"] if m["default"]]
     assert shapes["devices"] == [0, 1]
+
+
+def test_a_cancelled_request_is_traced_as_far_as_it_came(
+    server: Server, collector: Collector
+) -> None:
+    trace = secrets.token_hex(16)
+    headers = {"traceparent": f"00-{trace}-00000000000000aa-01"}
+    long = {**QUICK, "num_images": 2, "num_inference_steps": 150, "guidance_scale": 5.0}
+    with server.client.stream("POST", "/generate_stream", json=long, headers=headers) as events:
+        next(text for text in events.iter_lines() if '"step": 140' in text)
+    names = [span.name for span in collector.trace(trace, until="POST /generate_stream")]
+    assert names[-5:] == ["resolve", "load", "queue", "prepare", "steps"]
 
 
 def test_an_engine_that_is_killed_ends_nobodys_request(

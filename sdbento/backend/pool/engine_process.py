@@ -178,7 +178,9 @@ class _EngineProcess:
         """Where the device has failed, nobody is told but by `Lost`: another engine goes on."""
         self._backend.notice(error)
         if not self._backend.is_lost:
-            self._channel.send(Failed(number, classify(error)))
+            handle = self._handles.get(number)
+            calls = {} if handle is None else handle.calls_so_far()
+            self._channel.send(Failed(number, classify(error), calls))
 
     def _tell(self, number: int, event: EngineEvent) -> None:
         self._channel.send(Happened(number, event))
@@ -215,6 +217,7 @@ class _EngineProcess:
                     residents=tuple(backend.residents()),
                     room=backend.pipelines.room(),
                     counted=snapshot(),
+                    calls={n: handle.calls_so_far() for n, handle in self._handles.items()},
                 )
             )
             await asyncio.sleep(REPORT_EVERY)

@@ -120,8 +120,11 @@ class Finished:
 
 @dataclass(frozen=True, eq=False)
 class Failed:
+    """`calls`: those that were made before."""
+
     number: int
     error: SDBentoError
+    calls: dict[Stage, Calls]
 
 
 @dataclass(frozen=True)
@@ -134,13 +137,15 @@ class Loaded:
 @dataclass(frozen=True)
 class Report:
     """How an engine process is, told twice a second. `room`: bytes that are free for models.
-    `counted`: its metrics."""
+    `counted`: its metrics. `calls`: as far as they are made, of requests that are not done, by the
+    number of each."""
 
     is_ready: bool
     endings: tuple[Ending, ...]
     residents: tuple[ResidentSpec, ...]
     room: int
     counted: Counted = field(default_factory=dict)
+    calls: dict[int, dict[Stage, Calls]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

@@ -79,7 +79,7 @@ class RoutedRequest:
         self.begun.set_running_or_notify_cancel()  # who waits for it cannot cancel it
 
     def begin(self, own_sampler: str, warnings: tuple[str, ...]) -> None:
-        self.handle.submitted = time.monotonic()
+        self.handle.submitted, self.handle.calls = time.monotonic(), {}
         if not self.begun.done():  # as it is when the request is made again
             self.begun.set_result(Begun(self.handle, own_sampler, warnings))
 

@@ -382,13 +382,17 @@ class EnginePool:
             case Finished(_, images, calls):
                 self._forget(routed)
                 routed.handle.finish(images, calls)
-            case Failed(_, error):
+            case Failed(_, error, calls):
                 self._forget(routed)
+                routed.handle.calls = calls
                 routed.fail(error)
 
     def _take_report(self, slot: Slot, engine: RemoteEngine, report: Report) -> None:
         was_up, engine.report = slot.is_up, report
         EXPOSITION.absorb(slot.device.name, report.counted)
+        for number, calls in report.calls.items():
+            if number in slot.requests:  # it may have been cancelled meanwhile
+                slot.requests[number].handle.calls = calls
         self._estimates.learn_work(report, list(slot.requests.values()), time.monotonic())
         self._gather()
         if not was_up:

@@ -49,6 +49,7 @@ from sdbento.settings import Settings
 from tests.support.fake_loader import spec
 
 SOON = 20.0
+STEPPED = {Stage.STEP: Calls(began=1.0, ended=2.0)}
 
 
 class FakeEngine:
@@ -154,8 +155,7 @@ async def begun(pool: EnginePool, engine: FakeEngine, number: int) -> Begun:
 
 
 def finished(number: int, colour: str = "red") -> Finished:
-    calls = {Stage.STEP: Calls(began=1.0, ended=2.0)}
-    return Finished(number, [Image.new("RGB", (8, 8), colour)], calls)
+    return Finished(number, [Image.new("RGB", (8, 8), colour)], STEPPED)
 
 
 async def test_a_request_goes_to_an_engine_and_its_images_come_back(
@@ -310,9 +310,39 @@ async def test_the_error_of_an_engine_is_the_requests(
     engines[0].get_up("a")
     beginning = asyncio.create_task(pool.begin(request()))
     await until(lambda: engines[0].has(Begin, 1))
-    engines[0].say(Failed(1, InvalidParameter("no such LoRA", param="lora")))
+    engines[0].say(Failed(1, InvalidParameter("no such LoRA", param="lora"), {}))
     with pytest.raises(InvalidParameter, match="no such LoRA"):
         await beginning
+
+
+async def test_it_is_known_how_far_a_request_came_that_failed_or_was_cancelled(
+    pool: EnginePool, engines: list[FakeEngine]
+) -> None:
+    engines[0].get_up("a")
+    cancelled, failed = await begun(pool, engines[0], 1), await begun(pool, engines[0], 2)
+    engines[0].say(Report(True, (), (), 10**11, calls={1: STEPPED, 2: {}, 3: STEPPED}))
+    await until(lambda: cancelled.handle.calls == STEPPED)
+    cancelled.handle.cancel()
+    with pytest.raises(Cancelled):
+        await cancelled.handle.wait()
+    engines[0].say(Failed(2, DeadlineExceeded("late"), STEPPED))
+    with pytest.raises(DeadlineExceeded):
+        await failed.handle.wait()
+    assert failed.handle.calls == cancelled.handle.calls == STEPPED
+
+
+async def test_what_a_lost_engine_did_is_no_part_of_a_request_that_another_has_made_again(
+    pool: EnginePool, engines: list[FakeEngine]
+) -> None:
+    for engine in engines:
+        engine.get_up("a")
+    begin = await begun(pool, engines[0], 1)
+    engines[0].say(Report(True, (), (), 10**11, calls={1: STEPPED}))
+    engines[0].die()
+    await until(lambda: engines[1].has(Begin, 1))
+    assert begin.handle.calls == STEPPED
+    engines[1].say(Submitted(1, "DDIM", ()))
+    await until(lambda: begin.handle.calls == {})
 
 
 async def test_whoever_gives_up_frees_the_engine(
