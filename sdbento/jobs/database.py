@@ -20,6 +20,7 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.engine import URL, make_url
+from sqlalchemy.schema import CreateIndex
 
 from sdbento.errors import Unavailable
 
@@ -64,7 +65,8 @@ def connect(url: str | None, folder: Path) -> Engine:
 
 
 def make_tables(engine: Engine, metadata: MetaData) -> None:
-    """Make the tables that are missing, and add the columns that an earlier version did not have.
+    """Make the tables that are missing, and add the columns and indexes that an earlier version did
+    not have.
 
     Rows that are there have nothing in such a column, so it must be nullable.
     """
@@ -80,6 +82,8 @@ def make_tables(engine: Engine, metadata: MetaData) -> None:
                     continue
                 kind = column.type.compile(engine.dialect)
                 connection.execute(text(f"ALTER TABLE {table.name} ADD {column.name} {kind}"))
+            for index in table.indexes:
+                connection.execute(CreateIndex(index, if_not_exists=True))
 
 
 def wait_for_lock(connection: Connection, lock: int) -> None:

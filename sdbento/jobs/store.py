@@ -55,7 +55,7 @@ from sdbento.jobs.database import (
     wait_for_lock,
 )
 from sdbento.jobs.fleet.bucket_results import BucketResults
-from sdbento.jobs.fleet.claims import SPARE, Turns, next_of_each, take, webhooks_in_turn
+from sdbento.jobs.fleet.claims import Queue, Turns, webhooks_in_turn
 from sdbento.jobs.fleet.clock import DatabaseClock
 from sdbento.jobs.fleet.notices import Hear, Listener, tell
 from sdbento.jobs.fleet.servers import Servers, State
@@ -373,34 +373,36 @@ class JobStore:
         claimed: list[Job] = []
         with self._transaction() as connection:
             self._servers.ensure_lease(connection)
-            own = jobs.c.status == "IN_PROGRESS", jobs.c.server == self._servers.own
-            num_of = self._num_running(connection, and_(*own), running or {}, made)
-            most = select(func.coalesce(func.max(jobs.c.interruptions), 0)).where(*own)
-            interruptions = connection.execute(most).scalar_one()
+            num_of, interruptions = self._running_here(connection, running or {}, made)
             turns = Turns(num_of, num_of.total() + limit, max_owners, shared, interruptions)
-            elsewhere = self._servers.models_elsewhere(connection)
-            waiting = next_of_each(now, max(1, limit) + SPARE, except_of, elsewhere)
-            rows = turns.in_turn(connection.execute(waiting))
-            while chosen := turns.choose(rows):
-                taken = take(connection, chosen, values)
-                claimed += [Job.of(taken[row.number]) for row in chosen if row.number in taken]
-                if len(taken) == len(chosen):
-                    break
-                turns.count(taken.values())
-                rows = [row for row in rows if row not in chosen]
+            queue = Queue(connection, now, self._servers.models_elsewhere(connection))
+            heads = queue.heads()
+            for owner in heads.keys() & {*except_of}:
+                del heads[owner]
+            while head := turns.next(heads):
+                del heads[head.owner]
+                row = queue.take(head, values, alone=not turns.running)
+                if row is None:
+                    continue  # others were faster
+                claimed.append(job := Job.of(row))
+                turns.count(job.owner, row.interruptions)
+                heads |= queue.head(head)
         return claimed
 
-    def _num_running(
+    def _running_here(
         self,
         connection: Connection,
-        own: ColumnElement[bool],
         running: Mapping[str, str | None],
         made: Collection[str],
-    ) -> Counter[str | None]:
-        """How many jobs of each owner are `running`, or IN_PROGRESS here and not `made`."""
-        others = own, jobs.c.id.not_in([*running, *made])
-        owners = connection.execute(select(owner_of_job).where(*others)).scalars()
-        return Counter([*running.values(), *owners])
+    ) -> tuple[Counter[str | None], int]:
+        """How many jobs of each owner are `running`, or IN_PROGRESS here and not `made`; and how
+        often that one was interrupted which was so most often."""
+        own = jobs.c.status == "IN_PROGRESS", jobs.c.server == self._servers.own
+        query = select(jobs.c.id, owner_of_job, jobs.c.interruptions).where(*own)
+        rows = connection.execute(query).all()
+        others = [row.owner for row in rows if row.id not in running and row.id not in made]
+        most = max((row.interruptions for row in rows), default=0)
+        return Counter([*running.values(), *others]), most
 
     def release(self, job: Job) -> bool:
         """Put a running job back into the queue, at its old place.

@@ -11,7 +11,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from sqlalchemy import BigInteger, Column, Integer, MetaData, Row, String, Table, Text, func
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Index,
+    Integer,
+    MetaData,
+    Row,
+    String,
+    Table,
+    Text,
+    func,
+    literal_column,
+)
 
 Status = Literal["IN_QUEUE", "IN_PROGRESS", "COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"]
 
@@ -30,7 +42,7 @@ jobs = Table(
     # The order of the queue. In SQLite only an INTEGER is numbered automatically.
     Column("number", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
     Column("id", String(80), nullable=False, unique=True),
-    Column("status", String(12), nullable=False, index=True),
+    Column("status", String(12), nullable=False),
     Column("input", Text),  # JSON; None: no longer needed
     Column("low_priority", Integer, nullable=False),  # 0 or 1
     Column("run", Integer, nullable=False),  # how often it was started
@@ -63,6 +75,12 @@ jobs = Table(
     Column("streamed", Integer),  # the run whose output /stream has sent
     Column("model", String(255)),  # that it needs, by its name; None: nobody knows
 )
+# As `Job.owner`, in a query; and, for the index, with "" for None.
+owner_of_job = func.coalesce(jobs.c.key_name, jobs.c.address).label("owner")
+queue_owner = func.coalesce(jobs.c.key_name, jobs.c.address, literal_column("''"))
+Index("jobs_in_turn", jobs.c.status, queue_owner, jobs.c.low_priority, jobs.c.number)
+_waits = jobs.c.status == "IN_QUEUE"
+Index("jobs_by_expiry", jobs.c.expires, postgresql_where=_waits, sqlite_where=_waits)
 servers = Table(
     "servers",
     metadata,
@@ -161,10 +179,6 @@ class Job:
         if self.finished is None:
             return None
         return 0 if self.started is None else max(0, self.finished - self.started)
-
-
-# As `Job.owner`, in a query.
-owner_of_job = func.coalesce(jobs.c.key_name, jobs.c.address).label("owner")
 
 
 def milliseconds() -> int:

@@ -428,6 +428,7 @@ def test_a_database_of_an_earlier_version_gets_the_column(
     store = JobStore(tmp_path, url, clock=clock)
     store.add(new("old", input='{"prompt": "x"}'))
     with store._engine.begin() as connection:
+        connection.execute(text("DROP INDEX jobs_in_turn"))
         connection.execute(text("ALTER TABLE jobs DROP COLUMN owner"))
     store.close()
     store = JobStore(tmp_path, url, clock=clock)

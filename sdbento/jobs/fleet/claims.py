@@ -1,19 +1,20 @@
 """Which of the jobs that wait a server takes next, and which webhooks: owners take turns.
 
-    next_of_each (SQL) -> Turns.choose -> take (SQL) -> again, if others were faster
+    Queue.heads (SQL) -> Turns.next -> Queue.take (SQL) -> Turns.count -> again
 
-Several servers look at the same queue, so those chosen are locked with SKIP LOCKED: nobody waits
-for another's claim. Knows nothing of what a job computes.
+Several servers look at the same queue, so a job is taken with SKIP LOCKED: nobody waits for
+another's claim. Knows nothing of what a job computes.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import (
+    CTE,
     ColumnElement,
     Connection,
     Row,
@@ -29,45 +30,70 @@ from sqlalchemy import (
 
 from sdbento.access.caller import Caller
 from sdbento.access.limits import has_place
-from sdbento.jobs.table import jobs, owner_of_job
+from sdbento.jobs.table import jobs, owner_of_job, queue_owner
 
 SUSPECT_INTERRUPTIONS = 3  # deaths of the server during a job after which the job is run alone
 MODEL_PATIENCE = 10_000  # ms for which a job is left to servers that have its model in memory
-SPARE = 64  # jobs of each owner that are looked at beyond those needed: others may be faster
+_WAITS = jobs.c.status == "IN_QUEUE"
+
+Heads = dict[str | None, Row[Any]]  # by owner
 
 
-def next_of_each(
-    now: int, limit: int, except_of: Collection[str], elsewhere: Collection[str]
-) -> Select[Any]:
-    """The first `limit` jobs of each owner that can be run, with their `place` among its jobs.
+class Queue:
+    """The jobs that wait and may be claimed, in one transaction. Nothing here reads all of them:
+    an index has them by owner, in the order in which each owner's are run.
 
-    For a while, jobs of the models that are `elsewhere` are left to other servers.
+    elsewhere: models whose jobs are left to other servers for a while.
     """
-    left = and_(jobs.c.model.in_(elsewhere), jobs.c.created > now - MODEL_PATIENCE)
-    first = jobs.c.low_priority, jobs.c.number
-    place = func.row_number().over(partition_by=owner_of_job, order_by=first).label("place")
-    waiting = (
-        select(owner_of_job, jobs.c.key_name, jobs.c.address, jobs.c.interruptions, *first, place)
-        .where(jobs.c.status == "IN_QUEUE", jobs.c.expires > now)
-        .where(or_(owner_of_job.is_(None), owner_of_job.not_in(except_of)))
-        .where(or_(jobs.c.model.is_(None), not_(left)))
-        .subquery()
-    )
-    return select(waiting).where(waiting.c.place <= limit)
+
+    def __init__(self, connection: Connection, now: int, elsewhere: Collection[str]) -> None:
+        self._connection = connection
+        left = and_(jobs.c.model.in_(elsewhere), jobs.c.created > now - MODEL_PATIENCE)
+        can_run = jobs.c.expires > now, or_(jobs.c.model.is_(None), not_(left))
+        first = select(jobs.c.number).where(_WAITS, *can_run)
+        self._first = first.order_by(jobs.c.low_priority, jobs.c.number).limit(1)
+
+    def heads(self) -> Heads:
+        """The first job of each owner."""
+        owners = _owners()
+        number = self._first.where(queue_owner == owners.c.owner).correlate(owners)
+        return self._read(select(number.scalar_subquery()).select_from(owners))
+
+    def head(self, row: Row[Any]) -> Heads:
+        """The first job of the owner of `row`, if there is one."""
+        return self._read(self._first.where(queue_owner == _in_queue(row)))
+
+    def _read(self, numbers: Select[Any]) -> Heads:
+        shown = owner_of_job, jobs.c.key_name, jobs.c.address, jobs.c.interruptions
+        order = jobs.c.low_priority, jobs.c.number
+        query = select(*shown, *order).where(jobs.c.number.in_(numbers))
+        return {row.owner: row for row in self._connection.execute(query)}
+
+    def take(self, head: Row[Any], values: dict[str, Any], *, alone: bool) -> Row[Any] | None:
+        """Set `values` in the first job of that owner that nobody else is taking. None: there is
+        none. alone: whether it may be one that is only run alone."""
+        first = self._first.where(queue_owner == _in_queue(head))
+        if not alone:
+            first = first.where(jobs.c.interruptions < SUSPECT_INTERRUPTIONS)
+        this = jobs.c.number == first.with_for_update(skip_locked=True).scalar_subquery()
+        taken = update(jobs).where(this).values(values).returning(*jobs.c)
+        return self._connection.execute(taken).one_or_none()
 
 
-def take(
-    connection: Connection, rows: Iterable[Row[Any]], values: dict[str, Any]
-) -> dict[int, Row[Any]]:
-    """Set `values` in those of the `rows` that still wait and that nobody else is taking.
+def _in_queue(row: Row[Any]) -> str:
+    """As `queue_owner`."""
+    return row.owner or ""
 
-    Returns these, by their number.
-    """
-    numbers = [row.number for row in rows]
-    free = select(jobs.c.number).where(jobs.c.number.in_(numbers), jobs.c.status == "IN_QUEUE")
-    free = free.with_for_update(skip_locked=True)
-    taken = update(jobs).where(jobs.c.number.in_(free)).values(values).returning(*jobs.c)
-    return {row.number: row for row in connection.execute(taken)}
+
+def _owners() -> CTE:
+    """The owners who have jobs in the queue, found one after another: each by a look into the
+    index, whatever the number of jobs is. The last row is empty."""
+    next_one = select(queue_owner).where(_WAITS).order_by(queue_owner).limit(1)
+    first = select(next_one.scalar_subquery().label("owner"))
+    owners = first.cte("owners", recursive=True)
+    later = next_one.where(queue_owner > owners.c.owner).correlate(owners)
+    each = select(later.scalar_subquery()).select_from(owners)
+    return owners.union_all(each.where(owners.c.owner.is_not(None)))
 
 
 def webhooks_in_turn(now: int, taken: ColumnElement[bool], each: int) -> Select[tuple[int]]:
@@ -107,32 +133,29 @@ class Turns:
     shared: bool
     interruptions: int
 
-    def in_turn(self, rows: Iterable[Row[Any]]) -> list[Row[Any]]:
-        """The order in which these jobs are run: those go first whose owner has fewer jobs before
-        them, running ones included. So a low priority puts a job behind others of its owner only.
+    def next(self, heads: Heads) -> Row[Any] | None:
+        """Which of the first jobs of all owners is run next: of an owner who has fewer running than
+        the others. So a low priority puts a job behind others of its owner only.
+
+        Owners who have no place are taken out of `heads`.
         """
-        return sorted(
-            rows,
-            key=lambda row: (self.running[row.owner] + row.place, row.low_priority, row.number),
-        )
+        for row in sorted(heads.values(), key=self._place):
+            if self.running and max(self.interruptions, row.interruptions) >= SUSPECT_INTERRUPTIONS:
+                return None
+            if self._has_place(row):
+                return row
+            del heads[row.owner]
+        return None
 
-    def choose(self, rows: Iterable[Row[Any]]) -> list[Row[Any]]:
-        """Those of the rows, which are in turn, that can be run now."""
-        running, interruptions = Counter(self.running), self.interruptions
-        chosen = []
-        for row in rows:
-            interruptions = max(interruptions, row.interruptions)
-            if interruptions >= SUSPECT_INTERRUPTIONS and running:
-                break
-            caller = Caller(row.key_name, shares=self.shared, address=row.address)
-            is_first = row.owner not in running and len(running) < self.max_owners
-            if is_first or has_place(caller, running, self.places):
-                chosen.append(row)
-                running[row.owner] += 1
-        return chosen
+    def _place(self, row: Row[Any]) -> tuple[int, int, int]:
+        return self.running[row.owner], row.low_priority, row.number
 
-    def count(self, rows: Iterable[Row[Any]]) -> None:
-        """These were claimed."""
-        for row in rows:
-            self.running[row.owner] += 1
-            self.interruptions = max(self.interruptions, row.interruptions)
+    def _has_place(self, row: Row[Any]) -> bool:
+        caller = Caller(row.key_name, shares=self.shared, address=row.address)
+        is_first = row.owner not in self.running and len(self.running) < self.max_owners
+        return is_first or has_place(caller, self.running, self.places)
+
+    def count(self, owner: str | None, interruptions: int) -> None:
+        """A job was claimed that was interrupted so often."""
+        self.running[owner] += 1
+        self.interruptions = max(self.interruptions, interruptions)
