@@ -56,6 +56,7 @@ from sdbento.backend.protocol import ResidentSpec
 from sdbento.catalog.specs import ModelSpec
 from sdbento.engine.forecast import Ending
 from sdbento.engine.handle import Handle
+from sdbento.engine.loop import replaced
 from sdbento.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -446,13 +447,16 @@ class EnginePool:
         self._make_again(requests)
         if all(not slot.is_up and slot.num_failures >= HOPELESS for slot in self._slots):
             self._on_broken("no device can be used any more")
+            self._fail_all(replaced)
 
     def _make_again(self, requests: Sequence[RoutedRequest]) -> None:
+        # Not at once: what ended one engine may be ending another, which has not been noticed yet.
+        self._next_look = time.monotonic() + TICK
         for routed in requests:
             routed.slot = None
             routed.num_lost += 1
             if routed.num_lost < MAX_LOST:
-                self._place(routed)
+                self._waiting.append(routed)
             else:
                 what = "two devices failed while they made this request; it was not tried again"
                 routed.fail(Unavailable(what, retry_after=RESTART))
@@ -461,18 +465,22 @@ class EnginePool:
         for slot in self._slots:
             if slot.engine is not None:
                 slot.engine.send(GiveUp())
-            for routed in slot.requests.values():
-                routed.fail(stopping())
-            slot.requests.clear()
-        self._fail_waiting()
+        self._fail_all(stopping)
 
-    def _fail_waiting(self) -> None:
+    def _fail_all(self, error: Callable[[], SDBentoError]) -> None:
+        for slot in self._slots:
+            for routed in slot.requests.values():
+                routed.fail(error())
+            slot.requests.clear()
+        self._fail_waiting(error)
+
+    def _fail_waiting(self, error: Callable[[], SDBentoError]) -> None:
         for routed in self._waiting:
-            routed.fail(stopping())
+            routed.fail(error())
         self._waiting.clear()
 
     def _begin_to_close(self, grace: float) -> list[RemoteEngine]:
-        self._fail_waiting()
+        self._fail_waiting(stopping)
         engines = []
         for slot in self._slots:
             if slot.engine is None:

@@ -249,6 +249,19 @@ async def test_who_loses_two_engines_is_told_so(
     assert caught.value.retry_after
 
 
+async def test_engines_that_die_together_count_as_one_lost(
+    pool: EnginePool, engines: list[FakeEngine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for engine in engines:
+        engine.get_up("a")
+    begin = await begun(pool, engines[0], 1)
+    monkeypatch.setattr(router, "TICK", 0.25)
+    for engine in engines[:2]:
+        engine.die()
+    await until(lambda: any(engine.has(Begin, 1) for engine in engines[2:]))
+    assert not begin.handle.done.done()
+
+
 async def test_without_engines_requests_wait_for_one_and_new_ones_are_refused(
     pool: EnginePool, engines: list[FakeEngine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -401,11 +414,16 @@ async def test_where_no_engine_can_be_started_another_process_may_do_better(
     died = 0
     while not broken:
         await until(lambda: len(engines) > died or broken)  # noqa: B023
+        if died == 2 * router.HOPELESS - 1:
+            late = asyncio.create_task(pool.begin(request()))
+            await until(lambda: any(engine.has(Begin) for engine in engines))
         if len(engines) > died:
             engines[died].die()
             died += 1
     assert not pool.alive
     assert died >= 2 * router.HOPELESS
+    with pytest.raises(Unavailable, match="is being restarted"):
+        await late
 
 
 async def test_a_model_is_loaded_early_by_one_engine(
