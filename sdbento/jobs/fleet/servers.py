@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from sqlalchemy import (
     select,
     update,
 )
+from sqlalchemy.exc import IntegrityError
 
 from sdbento.errors import Unavailable
 from sdbento.jobs.fleet.clock import DATABASE_NOW
@@ -104,7 +106,9 @@ class Servers:
         }
         own = servers.c.id == self.own
         if not connection.execute(update(servers).where(own).values(values)).rowcount:
-            connection.execute(insert(servers).values(values | {"id": self.own}))
+            # Another thread of this server may be doing the same.
+            with suppress(IntegrityError), connection.begin_nested():
+                connection.execute(insert(servers).values(values | {"id": self.own}))
 
     def ensure_lease(self, connection: Connection) -> None:
         """Renew the lease if it is over: what is claimed without one would be taken over at once,

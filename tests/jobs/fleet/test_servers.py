@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -152,6 +153,28 @@ def test_a_claim_renews_a_lease_that_is_over(open_store: OpenStore, lapse: Lapse
     job = add_and_claim(one)
     assert other.beat() == []
     assert one.complete(job, b"[]")
+
+
+def test_two_threads_of_a_server_may_take_a_new_lease_at_once(
+    open_store: OpenStore, database: str
+) -> None:
+    store = open_store()
+    with store._engine.begin() as connection:
+        store._servers.end(connection)
+    with ThreadPoolExecutor() as pool:
+        with store._engine.begin() as connection:
+            store._servers.renew(connection)
+            beat = pool.submit(store.beat)
+            wait_until_blocked(database)
+        assert beat.result() == []
+
+
+def wait_until_blocked(database: str) -> None:
+    """Until a transaction waits for another."""
+    waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = %s"
+    with psycopg.connect(database, autocommit=True) as connection:
+        while not connection.execute(waiting, [connection.info.dbname]).fetchall():
+            time.sleep(0.01)
 
 
 def test_nobody_is_taken_for_dead_just_after_the_database_has_started(
