@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 router = door("AUTOMATIC1111")
 
 SCRIPT = "controlnet"
+# By this name webuiapi knows that there is ControlNet; the extension lists it as well. Without it,
+# each later call of webuiapi would send the units of an earlier one again.
+SIGN_OF_IT = "controlnet m2m"
 SEVERAL = {"error": "each GPU has an engine process of its own, which alone may ask for it"}
 
 
@@ -51,8 +54,9 @@ class Memory(BaseModel):
 
 @router.get("/sdapi/v1/scripts")
 async def scripts() -> Scripts:
-    """The scripts that `alwayson_scripts` may name."""
-    return Scripts(txt2img=[SCRIPT], img2img=[SCRIPT])
+    """The script that `alwayson_scripts` may name, and one that only tells clients of it."""
+    names = [SCRIPT, SIGN_OF_IT]
+    return Scripts(txt2img=names, img2img=names)
 
 
 @router.get("/sdapi/v1/script-info")

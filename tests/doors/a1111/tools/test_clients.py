@@ -46,7 +46,7 @@ def test_webuiapi_reads_every_list(client: webuiapi.WebUIApi) -> None:
     assert "outline" in [one["name"] for one in client.get_loras()]
     assert client.get_embeddings() == {"loaded": {}, "skipped": {}}
     assert client.get_memory()["ram"]["total"] > 0
-    assert client.get_scripts()["txt2img"] == ["controlnet"]
+    assert client.get_scripts()["txt2img"][0] == "controlnet"
     for empty in ("sd_vae", "hypernetworks", "face_restorers", "realesrgan_models"):
         assert getattr(client, f"get_{empty}")() == []
     assert client.get_prompt_styles() == []

@@ -27,7 +27,8 @@ def get(client: TestClient, route: str) -> Any:
 
 
 def test_scripts_have_lower_case_names(client: TestClient) -> None:
-    assert get(client, "scripts") == {"txt2img": ["controlnet"], "img2img": ["controlnet"]}
+    names = ["controlnet", "controlnet m2m"]
+    assert get(client, "scripts") == {"txt2img": names, "img2img": names}
     for_text, for_images = get(client, "script-info")
     assert (for_text["is_img2img"], for_images["is_img2img"]) == (False, True)
     assert for_text["name"] == "controlnet"
