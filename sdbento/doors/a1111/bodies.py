@@ -68,16 +68,16 @@ def _present(values: Any) -> Any:
     return {name: value for name, value in values.items() if value is not None and value != ""}
 
 
-_CUT = BeforeValidator(_whole)
-Whole = Annotated[int, _CUT]
-Natural = Annotated[int, Field(ge=0), _CUT]
-Steps = Annotated[int, Field(ge=1), _CUT]
-Seed = Annotated[int, Field(le=MAX_SEED), _CUT]
-Count = Annotated[int, Field(ge=1, le=MAX_CALL_IMAGES), _CUT]
-Side = Annotated[int, Field(ge=1, le=MAX_SIDE), _CUT]
-Pixels = Annotated[int, Field(ge=0, le=MAX_SIDE), _CUT]
-Layers = Annotated[int, Field(ge=-1, le=MAX_CLIP_SKIP + 1), _CUT]
-ResizeMode = Annotated[int, Field(ge=0, le=3), _CUT]
+CUT = BeforeValidator(_whole)  # after the bounds, else pydantic does not put them into the schema
+Whole = Annotated[int, CUT]
+Natural = Annotated[int, Field(ge=0), CUT]
+Steps = Annotated[int, Field(ge=1), CUT]
+Seed = Annotated[int, Field(le=MAX_SEED), CUT]
+Count = Annotated[int, Field(ge=1, le=MAX_CALL_IMAGES), CUT]
+Side = Annotated[int, Field(ge=1, le=MAX_SIDE), CUT]
+Pixels = Annotated[int, Field(ge=0, le=MAX_SIDE), CUT]
+Layers = Annotated[int, Field(ge=-1, le=MAX_CLIP_SKIP + 1), CUT]
+ResizeMode = Annotated[int, Field(ge=0, le=3), CUT]
 Real = Annotated[float, Field(allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Name = Annotated[str, Field(max_length=500)]

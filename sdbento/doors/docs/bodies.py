@@ -35,10 +35,16 @@ def json_or_form_body(model: type[BaseModel]) -> dict[str, Any]:
 
 def empty_counts_as_absent(schema: dict[str, Any]) -> None:
     """Say in the schema of a lenient body, as its `json_schema_extra`, that null and "" stand for
-    no value in every field but the required ones."""
+    no value in every field but the required ones.
+
+    Defaults that are objects are left out: some generators of clients refuse them beside the empty
+    text.
+    """
     for name in schema["properties"].keys() - set(schema.get("required", ())):
         field = schema["properties"][name]
         if field.keys() & {"type", "$ref", "anyOf", "enum"}:
             kept = {key: field.pop(key) for key in ("description", "default") if key in field}
+            if isinstance(kept.get("default"), dict):
+                del kept["default"]
             options = field.get("anyOf", [field])
             schema["properties"][name] = {"anyOf": [*options, {"enum": [None, ""]}]} | kept

@@ -22,6 +22,8 @@ def name_schemas(document: Schema) -> None:
     pydantic has defined within them, their names."""
     schemas = document["components"]["schemas"]
     document["components"]["schemas"] = {_short(name): schemas[name] for name in schemas}
+    for name in filter(_is_of_several, schemas):
+        schemas[name]["title"] = _short(name)  # by which generators name their classes
     for _, _, operation in operations(document):
         for media in operation.get("requestBody", {}).get("content", {}).values():
             media["schema"] = _named(media.get("schema", {}), document)
@@ -49,7 +51,12 @@ def _short(name: str) -> str:
     """FastAPI names classes of one name by their modules: `sdbento__doors__openai__models__Model`.
     Here that is `Model_openai`."""
     parts = name.split("__")
-    return f"{parts[-1]}_{parts[2]}" if name.startswith("sdbento__doors__") else name
+    return f"{parts[-1]}_{parts[2]}" if _is_of_several(name) else name
+
+
+def _is_of_several(name: str) -> bool:
+    """Whether there are several classes of that name."""
+    return name.startswith("sdbento__doors__")
 
 
 def _refer_to_components(node: Any) -> None:

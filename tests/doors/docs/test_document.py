@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -50,6 +51,27 @@ def test_names_of_operations_are_unique(written: Any) -> None:
     names = [operation["operationId"] for *_, operation in operations(written)]
     assert len(set(names)) == len(names)
     assert {"txt2img", "status_id_get", "index"} <= set(names)
+
+
+def schemas_in(node: Any) -> Iterator[dict[str, Any]]:
+    """All that say of which type something is."""
+    if isinstance(node, dict):
+        if isinstance(node.get("type"), str):
+            yield node
+        node = list(node.values())
+    for child in node if isinstance(node, list) else ():
+        yield from schemas_in(child)
+
+
+def test_bounds_have_the_names_that_schemas_have_for_them(written: Any) -> None:
+    for schema in schemas_in(written["components"]):
+        assert not {"ge", "gt", "le", "lt", "multiple_of"} & schema.keys(), schema
+
+
+def test_titles_of_schemas_are_unique(written: Any) -> None:
+    schemas = written["components"]["schemas"]
+    titles = [schema.get("title", name) for name, schema in schemas.items()]
+    assert len(set(titles)) == len(titles)
 
 
 def test_every_operation_has_a_summary_a_tag_and_answers(written: Any) -> None:
@@ -113,3 +135,4 @@ def test_lenient_bodies_may_leave_fields_empty(written: Any, name: str) -> None:
     for empty in (None, ""):
         validator.validate({"prompt": "x", **dict.fromkeys(fields, empty)})
     assert not validator.is_valid({"prompt": "x", "width": []})
+    assert not any(isinstance(one.get("default"), dict) for one in schema["properties"].values())

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from sdbento.access.caller import current_caller
 from sdbento.access.threads import SharedThreads
 from sdbento.catalog.specs import controlnets_for
-from sdbento.doors.a1111.bodies import Lenient, Name, Whole
+from sdbento.doors.a1111.bodies import CUT, Lenient, Name
 from sdbento.doors.a1111.notes import Notes
 from sdbento.doors.a1111.tools.encoded import THREADS, EncodedImage, answer, work_on_image
 from sdbento.doors.a1111.tools.options import TheChoices
@@ -78,7 +78,7 @@ class Detection(Lenient):
         max_length=MAX_DETECTED,
         validation_alias=AliasChoices("controlnet_input_images", "controlnet_images"),
     )
-    controlnet_processor_res: Annotated[Whole, Field(le=2048)] = Field(
+    controlnet_processor_res: Annotated[int, Field(le=2048), CUT] = Field(
         RESOLUTION, description=f"Pixels of the shorter side; below 1: {RESOLUTION}"
     )
 

@@ -13,7 +13,7 @@ from PIL import Image
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
-from sdbento.doors.a1111.bodies import Lenient, Name, Share, Whole
+from sdbento.doors.a1111.bodies import CUT, Lenient, Name, Share
 from sdbento.doors.a1111.tools.encoded import EncodedImage, answer, threads, work_on_image
 from sdbento.doors.http.routing import TheApp, door
 from sdbento.errors import InvalidParameter, TooLarge
@@ -35,13 +35,13 @@ FILTERS = {
 MAX_SIDE = 65_535
 RESTORERS = {"gfpgan_visibility": "GFPGAN", "codeformer_visibility": "CodeFormer"}
 
-Side = Annotated[Whole, Field(ge=1, le=MAX_SIDE)]
+Side = Annotated[int, Field(ge=1, le=MAX_SIDE), CUT]
 
 
 class Extras(Lenient):
     """How to enlarge."""
 
-    resize_mode: Annotated[Whole, Field(ge=0, le=1)] = Field(
+    resize_mode: Annotated[int, Field(ge=0, le=1), CUT] = Field(
         0, description="0: by a factor; 1: to a size"
     )
     upscaling_resize: Annotated[float, Field(gt=0, le=64, allow_inf_nan=False)] = Field(
