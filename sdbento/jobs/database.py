@@ -33,9 +33,16 @@ PRAGMAS = (
     "busy_timeout = 10000",
     "journal_size_limit = 67108864",
 )
-# A host that has vanished is an error after seconds, not minutes. The first is in seconds, the
-# second in milliseconds.
-TIMEOUTS = {"connect_timeout": "5", "tcp_user_timeout": "10000"}
+# A host that has vanished is an error after seconds, not minutes: also for a connection on which
+# nothing is sent, as where notices are waited for. In seconds; tcp_user_timeout in milliseconds.
+TIMEOUTS = {
+    "connect_timeout": "5",
+    "tcp_user_timeout": "10000",
+    "keepalives": "1",
+    "keepalives_idle": "10",
+    "keepalives_interval": "5",
+    "keepalives_count": "3",
+}
 # The same on the side of PostgreSQL, which would otherwise keep the locks of a server that has
 # vanished, or was frozen in the midst of a transaction. In ms, or seconds for tcp_keepalives.
 SESSION = {

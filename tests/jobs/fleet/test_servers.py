@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import subprocess
 import sys
 import time
@@ -269,6 +271,13 @@ def test_a_frozen_transaction_does_not_hold_up_the_others(open_store: OpenStore)
         other.add(new())  # waits for that lock until PostgreSQL ends the transaction
         connection.invalidate()
     assert current(other).status == "IN_QUEUE"
+
+
+def test_a_database_that_vanishes_is_noticed_by_who_only_listens(open_store: OpenStore) -> None:
+    address = open_store().listener(lambda *_: None)._address
+    with psycopg.connect(**address) as connection:
+        with socket.socket(fileno=os.dup(connection.fileno())) as end:
+            assert end.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) <= 10
 
 
 def test_many_servers_leave_no_trace_when_they_stop(open_store: OpenStore, database: str) -> None:
