@@ -27,21 +27,34 @@ class Results:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._mark = folder.with_suffix(".id")
+        self._place = ""  # until somebody asks
         folder.mkdir(parents=True, exist_ok=True)
 
     def place(self) -> str:
         """The same for all servers that use this folder, and for no other folder."""
-        mark = self._folder.with_suffix(".id")
-        with suppress(FileExistsError), mark.open("x") as file:
+        with suppress(FileExistsError), self._mark.open("x") as file:
             file.write(uuid.uuid4().hex)
         give_up = time.monotonic() + MARK_SECONDS
-        while not (place := mark.read_text()):  # another server is just writing it
+        while not (place := self._mark.read_text()):  # another server is just writing it
             if time.monotonic() > give_up:
-                raise OSError(f"{mark} is empty; remove it")
+                raise OSError(f"{self._mark} is empty; remove it")
             time.sleep(0.01)
+        self._place = place
         return place
 
+    def _ensure_same_place(self) -> None:
+        """Raises ConnectionError if it is another folder now: a network folder that is not mounted
+        leaves an empty one behind, in which other servers find nothing."""
+        try:
+            is_same = not self._place or self._mark.read_text() == self._place
+        except FileNotFoundError:
+            is_same = False
+        if not is_same:
+            raise ConnectionError(f"the folder of the results is gone: {self._mark} has changed")
+
     def write(self, job_id: str, run: int, result: bytes) -> None:
+        self._ensure_same_place()
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._path(job_id, run)
         unfinished = path.with_suffix(".tmp")
@@ -64,13 +77,18 @@ class Results:
         try:
             return self._path(job_id, run).read_bytes()
         except FileNotFoundError:
+            self._ensure_same_place()
             return None
 
     def read_part(self, job_id: str, run: int, start: int, num_bytes: int) -> bytes:
         """Bytes from `start` on, fewer than `num_bytes` at the end. Raises FileNotFoundError."""
-        with self._path(job_id, run).open("rb") as file:
-            file.seek(start)
-            return file.read(num_bytes)
+        try:
+            with self._path(job_id, run).open("rb") as file:
+                file.seek(start)
+                return file.read(num_bytes)
+        except FileNotFoundError:
+            self._ensure_same_place()
+            raise
 
     def delete(self, job_id: str, run: int) -> None:
         self._path(job_id, run).unlink(missing_ok=True)

@@ -52,6 +52,29 @@ def test_every_server_reads_a_result(
         other.part_of_result(job, 0, 10)
 
 
+def test_no_result_is_kept_in_or_missed_from_a_folder_that_is_not_mounted(
+    open_store: OpenStore, tmp_path: Path
+) -> None:
+    store = open_store(results=Results(tmp_path / "mount" / "results"))
+    done, running = add_and_claim(store, "done"), add_and_claim(store, "running")
+    store.complete(done, b"[]")
+    (tmp_path / "mount").rename(tmp_path / "away")
+    (tmp_path / "mount").mkdir()
+    job = current(store, "done")
+    for call in (
+        lambda: store.complete(running, b"[]"),
+        lambda: store.result(job),
+        lambda: store.part_of_result(job, 0, 1),
+    ):
+        with pytest.raises(ConnectionError, match="the results is gone") as caught:
+            call()
+        assert classify(caught.value).status == 503
+    (tmp_path / "mount").rmdir()
+    (tmp_path / "away").rename(tmp_path / "mount")
+    assert store.result(job) == b"[]"
+    assert store.complete(running, b"[]")
+
+
 def test_results_that_no_row_names_are_removed_at_a_start(
     open_store: OpenStore, results: Results | BucketResults
 ) -> None:
