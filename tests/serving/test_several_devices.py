@@ -138,6 +138,21 @@ def test_requests_share_the_devices_and_each_image_equals_its_solo_run(
     assert shapes["devices"] == [0, 1]
 
 
+def test_a_call_of_the_web_ui_is_made_with_previews_for_who_looks(server: Server) -> None:
+    call = {"prompt": "a red circle", "steps": 150, "width": 192, "height": 192, "batch_size": 2}
+    with ThreadPoolExecutor(1) as clients:
+        answer = clients.submit(server.client.post, "/sdapi/v1/txt2img", json=call)
+
+        def is_shown() -> bool:
+            progress = server.client.get("/sdapi/v1/progress").json()
+            return answer.done() or progress["current_image"] is not None
+
+        until(is_shown)
+        assert not answer.done()
+        server.client.post("/sdapi/v1/interrupt")
+        assert answer.result().status_code == 200
+
+
 def test_a_cancelled_request_is_traced_as_far_as_it_came(
     server: Server, collector: Collector
 ) -> None:

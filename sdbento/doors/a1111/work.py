@@ -117,17 +117,17 @@ class Generation:
     def _note_step(self, event: Stepped) -> None:
         self._eta = event.eta
         self._steps_done[MAX_IMAGES * len(self._responses) + event.image] = event.step
-        self.num_steps = event.num_steps
+        is_first, self.num_steps = self.num_steps == 0, event.num_steps
         if event.preview is not None:
             self.preview = event.preview
+        if is_first or event.preview is not None:
             self._set_previews()
 
     def _set_previews(self) -> None:
         """A preview costs every step that makes one, so there are none unless somebody looks."""
-        if self._handle is not None:
+        if self._handle is not None and self.num_steps:
             watched = time.monotonic() < self._watched_until
-            steps = self._handle.trajectories[0].steps_in_all
-            self._handle.preview_every(max(1, steps // PREVIEWS) if watched else 0)
+            self._handle.preview_every(max(1, self.num_steps // PREVIEWS) if watched else 0)
 
 
 class Work:
