@@ -131,7 +131,7 @@ class Engine:
         self._launch_seconds = deque([0.0], maxlen=LAUNCHES)
         # When the requests under way will be done; replaced as a whole, for any thread to read.
         self.endings: list[Ending] = []
-        self._forecast_due = 0.0
+        self._forecast_due = self._estimate_due = 0.0  # monotonic seconds
         self.observer: Observer | None = None  # from any thread; None: nobody looks
         self._numbers = count(1)  # of requests
         self._running = True

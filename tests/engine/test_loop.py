@@ -504,6 +504,22 @@ async def test_events_report_the_queue_and_every_step() -> None:
     assert_right(handle)
 
 
+def test_a_listener_may_come_in_the_midst_of_the_first_step() -> None:
+    events: list[EngineEvent] = []
+
+    def listen(trajectory: Trajectory) -> None:
+        if trajectory.state is not None and not handle.has_listeners:
+            handle.listen(events.append)
+
+    engine = Engine(FakeRunner(listen), Planner(4))
+    handle = submit(engine, make_trajectory(5))
+    engine.start()
+    handle.done.result(timeout=5)
+    engine.close(grace=1.0)
+    assert [event.step for event in events if isinstance(event, Stepped)] == [1, 2, 3, 4, 5]
+    assert_right(handle)
+
+
 async def test_leaving_the_events_cancels_the_request() -> None:
     with running(FakeRunner(seconds=0.005)) as engine:
         handle = submit(engine, make_trajectory(10_000))
