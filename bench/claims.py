@@ -27,7 +27,8 @@ from pathlib import Path
 from statistics import quantiles
 
 from sdbento.jobs.results import Results
-from sdbento.jobs.store import JobStore, Limits
+from sdbento.jobs.store.job_store import JobStore
+from sdbento.jobs.store.room import Limits
 from sdbento.jobs.table import NewJob
 from tests.support.postgres import new_database, postgres
 

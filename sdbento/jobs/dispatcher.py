@@ -47,7 +47,7 @@ from sdbento.jobs.formats.native import JobInput
 from sdbento.jobs.progress import ProgressOfJobs
 from sdbento.jobs.retry import retry_while_refused
 from sdbento.jobs.runpod_format import one_line
-from sdbento.jobs.store import JobStore
+from sdbento.jobs.store.job_store import JobStore
 from sdbento.jobs.table import Job, route_of
 from sdbento.metrics.requests import count_without_run, counting, current_request
 from sdbento.outbound.urls import registered_name

@@ -39,7 +39,7 @@ from sdbento.jobs.fleet.servers import BEAT, State
 from sdbento.jobs.formats.a1111 import AnswerCall
 from sdbento.jobs.progress import ProgressOfJobs
 from sdbento.jobs.runpod_format import MAX_EVENT_BYTES, status_body
-from sdbento.jobs.store import Counts, JobStore
+from sdbento.jobs.store.job_store import Counts, JobStore
 from sdbento.jobs.table import Job, NewJob, route_of
 from sdbento.jobs.webhooks import Webhooks
 from sdbento.metrics.definitions import jobs as jobs_gauge
@@ -203,7 +203,7 @@ class Jobs:
         job = await self.get(job_id)
         progress = self._progress.of(job)
         if job.unfinished and self._store.is_shared and not self._dispatcher.runs(job_id):
-            await self._threads.run(self._store.ask_for_events, job_id)
+            await self._threads.run(self._store.events.ask, job_id)
         if job.unfinished and not self._stopping:
             with suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
@@ -211,7 +211,7 @@ class Jobs:
             job = await self.get(job_id)
         events = progress.take_all()
         if self._store.is_shared:
-            events = await self._threads.run(self._store.take_events, job_id) + events
+            events = await self._threads.run(self._store.events.take, job_id) + events
         is_new = job.status == "COMPLETED" and job.streamed != job.run
         if is_new and await self._threads.run(self._store.take_output, job):
             result = await self._threads.run(self._store.result, job)

@@ -25,7 +25,7 @@ from sdbento.background import Problem, ThreadPool, start_task
 from sdbento.errors import classify, unexplained
 from sdbento.jobs.retry import retry_while_refused
 from sdbento.jobs.runpod_format import around_result, status_body
-from sdbento.jobs.store import JobStore
+from sdbento.jobs.store.job_store import JobStore
 from sdbento.jobs.table import Job
 from sdbento.metrics.definitions import webhooks_total
 from sdbento.outbound.http import Answer, Body, Outbound
@@ -90,7 +90,7 @@ class Webhooks:
         free = with_reserve(MAX_POSTS) - len(self._posting)
         if free <= 0:
             return
-        find = partial(self._store.due_webhooks, each=POSTS_TO_A_HOST, posting=[*self._posting])
+        find = partial(self._store.webhooks.due, each=POSTS_TO_A_HOST, posting=[*self._posting])
         try:
             due = await self._threads.run(find, free)
         except Exception as exc:
@@ -119,7 +119,7 @@ class Webhooks:
             again_in = milliseconds_until_next(job, answer, self._store.now(), self._pauses)
             # The job is not posted again meanwhile: this task counts as its post until it ends.
             await retry_while_refused(
-                lambda: self._threads.run(self._store.note_webhook, job, again_in),
+                lambda: self._threads.run(self._store.webhooks.note, job, again_in),
                 f"that the webhook of job {job.id} was posted cannot be kept",
             )
         except Exception as exc:

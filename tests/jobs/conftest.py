@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sdbento.jobs.store import JobStore
+from sdbento.jobs.store.job_store import JobStore
 from tests.support.job_server import Server, serving
 from tests.support.jobs import Clock
 from tests.support.postgres import new_database

@@ -196,7 +196,7 @@ async def test_a_store_taken_over_by_another_server_is_left_alone(
     server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     lock = SimpleNamespace(ensure_held=lambda: None, close=lambda: None)
-    server.store._locks.append(lock)  # type: ignore[arg-type]
+    server.store._database._locks.append(lock)  # type: ignore[arg-type]
     job_id = await server.submit("slow")
     await server.runs("slow")
 
@@ -211,7 +211,7 @@ async def test_a_store_taken_over_by_another_server_is_left_alone(
             await ask
     assert "what became of job" in caplog.text
     lock.ensure_held = lambda: None  # and has ended
-    await until(lambda: server.store._lost is None)
+    await until(lambda: server.store._database._lost is None)
     assert (await server.ended(job_id)).status == "COMPLETED"
 
 

@@ -14,8 +14,8 @@ import pytest
 from sqlalchemy import event
 
 from sdbento.errors import Unavailable, classify
-from sdbento.jobs import database
-from sdbento.jobs.store import JobStore
+from sdbento.jobs.store import database
+from sdbento.jobs.store.job_store import JobStore
 from tests.support.job_server import Server, serving
 from tests.support.postgres import new_database, stopped
 
@@ -30,12 +30,12 @@ def pragma(store: JobStore, setting: str, undone: str) -> Iterator[None]:
     def undo(connection: sqlite3.Connection, *_: object) -> None:
         connection.execute(f"PRAGMA {undone}").close()
 
-    event.listen(store._engine, "checkout", apply)
+    event.listen(store._database.engine, "checkout", apply)
     try:
         yield
     finally:
-        event.remove(store._engine, "checkout", apply)
-        event.listen(store._engine, "checkout", undo)
+        event.remove(store._database.engine, "checkout", apply)
+        event.listen(store._database.engine, "checkout", undo)
 
 
 async def refused(server: Server) -> str:

@@ -19,7 +19,8 @@ from sdbento.errors import LimitReached, NotFound, Overloaded
 from sdbento.jobs import dispatcher
 from sdbento.jobs.delivery.s3_config import S3Config
 from sdbento.jobs.dispatcher import UPLOADS_TO_A_HOST
-from sdbento.jobs.store import JobStore, Limits
+from sdbento.jobs.store.job_store import JobStore
+from sdbento.jobs.store.room import Limits
 from sdbento.jobs.table import Job
 from sdbento.settings import Settings
 from tests.support.hosts import Hosts, hosting
@@ -427,7 +428,7 @@ def test_a_database_of_an_earlier_version_gets_the_column(
 ) -> None:
     store = JobStore(tmp_path, url, clock=clock)
     store.add(new("old", input='{"prompt": "x"}'))
-    with store._engine.begin() as connection:
+    with store._database.engine.begin() as connection:
         connection.execute(text("DROP INDEX jobs_in_turn"))
         connection.execute(text("ALTER TABLE jobs DROP COLUMN owner"))
     store.close()

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from sdbento.jobs.progress import MAX_EVENTS, MAX_JOBS, JobProgress, ProgressOfJobs
-from sdbento.jobs.store import JobStore
+from sdbento.jobs.store.job_store import JobStore
 from sdbento.jobs.table import Job
 from tests.support.jobs import add_and_claim
 

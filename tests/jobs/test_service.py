@@ -29,7 +29,8 @@ from sdbento.errors import (
 from sdbento.jobs.dispatcher import Intervals
 from sdbento.jobs.progress import MAX_JOBS
 from sdbento.jobs.runpod_format import new_job
-from sdbento.jobs.store import JobStore, Limits
+from sdbento.jobs.store.job_store import JobStore
+from sdbento.jobs.store.room import Limits
 from sdbento.jobs.table import Job, jobs
 from sdbento.metrics.definitions import route
 from sdbento.request.events import Done, Event
@@ -464,7 +465,7 @@ async def test_a_job_that_expires_in_the_queue_is_counted(tmp_path: Path) -> Non
         for i in range(4):
             await server.submit(f"slow {i}")
         job_id = await server.submit("never", policy={"ttl": 10_000})
-        with server.store._engine.begin() as connection:
+        with server.store._database.engine.begin() as connection:
             connection.execute(update(jobs).where(jobs.c.id == job_id).values(expires=0))
         assert (await server.ended(job_id)).status == "TIMED_OUT"
         server.app.gate.set()

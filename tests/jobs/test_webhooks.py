@@ -17,7 +17,7 @@ from sdbento.access.caller import Caller, acting_for
 from sdbento.errors import GenerationFailed
 from sdbento.jobs import webhooks
 from sdbento.jobs.runpod_format import new_job
-from sdbento.jobs.store import JobStore
+from sdbento.jobs.store.job_store import JobStore
 from sdbento.jobs.table import Job, jobs, milliseconds
 from sdbento.jobs.webhooks import POSTS_TO_A_HOST, milliseconds_until_next
 from sdbento.outbound.http import Answer
@@ -30,7 +30,7 @@ from tests.support.metrics import counted
 
 async def all_posted(server: Server) -> None:
     """Wait until no webhook is due or being posted."""
-    await until(lambda: not server.store.due_webhooks(1, 1) and not server.jobs._webhooks._posting)
+    await until(lambda: not server.store.webhooks.due(1, 1) and not server.jobs._webhooks._posting)
 
 
 async def test_a_webhook_receives_what_the_status_route_returns(
@@ -76,7 +76,7 @@ async def test_a_host_may_ask_for_time(server: Server, listener: Listener) -> No
 
 def waiting(server: Server) -> list[tuple[str, int]]:
     """The jobs whose webhook is to be posted again, and when."""
-    with server.store._snapshot() as connection:
+    with server.store._database.snapshot() as connection:
         rows = connection.execute(select(jobs.c.id, jobs.c.webhook_due)).all()
     return [(row.id, row.webhook_due) for row in rows if row.webhook_due is not None]
 
@@ -177,7 +177,7 @@ async def test_without_a_key_nothing_is_signed(server: Server, listener: Listene
 async def test_a_webhook_is_posted_once_though_that_cannot_be_recorded_at_first(
     server: Server, listener: Listener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    note, refusals = server.store.note_webhook, [1, 2, 3]
+    note, refusals = server.store.webhooks.note, [1, 2, 3]
 
     def sometimes(*args: Any) -> None:
         if refusals:
@@ -185,7 +185,7 @@ async def test_a_webhook_is_posted_once_though_that_cannot_be_recorded_at_first(
             raise OperationalError("UPDATE jobs", None, Exception("the disk is full"))
         note(*args)
 
-    monkeypatch.setattr(server.store, "note_webhook", sometimes)
+    monkeypatch.setattr(server.store.webhooks, "note", sometimes)
     await server.submit(webhook=listener.url)
     await until(lambda: not refusals)
     await all_posted(server)

@@ -23,7 +23,7 @@ import yaml
 import sdbento
 from sdbento.catalog.lookup import Catalog
 from sdbento.environment import load_settings
-from sdbento.jobs.database import connect, make_tables
+from sdbento.jobs.store.database import connect, make_tables
 from sdbento.jobs.table import jobs, metadata
 from sdbento.metrics import definitions
 from sdbento.metrics.instruments import Gauge

@@ -6,7 +6,7 @@ import socket
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from sdbento.jobs.store import JobStore
+from sdbento.jobs.store.job_store import JobStore
 from tests.support.server import QUICK, assert_error, post, serving
 
 LONG = {**QUICK, "num_inference_steps": 150, "num_images": 16}

@@ -17,7 +17,8 @@ from sdbento.jobs.formats.a1111 import Call
 from sdbento.jobs.results import Results
 from sdbento.jobs.runpod_format import new_job
 from sdbento.jobs.service import Jobs
-from sdbento.jobs.store import JobStore, Limits
+from sdbento.jobs.store.job_store import JobStore
+from sdbento.jobs.store.room import Limits
 from sdbento.jobs.table import Job
 from sdbento.jobs.webhooks import Webhooks
 from sdbento.request.events import Done, Event, Queued

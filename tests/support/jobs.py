@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import select
 
-from sdbento.jobs.store import JobStore
+from sdbento.jobs.store.job_store import JobStore
 from sdbento.jobs.table import Job, NewJob, jobs
 
 HOUR = 3_600_000  # ms
@@ -45,6 +45,6 @@ def current(store: JobStore, job_id: str = "a") -> Job:
 def kept_to_run(store: JobStore, job_id: str = "a") -> tuple[str | None, str | None]:
     """Input and bucket of a job as they lie in the database; `current` does not read them."""
     query = select(jobs.c.input, jobs.c.s3_config).where(jobs.c.id == job_id)
-    with store._engine.connect() as connection:
+    with store._database.engine.connect() as connection:
         kept, bucket = connection.execute(query).one()
     return kept, bucket

@@ -23,7 +23,8 @@ from sdbento.jobs.delivery.bucket import Bucket
 from sdbento.jobs.fleet.bucket_results import BucketResults
 from sdbento.jobs.results import Results
 from sdbento.jobs.service import Jobs
-from sdbento.jobs.store import JobStore, Limits
+from sdbento.jobs.store.job_store import JobStore
+from sdbento.jobs.store.room import Limits
 from sdbento.settings import Settings
 
 if TYPE_CHECKING:

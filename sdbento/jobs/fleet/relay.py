@@ -16,7 +16,7 @@ from sdbento.background import ThreadPool, start_task
 from sdbento.jobs.progress import ProgressOfJobs
 
 if TYPE_CHECKING:
-    from sdbento.jobs.store import JobStore
+    from sdbento.jobs.store.job_store import JobStore
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class Relay:
         if job_id not in self._until or progress is None or not progress:
             return
         try:
-            await self._threads.run(self._store.publish_events, job_id, progress.take_all())
+            await self._threads.run(self._store.events.publish, job_id, progress.take_all())
         except Exception as exc:
             log.warning("events of job %s are lost: %s", job_id, type(exc).__name__)
 

@@ -28,7 +28,7 @@ from sdbento.app import App
 from sdbento.doors.http.guard import Guard
 from sdbento.doors.http.routing import mounted
 from sdbento.doors.runpod import api, lifespan
-from sdbento.jobs.store import JobStore
+from sdbento.jobs.store.job_store import JobStore
 from sdbento.jobs.table import Job
 from sdbento.settings import Settings
 from tests.support import seed_example

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from sdbento.jobs.results import Results
-from sdbento.jobs.store import JobStore
+from sdbento.jobs.store.job_store import JobStore
 from tests.support.postgres import new_database
 
 OpenStore = Callable[..., JobStore]

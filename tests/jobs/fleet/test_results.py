@@ -11,7 +11,7 @@ from sdbento.errors import NotFound, Unavailable, classify
 from sdbento.jobs.delivery.bucket import Bucket
 from sdbento.jobs.fleet.bucket_results import PREFIX, BucketResults
 from sdbento.jobs.results import Results
-from sdbento.jobs.store import JobStore
+from sdbento.jobs.store.job_store import JobStore
 from tests.jobs.fleet.conftest import OpenStore
 from tests.support.jobs import add_and_claim, current
 from tests.support.s3 import SECRET, Store, storing

@@ -16,10 +16,11 @@ import psycopg
 import pytest
 
 from sdbento.errors import Overloaded, Unavailable
-from sdbento.jobs.database import ROOM_LOCK, VERSION_LOCK, wait_for_lock
 from sdbento.jobs.fleet import servers
 from sdbento.jobs.results import Results
-from sdbento.jobs.store import JobStore, Limits
+from sdbento.jobs.store.database import ROOM_LOCK, VERSION_LOCK, wait_for_lock
+from sdbento.jobs.store.job_store import JobStore
+from sdbento.jobs.store.room import Limits
 from tests.jobs.fleet.conftest import OpenStore
 from tests.support.jobs import add_and_claim, current, new
 from tests.support.server import ROOT
@@ -34,7 +35,9 @@ def lapse(monkeypatch: pytest.MonkeyPatch, database: str) -> Lapse:
 
     def lapse(store: JobStore) -> None:
         with psycopg.connect(database) as connection:
-            connection.execute("UPDATE servers SET until = 1 WHERE id = %s", [store._servers.own])
+            connection.execute(
+                "UPDATE servers SET until = 1 WHERE id = %s", [store._database.servers.own]
+            )
 
     return lapse
 
@@ -161,11 +164,11 @@ def test_two_threads_of_a_server_may_take_a_new_lease_at_once(
     open_store: OpenStore, database: str
 ) -> None:
     store = open_store()
-    with store._engine.begin() as connection:
-        store._servers.end(connection)
+    with store._database.engine.begin() as connection:
+        store._database.servers.end(connection)
     with ThreadPoolExecutor() as pool:
-        with store._engine.begin() as connection:
-            store._servers.renew(connection)
+        with store._database.engine.begin() as connection:
+            store._database.servers.renew(connection)
             beat = pool.submit(store.beat)
             wait_until_blocked(database)
         assert beat.result() == []
@@ -197,12 +200,13 @@ def test_nobody_is_taken_for_dead_by_a_server_that_was_cut_off_itself(
     one, other = open_store(), open_store()
     add_and_claim(one)
     lapse(one)
-    other._servers._last_beat -= servers.LEASE  # the last one that the database has answered
+    # The last one that the database has answered.
+    other._database.servers._last_beat -= servers.LEASE
     with monkeypatch.context() as patched:
         patched.setattr(servers, "SETTLE", 86_400.0)
         other.beat()
     assert other.beat() == []
-    other._servers._may_bury_after -= 86_400.0
+    other._database.servers._may_bury_after -= 86_400.0
     assert other.beat() == ["a"]
 
 
@@ -210,7 +214,7 @@ CLAIM_AND_DIE = """
 import os, sys
 from pathlib import Path
 from sdbento.jobs.results import Results
-from sdbento.jobs.store import JobStore
+from sdbento.jobs.store.job_store import JobStore
 folder = Path(sys.argv[1])
 store = JobStore(folder / "killed", sys.argv[2], results=Results(folder / "results"))
 assert store.claim(1)
@@ -247,7 +251,7 @@ def test_servers_may_make_the_tables_at_once(tmp_path: Path, database: str) -> N
 
     with ThreadPoolExecutor(8) as pool:
         stores = [*pool.map(opened, range(8))]
-    assert len({store._servers.own for store in stores}) == 8
+    assert len({store._database.servers.own for store in stores}) == 8
     for store in stores:
         store.close()
 
@@ -263,7 +267,7 @@ def test_an_older_server_is_not_joined(tmp_path: Path, database: str) -> None:
 
 def test_a_frozen_transaction_does_not_hold_up_the_others(open_store: OpenStore) -> None:
     frozen, other = open_store(), open_store()
-    with frozen._engine.connect() as connection:
+    with frozen._database.engine.connect() as connection:
         limit = "idle_in_transaction_session_timeout"
         assert connection.exec_driver_sql(f"SHOW {limit}").scalar() == "10s"
         connection.exec_driver_sql(f"SET {limit} = 500")
@@ -301,20 +305,20 @@ HOOK = {"webhook": "https://listener.example/", "webhook_host": "listener.exampl
 
 
 def due(store: JobStore, each: int = 9) -> list[str]:
-    return [job.id for job in store.due_webhooks(9, each)]
+    return [job.id for job in store.webhooks.due(9, each)]
 
 
 def test_one_server_posts_a_webhook(open_store: OpenStore, lapse: Lapse) -> None:
     one, other = open_store(), open_store()
     one.complete(add_and_claim(one, **HOOK), b"[]")
-    (job,) = one.due_webhooks(9, 9)
+    (job,) = one.webhooks.due(9, 9)
     assert due(other) == []
     lapse(one)
     other.beat()
     assert due(other) == ["a"]
     assert due(one) == []
     one.beat()
-    one.note_webhook(job, again_in=None)  # it was posted, before the server was frozen
+    one.webhooks.note(job, again_in=None)  # it was posted, before the server was frozen
     assert due(other) == []
 
 
@@ -334,10 +338,10 @@ def test_webhooks_taken_at_once_are_posted_once(open_store: OpenStore) -> None:
 
     def post(i: int) -> list[str]:
         posted = []
-        while jobs := stores[i].due_webhooks(4, each=60):
+        while jobs := stores[i].webhooks.due(4, each=60):
             posted += [job.id for job in jobs]
             for job in jobs:
-                stores[i].note_webhook(job, again_in=None)
+                stores[i].webhooks.note(job, again_in=None)
         return posted
 
     with ThreadPoolExecutor(4) as pool:

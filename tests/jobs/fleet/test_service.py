@@ -13,8 +13,8 @@ import pytest
 
 from sdbento.access.caller import Caller, acting_for
 from sdbento.jobs import service
-from sdbento.jobs.fleet.claims import MODEL_PATIENCE
 from sdbento.jobs.results import Results
+from sdbento.jobs.store.claims import MODEL_PATIENCE
 from tests.support.job_server import SOON, Server, serving, until
 from tests.support.jobs import new
 from tests.support.listener import Listener

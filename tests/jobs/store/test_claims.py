@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import Connection, event, insert, text
 
-from sdbento.jobs.store import JobStore
+from sdbento.jobs.store.job_store import JobStore
 from sdbento.jobs.table import jobs
 from tests.support.jobs import Clock, new
 
@@ -21,7 +21,7 @@ def fill(store: JobStore, num_jobs: int, num_owners: int) -> None:
     """A long queue. PostgreSQL knows its statistics, and reads whole tables only where it must: it
     would also read those that are as short as this one."""
     values: dict[str, Any] = NOT_YET | {"status": "IN_QUEUE", "expires": store.now() + 1000}
-    with store._engine.begin() as connection:
+    with store._database.engine.begin() as connection:
         rows = [
             asdict(new(f"job-{i}", key_name=f"key-{i % num_owners}")) | values
             for i in range(num_jobs)
@@ -31,7 +31,7 @@ def fill(store: JobStore, num_jobs: int, num_owners: int) -> None:
             name = connection.scalar(text("SELECT current_database()"))
             connection.execute(text(f'ALTER DATABASE "{name}" SET enable_seqscan = off'))
             connection.execute(text("ANALYZE jobs"))
-    store._engine.dispose()  # only new connections have the setting
+    store._database.engine.dispose()  # only new connections have the setting
 
 
 @contextmanager
@@ -45,11 +45,11 @@ def plans(store: JobStore) -> Iterator[list[str]]:
             rows = connection.exec_driver_sql(explain + statement, parameters)
             found.append("\n".join(str(row) for row in rows))
 
-    event.listen(store._engine, "before_cursor_execute", note)
+    event.listen(store._database.engine, "before_cursor_execute", note)
     try:
         yield found
     finally:
-        event.remove(store._engine, "before_cursor_execute", note)
+        event.remove(store._database.engine, "before_cursor_execute", note)
 
 
 def reads_all(plan: str) -> bool:
@@ -66,7 +66,7 @@ def test_a_claim_does_not_read_the_whole_queue(store: JobStore) -> None:
 
 def test_reading_the_whole_queue_would_be_noticed(store: JobStore) -> None:
     fill(store, 3000, 7)
-    with plans(store) as found, store._engine.connect() as connection:
+    with plans(store) as found, store._database.engine.connect() as connection:
         connection.execute(text("SELECT id FROM jobs ORDER BY size"))
     assert [reads_all(plan) for plan in found] == [True]
 
@@ -75,7 +75,7 @@ def test_a_database_of_an_earlier_version_gets_the_index(
     tmp_path: Path, url: str | None, clock: Clock
 ) -> None:
     store = JobStore(tmp_path, url, clock=clock)
-    with store._engine.begin() as connection:
+    with store._database.engine.begin() as connection:
         connection.execute(text("DROP INDEX jobs_in_turn"))
     store.close()
     with closing(JobStore(tmp_path, url, clock=clock)) as store:

@@ -15,8 +15,10 @@ from sqlalchemy.exc import IntegrityError
 
 from sdbento.errors import NotFound, Overloaded
 from sdbento.jobs import results as job_results
-from sdbento.jobs.fleet.claims import SUSPECT_INTERRUPTIONS
-from sdbento.jobs.store import ENOUGH_POSTS, MAX_INTERRUPTIONS, JobStore, Limits
+from sdbento.jobs.store.claims import SUSPECT_INTERRUPTIONS
+from sdbento.jobs.store.ends import MAX_INTERRUPTIONS
+from sdbento.jobs.store.job_store import JobStore
+from sdbento.jobs.store.room import ENOUGH_POSTS, Limits
 from tests.support.jobs import HOUR, Clock, add_and_claim, current, kept_to_run, new
 from tests.support.server import ROOT
 
@@ -210,7 +212,7 @@ def test_inputs_and_webhooks_do_not_count_towards_the_limit_on_results(tmp_path:
     store.complete(add_and_claim(store, "newest"), b"x" * 30)
     store.add(new("waiting", input="x" * 90))
     assert store.tidy() == ["posted", "newest"]
-    store.note_webhook(current(store, "unposted"), again_in=None)
+    store.webhooks.note(current(store, "unposted"), again_in=None)
     assert store.tidy() == []
     store.close()
 
@@ -225,7 +227,7 @@ def test_a_webhook_that_has_failed_often_does_not_keep_results_where_room_is_nee
         clock.now += 1
     for posts in range(ENOUGH_POSTS):
         assert store.tidy() == [], posts
-        store.note_webhook(current(store, "failing"), again_in=HOUR)
+        store.webhooks.note(current(store, "failing"), again_in=HOUR)
     assert store.tidy() == ["failing"]
     store.close()
 
@@ -238,10 +240,10 @@ def test_jobs_whose_webhooks_must_still_be_posted_take_places(tmp_path: Path) ->
     with pytest.raises(Overloaded):
         store.add(new("c", error="bad input", webhook="https://listener.example/"))
     store.add(new("d", error="bad input"))
-    store.note_webhook(current(store, "a"), again_in=None)
+    store.webhooks.note(current(store, "a"), again_in=None)
     store.add(new("e"))
     for _ in range(ENOUGH_POSTS):
-        store.note_webhook(current(store, "b"), again_in=HOUR)
+        store.webhooks.note(current(store, "b"), again_in=HOUR)
     store.add(new("f", error="bad input", webhook="https://listener.example/"))
     with pytest.raises(Overloaded):
         store.add(new("g"))
@@ -334,19 +336,19 @@ def test_a_webhook_of_a_finished_job_is_due_until_it_is_posted(
 ) -> None:
     job = add_and_claim(store, webhook="https://listener.example/")
     add_and_claim(store, "silent")
-    assert store.due_webhooks(5, 5) == []
+    assert store.webhooks.due(5, 5) == []
     store.complete(job, b"[]")
-    (due,) = store.due_webhooks(5, 5)
+    (due,) = store.webhooks.due(5, 5)
     assert (due.id, due.webhook_posts) == ("a", 0)
-    store.note_webhook(due, again_in=500)
-    assert store.due_webhooks(5, 5) == []
+    store.webhooks.note(due, again_in=500)
+    assert store.webhooks.due(5, 5) == []
     clock.now += 500
-    (due,) = store.due_webhooks(5, 5)
+    (due,) = store.webhooks.due(5, 5)
     assert due.webhook_posts == 1
     clock.now += 2 * HOUR
     assert store.tidy() == []  # not before the webhook is posted
-    store.note_webhook(due, again_in=None)
-    assert store.due_webhooks(5, 5) == []
+    store.webhooks.note(due, again_in=None)
+    assert store.webhooks.due(5, 5) == []
     assert store.tidy() == ["a"]
 
 
@@ -356,16 +358,16 @@ def test_a_late_answer_to_a_post_does_not_count_for_the_next_end(
     store.add(new(webhook="https://listener.example/"))
     clock.now += 10 * HOUR
     store.expire()
-    (first,) = store.due_webhooks(5, 5)
+    (first,) = store.webhooks.due(5, 5)
     store.retry("a")
     clock.now += 10 * HOUR
     store.expire()  # never started, so still the same run number
-    store.note_webhook(first, again_in=None)
-    assert [job.id for job in store.due_webhooks(5, 5)] == ["a"]
+    store.webhooks.note(first, again_in=None)
+    assert [job.id for job in store.webhooks.due(5, 5)] == ["a"]
 
 
 def due(store: JobStore, limit: int, each: int, posting: tuple[str, ...] = ()) -> list[str]:
-    return [job.id for job in store.due_webhooks(limit, each, posting)]
+    return [job.id for job in store.webhooks.due(limit, each, posting)]
 
 
 def test_many_posts_to_one_host_do_not_hide_those_to_others(store: JobStore, clock: Clock) -> None:
@@ -380,15 +382,15 @@ def test_many_posts_to_one_host_do_not_hide_those_to_others(store: JobStore, clo
     assert due(store, 10, each=3, posting=posting) == ["other", "good", "s2"]
     assert due(store, 2, each=3, posting=posting) == ["other", "good"]
     assert due(store, 10, each=3, posting=("s2", *posting, "other")) == ["good"]
-    [first] = store.due_webhooks(1, each=1)
-    store.note_webhook(first, again_in=0)
+    [first] = store.webhooks.due(1, each=1)
+    store.webhooks.note(first, again_in=0)
     assert due(store, 10, each=1) == ["s1", "other", "good"]  # not s0 again: it had its turn
 
 
 def test_inputs_are_read_to_run_a_job_only(store: JobStore) -> None:
     job = add_and_claim(store, webhook="https://listener.example/", input="x" * 1000)
     store.fail(job, "no")
-    (posted,) = store.due_webhooks(1, each=1)
+    (posted,) = store.webhooks.due(1, each=1)
     assert posted.input is None and posted.error == "no"
     assert current(store).input is None
     assert kept_to_run(store) == ("x" * 1000, None)
@@ -407,7 +409,7 @@ def test_every_end_makes_the_webhook_due(end: str, store: JobStore, clock: Clock
             "purge": lambda: store.purge(),
             "expire": store.expire,
         }.get(end, lambda: None)()
-    assert [job.id for job in store.due_webhooks(5, 5)] == ["a"]
+    assert [job.id for job in store.webhooks.due(5, 5)] == ["a"]
 
 
 # A new start
@@ -433,15 +435,15 @@ def test_everything_is_kept_across_a_restart(tmp_path: Path, clock: Clock) -> No
 
 def test_a_clock_that_was_set_back_holds_nothing_up(store: JobStore, clock: Clock) -> None:
     store.complete(add_and_claim(store, "done", webhook="https://listener.example/"), b"[]")
-    (due,) = store.due_webhooks(1, 1)
-    store.note_webhook(due, again_in=500)
+    (due,) = store.webhooks.due(1, 1)
+    store.webhooks.note(due, again_in=500)
     add_and_claim(store, "running")
     store.add(new("queued"))
     clock.now -= 5 * HOUR
     store.recover()
-    (due,) = store.due_webhooks(5, 5)
+    (due,) = store.webhooks.due(5, 5)
     assert (due.id, due.webhook_posts) == ("done", 1)
-    store.note_webhook(due, again_in=None)
+    store.webhooks.note(due, again_in=None)
     assert [job.delay for job in store.claim(5)] == [0, 0]
     clock.now += HOUR
     assert store.tidy() == ["done"]
@@ -459,7 +461,7 @@ def test_a_step_of_the_clock_ends_no_job(
     monkeypatch.setattr(time, "time", lambda: time.time_ns() / 1e9)
     assert store.expire() == []
     assert store.tidy() == []
-    assert [job.id for job in store.due_webhooks(5, 5)] == ["done"]
+    assert [job.id for job in store.webhooks.due(5, 5)] == ["done"]
     (job,) = store.claim(5)
     assert job.delay is not None and job.delay < HOUR
     store.close()
@@ -509,7 +511,7 @@ def test_a_job_that_crashes_every_server_fails(store: JobStore) -> None:
     killer = current(store, "killer")
     assert (killer.status, killer.run) == ("FAILED", MAX_INTERRUPTIONS)
     assert "died 20 times while it ran this job" in str(killer.error)
-    assert [job.id for job in store.due_webhooks(5, 5)] == ["killer"]
+    assert [job.id for job in store.webhooks.due(5, 5)] == ["killer"]
     assert store.retry("killer")
     crash_servers(store, 2)
     assert current(store, "killer").status == "IN_QUEUE"
@@ -518,7 +520,7 @@ def test_a_job_that_crashes_every_server_fails(store: JobStore) -> None:
 DIE_WHILE_WRITING = """
 import os, sys
 from pathlib import Path
-from sdbento.jobs.store import JobStore
+from sdbento.jobs.store.job_store import JobStore
 store = JobStore(Path(sys.argv[1]))
 jobs = store.claim(3)
 store.complete(jobs[0], b'["whole"]')
@@ -594,7 +596,7 @@ def test_a_result_that_cannot_be_written_leaves_the_job_running(
 
 @pytest.mark.parametrize("url", ["sqlite"], indirect=True)
 def test_commits_survive_a_power_failure(store: JobStore, tmp_path: Path) -> None:
-    with store._engine.connect() as connection:
+    with store._database.engine.connect() as connection:
         answers = [
             connection.exec_driver_sql(f"PRAGMA {name}").scalar_one()
             for name in ("journal_mode", "synchronous")

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from sdbento.errors import Unavailable
-from sdbento.jobs import locks
-from sdbento.jobs.store import JobStore
+from sdbento.jobs.store import locks
+from sdbento.jobs.store.job_store import JobStore
 from tests.support.jobs import new
 from tests.support.server import ROOT
 
@@ -60,7 +60,7 @@ def test_a_replaced_lock_file_is_reported_and_locks_nobody_out(tmp_path: Path) -
 HOLD = """
 import sys, time
 from pathlib import Path
-from sdbento.jobs.store import JobStore
+from sdbento.jobs.store.job_store import JobStore
 store = JobStore(Path(sys.argv[1]))
 print("locked", flush=True)
 time.sleep(60)

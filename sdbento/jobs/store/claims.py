@@ -1,4 +1,4 @@
-"""Which of the jobs that wait a server takes next, and which webhooks: owners take turns.
+"""Which of the jobs that wait a server takes next: owners take turns.
 
     Queue.heads (SQL) -> Turns.next -> Queue.take (SQL) -> Turns.count -> again
 
@@ -15,13 +15,10 @@ from typing import Any
 
 from sqlalchemy import (
     CTE,
-    ColumnElement,
     Connection,
     Row,
     Select,
     and_,
-    case,
-    func,
     not_,
     or_,
     select,
@@ -94,28 +91,6 @@ def _owners() -> CTE:
     later = next_one.where(queue_owner > owners.c.owner).correlate(owners)
     each = select(later.scalar_subquery()).select_from(owners)
     return owners.union_all(each.where(owners.c.owner.is_not(None)))
-
-
-def webhooks_in_turn(now: int, taken: ColumnElement[bool], each: int) -> Select[tuple[int]]:
-    """The numbers of jobs with a webhook that is due and not `taken`, in turn; those that are count
-    among the posts under way, of which each owner has `each` to a host."""
-    is_new = case((taken, 0), else_=1).label("is_new")
-    first = is_new, jobs.c.webhook_posts, jobs.c.webhook_due, jobs.c.number
-    host = owner_of_job, jobs.c.webhook_host
-    at_host = func.row_number().over(partition_by=host, order_by=first).label("at_host")
-    due = select(owner_of_job, *first, at_host).where(jobs.c.webhook_due <= now).subquery()
-    turn = due.c.is_new, due.c.at_host, due.c.webhook_posts, due.c.webhook_due
-    place = func.row_number().over(partition_by=due.c.owner, order_by=turn).label("place")
-    allowed = (
-        select(due.c.number, due.c.webhook_due, due.c.is_new, place)
-        .where(due.c.at_host <= each)
-        .subquery()
-    )
-    return (
-        select(allowed.c.number)
-        .where(allowed.c.is_new == 1)
-        .order_by(allowed.c.place, allowed.c.webhook_due, allowed.c.number)
-    )
 
 
 @dataclass
