@@ -167,7 +167,9 @@ class _EngineProcess:
                 begun = await self._backend.begin(begin.request, number)
             del begin  # and its images, while it runs
             handle = self._handles[number] = begun.handle
-            self._channel.send(Submitted(number, begun.own_sampler, begun.warnings))
+            self._channel.send(
+                Submitted(number, begun.own_sampler, begun.warnings, handle.submitted)
+            )
             await handle.wait()
         except Exception as error:
             self._fail(number, error)

@@ -96,11 +96,13 @@ class Close:
 
 @dataclass(frozen=True)
 class Submitted:
-    """The models of a request are in memory, and the engine has it."""
+    """The models of a request are in memory, and the engine has it since `at`, by the monotonic
+    clock, which all processes of a machine share."""
 
     number: int
     own_sampler: str
     warnings: tuple[str, ...]
+    at: float
 
 
 @dataclass(frozen=True, eq=False)

@@ -78,8 +78,8 @@ class RoutedRequest:
     def __post_init__(self) -> None:
         self.begun.set_running_or_notify_cancel()  # who waits for it cannot cancel it
 
-    def begin(self, own_sampler: str, warnings: tuple[str, ...]) -> None:
-        self.handle.submitted, self.handle.calls = time.monotonic(), {}
+    def begin(self, own_sampler: str, warnings: tuple[str, ...], at: float) -> None:
+        self.handle.submitted, self.handle.calls = at, {}
         if not self.begun.done():  # as it is when the request is made again
             self.begun.set_result(Begun(self.handle, own_sampler, warnings))
 

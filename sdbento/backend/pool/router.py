@@ -371,11 +371,11 @@ class EnginePool:
         self, routed: RoutedRequest, message: Submitted | Happened | Finished | Failed
     ) -> None:
         match message:
-            case Submitted(number, own_sampler, warnings):
+            case Submitted(number, own_sampler, warnings, at):
                 self._estimates.learn_load(routed, time.monotonic())
                 if routed.preview_every is not None:
                     self._tell_engine(number, Preview(number, routed.preview_every))
-                routed.begin(own_sampler, warnings)
+                routed.begin(own_sampler, warnings, at)
                 if routed.handle.has_listeners:
                     self._tell_engine(number, Listen(number))
             case Happened(_, event):

@@ -150,7 +150,7 @@ async def begun(pool: EnginePool, engine: FakeEngine, number: int) -> Begun:
     """A request that `engine` has taken up."""
     beginning = asyncio.create_task(pool.begin(request()))
     await until(lambda: engine.has(Begin, number))
-    engine.say(Submitted(number, "DDIM", ("a warning",)))
+    engine.say(Submitted(number, "DDIM", ("a warning",), 0.5))
     return await beginning
 
 
@@ -175,7 +175,7 @@ async def test_a_request_goes_to_an_engine_and_its_images_come_back(
     engines[0].say(finished(1))
     await begin.handle.wait()
     assert begin.handle.images[0].getpixel((0, 0)) == (255, 0, 0)
-    assert begin.handle.started == 1.0
+    assert (begin.handle.submitted, begin.handle.started) == (0.5, 1.0)
 
 
 async def test_requests_are_divided_and_go_to_who_has_their_model(
@@ -207,7 +207,7 @@ async def test_what_an_engine_had_is_made_again_by_another(
     await until(lambda: engines[1].has(Begin, 1))
     assert late.killed
     late.say(finished(1, "black"))  # too late
-    engines[1].say(Submitted(1, "DDIM", ()))
+    engines[1].say(Submitted(1, "DDIM", (), 0.5))
     await until(lambda: Preview(1, 2) in engines[1].sent)
     engines[1].say(finished(1))
     await begin.handle.wait()
@@ -313,7 +313,7 @@ async def test_a_bug_of_the_router_fails_its_request_and_no_other(
         patched.setattr(router, "choose", lambda *_: 1 // 0)
         with pytest.raises(SDBentoError, match="unexpected error"):
             await pool.begin(request())
-    assert "the router failed" in caplog.text
+    await until(lambda: "the router failed" in caplog.text)
     assert (await begun(pool, engines[0], 2)).own_sampler == "DDIM"
 
 
@@ -354,7 +354,7 @@ async def test_what_a_lost_engine_did_is_no_part_of_a_request_that_another_has_m
     engines[0].die()
     await until(lambda: engines[1].has(Begin, 1))
     assert begin.handle.calls == STEPPED
-    engines[1].say(Submitted(1, "DDIM", ()))
+    engines[1].say(Submitted(1, "DDIM", (), 0.5))
     await until(lambda: begin.handle.calls == {})
 
 
