@@ -76,7 +76,7 @@ def mounted(
     routes = FastAPI(
         openapi_url=None,
         lifespan=lifespan,
-        exception_handlers={HTTPException: _unrouted},
+        exception_handlers={HTTPException: _unrouted(doors)},
     )
     routes.state.error_shapes = error_shapes
     for router in doors:
@@ -132,7 +132,21 @@ class _JSONRequest(Request):
         return await parsed(json_bounds.read, await self.body())
 
 
-async def _unrouted(_: Request, error: Exception) -> Response:
-    """A bare answer where no route fits, which the Guard puts into words."""
-    assert isinstance(error, HTTPException)
-    return PlainTextResponse(str(error.detail), error.status_code, headers=error.headers)
+def _unrouted(doors: Iterable[APIRouter]) -> Callable[[Request, Exception], Any]:
+    async def answer(request: Request, error: Exception) -> Response:
+        """A bare answer where no route fits, which the Guard puts into words."""
+        assert isinstance(error, HTTPException)
+        headers = dict(error.headers or {})
+        if error.status_code == 405:  # FastAPI names the methods of the first route of a path only
+            headers["Allow"] = ", ".join(sorted(_methods(doors, request.scope["path"])))
+        return PlainTextResponse(str(error.detail), error.status_code, headers=headers)
+
+    return answer
+
+
+def _methods(doors: Iterable[APIRouter], path: str) -> set[str]:
+    """Those that the routes of a path take."""
+    routes = (route for door in doors for route in door.routes if isinstance(route, APIRoute))
+    return {
+        method for route in routes if route.path_regex.match(path) for method in route.methods or ()
+    }

@@ -39,6 +39,10 @@ async def settings(app: TheApp) -> str:
     return app.settings.sd_model
 
 
+@router.post("/settings")
+async def change() -> None: ...
+
+
 @router.get("/twice")
 async def twice(number: int = Query(ge=1)) -> int:
     return 2 * number
@@ -114,3 +118,11 @@ def test_what_a_handler_raises_is_the_answer(client: Any) -> None:
 def test_where_no_route_fits(client: Any, method: str, path: str, status: int) -> None:
     response = client.request(method, path)
     assert_error(response, status, path)
+
+
+def test_all_methods_of_a_path_are_named(client: Any) -> None:
+    assert client.options("/settings").headers["allow"] == "GET, POST, OPTIONS"
+    response = client.put("/settings")
+    assert response.headers["allow"] == "GET, POST"
+    assert_error(response, 405, "/settings takes GET, POST, not PUT")
+    assert client.options("/twice").headers["allow"] == "GET, OPTIONS"
