@@ -14,6 +14,7 @@ import yaml
 from pydantic import SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
+    EnvSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     YamlConfigSettingsSource,
@@ -23,6 +24,21 @@ from sdbento.settings import LogFormat, Settings, SettingsError, as_text, variab
 
 CONFIG_FILE = "SDBENTO_CONFIG"
 SUPERVISOR = "_SDBENTO_SUPERVISOR"  # not for operators: a process tells it to those that it starts
+
+
+class _Variables(EnvSettingsSource):
+    """Those that are not empty: web forms and Compose's `${NAME}` give "" for what nobody has set.
+
+    Variables of keys are not passed over, so that one that is empty by mistake is refused and does
+    not open the server to all.
+    """
+
+    def __call__(self) -> dict[str, Any]:
+        given = super().__call__()
+        return {name: value for name, value in given.items() if value != "" or name in _KEYS}
+
+
+_KEYS = {variable_of("api_key"), variable_of("api_keys")}
 
 
 class _LoadedSettings(BaseSettings, Settings):
@@ -41,7 +57,7 @@ class _LoadedSettings(BaseSettings, Settings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        sources = [init_settings, env_settings]
+        sources: list[PydanticBaseSettingsSource] = [init_settings, _Variables(settings_cls)]
         if path := os.environ.get(CONFIG_FILE):
             sources.append(_yaml_source(settings_cls, path))
         return tuple(sources)

@@ -504,24 +504,23 @@ class Settings(BaseModel):
     @field_validator("public_url", mode="before")
     @classmethod
     def _without_slash(cls, url: object) -> object:
-        return (url.rstrip("/") or None) if isinstance(url, str) else url
+        return url.rstrip("/") if isinstance(url, str) else url
 
     @field_validator("job_store_url")
     @classmethod
     def _known_database(cls, url: SecretStr | None) -> SecretStr | None:
-        if url is None or not url.get_secret_value():  # web forms send "" for an empty field
-            return None
-        if not url.get_secret_value().startswith(DATABASES):
+        if url is not None and not url.get_secret_value().startswith(DATABASES):
             raise ValueError(f"must begin with {' or '.join(DATABASES)}")
         return url
 
     @field_validator("webhook_secret")
     @classmethod
     def _signing_key(cls, secret: SecretStr | None) -> SecretStr | None:
-        if secret is None or not (given := secret.get_secret_value()):
+        if secret is None:
             return None
+        encoded = secret.get_secret_value().removeprefix("whsec_")
         with suppress(ValueError):
-            if 24 <= len(b64decode(given.removeprefix("whsec_"), validate=True)) <= 64:
+            if 24 <= len(b64decode(encoded, validate=True)) <= 64:
                 return secret
         raise ValueError("must be whsec_ and the base64 of 24 to 64 bytes")
 
@@ -536,6 +535,13 @@ class Settings(BaseModel):
             raise ValueError("must not be empty; unset it to serve without a key")
         return SecretStr(stripped)
 
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _is_named(cls, file: object) -> object:
+        if file == "":  # as a path it would be the current folder
+            raise ValueError("must not be empty; name a file of keys, or unset it to serve without one")
+        return file
+
     @field_validator("hub_owners")
     @classmethod
     def _are_owners(cls, text: str) -> str:
@@ -544,11 +550,6 @@ class Settings(BaseModel):
             if not OWNER.fullmatch(owner):
                 raise ValueError("must be owners or owner/repo, separated by commas")
         return ",".join(filter(None, owners))
-
-    @field_validator("allow_any_model", mode="before")
-    @classmethod
-    def _or_unset(cls, given: object) -> object:
-        return None if given == "" else given  # web forms send "" for an empty field
 
     @field_validator("cors_origins")
     @classmethod

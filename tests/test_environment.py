@@ -154,7 +154,6 @@ def test_explicit_wins_over_environment_over_file_over_default(
 @pytest.mark.parametrize(
     ("variable", "value", "allowed"),
     [
-        ("SD_MODEL", "", "at least 1 character"),
         ("PRECISION", "fp4", "'fp16', 'bf16', 'fp32' or 'fp8'"),
         ("ENABLE_XFORMERS", "maybe", "a valid boolean"),
         ("MAX_QUEUE_SIZE", "0", "greater than or equal to 1"),
@@ -162,7 +161,7 @@ def test_explicit_wins_over_environment_over_file_over_default(
         ("MAX_BATCH_SIZE", "0", "greater than or equal to 1"),
         ("MAX_BATCH_SIZE", "257", "less than or equal to 256"),
         ("MAX_BATCH_SIZE", "four", "a valid integer"),
-        ("MAX_BATCH_SIZE", "", "a valid integer"),
+        ("SDBENTO_API_KEYS", "", "must not be empty; name a file of keys, or unset it"),
         ("SDBENTO_DEVICE", "tpu", "'auto', 'cpu' or 'cuda'"),
         ("SDBENTO_MEMORY_GB", "0", "greater than 0"),
         ("SDBENTO_MEMORY_GB", "nan", "a finite number"),
@@ -185,10 +184,25 @@ def test_a_bad_value_is_one_line_with_variable_value_and_what_is_allowed(
 
 
 def test_a_database_that_is_not_known_is_refused_without_being_shown() -> None:
-    assert load_settings(job_store_url="").job_store_url is None
     with pytest.raises(SettingsError) as caught:
         load_settings(job_store_url="mysql://bob:secret@host/jobs")
     assert str(caught.value).startswith("JOB_STORE_URL=***: must begin with postgresql:// or ")
+
+
+@pytest.mark.parametrize("variable", sorted(GIVEN.keys() - {"SDBENTO_API_KEY", "SDBENTO_API_KEYS"}))
+def test_an_empty_variable_counts_as_unset(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    unset = load_settings()
+    monkeypatch.setenv(variable, "")
+    assert load_settings() == unset
+    assert load_settings().model_fields_set == unset.model_fields_set
+
+
+def test_an_empty_variable_leaves_what_the_file_says(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure("models_dir: elsewhere")
+    monkeypatch.setenv("SDBENTO_MODELS_DIR", "")
+    assert load_settings().models_dir == Path("elsewhere")
 
 
 @pytest.mark.parametrize(
