@@ -64,14 +64,34 @@ def test_many_generations_leave_connections_for_the_rest(
     fill(page, Prompt="a white ring", **LONG)
     for _ in range(10):
         press(page, "Generate")
-    expect(page.get_by_text("Waiting until others of this page are done")).to_have_count(6)
+    expect(page.get_by_text("Waiting until other pictures are done")).to_have_count(6)
     assert len(bodies) == 4
     open_page(context).close()
     page.get_by_role("button", name="Cancel", exact=True).first.click()
-    expect(page.get_by_text("Waiting until others of this page are done")).to_have_count(5)
+    expect(page.get_by_text("Waiting until other pictures are done")).to_have_count(5)
     for left in range(8, -1, -1):
         page.keyboard.press("Escape")
         expect(page.get_by_role("progressbar")).to_have_count(left)
+    until_idle(server)
+
+
+def test_two_tabs_leave_connections_for_the_rest(context: BrowserContext, server: Server) -> None:
+    tabs = [open_page(context), open_page(context)]
+    sent = [requests_of(tab) for tab in tabs]
+    for tab in tabs:
+        fill(tab, Prompt="a white ring", **LONG)
+        for _ in range(4):
+            press(tab, "Generate")
+    waits = "Waiting until other pictures are done"
+    expect(tabs[0].get_by_text(waits)).to_have_count(0)
+    expect(tabs[1].get_by_text(waits)).to_have_count(3)
+    assert [len(bodies) for bodies in sent] == [4, 1]
+    open_page(context).close()  # another request, while all of them run
+    tabs[0].close()
+    expect(tabs[1].get_by_text(waits)).to_have_count(0)
+    for left in range(3, -1, -1):
+        tabs[1].keyboard.press("Escape")
+        expect(tabs[1].get_by_role("progressbar")).to_have_count(left)
     until_idle(server)
 
 

@@ -87,6 +87,22 @@ def test_several_generations_run_at_once(page: Page, server: Server) -> None:
     until_idle(server)
 
 
+def test_what_is_being_made_stays_in_view(browser: Browser, server: Server) -> None:
+    with profile(browser, server.url, viewport={"width": 1280, "height": 850}) as context:
+        page = open_page(context)
+        make(page)  # the browser keeps it in view when something comes above it
+        fill(page, Prompt="a white ring", **LONG)
+        bars = page.get_by_role("progressbar")
+        for count in (1, 2, 3):
+            press(page, "Generate")
+            expect(bars).to_have_count(count)
+            expect(bars.first).to_be_in_viewport()
+        for left in (2, 1, 0):
+            page.keyboard.press("Escape")
+            expect(bars).to_have_count(left)
+        until_idle(server)
+
+
 def test_the_keyboard_is_enough(page: Page, server: Server) -> None:
     field(page, "Prompt").focus()
     page.keyboard.type("a white ring")
@@ -361,6 +377,19 @@ def drag(page: Page, x: float, y: float, to: float) -> None:
     page.mouse.up()
 
 
+def test_what_is_not_painted_over_stays_unless_the_blur_is_0(page: Page) -> None:
+    bodies = requests_of(page)
+    drop(page, png(colour="yellow"))
+    page.get_by_role("radio", name="Repaint a part").check()
+    paint(page, 0.5)
+    make(page)
+    made = picture(page)
+    assert np.abs(pixels(made)[:32] - [255, 255, 0]).max() <= 1
+    field(page, "Blur of the mask's edge").fill("0")
+    make(page, seed=8)
+    assert [body["mask_blur"] for body in bodies] == [4, 0]
+
+
 def test_without_a_mask_nothing_is_repainted(page: Page) -> None:
     bodies = requests_of(page)
     drop(page, png(), PASTE)
@@ -431,6 +460,18 @@ def test_a_dropped_picture_of_the_web_ui_restores_its_settings(page: Page) -> No
         expect(field(page, label)).to_have_value(value)
     press(page, "Undo")
     expect(field(page, "Prompt")).to_have_value("")
+
+
+def test_what_this_server_does_not_have_is_named_when_settings_are_restored(page: Page) -> None:
+    old = "a star\nSteps: 9, Sampler: DPM++ 2M SDE Karras, CFG scale: 6, Seed: 1, Model: dreams"
+    drop(page, png(parameters=old))
+    expect(field(page, "Sampler")).to_have_value("DPM++ 2M SDE")
+    expect(field(page, "Noise schedule")).to_have_value("karras")
+    status = page.get_by_role("status")
+    expect(status).to_contain_text("Settings restored, except the model dreams.")
+    drop(page, png(parameters=old.replace("DPM++ 2M SDE Karras", "Restart")))
+    expect(status).to_contain_text("except the sampler Restart and the model dreams.")
+    expect(field(page, "Sampler")).to_have_value("")
 
 
 # LoRAs, ControlNets, second passes

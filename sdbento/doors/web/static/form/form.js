@@ -27,11 +27,12 @@ export function submit() {
   return generate(toRequest(now), ({ param, message }) => placeError(param, message));
 }
 
-// On a phone they are below the form.
+// On a phone they are below the form. If the user has scrolled, the browser keeps what he sees where it is, and what is
+// new would be above it.
 function bringPicturesIntoView() {
   const pictures = document.getElementById("panel");
   const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
-  if (pictures.getBoundingClientRect().top < innerHeight / 2) return;
+  if (!scrollY && pictures.getBoundingClientRect().top < innerHeight / 2) return;
   pictures.scrollIntoView({ behavior: calm ? "auto" : "smooth" });
 }
 

@@ -4,6 +4,8 @@ import { EMPTY } from "./settings.js";
 const TEXTS = ["negative_prompt", "model", "scheduler", "sigmas"];
 const NUMBERS = ["width", "height", "num_inference_steps", "guidance_scale", "num_images", "clip_skip"];
 const SIDES = ["left", "right", "top", "bottom"];
+// Of a mask that is painted here: with any, what was not painted over stays as it was.
+export const MASK_BLUR = 4;
 const NOT_SETTINGS = ["preview_every", "timeout", "output_compression"];
 
 const number = (text) => (text === "" ? undefined : Number(text));
@@ -35,7 +37,7 @@ function imageFields(settings) {
   fields.strength = number(settings.strength);
   fields.resize_mode = settings.resize_mode === "stretch" ? undefined : settings.resize_mode;
   if (settings.use === "change") return fields;
-  fields.mask_blur = number(settings.mask_blur);
+  fields.mask_blur = number(settings.mask_blur) ?? (settings.use === "repaint" ? MASK_BLUR : undefined);
   fields.padding_mask_crop = number(settings.padding_mask_crop);
   if (settings.use === "repaint") return { ...fields, mask_image: settings.mask_image ?? undefined };
   const margins = SIDES.map((side) => [side, number(settings[side])]);
@@ -83,7 +85,7 @@ async function imageSettings(take, measure) {
   for (const name of ["strength", "mask_blur", "padding_mask_crop"]) settings[name] = text(take(name));
   settings.image = isInline(data) ? await measure(data) : null;
   if (!settings.image) return settings;
-  if (isInline(mask_image)) Object.assign(settings, { use: "repaint", mask_image });
+  if (isInline(mask_image)) Object.assign(settings, { use: "repaint", mask_image, mask_blur: settings.mask_blur || "0" });
   if (outpaint) {
     settings.use = "extend";
     for (const side of SIDES) settings[side] = text(outpaint[side]);

@@ -16,7 +16,7 @@ export async function call(path, { body, signal } = {}) {
     const response = await send(path, body, signal);
     if (response.ok) return response;
     const error = await errorOf(response);
-    const question = key.get() ? `This key was not accepted: ${error.message}` : error.message;
+    const question = key.get() ? "This key was not accepted." : "A key is needed to use this server.";
     if (response.status !== 401 || !(await askForKey(question))) throw error;
   }
 }

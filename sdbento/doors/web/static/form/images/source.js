@@ -8,6 +8,7 @@ import { onlyDrops, readImage } from "./files.js";
 import { Mask } from "./mask.js";
 import { Margins } from "./margins.js";
 import { offerSettings } from "../restore.js";
+import { MASK_BLUR } from "../request.js";
 import { change, settings } from "../settings.js";
 
 const USES = [
@@ -86,7 +87,7 @@ const RESIZING = [
 
 function MaskOptions() {
   return html`<div class="row">
-    <${NumberField} name="mask_blur" label="Blur of the mask's edge" min="0" max="128" placeholder="0" />
+    <${NumberField} name="mask_blur" label="Blur of the mask's edge" min="0" max="128" placeholder=${MASK_BLUR} />
     <${NumberField} name="padding_mask_crop" label="Only the masked region, and pixels around it" min="0" placeholder="off" />
   </div>`;
 }

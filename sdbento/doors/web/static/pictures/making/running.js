@@ -50,7 +50,7 @@ function stateOf({ images, sent, position, eta }) {
     const done = Math.min(...steps.map(({ step }) => step));
     return `Step ${done} of ${steps[0].num_steps}${left}`;
   }
-  if (!sent) return "Waiting until others of this page are done";
+  if (!sent) return "Waiting until other pictures are done";
   if (position === undefined) return "Sending";
   if (position === 0) return eta === null ? "Loading the model" : `Beginning${left}`;
   return `Waiting beside ${position} ${position === 1 ? "other" : "others"}${left}`;

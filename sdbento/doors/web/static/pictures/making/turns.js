@@ -1,17 +1,32 @@
-// How many generations are sent at once. A browser has six connections to a server (HTTP/1.1). With all of them
-// in use the page could ask for nothing else, and no other tab could open.
+// How many generations are sent at once. A browser has six connections to a server (HTTP/1.1), and all its tabs share
+// them. With all of them in use no page could ask for anything else, so tabs tell each other how many they have sent.
+// Each may always send one: it does not wait for ever for a tab that has crashed.
+// (Web Locks would do more of this, but browsers have them only where there is TLS, and on localhost.)
 const AT_ONCE = 4;
-let taken = 0;
+const channel = new BroadcastChannel("sdbento.sent");
+const tab = Math.random();
+const others = new Map(); // how many each other tab has sent
 const waiting = [];
+let sent = 0;
+let told = 0;
+
+channel.onmessage = ({ data }) => {
+  others.set(data.tab, data.sent);
+  if (data.isNew) tell();
+  next();
+};
+tell(true);
+
+// The page is left, and with it all that it has sent.
+export const leave = () => channel.postMessage({ tab, sent: 0 });
 
 export async function inTurn(signal, work) {
-  if (taken === AT_ONCE) await turn(signal);
-  else taken += 1;
+  await turn(signal);
   try {
     return await work();
   } finally {
-    if (waiting.length) waiting.shift()(); // who is next has this place
-    else taken -= 1;
+    sent -= 1;
+    next();
   }
 }
 
@@ -23,5 +38,23 @@ function turn(signal) {
       if (at >= 0) waiting.splice(at, 1);
       reject(signal.reason);
     });
+    next();
   });
+}
+
+function next() {
+  while (waiting.length && isFree()) {
+    sent += 1;
+    waiting.shift()();
+  }
+  if (sent !== told) tell();
+}
+
+function isFree() {
+  return !sent || [...others.values()].reduce((sum, one) => sum + one, sent) < AT_ONCE;
+}
+
+function tell(isNew = false) {
+  told = sent;
+  channel.postMessage({ tab, sent, isNew });
 }
