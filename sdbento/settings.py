@@ -539,7 +539,7 @@ class Settings(BaseModel):
     @classmethod
     def _is_named(cls, file: object) -> object:
         if file == "":  # as a path it would be the current folder
-            raise ValueError("must not be empty; name a file of keys, or unset it to serve without one")
+            raise ValueError("must not be empty; name a file of keys, or unset it")
         return file
 
     @field_validator("hub_owners")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from sdbento.doors.docs.examples import EXAMPLES
+from sdbento.doors.docs.reference import FILES
 from sdbento.doors.docs.schemas import operations
 from tests.support.server import Server, assert_error
 
@@ -44,12 +45,19 @@ def test_every_route_without_parameters_can_be_read(server: Server, document: An
 def test_the_page_is_made_of_files_of_this_server(server: Server) -> None:
     page = server.client.get("/docs")
     files = re.findall(r'(?:src|href)="([^"]+)"', page.text)
-    assert files == ["docs/swagger-ui.css", "data:,", "docs/swagger-ui-bundle.js", "docs/start.js"]
+    folder = f"docs/{FILES.version}/"
+    names = ["swagger-ui.css", "swagger-ui-bundle.js", "start.js"]
+    assert files == [folder + names[0], "data:,", folder + names[1], folder + names[2]]
     for file in files[::2] + files[3:]:
         answer = server.client.get(f"/{file}")
         assert answer.is_success and answer.headers["x-content-type-options"] == "nosniff"
-    script = server.client.get("/docs/start.js").text
+    script = server.client.get(f"/{folder}start.js").text
     assert 'url: "docs.json"' in script and "validatorUrl: null" in script
+
+
+@pytest.mark.parametrize("path", ["/web/icon.svg", "/web/x/main.js", "/docs/start.js"])
+def test_a_file_without_its_version_is_not_there(server: Server, path: str) -> None:
+    assert_error(server.client.get(path), 404)
 
 
 def test_the_browser_is_told_to_load_nothing_from_elsewhere(server: Server) -> None:

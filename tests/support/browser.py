@@ -38,9 +38,13 @@ def profile(browser: Browser, url: str, **options: Any) -> Iterator[BrowserConte
     theirs fails or is forbidden what it tries."""
     wrong: list[str] = []
     asked: set[str] = set()
+    missing: list[str] = []
     context = browser.new_context(base_url=url, **options)
     context.set_default_timeout(LIMIT)
     context.on("request", lambda request: asked.add(request.url))
+    context.on(
+        "response", lambda answer: missing.append(answer.url) if answer.status == 404 else None
+    )
     context.on("weberror", lambda error: wrong.append(str(error.error)))
     context.on(
         "console",
@@ -48,7 +52,7 @@ def profile(browser: Browser, url: str, **options: Any) -> Iterator[BrowserConte
     )
     try:
         yield context
-        assert not wrong
+        assert not wrong and not missing
         hosts = {urlsplit(one).netloc for one in asked if one.startswith(("http", "ws"))}
         assert hosts <= {urlsplit(url).netloc}
     finally:

@@ -20,23 +20,23 @@ from sdbento.doors.docs.document import document
 from sdbento.doors.http.routing import door
 from sdbento.doors.web.pages import Files, page
 
-PAGE = """<!doctype html>
+FILES = Files(Path(__file__).parent / "static")
+PAGE = f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>sdbento: reference</title>
-<link rel="stylesheet" href="docs/swagger-ui.css">
+<link rel="stylesheet" href="docs/{FILES.version}/swagger-ui.css">
 <link rel="icon" href="data:,">
 </head>
 <body>
 <div id="reference"></div>
-<script src="docs/swagger-ui-bundle.js"></script>
-<script src="docs/start.js"></script>
+<script src="docs/{FILES.version}/swagger-ui-bundle.js"></script>
+<script src="docs/{FILES.version}/start.js"></script>
 </body>
 </html>
 """
-FILES = Files(Path(__file__).parent / "static")
 TYPES = ("text/css", "text/javascript")
 
 router = door("Documents")
@@ -60,13 +60,13 @@ async def reference_page() -> Response:
 
 
 @router.get(
-    "/docs/{name}",
+    "/docs/{version}/{name}",
     response_class=Response,
     responses={200: {"content": {kind: {"schema": {"type": "string"}} for kind in TYPES}}},
 )
-async def reference_file(name: str, request: Request) -> Response:
+async def reference_file(version: str, name: str, request: Request) -> Response:
     """A file of that page."""
-    return FILES.answer(name, request)
+    return FILES.answer(version, name, request)
 
 
 @lru_cache(maxsize=1)

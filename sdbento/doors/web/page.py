@@ -12,10 +12,10 @@ from sdbento.doors.http.routing import door
 from sdbento.doors.web.pages import MEDIA_TYPES, Files, page
 
 STATIC = Path(__file__).parent / "static"
-PAGE = (STATIC / "index.html").read_text(encoding="utf-8")
 PREFIX = "/web/"
 FILES = Files(STATIC)
-PUBLIC_PREFIXES = tuple(sorted(PREFIX + folder for folder in FILES.folders()))
+PAGE = (STATIC / "index.html").read_text(encoding="utf-8").replace("VERSION", FILES.version)
+PUBLIC_PREFIXES = tuple(f"{PREFIX}{FILES.version}/{folder}" for folder in sorted(FILES.folders()))
 OPEN: dict[str, Any] = {"security": []}  # in the OpenAPI document
 
 router = door("Documents")
@@ -38,5 +38,6 @@ async def web_page() -> Response:
     },
 )
 async def web_file(file: str, request: Request) -> Response:
-    """A file of that page."""
-    return FILES.answer(file, request)
+    """A file of that page, below the version of all of them."""
+    version, _, name = file.partition("/")
+    return FILES.answer(version, name, request)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
 from pathlib import Path
 
 from starlette.requests import Request
@@ -28,6 +29,7 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
+FOR_EVER = "public, max-age=31536000, immutable"
 MEDIA_TYPES = {
     ".css": "text/css",
     ".js": "text/javascript",
@@ -41,7 +43,11 @@ def page(text: str) -> Response:
 
 
 class Files:
-    """The stylesheets, scripts and drawings below `folder`, and no other file of it."""
+    """The stylesheets, scripts and drawings below `folder`, and no other file of it.
+
+    Their addresses begin with a version, a digest of them all. So an address has the same file for
+    ever, and a browser that has it does not ask again.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._static = StaticFiles(directory=folder)
@@ -50,17 +56,23 @@ class Files:
             for path in folder.rglob("*")
             if path.suffix in MEDIA_TYPES
         }
+        digest = sha256()
+        for name, path in sorted(self._paths.items()):
+            digest.update(f"{name}\0{sha256(path.read_bytes()).hexdigest()}\n".encode())
+        self.version = digest.hexdigest()[:16]
 
     def folders(self) -> set[str]:
         """The folders that hold them, as paths that end in a slash; "" is `folder` itself."""
         return {name[: name.rfind("/") + 1] for name in self._paths}
 
-    def answer(self, name: str, request: Request) -> Response:
-        """The file of that name, or 304 if the browser has it. Raises NotFound."""
-        if (path := self._paths.get(name)) is None:
+    def answer(self, version: str, name: str, request: Request) -> Response:
+        """The file of that name, or 304 if the browser has it. Raises NotFound, also for another
+        version, whose files are not here."""
+        path = self._paths.get(name) if version == self.version else None
+        if path is None:
             raise NotFound(f"this page has no file called {name[:80]}")
         answer = self._static.file_response(path, path.stat(), request.scope)
-        answer.headers.update(HEADERS | {"Cache-Control": "no-cache"})
+        answer.headers.update(HEADERS | {"Cache-Control": FOR_EVER})
         if answer.status_code == 200:
             answer.headers["Content-Type"] = f"{MEDIA_TYPES[path.suffix]}; charset=utf-8"
         return answer

@@ -6,6 +6,7 @@ import { askForKey } from "./server/key.js";
 import { loadOffers } from "./server/offers.js";
 import { useState } from "./vendor/hooks.js";
 
+const ICON = new URL("icon.svg", import.meta.url).href;
 const NEXT = { auto: "light", light: "dark", dark: "auto" };
 const MESSAGE = "If this server needs a key, enter yours.";
 
@@ -19,7 +20,7 @@ export function Header() {
   };
   const enterKey = async () => (await askForKey(MESSAGE)) && loadOffers();
   return html`<header class="head">
-    <h1><img src="web/icon.svg" alt="" width="26" height="26" /> sdbento</h1>
+    <h1><img src=${ICON} alt="" width="26" height="26" /> sdbento</h1>
     <nav aria-label="More"><a href="docs">API</a></nav>
     <button type="button" class="icon" aria-label="Set the key" title="Set the key" onClick=${enterKey}><${Icon} name="key" /></button>
     <button type="button" class="icon" aria-label=${`Colours: ${theme}`} title=${`Colours: ${theme}`} onClick=${turn}>
