@@ -109,9 +109,9 @@ $(BIN)/helm: tools/helm.py | $(STAMP)
 $(STAMP): requirements.lock requirements-dev.lock requirements-cuda.lock pyproject.toml
 	$(if $(PYTHON),,$(error sdbento needs Python 3.11 or 3.12; name one: make install PYTHON=/path/to/python3.12))
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV) # also a half-made one
-	@echo "installing what requirements-dev.lock pins into $(VENV)"
+	@echo "installing what requirements-dev.lock pins into $(VENV), which takes some minutes"
 	@$(BIN)/python tools/install.py
-	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@$(BIN)/python -m pip install -qq --no-deps --no-build-isolation --editable . # -q shows setuptools' warning
 	@touch $@
 
 $(SITE)/.installed: requirements-docs.lock tools/mermaid.py

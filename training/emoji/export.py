@@ -12,8 +12,9 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline
 from transformers import CLIPTokenizer
 
 from training.emoji.budget import Training
-from training.emoji.networks import FULL, TOY, Scale, build_scheduler, save_tokenizer
+from training.emoji.networks import FULL, TOY, Scale, build_scheduler
 from training.emoji.train_unet import DECAY, PEAK_RATE, build
+from training.tokenizer import save_tokenizer
 
 
 def export(out: Path, scale: Scale) -> None:

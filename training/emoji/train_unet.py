@@ -30,11 +30,10 @@ from training.emoji.networks import (
     Scale,
     build_scheduler,
     build_text_encoder,
-    build_tokenizer,
     build_unet,
-    save_tokenizer,
     tokenize,
 )
+from training.tokenizer import build_tokenizer, save_tokenizer
 
 PEAK_RATE, DECAY = 8e-4, 0.999
 UNSAID = 0.05

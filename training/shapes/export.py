@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from diffusers import StableDiffusionPipeline
 
-from text import save_tokenizer
+from training.tokenizer import save_tokenizer
 
 HERE = Path(__file__).parent
 PACKAGED = HERE.parents[1] / "sdbento" / "bundled" / "shapes"

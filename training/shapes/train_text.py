@@ -18,7 +18,8 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from draw import COLOURS, RADII, SHAPES, SIZE_WORDS, Rng, caption_of, sample_scene
 from draw import default_background as default
-from text import HIDDEN, MAX_TOKENS, build_text_encoder, build_tokenizer
+from text import HIDDEN, build_captions_tokenizer, build_text_encoder
+from training.tokenizer import MAX_TOKENS
 
 OUT = Path(__file__).parent / "out"
 BATCH = 64
@@ -92,7 +93,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     torch.manual_seed(3)
-    tokenizer = build_tokenizer()
+    tokenizer = build_captions_tokenizer()
     encoder = build_text_encoder(tokenizer).to(options.device)
     train(encoder, tokenizer, options.steps, options.device)
     torch.save(encoder.state_dict(), OUT / "text_encoder.pt")

@@ -20,7 +20,8 @@ from torch.nn import functional as F
 from transformers import CLIPTokenizer
 
 from draw import Rng, Scene, caption_of, paint, sample_scene, unconditional_caption
-from text import HIDDEN, MAX_TOKENS, build_text_encoder, build_tokenizer, save_tokenizer
+from text import HIDDEN, build_captions_tokenizer, build_text_encoder
+from training.tokenizer import MAX_TOKENS, save_tokenizer
 
 OUT = Path(__file__).parent / "out"
 PEAK_RATE, WARMUP, FLAT_PART = 1.5e-3, 200, 0.5
@@ -263,7 +264,7 @@ def main() -> None:
     parser.add_argument("--drawings", type=int, default=5000)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
-    tokenizer = build_tokenizer()
+    tokenizer = build_captions_tokenizer()
     started = time.monotonic()
     pool = load_pool(tokenizer, options.drawings, options.device)
     print(f"{len(pool.latents)} drawings, latent deviation {pool.latents.std():.3f},", end=" ")
