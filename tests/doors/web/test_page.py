@@ -272,7 +272,7 @@ def test_again_draws_another_seed_and_reuse_takes_the_same(page: Page) -> None:
     expect(said(page, "Seed")).not_to_have_text("7")
     press(page, "Reset")
     expect(field(page, "Guidance")).to_have_value("")
-    page.get_by_role("button", name=f"{QUICK['prompt']}, #7").click()
+    page.get_by_role("button", name=f"{QUICK['prompt']}, #7", exact=True).click()
     press(page, "Reuse settings")
     expect(field(page, "Guidance")).to_have_value("2")
     expect(field(page, "Seed")).to_have_value("7")
