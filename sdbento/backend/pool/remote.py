@@ -6,6 +6,7 @@ import logging
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,7 +31,7 @@ END = 5.0  # seconds in which the kernel ends a process that was killed
 class RemoteEngine:
     """One process. `on_message` and `on_end` are called on a thread of its own; `on_end` once, when
     the process is gone. `report`: its newest, None until it has started. `num_messages`: so many
-    have come."""
+    have come; `heard`: the last one then, by the monotonic clock, 0 before the first."""
 
     def __init__(
         self,
@@ -41,6 +42,7 @@ class RemoteEngine:
         self.device = device
         self.report: Report | None = None
         self.num_messages = 0
+        self.heard = 0.0
         self._on_message = on_message
         ours, theirs = socket.socketpair()
         with theirs:
@@ -80,5 +82,5 @@ class RemoteEngine:
         return True
 
     def _receive(self, message: Message) -> None:
-        self.num_messages += 1
+        self.num_messages, self.heard = self.num_messages + 1, time.monotonic()
         self._on_message(self, message)

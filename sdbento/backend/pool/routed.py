@@ -56,7 +56,8 @@ class RoutedRequest:
     """What the router keeps of a request until it is done, so that it can be made again.
 
     num_units: of work, as `units_of` counts it. placed: when an engine got it. loading: the keys
-    that this engine had to load for it first. num_lost: how many engines died while they had it.
+    that this engine had to load for it first. num_lost: how many engines died while they had it;
+    lost: when the last one did.
     """
 
     request: ResolvedRequest
@@ -69,6 +70,7 @@ class RoutedRequest:
     placed: float = 0.0
     loading: Sequence[str] = ()
     num_lost: int = 0
+    lost: float = 0.0
     preview_every: int | None = None
 
     @property
@@ -82,6 +84,11 @@ class RoutedRequest:
         self.handle.submitted, self.handle.calls = at, {}
         if not self.begun.done():  # as it is when the request is made again
             self.begun.set_result(Begun(self.handle, own_sampler, warnings))
+
+    def lose(self) -> None:
+        """Its engine is gone."""
+        self.slot, self.lost = None, time.monotonic()
+        self.num_lost += 1
 
     def fail(self, error: SDBentoError) -> None:
         if not self.begun.done():

@@ -278,8 +278,12 @@ class EnginePool:
             raise
 
     def _place(self, routed: RoutedRequest) -> None:
-        """Give a request to an engine, or let it wait until one is being started."""
-        slots = [slot for slot in self._slots if slot.engine is not None]
+        """Give a request to an engine, or let it wait until one is being started.
+
+        One that has lost an engine waits for one that has been heard since: what ended the first
+        may be ending others, which has not been noticed yet.
+        """
+        slots = [slot for slot in self._slots if slot.heard >= routed.lost]
         if not slots or self._is_refusing:
             self._waiting.append(routed)
             return
@@ -450,13 +454,10 @@ class EnginePool:
             self._fail_all(replaced)
 
     def _make_again(self, requests: Sequence[RoutedRequest]) -> None:
-        # Not at once: what ended one engine may be ending another, which has not been noticed yet.
-        self._next_look = time.monotonic() + TICK
         for routed in requests:
-            routed.slot = None
-            routed.num_lost += 1
+            routed.lose()
             if routed.num_lost < MAX_LOST:
-                self._waiting.append(routed)
+                self._place(routed)
             else:
                 what = "two devices failed while they made this request; it was not tried again"
                 routed.fail(Unavailable(what, retry_after=RESTART))

@@ -42,6 +42,11 @@ class Slot:
         return None if self.engine is None else self.engine.report
 
     @property
+    def heard(self) -> float:
+        """When its engine was heard last; 0: not yet; -1: there is none."""
+        return -1.0 if self.engine is None else self.engine.heard
+
+    @property
     def is_up(self) -> bool:
         return self.report is not None
 
