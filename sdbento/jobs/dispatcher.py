@@ -134,6 +134,7 @@ class Dispatcher:
         self._keyring = Keyring(settings)
         self._running: dict[str, _Run] = {}
         self._awake = asyncio.Event()  # there may be something to claim, or room for it
+        self._expire_after = 0.0  # time.monotonic() of the next look for jobs whose ttl is over
         self._claim_after = 0.0  # time.monotonic() before which the App is taken to be full
         self._pauses: dict[str, float] = {}  # the same by owner, for those at a limit of their own
         # Owners whose key was not there lately, and when that was first seen.
@@ -198,9 +199,7 @@ class Dispatcher:
                     await self._awake.wait()
 
     async def _claim(self) -> None:
-        for job_id in await self._threads.run(self._store.expire):
-            count_without_run(route_of(job_id), DeadlineExceeded.outcome)
-            self._on_change(job_id)
+        await self._expire()
         if self._store.is_shared:
             await self._stop_lost()
         running = {i: run.owner for i, run in self._running.items() if not run.is_made}
@@ -228,6 +227,16 @@ class Dispatcher:
             self._running[job.id] = _Run(job.run, job.key_name, job.owner, task)
             # Not at the end of `_run_job`: a task that is cancelled at once never enters it.
             task.add_done_callback(partial(self._job_ended, job.id))
+
+    async def _expire(self) -> None:
+        """End the jobs that have waited for too long, now and then: with many servers on a database
+        somebody wakes this up all the time."""
+        if (now := time.monotonic()) < self._expire_after:
+            return
+        self._expire_after = now + self._intervals.expiry
+        for job_id in await self._threads.run(self._store.expire):
+            count_without_run(route_of(job_id), DeadlineExceeded.outcome)
+            self._on_change(job_id)
 
     async def _stop_lost(self) -> None:
         """Stop the work on runs that are over, as another server has cancelled the job or taken it
