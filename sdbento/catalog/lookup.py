@@ -13,6 +13,7 @@ import re
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -155,6 +156,7 @@ class Catalog(Names[ModelSpec]):
             name.casefold(): spec for spec in catalogued() for name in (*spec.names, *spec.sources)
         }
         self._controlnets: LRUCache[ModelSpec, ControlNets] = LRUCache(MAX_CACHED)
+        self._default_names = self._names_of_default()
 
     def controlnets(self, model: ModelSpec) -> ControlNets:
         """The names of ControlNets that fit `model`."""
@@ -169,7 +171,8 @@ class Catalog(Names[ModelSpec]):
         The names that a key allows mean what they mean in requests.
         """
         allowed = current_caller().allowance.models
-        if allowed is None or name in allowed:
+        names = self._default_names if name in self._default_names else (name,)
+        if allowed is None or not allowed.isdisjoint(names):
             return True
         spec = self.known(name)
         return spec is not None and any(self.known(other) == spec for other in allowed)
@@ -191,17 +194,34 @@ class Catalog(Names[ModelSpec]):
         return self._by_name.get(name.casefold())
 
     def _find_listed(self, name: str) -> ModelSpec | None:
-        path = self._models_dir().get(name)
+        if name in self._default_names[:-1]:
+            path: Path | None = Path(self._settings.sd_model).absolute()
+        else:
+            path = self._models_dir().get(name)
         return None if path is None else self._describe(name, str(path), offline=True)
 
     def _is_default(self, name: str) -> bool:
         return name == self._settings.sd_model
 
+    def _names_of_default(self) -> tuple[str, ...]:
+        """The default model's, best first. The best of a path is its last part, which does not tell
+        callers of the folders of this machine; a model that is called so anyway keeps the name."""
+        name = self._settings.sd_model
+        path = Path(name).absolute()
+        is_taken = self._catalogued(path.name) is not None or path.name in self._models_dir()
+        if is_taken or self._catalogued(name) is not None or not self._is_source(path):
+            return (name,)
+        return tuple(dict.fromkeys((path.name, name)))
+
     def _is_source(self, path: Path) -> bool:
         return (path.suffix == SUFFIX and is_file(path)) or is_file(path / INDEX)
 
     def _describe(self, name: str, source: str, offline: bool) -> ModelSpec:
-        return describe_model(name, source, offline)
+        spec = describe_model(name, source, offline)
+        if name not in self._default_names:
+            return spec
+        best, *others = self._default_names
+        return replace(spec, name=best, aliases=tuple(others))
 
     def _models_dir(self) -> dict[str, Path]:
         """The diffusers folders and single files of the models folder, by name."""
@@ -217,7 +237,7 @@ class Catalog(Names[ModelSpec]):
 
     def _unknown(self, name: str) -> UnknownModel:
         names = [n for spec in catalogued() for n in spec.names]
-        names += [*self._models_dir(), self._settings.sd_model]
+        names += [*self._models_dir(), *self._default_names]
         # The default model itself may be the missing one; its folder is nobody's business.
         names = [n for n in names if n != name and not Path(n).is_absolute() and self.is_allowed(n)]
         near = nearest_names(name, names) or names

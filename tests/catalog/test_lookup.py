@@ -120,6 +120,33 @@ def test_the_folder_of_the_default_model_is_not_told(tmp_path: Path) -> None:
     assert str(folder) not in caught.value.message
 
 
+def test_a_default_model_that_is_a_path_is_called_by_its_last_part(tmp_path: Path) -> None:
+    folder = save_tiny("sd15", tmp_path / "private" / "mine")
+    catalog = make(sd_model=str(folder), allow_any_model=False)
+    [spec] = [spec for spec in catalog.list() if str(folder) in spec.names]
+    assert spec.name == "mine"
+    assert catalog.resolve("mine") == catalog.resolve(str(folder)) == spec
+    assert spec.sources == (str(folder),)
+
+
+@pytest.mark.parametrize("name", ["mine", "shapes"])
+def test_a_default_model_does_not_take_the_name_of_another(name: str, tmp_path: Path) -> None:
+    save_tiny("sd15", tmp_path / "models" / "mine")
+    folder = save_tiny("sd15", tmp_path / "private" / name)
+    catalog = make(sd_model=str(folder), models_dir=tmp_path / "models")
+    assert catalog.resolve(str(folder)).name == str(folder)
+    assert catalog.resolve(name).sources != (str(folder),)
+
+
+def test_a_key_that_allows_the_default_model_by_either_name_allows_it(tmp_path: Path) -> None:
+    folder = str(save_tiny("sd15", tmp_path / "mine"))
+    catalog = make(sd_model=folder)
+    for allowed in ("mine", folder):
+        with acting_for(Caller("a", Allowance(models=frozenset({allowed})))):
+            assert catalog.is_allowed("mine") and catalog.is_allowed(folder)
+            assert not catalog.is_allowed("shapes")
+
+
 def test_a_default_model_that_is_unknown_is_not_the_nearest_to_itself() -> None:
     with pytest.raises(UnknownModel) as caught:
         make(sd_model="shaeps").resolve("shaeps")
