@@ -53,7 +53,8 @@ OUTCOMES = (
     "timeout",
     "failed",
 )
-NEXT_SERVER = 5.0  # seconds after which another server may answer where this one has stopped
+# Seconds after which another server may answer where this one has stopped, or the jobs' database.
+NEXT_SERVER = 5.0
 
 
 class SDBentoError(Exception):
@@ -251,7 +252,7 @@ def classify(exc: BaseException) -> SDBentoError:
         return exc
     if (known := _recognise(exc)) is not None:
         kind, message = known
-        error = kind(message)
+        error = kind(message, retry_after=NEXT_SERVER if message == _DATABASE else None)
     else:
         error = SDBentoError(f"unexpected error, id {uuid.uuid4().hex[:12]}; see the server's log")
     error.__cause__ = exc

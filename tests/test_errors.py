@@ -17,6 +17,7 @@ from sqlalchemy.exc import OperationalError
 
 from sdbento import errors
 from sdbento.errors import (
+    NEXT_SERVER,
     OK,
     OUTCOMES,
     Cancelled,
@@ -34,6 +35,7 @@ from sdbento.errors import (
     nearest_names,
 )
 from tests.support.device_errors import SICK
+from tests.support.server import free_port
 
 TREE = [
     cls for _, cls in inspect.getmembers(errors, inspect.isclass) if issubclass(cls, SDBentoError)
@@ -168,6 +170,13 @@ def test_a_disk_that_is_full_for_the_database_is_recognised(tmp_path: Path) -> N
             connection.execute(text("CREATE TABLE t AS SELECT randomblob(100000) AS a"))
     engine.dispose()
     assert classify(caught.value).message == "the disk is full"
+
+
+def test_a_database_that_is_away_may_be_asked_again_soon() -> None:
+    with pytest.raises(OperationalError) as caught:
+        create_engine(f"postgresql+psycopg://localhost:{free_port()}/jobs").connect()
+    error = classify(caught.value)
+    assert (error.status, error.type, error.retry_after) == (503, "unavailable", NEXT_SERVER)
 
 
 def test_an_unknown_error_is_a_500_with_an_id_and_no_internals() -> None:

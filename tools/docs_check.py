@@ -6,6 +6,7 @@ an example.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -48,7 +49,7 @@ def served() -> Iterator[tuple[str, str]]:
     """
     app: Any = service.StableDiffusion
     for path, methods in _walk(app.to_asgi().routes):
-        name = path.replace(":path}", "}").rstrip("/") or "/"  # some also end in one
+        name = re.sub(r":\w+}", "}", path).rstrip("/") or "/"  # some also end in one
         if not path.startswith(AGAIN):
             yield from ((name, method.lower()) for method in methods - {"HEAD", "OPTIONS"})
 

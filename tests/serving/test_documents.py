@@ -55,7 +55,9 @@ def test_the_page_is_made_of_files_of_this_server(server: Server) -> None:
     assert 'url: "docs.json"' in script and "validatorUrl: null" in script
 
 
-@pytest.mark.parametrize("path", ["/web/icon.svg", "/web/x/main.js", "/docs/start.js"])
+@pytest.mark.parametrize(
+    "path", ["/web", "/web/", "/web/icon.svg", "/web/x/main.js", "/docs/start.js"]
+)
 def test_a_file_without_its_version_is_not_there(server: Server, path: str) -> None:
     assert_error(server.client.get(path), 404)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
@@ -18,6 +19,15 @@ PAGE = (STATIC / "index.html").read_text(encoding="utf-8").replace("VERSION", FI
 PUBLIC_PREFIXES = tuple(f"{PREFIX}{FILES.version}/{folder}" for folder in sorted(FILES.folders()))
 OPEN: dict[str, Any] = {"security": []}  # in the OpenAPI document
 
+
+class _FilePath(PathConvertor):
+    """As `path`, but not empty: Starlette would redirect /web to /web/, and the Guard takes that
+    slash away again."""
+
+    regex = ".+"
+
+
+register_url_convertor("file_path", _FilePath())
 router = door("Documents")
 
 
@@ -28,7 +38,7 @@ async def web_page() -> Response:
 
 
 @router.get(
-    PREFIX + "{file:path}",
+    PREFIX + "{file:file_path}",
     response_class=Response,
     openapi_extra=OPEN,
     responses={
