@@ -18,7 +18,7 @@ from starlette.responses import HTMLResponse, Response
 
 from sdbento.doors.docs.document import document
 from sdbento.doors.http.routing import door
-from sdbento.doors.web.pages import Files, page
+from sdbento.doors.web.pages import Files, page, text
 
 FILES = Files(Path(__file__).parent / "static")
 PAGE = f"""<!doctype html>
@@ -49,8 +49,8 @@ router = door("Documents")
 )
 async def openapi_document(request: Request) -> Response:
     """This document: OpenAPI 3.1."""
-    text = await run_in_threadpool(_document, request.app)
-    return Response(text, media_type="application/json")
+    written = await run_in_threadpool(_document, request.app)
+    return text(written, "application/json", request)
 
 
 @router.get("/docs", response_class=HTMLResponse)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
+from collections.abc import Mapping
+from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
+from types import MappingProxyType
 
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
-from starlette.staticfiles import StaticFiles
 
 from sdbento.errors import NotFound
 
@@ -50,29 +53,45 @@ class Files:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._static = StaticFiles(directory=folder)
-        self._paths = {
-            path.relative_to(folder).as_posix(): path
-            for path in folder.rglob("*")
+        self._files = {
+            path.relative_to(folder).as_posix(): path.read_bytes()
+            for path in sorted(folder.rglob("*"))
             if path.suffix in MEDIA_TYPES
         }
         digest = sha256()
-        for name, path in sorted(self._paths.items()):
-            digest.update(f"{name}\0{sha256(path.read_bytes()).hexdigest()}\n".encode())
+        for name, body in self._files.items():
+            digest.update(f"{name}\0{sha256(body).hexdigest()}\n".encode())
         self.version = digest.hexdigest()[:16]
 
     def folders(self) -> set[str]:
         """The folders that hold them, as paths that end in a slash; "" is `folder` itself."""
-        return {name[: name.rfind("/") + 1] for name in self._paths}
+        return {name[: name.rfind("/") + 1] for name in self._files}
 
     def answer(self, version: str, name: str, request: Request) -> Response:
         """The file of that name, or 304 if the browser has it. Raises NotFound, also for another
         version, whose files are not here."""
-        path = self._paths.get(name) if version == self.version else None
-        if path is None:
+        body = self._files.get(name) if version == self.version else None
+        if body is None:
             raise NotFound(f"this page has no file called {name[:80]}")
-        answer = self._static.file_response(path, path.stat(), request.scope)
-        answer.headers.update(HEADERS | {"Cache-Control": FOR_EVER})
-        if answer.status_code == 200:
-            answer.headers["Content-Type"] = f"{MEDIA_TYPES[path.suffix]}; charset=utf-8"
-        return answer
+        headers = HEADERS | {"Cache-Control": FOR_EVER, "ETag": f'"{version}"'}
+        if request.headers.get("if-none-match") == headers["ETag"]:
+            return Response(status_code=304, headers=headers)
+        return text(body, f"{MEDIA_TYPES[Path(name).suffix]}; charset=utf-8", request, headers)
+
+
+def text(
+    body: bytes,
+    media_type: str,
+    request: Request,
+    headers: Mapping[str, str] = MappingProxyType({}),
+) -> Response:
+    """An answer that is the same for all, compressed for clients that take that."""
+    headers = {**headers, "Content-Type": media_type, "Vary": "Accept-Encoding"}
+    if "gzip" in request.headers.get("accept-encoding", ""):
+        body, headers["Content-Encoding"] = _compressed(body), "gzip"
+    return Response(body, headers=headers)
+
+
+@lru_cache(maxsize=256)
+def _compressed(body: bytes) -> bytes:
+    return gzip.compress(body)

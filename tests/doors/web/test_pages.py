@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import re
 from pathlib import Path
 
@@ -32,6 +33,17 @@ def test_a_browser_that_has_a_file_does_not_ask_for_it_again() -> None:
     has_it = asked("main.js", if_none_match=first.headers["etag"])
     assert FILES.answer(FILES.version, "main.js", has_it).status_code == 304
     assert page("").headers["cache-control"] == "no-cache"
+
+
+def test_a_file_is_compressed_for_whoever_takes_that() -> None:
+    plain = FILES.answer(FILES.version, "main.js", asked("main.js"))
+    packed = FILES.answer(FILES.version, "main.js", asked("main.js", accept_encoding="br, gzip"))
+    assert "content-encoding" not in plain.headers
+    assert packed.headers["content-encoding"] == "gzip"
+    assert plain.headers["vary"] == packed.headers["vary"] == "Accept-Encoding"
+    assert packed.headers["content-type"] == plain.headers["content-type"]
+    assert len(packed.body) < len(plain.body)
+    assert gzip.decompress(bytes(packed.body)) == plain.body
 
 
 def test_whatever_changes_in_a_file_changes_all_addresses(tmp_path: Path) -> None:
