@@ -90,7 +90,7 @@ async def test_who_waits_too_long_for_the_own_hosts_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async with hosting(monkeypatch) as hosts:
-        outbound = Outbound(SETTINGS.model_copy(update={"fetch_timeout": 0.5}))
+        outbound = Outbound(SETTINGS.model_copy(update={"fetch_timeout": 2.0}))
         slow = fetching(outbound, ALICE, slow_urls(hosts, 40))
         errors = await asyncio.gather(*slow, return_exceptions=True)
         waited = [error for error in errors if isinstance(error, LimitReached)]

@@ -114,6 +114,7 @@ def test_the_server_is_alive_and_ready(server: Server) -> None:
 def test_metrics_do_not_grow_with_what_strangers_ask_for(server: Server) -> None:
     paths = ["/{}", "/v2/{}/status/{}", "/v2/{}/{}", "/sdapi/v1/{}", "/v1/images/files/{}"]
     paths += ["/status/{}", "/livez/{}", "/metrics/{}", "/models?{}", "/%{}", "//{}"]
+    paths += ["/web/{}/{}", "/v1/models/{}"]
     for i in range(10, 15):
         for path in paths:
             for method in ("GET", "HEAD", "OPTIONS", "POST", "DELETE", "PROPFIND"):

@@ -34,7 +34,7 @@ class RouteLabels:
         path = path.rstrip("/") or path  # as the Guard has it
         if path in self._paths:
             return path
-        found = (route.path for route in self._routes if route.path_regex.match(path))
+        found = (route.path_format for route in self._routes if route.path_regex.match(path))
         return next(found, OTHERS)
 
     def around(self, middleware: Middleware) -> Middleware:
