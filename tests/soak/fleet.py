@@ -262,6 +262,7 @@ def run(num_jobs: int, counts: dict[str, int], seed: int) -> int:
         clients = Clients(
             stack.enter_context(nginx(folder / "nginx", free_port(), ports)), listener.url
         )
+        stack.callback(clients.http.close)
         _disturb(clients, members, database, num_jobs, counts, chance, listener)
         for member in members:
             member.server.wait_until_ready()
