@@ -79,8 +79,8 @@ jobs = Table(
 owner_of_job = func.coalesce(jobs.c.key_name, jobs.c.address).label("owner")
 queue_owner = func.coalesce(jobs.c.key_name, jobs.c.address, literal_column("''"))
 Index("jobs_in_turn", jobs.c.status, queue_owner, jobs.c.low_priority, jobs.c.number)
-_waits = jobs.c.status == "IN_QUEUE"
-Index("jobs_by_expiry", jobs.c.expires, postgresql_where=_waits, sqlite_where=_waits)
+is_waiting = jobs.c.status == "IN_QUEUE"
+Index("jobs_by_expiry", jobs.c.expires, postgresql_where=is_waiting, sqlite_where=is_waiting)
 # Columns that are read only to run the job: an input may have many megabytes.
 TO_RUN = ("input", "s3_config")
 SHOWN = [column for column in jobs.c if column.key not in TO_RUN]

@@ -13,7 +13,7 @@ import httpx
 import pytest
 from httpx import Response
 
-from tests.support.collector import CollectedSpan, Collector, collecting
+from tests.support.collector import CollectedSpan, Collector
 from tests.support.listener import Listener
 from tests.support.server import QUICK, Server, serving
 
@@ -23,12 +23,6 @@ SMALL = {**QUICK, "prompt": PROMPT, "width": 64, "height": 64, "num_inference_st
 LONG = {**SMALL, "num_inference_steps": 150, "width": 256, "height": 256}
 PARTS = ["resolve", "load", "queue", "prepare", "steps", "decode", "encode"]
 PATIENCE = 60.0  # seconds
-
-
-@pytest.fixture(scope="module")
-def collector() -> Iterator[Collector]:
-    with collecting() as collector:
-        yield collector
 
 
 @pytest.fixture(scope="module")

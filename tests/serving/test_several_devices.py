@@ -17,7 +17,7 @@ import psutil
 import pytest
 from numpy.typing import NDArray
 
-from tests.support.collector import Collector, collecting
+from tests.support.collector import Collector
 from tests.support.images import data_uri, gradient, half_mask
 from tests.support.server import QUICK, Server, alike, generated, serving
 
@@ -42,12 +42,6 @@ REQUESTS = [{**QUICK, **MIXED[i % len(MIXED)], "seed": i} for i in range(20)]
 LONGER = [{**QUICK, "num_inference_steps": 60, "seed": i} for i in range(6)]
 
 Pixels = NDArray[np.int16]
-
-
-@pytest.fixture(scope="module")
-def collector() -> Iterator[Collector]:
-    with collecting() as collector:
-        yield collector
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from fastapi import APIRouter
-from fastapi.routing import APIRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
+
+from sdbento.doors.http.routing import routes_of
 
 OTHERS = "others"  # what all paths without a route are called together
 BENTOML = ("/", "/livez", "/readyz", "/healthz", "/metrics", "/schema.json", "/docs.json")
@@ -26,9 +27,7 @@ class RouteLabels:
 
     def __init__(self, doors: Iterable[APIRouter], paths: Iterable[str]) -> None:
         self._paths = frozenset((*BENTOML, *paths))
-        self._routes = [
-            route for door in doors for route in door.routes if isinstance(route, APIRoute)
-        ]
+        self._routes = routes_of(doors)
 
     def label(self, path: str) -> str:
         path = path.rstrip("/") or path  # as the Guard has it

@@ -84,15 +84,14 @@ def mounted(
     return routes
 
 
+def routes_of(doors: Iterable[APIRouter]) -> list[APIRoute]:
+    return [route for door in doors for route in door.routes if isinstance(route, APIRoute)]
+
+
 def body_readers(doors: Iterable[APIRouter], paths: Iterable[str]) -> Callable[[str], bool]:
     """Whether a POST to a path may have a body: to one of `paths`, or to a route of `doors`."""
     known = frozenset(paths)
-    patterns = [
-        route.path_regex
-        for door in doors
-        for route in door.routes
-        if isinstance(route, APIRoute) and "POST" in (route.methods or ())
-    ]
+    patterns = [route.path_regex for route in routes_of(doors) if "POST" in (route.methods or ())]
     return lambda path: path in known or any(pattern.match(path) for pattern in patterns)
 
 
@@ -146,7 +145,5 @@ def _unrouted(doors: Iterable[APIRouter]) -> Callable[[Request, Exception], Any]
 
 def _methods(doors: Iterable[APIRouter], path: str) -> set[str]:
     """Those that the routes of a path take."""
-    routes = (route for door in doors for route in door.routes if isinstance(route, APIRoute))
-    return {
-        method for route in routes if route.path_regex.match(path) for method in route.methods or ()
-    }
+    routes = (route for route in routes_of(doors) if route.path_regex.match(path))
+    return {method for route in routes for method in route.methods or ()}

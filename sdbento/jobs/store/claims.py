@@ -27,11 +27,10 @@ from sqlalchemy import (
 
 from sdbento.access.caller import Caller
 from sdbento.access.limits import has_place
-from sdbento.jobs.table import jobs, owner_of_job, queue_owner
+from sdbento.jobs.table import is_waiting, jobs, owner_of_job, queue_owner
 
 SUSPECT_INTERRUPTIONS = 3  # deaths of the server during a job after which the job is run alone
 MODEL_PATIENCE = 10_000  # ms for which a job is left to servers that have its model in memory
-_WAITS = jobs.c.status == "IN_QUEUE"
 
 Heads = dict[str | None, Row[Any]]  # by owner
 
@@ -47,7 +46,7 @@ class Queue:
         self._connection = connection
         left = and_(jobs.c.model.in_(elsewhere), jobs.c.created > now - MODEL_PATIENCE)
         can_run = jobs.c.expires > now, or_(jobs.c.model.is_(None), not_(left))
-        first = select(jobs.c.number).where(_WAITS, *can_run)
+        first = select(jobs.c.number).where(is_waiting, *can_run)
         self._first = first.order_by(jobs.c.low_priority, jobs.c.number).limit(1)
 
     def heads(self) -> Heads:
@@ -85,7 +84,7 @@ def _in_queue(row: Row[Any]) -> str:
 def _owners() -> CTE:
     """The owners who have jobs in the queue, found one after another: each by a look into the
     index, whatever the number of jobs is. The last row is empty."""
-    next_one = select(queue_owner).where(_WAITS).order_by(queue_owner).limit(1)
+    next_one = select(queue_owner).where(is_waiting).order_by(queue_owner).limit(1)
     first = select(next_one.scalar_subquery().label("owner"))
     owners = first.cte("owners", recursive=True)
     later = next_one.where(queue_owner > owners.c.owner).correlate(owners)
