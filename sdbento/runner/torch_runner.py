@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import partial, reduce
 from traceback import clear_frames
 
 import torch
@@ -170,12 +170,13 @@ def _add_noise(trajectories: Sequence[Trajectory], slots: torch.Tensor) -> None:
     drawing = [i for i, t in enumerate(trajectories) if t.inputs.table.draws[t.step]]
     if not drawing:
         return
-    device, dtype = slots.device, trajectories[0].pipeline.dtype
+    device, draws = slots.device, [_draw(trajectories[i]) for i in drawing]
+    dtype = reduce(torch.promote_types, [draw.dtype for draw in draws])
     noise = host_tensor((len(drawing), *slots.shape[2:]), dtype, device)
     coefficients = torch.zeros(len(drawing), slots.shape[1])
     for row, i in enumerate(drawing):
         table, step = trajectories[i].inputs.table, trajectories[i].step
-        noise[row] = _draw(trajectories[i])
+        noise[row] = draws[row]
         coefficients[row, : table.num_slots] = table.noise[step]
     added = noise.to(device, non_blocking=True).float()[:, None]
     factors = upload(coefficients, torch.float32, device)[:, :, None, None, None]
@@ -187,12 +188,12 @@ def _draw(trajectory: Trajectory) -> torch.Tensor:
 
     On the host, as diffusers draws with a generator of the CPU. Kept for another try.
     """
-    state = state_of(trajectory)
+    state, table = state_of(trajectory), trajectory.inputs.table
     if state.noise is None:
         shape = (1, *state.slots.shape[1:])
-        for _ in range(trajectory.inputs.table.draws[trajectory.step]):
-            noise = torch.randn(shape, generator=state.generator, dtype=trajectory.pipeline.dtype)
-            state.noise = noise[0]
+        dtype = torch.float32 if table.draws_in_fp32 else trajectory.pipeline.dtype
+        for _ in range(table.draws[trajectory.step]):
+            state.noise = torch.randn(shape, generator=state.generator, dtype=dtype)[0]
     assert state.noise is not None
     return state.noise
 

@@ -48,6 +48,7 @@ class StepTable:
     matrices: torch.Tensor  # [n, 1+S, 2+S]; columns: latents, model output, memory
     noise: torch.Tensor  # [n, 1+S], coefficients of the last noise that a step draws
     draws: tuple[int, ...]  # [n], number of noises drawn, also of those with coefficients of zero
+    draws_in_fp32: bool  # whatever the model computes in; else in the precision of the model
     init_noise_sigma: float
     start_signal: float
     start_noise: float
@@ -72,6 +73,7 @@ class _Step:
     rows: torch.Tensor  # [1 + new memory, 2 + old memory]
     noise: torch.Tensor  # [1 + new memory]
     draws: list[torch.Tensor]  # each [_SAMPLES], the noise added to the samples
+    draws_in_fp32: bool
     samples: torch.Tensor  # [_SAMPLES], after the step
     kept: tuple[float, float] = (1.0, 0.0)  # signal and noise of add_noise at the next timestep
 
@@ -113,6 +115,7 @@ def read_table(scheduler: Any, window: Window = WHOLE, eta: float = 0.0) -> Step
         matrices=matrices.float(),
         noise=noise.float(),
         draws=tuple(len(step.draws) for step in steps),
+        draws_in_fp32=any(step.draws_in_fp32 for step in steps),
         init_noise_sigma=float(scheduler.init_noise_sigma),
         start_signal=signal,
         start_noise=start_noise,
@@ -224,6 +227,7 @@ def _read_step(
         rows=rows[:, : _MEMORY + num_memory],
         noise=rows[:, last_draw],
         draws=draws.samples,
+        draws_in_fp32=torch.float32 in draws.dtypes,
         samples=advanced.double().flatten()[_COLUMNS:],
     )
 
@@ -238,6 +242,7 @@ class _Draws(TorchFunctionMode):
     def __init__(self, generator: torch.Generator) -> None:
         super().__init__()
         self.samples: list[torch.Tensor] = []
+        self.dtypes: set[torch.dtype] = set()  # float64 is that of the latents here
         self._generator = generator
 
     def __torch_function__(
@@ -249,6 +254,7 @@ class _Draws(TorchFunctionMode):
         column = min(_NOISE + len(self.samples), _NOTHING)
         self.samples.append(_randn(self._generator))
         dtype = options.get("dtype") or torch.get_default_dtype()
+        self.dtypes.add(dtype)
         return _unit(column, self.samples[-1]).to(dtype)
 
 

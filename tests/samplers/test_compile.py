@@ -115,8 +115,7 @@ def check(
     """The table ends where the scheduler ends, and leaves the generator as the scheduler does."""
     table = compile_table(spec, config, num_steps, Window(start or 0))
     expected, stock_generator = run_stock(spec, config, num_steps, start, dtype)
-    multistep = "DPMSolverMultistep" in SAMPLERS[spec.name].scheduler
-    noise_dtype = torch.float32 if multistep else dtype  # of whatever dtype the latents are
+    noise_dtype = torch.float32 if table.draws_in_fp32 else dtype
     latents, generator = run_table(table, start, dtype, noise_dtype)
     error = float((latents - expected).abs().max() / expected.abs().max())
     assert error <= tolerance, (spec, num_steps, config, error)
