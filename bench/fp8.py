@@ -22,9 +22,10 @@ from PIL import Image
 from torch import nn
 
 from bench.gpu.timing import true_fp32
+from bench.noise import RoundedNoise
 from sdbento.catalog.lookup import Catalog
 from sdbento.environment import load_settings
-from sdbento.models import fp8
+from sdbento.models.acceleration import fp8
 from sdbento.models.pipeline import Pipeline, modules
 from sdbento.models.weights import load
 from tests.support.oracle import Pixels, engine_pixels
@@ -67,7 +68,7 @@ def pictures(
     by_precision: Mapping[str, Pipeline], prompts: tuple[str, ...] = PROMPTS, **fields: Any
 ) -> dict[str, list[Pixels]]:
     """An image of every prompt, [height, width, 3] on [0, 1], by precision."""
-    with true_fp32():
+    with true_fp32(), RoundedNoise():
         return {
             precision: [
                 engine_pixels(pipeline, prompt=prompt, seed=seed, **REQUEST | fields)

@@ -27,6 +27,7 @@ WANTED = (
     "cachetools",
     "diffusers",
     "importlib_metadata",
+    "opentelemetry-api",
     "pydantic",
     "pydantic-settings",
     "pydantic_core",
@@ -34,15 +35,14 @@ WANTED = (
     "typing-inspection",
     "typing_extensions",
 )
-NOT_LOCKED = {"torchao": "0.18.0"}  # optional: one of two ways to fp8
 MAX_BYTES = 64 * 2**20  # of all wheels together
 PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_24", "manylinux_2_17")
 
 
 def pins() -> dict[str, str]:
-    """Versions by name, from the lock and of what is not in it."""
+    """Versions by name, from the lock."""
     locked = dict(re.findall(r"^([\w.-]+)==(\S+)", LOCK.read_text(encoding="utf-8"), re.M))
-    return {name: locked[name] for name in WANTED} | NOT_LOCKED
+    return {name: locked[name] for name in WANTED}
 
 
 def download(folder: Path, wanted: dict[str, str]) -> None:

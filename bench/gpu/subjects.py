@@ -95,11 +95,15 @@ def build(name: str, bench: Bench, dtype: torch.dtype | None = None) -> Subject:
     scheduler = EulerDiscreteScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1
     )
-    pipe = _pipe(spec.family, unet, vae.to(vae_dtype), scheduler)
+    stock_vae = _vae_for_stock(vae, dtype)
+    vae.to(vae_dtype)
+    if device.type == "cuda":
+        vae.to(memory_format=torch.channels_last)  # as the server has it
+    pipe = _pipe(spec.family, unet, vae, scheduler)
     return Subject(
         name,
         Pipeline(spec, pipe, device, dtype, vae_dtype, 0),
-        _pipe(spec.family, unet, _vae_for_stock(vae, dtype), copy.deepcopy(scheduler)),
+        _pipe(spec.family, unet, stock_vae, copy.deepcopy(scheduler)),
         prompt=_text(config, dtype, device, seed=1),
         negative=_text(config, dtype, device, seed=2),
         side=config["side"],
@@ -137,7 +141,7 @@ def _spec(name: str, config: dict[str, Any]) -> ModelSpec:
 def _vae_for_stock(vae: Any, dtype: torch.dtype) -> Any:
     """The stock SDXL pipeline hands its VAE latents of the UNet's precision, and would otherwise
     turn it to fp32: careful users choose a VAE that is made for fp16."""
-    own = vae if vae.dtype is dtype else copy.deepcopy(vae).to(dtype)
+    own = copy.deepcopy(vae).to(dtype)
     own.register_to_config(force_upcast=False)
     return own
 

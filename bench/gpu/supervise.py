@@ -234,6 +234,7 @@ def _measure(name: str, options: Options, seconds: float, log: Log) -> None:
     if not torch.cuda.is_available():
         torch.set_num_threads(1)  # with small networks more threads only wait for each other
     bench = Bench(log, name, options, seconds)
+    faulthandler.dump_traceback_later(seconds)  # where it hangs, into the log
     try:
         with torch.inference_mode():
             SECTIONS[name].function(bench)

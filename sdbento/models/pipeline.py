@@ -13,8 +13,8 @@ import torch
 
 from sdbento.catalog.families import INPAINT_CHANNELS, Family
 from sdbento.catalog.specs import ControlNetSpec, ModelSpec
-from sdbento.models.attention import SDPA, Attention
-from sdbento.models.torch_compile import CompiledUnet
+from sdbento.models.acceleration.attention import SDPA, Attention
+from sdbento.models.acceleration.torch_compile import CompiledUnet
 
 
 @dataclass(eq=False)

@@ -36,14 +36,14 @@ from sdbento.catalog.folder import list_files
 from sdbento.catalog.specs import ControlNetSpec, ModelSpec, Spec, family_configs
 from sdbento.catalog.unlisted import SUFFIX, count_parameters
 from sdbento.errors import ModelLoadFailed, OutOfMemory
-from sdbento.models import fp8
-from sdbento.models.attention import fit
+from sdbento.models.acceleration import channels_last, fp8
+from sdbento.models.acceleration.attention import fit
+from sdbento.models.acceleration.torch_compile import CompiledUnet
 from sdbento.models.checks import check_complete, check_pipeline
 from sdbento.models.device import GB, choose_device, choose_dtype, choose_vae_dtype
 from sdbento.models.memory.read_ahead import read_ahead
 from sdbento.models.memory.transfer import move
 from sdbento.models.pipeline import ControlNet, Pipeline, Resident, modules, num_bytes
-from sdbento.models.torch_compile import CompiledUnet
 from sdbento.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -93,7 +93,11 @@ def _load_model(
     if settings.precision == "fp8" and device.type == "cuda":
         fp8.convert(pipe.unet)
     attention = fit(pipe.unet, settings, _latent_pixels(spec))
-    compiled = CompiledUnet(pipe.unet, settings.compile_dir) if settings.compile else None
+    compiled = None
+    if settings.compile:
+        channels_last.install(pipe.unet)
+        channels_last.install(pipe.vae)
+        compiled = CompiledUnet(pipe.unet, settings.compile_dir)
     for module in modules(pipe):
         module.eval().requires_grad_(False)
     nbytes = num_bytes(modules(pipe))

@@ -14,7 +14,7 @@ import torch
 
 from sdbento.engine.inputs import within
 from sdbento.engine.trajectory import Trajectory
-from sdbento.models.attention import using
+from sdbento.models.acceleration.attention import using
 from sdbento.models.device import upload
 from sdbento.models.pipeline import ControlNet
 from sdbento.runner.rows import StackedRows

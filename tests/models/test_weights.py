@@ -20,7 +20,7 @@ from sdbento.catalog.lookup import Catalog
 from sdbento.catalog.specs import ControlNetSpec, ModelSpec
 from sdbento.errors import ModelLoadFailed
 from sdbento.models import device, weights
-from sdbento.models.fp8 import Fp8Linear
+from sdbento.models.acceleration.fp8 import Fp8Linear
 from sdbento.models.pipeline import modules, networks, num_bytes
 from sdbento.models.weights import pull
 from tests.support.checkpoints import save_tiny_checkpoint

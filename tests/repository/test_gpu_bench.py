@@ -52,7 +52,8 @@ def test_every_section_ends_well_and_has_rows(section: str, rows: list[Row]) -> 
     assert [row.text for row in own if row.kind is Kind.FAILURE] == []
     assert [row.text for row in own if row.text.startswith("left out")] == []
     assert own[-1].kind is Kind.DONE
-    assert any(row.kind is Kind.FIGURES for row in own)
+    without_triton = section == "kernels" and own[0].text == "Triton is not installed"
+    assert without_triton or any(row.kind is Kind.FIGURES for row in own)
 
 
 @pytest.mark.long

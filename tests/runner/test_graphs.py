@@ -21,8 +21,8 @@ from sdbento.engine.loop import Engine
 from sdbento.engine.planner import Planner
 from sdbento.engine.trajectory import BatchKey, StepPlan, Trajectory
 from sdbento.environment import load_settings
+from sdbento.models.acceleration.torch_compile import CompiledUnet
 from sdbento.models.pipeline import Pipeline
-from sdbento.models.torch_compile import CompiledUnet
 from sdbento.runner.graphs import (
     MAX_SLOTS,
     RETRY_AFTER,

@@ -51,7 +51,7 @@ class KeepingPixels(TorchRunner):
         if plan.stage is Stage.DECODE:
             latents = torch.stack([state_of(t).slots[0] for t in plan.trajectories])
             with torch.inference_mode():
-                decoded = decode(latents, plan.trajectories[0].pipeline).numpy()
+                decoded = decode(latents, plan.trajectories[0].pipeline).cpu().numpy()
             self.pixels.update(zip(plan.trajectories, decoded, strict=True))
         return super().launch(plan, pause)
 

@@ -53,19 +53,19 @@ class Section:
 _SDXL, _SD15 = ("sdxl",), ("sd15",)
 _ALL = (
     Section("versions", 25, "versions:measure", "What the machine is, and that the engine runs"),
-    Section("correctness", 75, "correctness:measure", "Images of `shapes`, against stock fp32"),
-    Section("eager", 55, "eager:measure", "SDXL: a step of stock and engine", _SDXL),
-    Section("graphs", 40, "graphs:measure", "SDXL: CUDA graphs without a compiler", _SDXL),
-    Section("offline", 80, "serving:offline", "SDXL: many images at once, decoded too", _SDXL),
-    Section("compiled", 130, "compiled:whole", "SDXL: compiled, under CUDA graphs", _SDXL),
-    Section("fp8", 60, "fp8:measure", "SDXL: linear layers in fp8", _SDXL),
+    Section("kernels", 10, "kernels:measure", "The server's own kernels"),
+    Section("correctness", 80, "correctness:measure", "Images of `shapes`, against stock fp32"),
+    Section("eager", 40, "eager:measure", "SDXL: a step of stock and engine", _SDXL),
+    Section("graphs", 25, "graphs:measure", "SDXL: CUDA graphs without a compiler", _SDXL),
+    Section("compiled", 80, "compiled:measure", "SDXL: compiled, under CUDA graphs", _SDXL),
+    Section("fp8", 80, "fp8:measure", "SDXL: linear layers in fp8", _SDXL),
+    Section("sd15", 20, "graphs:eager_and_graphs", "SD 1.5: a step, with CUDA graphs too", _SD15),
     Section("serving", 90, "serving:online", "SD 1.5: mixed requests that arrive by chance", _SD15),
-    Section("sd15", 40, "graphs:eager_and_graphs", "SD 1.5: a step, with CUDA graphs too", _SD15),
+    Section("offline", 80, "serving:offline", "SDXL: many images at once, decoded too", _SDXL),
     Section("vae", 25, "vae:measure", "SDXL: latents to images", _SDXL),
     Section("ceilings", 25, "ceilings:measure", "What the device can do at best"),
     Section("loading", 30, "loading:measure", "SDXL: what comes beside the steps", _SDXL),
-    Section("sd15-compiled", 50, "compiled:whole", "SD 1.5: compiled, under CUDA graphs", _SD15),
-    Section("blocks", 45, "compiled:blocks", "SDXL: only its repeated blocks compiled", _SDXL),
+    Section("sd15-compiled", 70, "compiled:measure", "SD 1.5: compiled, under CUDA graphs", _SD15),
 )
 # They fail on purpose, to check that no other section fails with them.
 _FAULTS = (

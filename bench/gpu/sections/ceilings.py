@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from bench.gpu.bench import Bench
 from bench.gpu.rows import Label
 from bench.gpu.timing import median_seconds
-from sdbento.models.fp8 import quantize, scaled_matmul
+from sdbento.models.acceleration.fp8 import quantize, scaled_matmul
 
 ROWS = 16  # of a UNet call: eight guided images
 # Rows of a 1024x1024 image's activations a UNet row, inputs, outputs.

@@ -6,83 +6,63 @@ On a CPU nothing is generated (backend "eager"): only the tracing is rehearsed.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import torch
 from torch._dynamo.utils import counters
 
 from bench.gpu.bench import Bench
-from bench.gpu.sections.graphs import calls, replayed
+from bench.gpu.sections.eager import against_fp32, profiled
+from bench.gpu.sections.graphs import calls, new_graphs, replayed
 from bench.gpu.sections.serving import best_offline
 from bench.gpu.subjects import Subject, build, unet_inputs
 from bench.gpu.timing import wall_seconds
-from sdbento.models.torch_compile import CompiledUnet
+from sdbento.models.acceleration import channels_last
+from sdbento.models.acceleration.torch_compile import CompiledUnet
 
-REPEATED = ("BasicTransformerBlock", "ResnetBlock2D")
-RECOMPILES = 128  # each width of a repeated block is compiled once
+LEFT_FOR_THE_REST = 40.0  # seconds
 
 
-def whole(bench: Bench, model: str) -> None:
-    """The whole UNet: for any number of rows as SDBENTO_COMPILE does it, and for just one."""
+def measure(bench: Bench, model: str) -> None:
     subject = build(model, bench)
-    channels_last(bench, subject)
-    unet, most = subject.pipeline.unet, 2 * max(bench.images)
-    torch._dynamo.config.recompile_limit = RECOMPILES
-    with bench.part(20, what="compile for any number of rows", model=model):
-        folder = Path(tempfile.mkdtemp())  # nothing is kept: a first start is measured
-        compiled = CompiledUnet(unet, folder, _backend(bench))
-        compile_all = partial(compiled.compile, lambda n: compiled(**unet_inputs(subject, n)), most)
-        seconds = wall_seconds(compile_all, bench.device)
-        bench.row({"seconds": seconds}, what="compile for any number of rows", model=model)
-        best = calling(subject, compiled)
-        under_graphs(bench, best, bench.images, "compiled")
-        best_offline(bench, best, "compiled, graph")
-    torch.compiler.reset()
-    with bench.part(20, what="compile for one number of rows", model=model):
-        call = torch.compile(unet, backend=_backend(bench), dynamic=False)
-        inputs = unet_inputs(subject, most)
-        seconds = wall_seconds(partial(call, **inputs), bench.device)
-        bench.row({"seconds": seconds}, what="compile for one number of rows", model=model)
-        calls(bench, subject, call, [most // 2], "compiled for its rows")
-
-
-def blocks(bench: Bench, model: str) -> None:
-    """Only the blocks that repeat: compiled in a fraction of the time."""
-    subject = build(model, bench)
-    subject.pipeline.unet.to(memory_format=torch.channels_last)
-    torch._dynamo.config.recompile_limit = RECOMPILES
-    unet = subject.pipeline.unet
-    rows = 2 * max(bench.images)
-    with bench.part(15, what="compile blocks", model=model):
-        for module in unet.modules():
-            if type(module).__name__ in REPEATED:
-                module.compile(backend=_backend(bench), dynamic=False)
-        inputs = unet_inputs(subject, rows)
-        seconds = wall_seconds(partial(unet, **inputs), bench.device)
-        bench.row({"seconds": seconds}, what="compile repeated blocks", model=model, rows=rows)
-        under_graphs(bench, subject, [rows // 2], "compiled blocks")
-
-
-def channels_last(bench: Bench, subject: Subject) -> None:
-    """First without a compiler: the effect of the memory order alone."""
     subject.pipeline.unet.to(memory_format=torch.channels_last)
     calls(bench, subject, subject.pipeline.unet, [max(bench.images)], "channels last")
+    with bench.part(20, what="compile", model=model):
+        subject = compiled(bench, subject)
+        under_graphs(bench, subject, "compiled, graph")
+        with bench.part(6, what="latents against stock fp32", model=model):
+            against_fp32(bench, subject)
 
 
-def calling(subject: Subject, compiled: CompiledUnet) -> Subject:
-    return replace(subject, pipeline=replace(subject.pipeline, compiled=compiled))
+def compiled(bench: Bench, subject: Subject) -> Subject:
+    """As SDBENTO_COMPILE does it, and how long each number of rows takes.
+
+    Of each kind of block that is the first time in a run of the bench; after that its code is in a
+    folder, as after the first start of a server.
+    """
+    channels_last.install(subject.pipeline.unet)
+    channels_last.install(subject.pipeline.vae)
+    folder = Path(tempfile.gettempdir(), f"sdbento-compiled-{bench.log.run}")
+    unet = CompiledUnet(subject.pipeline.unet, folder, "inductor" if bench.on_gpu else "eager")
+
+    def call(rows: int) -> None:
+        if rows == 1 and bench.left() < LEFT_FOR_THE_REST:
+            return  # it is needed by none of the other figures
+        seconds = wall_seconds(lambda: unet(**unet_inputs(subject, rows)), bench.device)
+        figures = {"seconds": seconds, "kinds_so_far": counters["stats"]["unique_graphs"]}
+        bench.row(figures, what="compile", model=subject.name, rows=rows)
+
+    unet.compile(call, 2 * max(bench.images))
+    return replace(subject, pipeline=replace(subject.pipeline, compiled=unet))
 
 
-def under_graphs(bench: Bench, subject: Subject, images: Sequence[int], variant: str) -> None:
-    """The compiled call, then whole steps with it, captured."""
-    calls(bench, subject, subject.pipeline.compiled or subject.pipeline.unet, images, variant)
-    replayed(bench, subject, f"{variant}, graph")
-    count = counters["stats"]["unique_graphs"]
-    bench.row({"compiled": count}, what="graphs that the compiler made", variant=variant)
-
-
-def _backend(bench: Bench) -> str:
-    return "inductor" if bench.on_gpu else "eager"
+def under_graphs(bench: Bench, subject: Subject, variant: str) -> None:
+    """The compiled call; then whole steps with it, captured; then images."""
+    assert subject.pipeline.compiled is not None
+    calls(bench, subject, subject.pipeline.compiled, bench.images, variant.split(", graph")[0])
+    replayed(bench, subject, variant)
+    best_offline(bench, subject, variant)
+    most = max(bench.images)
+    with bench.part(8, what="profile", model=subject.name, images=most):
+        profiled(bench, subject, most, new_graphs(bench), variant)

@@ -1,7 +1,8 @@
 """Real weights: the images of `shapes` by engine and stock, each against stock in fp32.
 
-In fp16 and bf16 both round, in different places. The engine is right when it is not farther from
-fp32 than the stock pipeline is by more than a tenth. Latents of both are decoded the same way.
+In fp16 and bf16 both round, in different places, but start from the same noise. The engine is right
+when it is not farther from fp32 than the stock pipeline is by more than a tenth. Latents of both
+are decoded the same way.
 """
 
 from __future__ import annotations
@@ -14,9 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from bench.gpu.bench import Bench
+from bench.gpu.rows import Label
 from bench.gpu.timing import true_fp32
+from bench.noise import RoundedNoise
 from sdbento.app import App
 from sdbento.catalog.lookup import Catalog
 from sdbento.engine.handle import Stepped
@@ -28,7 +32,7 @@ from sdbento.runner.vae import decode
 from sdbento.settings import Settings
 from tests.support.images import data_uri, gradient, half_mask
 from tests.support.oracle import Pixels, engine_pixels, settled
-from tests.support.stock import stock_run
+from tests.support.stock import stock_pipeline, stock_run
 
 TENTH = 1.1
 FLOOR = 1e-5  # of the mean difference on [0, 1]: what the order of sums alone does in fp32
@@ -59,22 +63,36 @@ class Models:
 
 def measure(bench: Bench) -> None:
     exact, references = load_models("fp32"), dict[tuple[str, int], Pixels]()
+    uncompiled: list[Any] = []
     for precision in ("fp16", "bf16", "fp32") if bench.on_gpu else ("fp32",):
         models = exact if precision == "fp32" else load_models(precision)
         for case in CASES:
-            with bench.part(3, case=case, precision=precision):
+            with bench.part(3, case=case, precision=precision), RoundedNoise():
                 compare(bench, case, precision, models, exact, references)
-        if models is exact and bench.on_gpu:
-            continue
+        with bench.part(3, what="stock in a batch", precision=precision):
+            stock_in_a_batch(bench, models, precision)
         eager: list[Any] = []
         with bench.part(5, what="the whole App", precision=precision):
             eager += asyncio.run(whole(bench, models.settings, "eager"))
+        uncompiled = uncompiled or eager
         with bench.part(5, what="the whole App with CUDA graphs", precision=precision):
             if not bench.needs_cuda(what="the whole App with CUDA graphs"):
                 settings = models.settings.model_copy(update={"cuda_graphs": True})
                 replayed = asyncio.run(whole(bench, settings, "graphs"))
-                figures = {"largest_levels": largest_levels(eager, replayed)}
+                figures = levels(eager, replayed)
                 bench.row(figures, what="App: graphs against eager", precision=precision)
+    with bench.part(20, what="the whole App, compiled"):
+        first = "fp16" if bench.on_gpu else "fp32"
+        compiled(bench, uncompiled, load_settings(sd_model="shapes", precision=first, offline=True))
+
+
+def compiled(bench: Bench, eager: list[Any], settings: Settings) -> None:
+    """The whole App with a compiled UNet under CUDA graphs."""
+    if bench.needs_cuda(what="the whole App, compiled"):
+        return
+    settings = settings.model_copy(update={"cuda_graphs": True, "compile": True})
+    made = asyncio.run(whole(bench, settings, "compiled, graphs"))
+    bench.row(levels(eager, made), what="App: compiled against eager", precision=settings.precision)
 
 
 def load_models(precision: str) -> Models:
@@ -100,7 +118,7 @@ def compare(
     """`references`: images of `exact` made so far, by case and seed."""
     distances: dict[str, list[float]] = {"engine": [], "stock": []}
     largest = {"engine": 0.0, "stock": 0.0}
-    for seed in range(1 if bench.toy else 3):
+    for seed in range(1 if bench.toy else 2):
         fields = request_of(bench, case, seed)
         if (case, seed) not in references:
             with true_fp32():
@@ -176,19 +194,44 @@ async def whole(bench: Bench, settings: Settings, variant: str) -> list[Any]:
         together = await asyncio.gather(*(pixels(app, request) for request in requests))
         previews = await count_previews(app, requests[0])
         bench.row(
-            {"largest_levels": largest_levels(alone, together), "previews": previews},
+            levels(alone, together) | {"previews": previews},
             what=f"App: {len(cases)} requests together against alone, of 255 levels",
             precision=settings.precision if bench.on_gpu else "fp32",
-            variant=variant,
+            system=f"engine, {variant}",
         )
         return alone
     finally:
         await asyncio.to_thread(app.close, 5.0)
 
 
-def largest_levels(images: list[Any], others: list[Any]) -> int:
-    """Of 255, of all pixels."""
-    return max(int(np.abs(a - b).max()) for a, b in zip(images, others, strict=True))
+def stock_in_a_batch(bench: Bench, models: Models, precision: str) -> None:
+    """The same images by one call of the stock pipeline and by one call for each."""
+    fields = request_of(bench, "text", 0)
+    size = {name: fields[name] for name in ("width", "height", "num_inference_steps")}
+    seeds = range(2 if bench.toy else len(CASES))
+
+    def images(*seeds: int) -> list[Any]:
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        pipe = stock_pipeline(models.plain)
+        pipe.set_progress_bar_config(disable=True)
+        made = pipe([PROMPT] * len(seeds), generator=generators, **size).images
+        return [np.asarray(image, np.int16) for image in made]
+
+    alone = [images(seed)[0] for seed in seeds]
+    bench.row(
+        levels(alone, images(*seeds)),
+        what=f"stock: {len(seeds)} images together against alone, of 255 levels",
+        precision=precision,
+    )
+
+
+def levels(images: list[Any], others: list[Any]) -> dict[str, Label]:
+    """How far they are apart, of 255: the furthest pixel, and the mean of all."""
+    differences = [np.abs(a - b) for a, b in zip(images, others, strict=True)]
+    return {
+        "largest_levels": max(int(one.max()) for one in differences),
+        "mean_levels": float(np.mean([one.mean() for one in differences])),
+    }
 
 
 async def pixels(app: App, request: GenerateRequest) -> Any:

@@ -13,7 +13,7 @@ from bench.gpu.bench import Bench
 from bench.gpu.rows import Label
 from bench.gpu.subjects import EngineRun, Subject, build, stock_images
 from bench.gpu.timing import Marks, peak_gb, reset_peak, true_fp32, wall_seconds
-from sdbento.models.attention import fit
+from sdbento.models.acceleration.attention import fit
 from sdbento.prompts.encoder import Conditioning
 from sdbento.runner.graphs import Graphs
 from sdbento.settings import Settings
@@ -107,11 +107,13 @@ def engine_step_seconds(
     return median(wall_seconds(run.step, bench.device) for _ in range(bench.repeats))
 
 
-def profiled(bench: Bench, subject: Subject, images: int) -> None:
+def profiled(
+    bench: Bench, subject: Subject, images: int, graphs: Graphs | None = None, variant: str = ""
+) -> None:
     """Where the time of an engine's step goes. The device's idle time follows from the step's time
     without the profiler, which slows the host down."""
-    seconds = engine_step_seconds(bench, subject, images)
-    run = EngineRun(subject, range(images), WARM_STEPS + PROFILED_STEPS)
+    seconds = engine_step_seconds(bench, subject, images, graphs)
+    run = EngineRun(subject, range(images), WARM_STEPS + PROFILED_STEPS, graphs)
     run.step()
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if bench.on_gpu else [])]
     with profile(activities=activities) as profiler:
@@ -119,6 +121,8 @@ def profiled(bench: Bench, subject: Subject, images: int) -> None:
             run.step()
     events = profiler.key_averages()
     labels: dict[str, Label] = {"model": subject.name, "images": images}
+    if variant:
+        labels["variant"] = variant
     kernels = [(e.key, _kernel_ms(e, bench.on_gpu), e.count / PROFILED_STEPS) for e in events]
     kernels = sorted([k for k in kernels if k[1] > 0], key=lambda kernel: -kernel[1])
     busy = sum(ms for _, ms, _ in kernels)

@@ -10,6 +10,7 @@ with without_collector():
         eager,
         fp8,
         graphs,
+        kernels,
         loading,
         serving,
         vae,

@@ -14,8 +14,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from statistics import quantiles
+from statistics import mean, quantiles
 
+from bench.calls import Call, overhead, record
 from bench.gpu.bench import Bench
 from bench.gpu.rows import Label
 from bench.gpu.sections.graphs import new_graphs
@@ -24,6 +25,7 @@ from sdbento.engine.cost import CostModel
 from sdbento.engine.handle import Handle
 from sdbento.engine.loop import Engine
 from sdbento.engine.planner import Planner
+from sdbento.engine.trajectory import Stage
 from sdbento.runner.graphs import Graphs, bucket
 from sdbento.runner.torch_runner import TorchRunner
 
@@ -63,10 +65,10 @@ def offline(bench: Bench, model: str) -> None:
     subject = build(model, bench)
     same, varied = alike(bench, subject), mixed(bench, subject)
     with serving(subject) as eager, serving(subject, new_graphs(bench)) as replaying:
-        for engine, system in ((eager, "engine"), (replaying, "engine, graph"), (None, STOCK)):
-            all_at_once(bench, subject, engine, same, "alike, Euler", system)
-        for engine, system in ((replaying, "engine, graph"), (None, STOCK)):
-            all_at_once(bench, subject, engine, varied, "mixed steps and samplers", system)
+        for requests, trace in ((same, "alike, Euler"), (varied, "mixed steps and samplers")):
+            for engine, system in ((replaying, "engine, graph"), (None, STOCK)):
+                all_at_once(bench, subject, engine, requests, trace, system)
+        all_at_once(bench, subject, eager, same, "alike, Euler", "engine")
 
 
 def best_offline(bench: Bench, subject: Subject, variant: str) -> None:
@@ -79,7 +81,7 @@ def best_offline(bench: Bench, subject: Subject, variant: str) -> None:
 def all_at_once(
     bench: Bench,
     subject: Subject,
-    engine: Engine | None,
+    engine: Serving | None,
     requests: Sequence[Request],
     trace: str,
     system: str,
@@ -88,13 +90,16 @@ def all_at_once(
     with bench.part(5, **labels):
         warm_up(subject, engine)
         outcome = run_once(subject, engine, requests)
+        what = f"{subject.name}, many requests at once"
         row_steps = sum(request.steps for request in requests)
         figures = {
             "images_per_s": len(requests) / outcome.seconds,
             "image_steps_per_s": row_steps / outcome.seconds,
             "seconds": outcome.seconds,
         }
-        bench.row(figures, what=f"{subject.name}, many requests at once", **labels)
+        bench.row(figures, what=what, **labels)
+        if engine is not None:
+            engine.note_calls(bench, what=what, **labels)
 
 
 def alike(bench: Bench, subject: Subject) -> list[Request]:
@@ -118,7 +123,7 @@ def online(bench: Bench, model: str) -> None:
     subject = build(model, bench)
     first = make_trace(4 if bench.toy else 24, bench.toy)
     with serving(subject, new_graphs(bench)) as engine:
-        systems = {"engine, graph": engine, STOCK: None}
+        systems: dict[str, Serving | None] = {"engine, graph": engine, STOCK: None}
         for one in systems.values():
             warm_up(subject, one)
         capacity = 1.0
@@ -128,6 +133,8 @@ def online(bench: Bench, model: str) -> None:
                 outcome = run_once(subject, one, first)
                 capacity = len(first) / outcome.seconds
                 bench.row(outcome.figures(), what=model, count=len(first), **labels)
+                if one is not None:
+                    one.note_calls(bench, what=model, **labels)
         for load in LOADS:
             count = affordable(bench, capacity)
             trace = arriving(make_trace(count, bench.toy), load * capacity)
@@ -136,6 +143,8 @@ def online(bench: Bench, model: str) -> None:
                 with bench.part(5, **labels):
                     outcome = run_once(subject, one, trace)
                     bench.row(outcome.figures(), what=model, count=count, **labels)
+                    if one is not None:
+                        one.note_calls(bench, what=model, **labels)
 
 
 def affordable(bench: Bench, capacity: float) -> int:
@@ -160,44 +169,71 @@ def arriving(trace: Sequence[Request], rate: float) -> list[Request]:
     return requests
 
 
+@dataclass(frozen=True)
+class Serving:
+    """An engine, and the calls that its device was given."""
+
+    engine: Engine
+    calls: list[Call]
+
+    def note_calls(self, bench: Bench, **labels: Label) -> None:
+        """Where the time went since the last note."""
+        calls, self.calls[:] = list(self.calls), []
+        steps = [call for call in calls if call.stage == Stage.STEP]
+        decodes = [call for call in calls if call.stage == Stage.DECODE]
+        figures: dict[str, Label] = {
+            "step_calls": len(steps),
+            "rows_per_call": mean(call.rows for call in steps),
+            "ms_per_step": 1000 * mean(call.seconds for call in steps),
+            "decode_calls": len(decodes),
+            "ms_per_decode": 1000 * mean(call.seconds for call in decodes),
+            "outside_calls": overhead([calls]),
+        }
+        bench.row(figures, of="calls", **labels)
+
+
 @contextmanager
-def serving(subject: Subject, graphs: Graphs | None = None) -> Iterator[Engine]:
+def serving(subject: Subject, graphs: Graphs | None = None) -> Iterator[Serving]:
     cost = CostModel(computed_rows=None if graphs is None else bucket)
-    engine = Engine(TorchRunner(FixedPrompts(subject), graphs), Planner(BATCH, cost))
+    runner, calls = TorchRunner(FixedPrompts(subject), graphs), list[Call]()
+    record(runner, calls.append)
+    engine = Engine(runner, Planner(BATCH, cost))
     engine.start()
     try:
-        yield engine
+        yield Serving(engine, calls)
     finally:
         engine.close(grace=0.0)
 
 
-def warm_up(subject: Subject, engine: Engine | None) -> None:
-    """Full and smaller batches, and one image alone."""
-    for count in (BATCH, BATCH // 2, 2, 1):
+def warm_up(subject: Subject, engine: Serving | None) -> None:
+    """Batches of every size: a server has captured their steps when it is asked for the first."""
+    for count in range(BATCH, 0, -1):
         run_once(subject, engine, [Request(seed, 2, "Euler") for seed in range(count)])
+    if engine is not None:
+        engine.calls.clear()
 
 
-def run_once(subject: Subject, engine: Engine | None, requests: Sequence[Request]) -> Outcome:
+def run_once(subject: Subject, engine: Serving | None, requests: Sequence[Request]) -> Outcome:
     """By the engine, or without one by the stock pipeline in static batches."""
     if engine is None:
         return in_batches(subject, requests)
-    return by_engine(subject, engine, requests)
+    return by_engine(subject, engine.engine, requests)
 
 
 def by_engine(subject: Subject, engine: Engine, requests: Sequence[Request]) -> Outcome:
-    started = time.monotonic()
+    images = [trajectory(subject, one.seed, one.steps, one.sampler) for one in requests]
     ends: dict[int, float] = {}
     handles: list[Handle] = []
     lock = threading.Lock()
+    started = time.monotonic()
 
     def note(number: int, _done: object) -> None:
         with lock:
             ends[number] = time.monotonic()
 
     for number, request in enumerate(requests):
-        image = trajectory(subject, request.seed, request.steps, request.sampler)
         time.sleep(max(0.0, started + request.due - time.monotonic()))
-        handle = engine.submit([image], time.monotonic() + TIMEOUT)
+        handle = engine.submit([images[number]], time.monotonic() + TIMEOUT)
         handle.done.add_done_callback(partial(note, number))
         handles.append(handle)
     for handle in handles:

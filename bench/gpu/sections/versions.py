@@ -15,7 +15,7 @@ from bench.gpu.bench import DTYPES, Bench
 from bench.gpu.rows import Kind, Label
 from bench.gpu.subjects import EngineRun, build, stock_images
 
-PACKAGES = ("torch", "triton", "diffusers", "transformers", "xformers", "torchao", "numpy")
+PACKAGES = ("torch", "triton", "diffusers", "transformers", "xformers", "numpy")
 ROOT = Path(__file__).parents[3]
 
 

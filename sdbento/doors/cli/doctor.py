@@ -29,7 +29,8 @@ from sdbento.doors.cli.ports import listening_problem
 from sdbento.doors.default_model import reason, with_default_model
 from sdbento.doors.http.exposure import ADVICE, is_local
 from sdbento.environment import unknown_variables
-from sdbento.models import attention, device
+from sdbento.models import device
+from sdbento.models.acceleration import attention
 from sdbento.settings import Settings, SettingsError
 
 GB = 1e9

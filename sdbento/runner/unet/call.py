@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sdbento.engine.trajectory import Trajectory
 from sdbento.lora.hooks import active_adapters
-from sdbento.models.attention import using
+from sdbento.models.acceleration.attention import using
 from sdbento.models.pipeline import Pipeline
 from sdbento.runner.controlnets import compute_residuals
 from sdbento.runner.rows import StackedRows

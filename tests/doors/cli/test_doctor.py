@@ -15,7 +15,8 @@ from huggingface_hub import constants
 from sdbento.access import entries
 from sdbento.doors.cli import doctor
 from sdbento.doors.cli.doctor import Finding
-from sdbento.models import attention, device
+from sdbento.models import device
+from sdbento.models.acceleration import attention
 from sdbento.settings import Settings
 
 

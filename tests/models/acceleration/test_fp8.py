@@ -16,8 +16,9 @@ from torch._dynamo.utils import counters
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sdbento.lora.hooks import WeightedAdapter, active_adapters
-from sdbento.models import device, fp8
-from sdbento.models.fp8 import Fp8Linear, convert, quantize, scaled_matmul
+from sdbento.models import device
+from sdbento.models.acceleration import fp8
+from sdbento.models.acceleration.fp8 import Fp8Linear, convert, quantize, scaled_matmul
 from sdbento.models.pipeline import Pipeline, num_bytes
 from tests.support.device_errors import AcceleratorError
 from tests.support.loras import cache_of, make_lora, save_peft

@@ -26,8 +26,8 @@ from torch._inductor.runtime.cache_dir_utils import cache_dir
 
 from sdbento.engine.trajectory import BatchKey
 from sdbento.environment import load_settings
+from sdbento.models.acceleration.torch_compile import BLOCKS, CompiledUnet
 from sdbento.models.pipeline import Pipeline
-from sdbento.models.torch_compile import CompiledUnet
 from sdbento.runner.torch_runner import TorchRunner
 from tests.support.device_errors import AcceleratorError
 from tests.support.images import base64, gradient
@@ -41,6 +41,22 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),
 ]
 
+
+class Compiler:
+    """Leaves the code as it is, and counts how often compiled code runs."""
+
+    def __init__(self) -> None:
+        self.runs = 0
+
+    def __call__(self, graph: torch.fx.GraphModule, _inputs: Any) -> Any:
+        def run(*args: Any) -> Any:
+            self.runs += 1
+            return graph.forward(*args)
+
+        return run
+
+
+COMPILER = Compiler()
 PARITY = 1e-3
 MAX_ROWS = 12
 BASE: dict[str, Any] = {"prompt": "a cat", "seed": 5, "num_inference_steps": 4}
@@ -79,7 +95,7 @@ def compiled(plain: Pipeline, folder: Path) -> Iterator[Pipeline]:
 def compilable(plain: Pipeline, folder: Path) -> Pipeline:
     components = plain.pipe.components | {"unet": copy.deepcopy(plain.unet)}
     pipe = type(plain.pipe)(**components, requires_safety_checker=False)
-    return replace(plain, pipe=pipe, compiled=CompiledUnet(pipe.unet, folder, backend="eager"))
+    return replace(plain, pipe=pipe, compiled=CompiledUnet(pipe.unet, folder, COMPILER))
 
 
 def compile_own_size(pipeline: Pipeline, max_rows: int = MAX_ROWS) -> None:
@@ -100,13 +116,17 @@ def nothing_compiled() -> Iterator[None]:
 
 @contextmanager
 def uncompiled_calls(pipeline: Pipeline) -> Iterator[list[int]]:
-    """Rows of the calls that do not run compiled."""
+    """Rows of the calls in which not all blocks run compiled."""
     calls: list[int] = []
     forward = pipeline.unet.forward
+    num_blocks = sum(type(module).__name__ in BLOCKS for module in pipeline.unet.modules())
 
     def note(sample: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        calls.append(len(sample))
-        return forward(sample, *args, **kwargs)
+        before = COMPILER.runs
+        output = forward(sample, *args, **kwargs)
+        if COMPILER.runs - before < num_blocks:
+            calls.append(len(sample))
+        return output
 
     pipeline.unet.forward = note
     try:
@@ -117,15 +137,22 @@ def uncompiled_calls(pipeline: Pipeline) -> Iterator[list[int]]:
 
 @pytest.mark.parametrize(
     "fields",
-    [{}, {"guidance_scale": 1.0}, {"scheduler": "Euler a", "image": base64(gradient())}],
-    ids=["plain", "unguided", "img2img"],
+    [
+        {},
+        {"guidance_scale": 1.0},
+        {"scheduler": "Euler a", "image": base64(gradient())},
+        {"controlnet": {"type": "canny", "image": base64(gradient())}},
+    ],
+    ids=["plain", "unguided", "img2img", "ControlNet"],
 )
 def test_a_compiled_model_makes_the_same_images(
     compiled: Pipeline, plain: Pipeline, fields: dict[str, Any]
 ) -> None:
+    networks = [tiny_control("sd15")] if "controlnet" in fields else []
     with nothing_compiled(), uncompiled_calls(compiled) as calls:
-        ours = engine_pixels(compiled, **BASE | fields)
-    assert np.abs(ours - engine_pixels(plain, **BASE | fields)).max() <= PARITY
+        ours = engine_pixels(compiled, controlnets=networks, **BASE | fields)
+    theirs = engine_pixels(plain, controlnets=networks, **BASE | fields)
+    assert np.abs(ours - theirs).max() <= PARITY
     assert calls == []
 
 
@@ -143,19 +170,16 @@ def test_any_number_of_rows_runs_compiled(compiled: Pipeline) -> None:
         {"width": 72, "height": 88},
         {"width": 128, "height": 64},
         {"prompt": "a cat " * 60},
-        {"controlnet": {"type": "canny", "image": base64(gradient())}},
         {"token_merging_ratio": 0.5},
     ],
-    ids=["odd size", "wide", "long", "ControlNet", "merged tokens"],
+    ids=["odd size", "wide", "long", "merged tokens"],
 )
 def test_what_was_not_compiled_runs_uncompiled_and_at_once(
     compiled: Pipeline, plain: Pipeline, fields: dict[str, Any]
 ) -> None:
-    networks = [tiny_control("sd15")] if "controlnet" in fields else []
     with nothing_compiled(), uncompiled_calls(compiled) as calls:
-        ours = engine_pixels(compiled, controlnets=networks, **BASE | fields)
-    theirs = engine_pixels(plain, controlnets=networks, **BASE | fields)
-    assert np.abs(ours - theirs).max() <= PARITY
+        ours = engine_pixels(compiled, **BASE | fields)
+    assert np.abs(ours - engine_pixels(plain, **BASE | fields)).max() <= PARITY
     assert set(calls) == {2}
 
 
@@ -166,40 +190,16 @@ def test_shallow_steps_run_uncompiled_and_at_once(compiled: Pipeline, plain: Pip
     assert np.abs(ours - engine_pixels(plain, **fields)).max() <= PARITY
 
 
-def test_calls_with_and_without_absent_residuals_run_the_same_code(
-    plain: Pipeline, folder: Path
-) -> None:
-    """The engine passes residuals of None, and whoever compiles may leave them out."""
-    runs = list[int]()
-
-    def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
-        def run(*args: Any) -> Any:
-            runs.append(1)
-            return graph.forward(*args)
-
-        return run
-
-    compiled = CompiledUnet(plain.unet, folder, backend)
-    text = torch.randn(2, 77, plain.unet.config.cross_attention_dim)
-    inputs = torch.randn(2, 4, 8, 8), torch.tensor([500.0, 300.0]), text
-    absent: dict[str, Any] = dict.fromkeys(
-        ["added_cond_kwargs", "down_block_additional_residuals", "mid_block_additional_residual"]
-    )
-    with torch.inference_mode():
-        compiled.compile(lambda _: compiled(*inputs, return_dict=False), 2)
-        before = len(runs)
-        compiled(*inputs, return_dict=False, **absent)
-    assert len(runs) > before
-
-
-def test_more_rows_than_were_compiled_for_run_uncompiled(compiled: Pipeline) -> None:
+def test_more_rows_than_were_compiled_for_run_compiled_too(compiled: Pipeline) -> None:
     with nothing_compiled(), uncompiled_calls(compiled) as calls:
         for rows in (MAX_ROWS, MAX_ROWS + 1):
             TorchRunner().measure(compiled, BatchKey(compiled.spec.name, 8, 8), rows)
-    assert calls == [MAX_ROWS + 1]
+    assert calls == []
 
 
-def test_where_memory_ends_fewer_rows_run_compiled(plain: Pipeline, folder: Path) -> None:
+def test_where_memory_ends_what_is_compiled_so_far_is_used(
+    plain: Pipeline, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     pipeline, key = compilable(plain, folder), BatchKey(plain.spec.name, 8, 8)
     assert pipeline.compiled is not None
 
@@ -209,10 +209,11 @@ def test_where_memory_ends_fewer_rows_run_compiled(plain: Pipeline, folder: Path
         TorchRunner().measure(pipeline, key, rows)
 
     pipeline.compiled.compile(call, MAX_ROWS)
+    assert "out of memory" in caplog.text
     with nothing_compiled(), uncompiled_calls(pipeline) as calls:
         for rows in (7, 8, 9):
             TorchRunner().measure(pipeline, key, rows)
-    assert calls == [9]
+    assert calls == []
 
 
 def test_a_model_that_was_never_measured_runs_uncompiled(
@@ -227,7 +228,7 @@ def test_a_model_that_was_never_measured_runs_uncompiled(
 
 def test_sdxl_runs_compiled_too(folder: Path) -> None:
     plain = tiny_model("sdxl")
-    pipeline = replace(plain, compiled=CompiledUnet(plain.unet, folder, backend="eager"))
+    pipeline = replace(plain, compiled=CompiledUnet(plain.unet, folder, COMPILER))
     compile_own_size(pipeline, max_rows=1)
     with nothing_compiled(), uncompiled_calls(pipeline) as calls:
         ours = engine_pixels(pipeline, **UNGUIDED)

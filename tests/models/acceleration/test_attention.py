@@ -19,8 +19,17 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend
 
 from sdbento.engine.trajectory import BatchKey
-from sdbento.models import attention, device
-from sdbento.models.attention import SDPA, XFORMERS, Attention, Layer, fastest, fit, using
+from sdbento.models import device
+from sdbento.models.acceleration import attention
+from sdbento.models.acceleration.attention import (
+    SDPA,
+    XFORMERS,
+    Attention,
+    Layer,
+    fastest,
+    fit,
+    using,
+)
 from sdbento.runner.torch_runner import TorchRunner
 from tests.support.device_errors import AcceleratorError
 from tests.support.images import base64, gradient

@@ -35,7 +35,7 @@ Quantizer = Callable[[Tensor], Quantized]
 def quantize(x: Tensor) -> Quantized:
     """`x` [rows, width] divided by a scale a row, rounded to fp8."""
     scale = (x.abs().amax(dim=1, keepdim=True).float() / LARGEST).clamp(min=LEAST)
-    return (x.float() / scale).to(FP8), scale
+    return (x.float() * (1 / scale)).to(FP8), scale
 
 
 def scaled_matmul(x: Quantized, weight: Quantized, bias: Tensor | None = None) -> Tensor:

@@ -1,0 +1,90 @@
+"""The server's own group norm: is it right, and how long does it take beside torch's?
+
+On a CPU it is only compiled for an H100, where Triton is installed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bench.gpu.bench import Bench
+from bench.gpu.timing import median_seconds
+
+ROWS = 16  # of a UNet call: eight guided images
+# Channels and side: the levels of SDXL's UNet, a skip connection, and the VAE's last level.
+SHAPES = ((320, 128, ROWS), (960, 64, ROWS), (1280, 32, ROWS), (128, 1024, 1))
+GROUPS = 32
+
+
+def measure(bench: Bench) -> None:
+    if importlib.util.find_spec("triton") is None:
+        bench.note("Triton is not installed")
+        return
+    for channels, side, rows in SHAPES:
+        with bench.part(what="group norm with SiLU", shape=f"{channels} at {side}"):
+            if bench.on_gpu:
+                compared(bench, channels, 64 if bench.toy else side, rows)
+            else:
+                compiled(bench, channels)
+
+
+def compared(bench: Bench, channels: int, side: int, rows: int) -> None:
+    """Against torch in float64, of numbers whose mean is not zero."""
+    from sdbento.models.acceleration.group_norm import group_norm
+
+    norm = nn.GroupNorm(GROUPS, channels, device=bench.device, dtype=bench.dtype)
+    x = 2 * torch.randn(rows, channels, side, side, device=bench.device, dtype=bench.dtype) + 1
+    shift = torch.randn(rows, channels, device=bench.device, dtype=bench.dtype)
+    turned = x.contiguous(memory_format=torch.channels_last)
+
+    def stock() -> Tensor:
+        y = F.silu(norm(x + shift[:, :, None, None]))
+        return y.contiguous(memory_format=torch.channels_last)
+
+    def ours() -> Tensor:
+        return group_norm(turned, norm, silu=True, shift=shift)
+
+    reference = F.silu(F.group_norm(x[:1].double() + shift[:1, :, None, None], GROUPS))
+    errors = {
+        f"{name}_error": float((call()[:1] - reference).abs().max())
+        for name, call in (("our", ours), ("torch", stock))
+    }
+    times = {
+        f"{name}_ms": 1000 * median_seconds(call, bench.device, bench.repeats)
+        for name, call in (("our", ours), ("torch", stock))
+    }
+    labels = {"what": "group norm with SiLU", "shape": f"{channels} at {side}"}
+    bench.row(errors | times, **labels)
+
+
+def compiled(bench: Bench, channels: int) -> None:
+    """For compute capability 9.0; raises what Triton's compiler says."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource, compile
+
+    from sdbento.models.acceleration import group_norm as kernels
+
+    wide = min(kernels.WIDEST, channels & -channels)
+    in_group = channels // GROUPS
+    tile = {"channels": channels, "wide": wide, "high": kernels.TILE // wide}
+    of_group: dict[str, Any] = {"channels": channels, "in_group": in_group, "shifted": True}
+    of_group |= {"padded": 2 ** (in_group - 1).bit_length(), "at_once": 32}
+    pointers = dict.fromkeys(("x", "y", "weight", "bias", "shift"), "*bf16")
+    pointers |= dict.fromkeys(("sums", "factors"), "*fp32")
+    cases: Mapping[Any, dict[str, Any]] = {
+        kernels._sum_up: tile | {"chunk": kernels.CHUNK},
+        kernels._find_factors: of_group,
+        kernels._apply: tile | {"silu": True},
+    }
+    for kernel, constants in cases.items():
+        types = {"pixels": "i32", "chunks": "i32", "eps": "fp32", **pointers}
+        signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
+        source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
+        compile(source, target=GPUTarget("cuda", 90, 32))
+    bench.row({"kernels": len(cases)}, what="compiled for an H100", shape=str(channels))

@@ -1,0 +1,1 @@
+"""How a model computes faster: attention, fp8, compiled blocks, channels-last order."""
