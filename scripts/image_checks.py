@@ -171,7 +171,9 @@ def other(place: list[str]) -> None:
     expect(user == str(USER), f"runs as user {user}")
     models = output(place, "sdbento", "models")
     expect("shapes" in models and "mine" in models, f"sdbento models says {models!r}")
-    print(f"runs as user {user}")
+    program = "echo '#include <stdio.h>' | gcc -x c -shared -fPIC -o /tmp/empty.so -"
+    output(place, "sh", "-c", program)  # as Triton does for its kernels
+    print(f"runs as user {user}, compiles C")
 
 
 def output(place: list[str], *args: str) -> str:

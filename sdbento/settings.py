@@ -77,16 +77,16 @@ class Settings(BaseModel):
         "be faster than torch's own attention (SDPA)",
     )
     cuda_graphs: bool = Field(
-        False,
+        True,
         validation_alias=_names("SDBENTO_CUDA_GRAPHS"),
-        description="Replay steps as CUDA graphs: the GPU waits less between its kernels, but "
+        description="On a GPU, replay steps as CUDA graphs: it waits less between its kernels, but "
         "each image size takes additional memory",
     )
     compile: bool = Field(
         False,
         validation_alias=_names("SDBENTO_COMPILE"),
-        description="Compile UNets with torch.compile: steps are faster, but the first start "
-        "takes minutes; later starts use what is in SDBENTO_COMPILE_DIR",
+        description="Compile UNets with torch.compile: steps are faster, but starts take longer, "
+        "the first one most; later ones use what is in SDBENTO_COMPILE_DIR",
     )
     compile_dir: Path = Field(
         Path("compiled"),

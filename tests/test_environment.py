@@ -40,7 +40,7 @@ GIVEN = {
     "SD_MODEL": ("shapes", "shapes"),
     "PRECISION": ("bf16", "bf16"),
     "ENABLE_XFORMERS": ("false", False),
-    "SDBENTO_CUDA_GRAPHS": ("true", True),
+    "SDBENTO_CUDA_GRAPHS": ("false", False),
     "SDBENTO_COMPILE": ("true", True),
     "SDBENTO_COMPILE_DIR": ("/compiled", Path("/compiled")),
     "MAX_QUEUE_SIZE": ("7", 7),

@@ -137,7 +137,8 @@ def make_graphs(settings: Settings, pipelines: PipelineCache) -> Graphs | None:
     if not settings.cuda_graphs:
         return None
     if choose_device(settings).type != "cuda":
-        say_once("SDBENTO_CUDA_GRAPHS needs a GPU: steps are computed eagerly")
+        if "cuda_graphs" in settings.model_fields_set:
+            say_once("SDBENTO_CUDA_GRAPHS needs a GPU: steps are computed eagerly")
         return None
     return Graphs(ROWS_PER_IMAGE * settings.max_batch_size, pipelines, CudaCapture)
 

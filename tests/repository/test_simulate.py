@@ -18,6 +18,8 @@ from bench.simulate.policies import WINDOW, OneAtATime, OneQueue, Ours, StaticBa
 from bench.simulate.traces import MIXED, Mix, Request, poisson
 from bench.simulate.traces import read as read_trace
 
+H100 = "nvidia-h100-80gb-hbm3"  # of the names of curves
+SEED = 1
 SIMPLE = Curves("made up", "made up", {64: Side({2: 2.0, 4: 3.0}, {1: 1.0})})
 TWO = [Request(steps=2, side=64, at=0.0), Request(steps=1, side=64, at=1.0)]
 
@@ -103,46 +105,43 @@ def test_ones_own_curve_and_trace_make_a_table(
 def test_rows_of_a_gpu_become_a_curve_for_each_way_to_step(tmp_path: Path) -> None:
     log = Log(tmp_path / "rows.jsonl", "1")
     log.add("eager", Kind.HEADER, figures={"device": "Some GPU"})
-    for system in ("stock", "engine"):
+    for label, way in (("system", "stock"), ("system", "engine"), ("variant", "graph")):
         for images, ms in ((1, 20.0), (4, 50.0)):
-            labels: dict[str, Label] = {
-                "what": "a step",
-                "model": "sd15",
-                "system": system,
-                "images": images,
-            }
-            log.add("eager", Kind.FIGURES, labels, {"ms_per_step": ms})
-    graph: dict[str, Label] = {"what": "a step", "model": "sd15", "variant": "graph", "images": 1}
-    log.add("graphs", Kind.FIGURES, graph, {"ms_per_step": 10.0})
+            labels: dict[str, Label] = {"what": "a step", "model": "sd15", label: way}
+            log.add("eager", Kind.FIGURES, labels | {"images": images}, {"ms_per_step": ms})
+    other: dict[str, Label] = {"what": "a step", "model": "sdxl", "variant": "graph", "images": 1}
+    log.add("graphs", Kind.FIGURES, other, {"ms_per_step": 40.0})
     decode: dict[str, Label] = {"what": "decode", "model": "sd15", "images": 1}
     log.add("vae", Kind.FIGURES, decode, {"ms_per_image": 9.0})
     made = curves_of(tmp_path)
-    assert made.keys() == {"gpu-sd15-engine", "gpu-sd15-graph"}
-    assert "Some GPU" in made["gpu-sd15-engine"].name
-    assert made["gpu-sd15-engine"].sides == {512: Side({2: 0.02, 8: 0.05}, {1: 0.009})}
-    assert made["gpu-sd15-graph"].sides == {512: Side({2: 0.01}, {1: 0.009})}
+    assert made.keys() == {"some-gpu-sd15-graph", "some-gpu-sdxl-graph"}
+    assert "Some GPU" in made["some-gpu-sd15-graph"].name
+    assert made["some-gpu-sd15-graph"].sides == {512: Side({2: 0.02, 8: 0.05}, {1: 0.009})}
+    assert "decoding predicted" not in made["some-gpu-sd15-graph"].origin
+    assert "decoding predicted" in made["some-gpu-sdxl-graph"].origin
 
 
 def test_every_curve_in_the_repository_says_where_it_comes_from() -> None:
     for path in CURVES.glob("*.json"):
-        origin = read(path).origin
-        assert origin.startswith("predicted" if path.name.startswith("predicted") else "measured")
+        assert read(path).origin.startswith("measured")
 
 
-def both(path: str, mix: Mix, load: float | None, seed: int = 1) -> tuple[Outcome, Outcome]:
-    """One at a time and ours; `load` None: a closed loop of 8."""
+def both(
+    path: str, mix: Mix, load: float | None, other: MakePolicy = OneAtATime
+) -> tuple[Outcome, Outcome]:
+    """Another policy and ours; `load` None: a closed loop of 8."""
     curves = read(CURVES / f"{path}.json")
-    requests = mix.draw(400, curves.side, seed)
+    requests = mix.draw(400, curves.side, SEED)
     if load is None:
-        one, ours = (closed_loop(curves, p, requests, 8) for p in (OneAtATime, Ours))
+        one, ours = (closed_loop(curves, p, requests, 8) for p in (other, Ours))
     else:
-        trace = poisson(requests, load * capacity(curves, requests), seed)
-        one, ours = (open_loop(curves, p, trace) for p in (OneAtATime, Ours))
+        trace = poisson(requests, load * capacity(curves, requests), SEED)
+        one, ours = (open_loop(curves, p, trace) for p in (other, Ours))
     return one, ours
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("path", ["cpu-shapes", "predicted-h100-sdxl", "predicted-h100-sd15"])
+@pytest.mark.parametrize("path", ["cpu-shapes", f"{H100}-sd15-graph"])
 def test_under_load_the_median_halves_and_the_tail_is_no_worse(path: str) -> None:
     one, ours = both(path, MIXED, 0.9)
     assert ours.percentile(50) <= 0.5 * one.percentile(50)
@@ -150,9 +149,17 @@ def test_under_load_the_median_halves_and_the_tail_is_no_worse(path: str) -> Non
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("way", ["sdxl-graph", "sdxl-compiled-graph", "sdxl-fp8-compiled-graph"])
+def test_where_batches_save_little_the_median_is_half_that_of_static_batches(way: str) -> None:
+    static, ours = both(f"{H100}-{way}", MIXED, 0.9, StaticBatches)
+    assert ours.percentile(50) <= 0.5 * static.percentile(50)
+    assert ours.percentile(99) <= static.percentile(99)
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("load", [0.5, 0.8, None])
 def test_where_batches_save_little_nobody_pays_for_them(load: float | None) -> None:
-    one, ours = both("predicted-h100-sdxl-fp8", MIXED, load)
+    one, ours = both(f"{H100}-sdxl-fp8-compiled-graph", MIXED, load)
     assert ours.percentile(50) <= one.percentile(50)
     assert ours.percentile(99) <= 1.02 * one.percentile(99)
 
@@ -179,7 +186,7 @@ def test_two_owners_send_until_the_many_images_of_one_are_done() -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("path", ["cpu-shapes", "predicted-h100-sdxl-fp8"])
+@pytest.mark.parametrize("path", ["cpu-shapes", f"{H100}-sdxl-fp8-compiled-graph"])
 def test_who_asks_now_and_then_does_not_wait_for_another_ones_flood(path: str) -> None:
     curves = read(CURVES / f"{path}.json")
 
