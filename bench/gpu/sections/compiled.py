@@ -32,7 +32,7 @@ def measure(bench: Bench, model: str) -> None:
         subject = compiled(bench, subject)
         under_graphs(bench, subject, "compiled, graph")
         with bench.part(6, what="latents against stock fp32", model=model):
-            against_fp32(bench, subject)
+            against_fp32(bench, subject, other="uncompiled")
 
 
 def compiled(bench: Bench, subject: Subject) -> Subject:

@@ -13,6 +13,7 @@ from bench.gpu.bench import Bench
 from bench.gpu.rows import Label
 from bench.gpu.subjects import EngineRun, Subject, build, stock_images
 from bench.gpu.timing import Marks, peak_gb, reset_peak, true_fp32, wall_seconds
+from bench.noise import RoundedNoise
 from sdbento.models.acceleration.attention import fit
 from sdbento.prompts.encoder import Conditioning
 from sdbento.runner.graphs import Graphs
@@ -167,21 +168,25 @@ def _class(name: str) -> str:
     return next((k for k, marks in CLASSES if any(m in lowered for m in marks)), "other")
 
 
-def against_fp32(bench: Bench, subject: Subject) -> None:
-    """How far the latents of both are from the stock pipeline's with the same weights in fp32."""
+def against_fp32(bench: Bench, subject: Subject, other: str = "stock") -> None:
+    """How far the latents of both are from the stock pipeline's with the same weights in fp32.
+
+    `other`: what the subject's stock pipeline is, which shares the UNet's blocks.
+    """
     steps, seeds = min(4, subject.steps), range(2)
-    ours = EngineRun(subject, seeds, steps).latents()
-    theirs = stock_images(subject, seeds, steps).float()
     exact = build(subject.name, bench, torch.float32)
     exact.pipeline.unet.load_state_dict(
         {name: tensor.float() for name, tensor in subject.pipeline.unet.state_dict().items()}
     )
     exact = replace(exact, prompt=_in_fp32(subject.prompt), negative=_in_fp32(subject.negative))
-    with true_fp32():
-        reference = stock_images(exact, seeds, steps)
+    with RoundedNoise():
+        ours = EngineRun(subject, seeds, steps).latents()
+        theirs = stock_images(subject, seeds, steps).float()
+        with true_fp32():
+            reference = stock_images(exact, seeds, steps)
     distance = {
         name: float((latents - reference).norm() / reference.norm())
-        for name, latents in (("engine", ours), ("stock", theirs))
+        for name, latents in (("engine", ours), (other, theirs))
     }
     bench.row(
         {f"{name}_distance": value for name, value in distance.items()},
