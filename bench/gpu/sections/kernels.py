@@ -17,8 +17,8 @@ from bench.gpu.bench import Bench
 from bench.gpu.timing import median_seconds
 
 ROWS = 16  # of a UNet call: eight guided images
-# Channels and side: the levels of SDXL's UNet, a skip connection, and the VAE's last level.
-SHAPES = ((320, 128, ROWS), (960, 64, ROWS), (1280, 32, ROWS), (128, 1024, 1))
+# Channels, side, rows: SDXL's UNet, a skip connection, and the VAE's last level at two sizes.
+SHAPES = ((320, 128, ROWS), (960, 64, ROWS), (1280, 32, ROWS), (128, 1024, 1), (128, 2048, 1))
 GROUPS = 32
 
 
@@ -31,7 +31,7 @@ def measure(bench: Bench) -> None:
             if bench.on_gpu:
                 compared(bench, channels, 64 if bench.toy else side, rows)
             else:
-                compiled(bench, channels)
+                compiled(bench, channels, side)
 
 
 def compared(bench: Bench, channels: int, side: int, rows: int) -> None:
@@ -63,7 +63,7 @@ def compared(bench: Bench, channels: int, side: int, rows: int) -> None:
     bench.row(errors | times, **labels)
 
 
-def compiled(bench: Bench, channels: int) -> None:
+def compiled(bench: Bench, channels: int, side: int) -> None:
     """For compute capability 9.0; raises what Triton's compiler says."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, compile
@@ -87,4 +87,4 @@ def compiled(bench: Bench, channels: int) -> None:
         signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
         source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
         compile(source, target=GPUTarget("cuda", 90, 32))
-    bench.row({"kernels": len(cases)}, what="compiled for an H100", shape=str(channels))
+    bench.row({"kernels": len(cases)}, what="compiled for an H100", shape=f"{channels} at {side}")

@@ -37,7 +37,9 @@ def group_norm(
     wide = min(WIDEST, channels & -channels)  # a power of two that divides them
     tile = {"channels": channels, "wide": wide, "high": TILE // wide, "num_warps": 8}
     sums = torch.empty(num_images, chunks, 2, channels, dtype=torch.float32, device=x.device)
-    _sum_up[channels // wide, chunks, num_images](x, sums, pixels, chunks, chunk=CHUNK, **tile)
+    # CUDA's first dimension has room for any number of programs, the second for 65535.
+    across = channels // wide
+    _sum_up[chunks * across, num_images](x, sums, pixels, chunks, chunk=CHUNK, **tile)
     factors = torch.empty(num_images, 2, channels, dtype=torch.float32, device=x.device)
     in_group = channels // norm.num_groups
     padded = triton.next_power_of_2(in_group)
@@ -51,7 +53,7 @@ def group_norm(
         shifted=shift is not None,
     )
     y = torch.empty_like(x)
-    _apply[channels // wide, triton.cdiv(pixels, TILE // wide), num_images](
+    _apply[triton.cdiv(pixels, TILE // wide) * across, num_images](
         *(x, factors, y, pixels), silu=silu, **tile
     )
     return y
@@ -74,15 +76,16 @@ def _sum_up(
     chunk: tl.constexpr,
 ):
     """sums [N, chunks, 2, C]: of the numbers of each channel, and of their squares."""
-    channel = tl.program_id(0) * wide + tl.arange(0, wide)
-    number = tl.program_id(1)
-    image = tl.program_id(2)
-    x += image.to(tl.int64) * pixels * channels
+    across = channels // wide
+    number = tl.program_id(0) // across
+    channel = tl.program_id(0) % across * wide + tl.arange(0, wide)
+    image = tl.program_id(1)
+    x += (image.to(tl.int64) * pixels + number * chunk) * channels
     total = tl.zeros([wide], tl.float32)
     squares = tl.zeros([wide], tl.float32)
     for start in range(0, chunk, high):
-        pixel = number * chunk + start + tl.arange(0, high)
-        inside = (pixel < pixels)[:, None]
+        pixel = start + tl.arange(0, high)
+        inside = (number * chunk + pixel < pixels)[:, None]
         tile = tl.load(x + pixel[:, None] * channels + channel[None, :], mask=inside, other=0.0)
         tile = tile.to(tl.float32)
         total += tl.sum(tile, axis=0)
@@ -149,13 +152,15 @@ def _apply(
     high: tl.constexpr,
     silu: tl.constexpr,
 ):
-    channel = tl.program_id(0) * wide + tl.arange(0, wide)
-    pixel = tl.program_id(1) * high + tl.arange(0, high)
-    image = tl.program_id(2)
-    inside = (pixel < pixels)[:, None]
+    across = channels // wide
+    first = tl.program_id(0) // across * high
+    channel = tl.program_id(0) % across * wide + tl.arange(0, wide)
+    image = tl.program_id(1)
+    pixel = tl.arange(0, high)
+    inside = (first + pixel < pixels)[:, None]
     scale = tl.load(factors + image * 2 * channels + channel)
     offset = tl.load(factors + image * 2 * channels + channels + channel)
-    at = image.to(tl.int64) * pixels * channels + pixel[:, None] * channels + channel[None, :]
+    at = (image.to(tl.int64) * pixels + first) * channels + pixel[:, None] * channels + channel
     tile = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
     tile = tile * scale[None, :] + offset[None, :]
     if silu:
