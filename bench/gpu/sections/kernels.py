@@ -1,4 +1,4 @@
-"""The server's own group norm: is it right, and how long does it take beside torch's?
+"""The server's own kernels: are they right, and how long do they take beside torch's?
 
 On a CPU it is only compiled for an H100, where Triton is installed.
 """
@@ -6,7 +6,7 @@ On a CPU it is only compiled for an H100, where Triton is installed.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bench.gpu.bench import Bench
+from bench.gpu.rows import Label
 from bench.gpu.timing import median_seconds
 
 ROWS = 16  # of a UNet call: eight guided images
@@ -29,14 +30,17 @@ def measure(bench: Bench) -> None:
     for channels, side, rows in SHAPES:
         with bench.part(what="group norm with SiLU", shape=f"{channels} at {side}"):
             if bench.on_gpu:
-                compared(bench, channels, 64 if bench.toy else side, rows)
+                group_norms(bench, channels, 64 if bench.toy else side, rows)
             else:
                 compiled(bench, channels, side)
+        if bench.on_gpu:
+            with bench.part(what="sum with a bias", shape=f"{channels} at {side}"):
+                sums(bench, channels, 64 if bench.toy else side, rows)
 
 
-def compared(bench: Bench, channels: int, side: int, rows: int) -> None:
+def group_norms(bench: Bench, channels: int, side: int, rows: int) -> None:
     """Against torch in float64, of numbers whose mean is not zero."""
-    from sdbento.models.acceleration.group_norm import group_norm
+    from sdbento.models.acceleration.triton_kernels import group_norm
 
     norm = nn.GroupNorm(GROUPS, channels, device=bench.device, dtype=bench.dtype)
     x = 2 * torch.randn(rows, channels, side, side, device=bench.device, dtype=bench.dtype) + 1
@@ -51,16 +55,38 @@ def compared(bench: Bench, channels: int, side: int, rows: int) -> None:
         return group_norm(turned, norm, silu=True, shift=shift)
 
     reference = F.silu(F.group_norm(x[:1].double() + shift[:1, :, None, None], GROUPS))
-    errors = {
-        f"{name}_error": float((call()[:1] - reference).abs().max())
-        for name, call in (("our", ours), ("torch", stock))
-    }
-    times = {
-        f"{name}_ms": 1000 * median_seconds(call, bench.device, bench.repeats)
-        for name, call in (("our", ours), ("torch", stock))
-    }
-    labels = {"what": "group norm with SiLU", "shape": f"{channels} at {side}"}
-    bench.row(errors | times, **labels)
+    figures = compared(bench, reference, ours, stock)
+    bench.row(figures, what="group norm with SiLU", shape=f"{channels} at {side}")
+
+
+def sums(bench: Bench, channels: int, side: int, rows: int) -> None:
+    """As at the end of a block: its input, what its last convolution gave, and that one's bias."""
+    from sdbento.models.acceleration.triton_kernels import add
+
+    shape = rows, channels, side, side
+    a, b = (
+        torch.randn(shape, device=bench.device, dtype=bench.dtype).to(
+            memory_format=torch.channels_last
+        )
+        for _ in range(2)
+    )
+    bias = torch.randn(channels, device=bench.device, dtype=bench.dtype)
+    reference = a[:1].double() + b[:1].double() + bias.double()[:, None, None]
+    figures = compared(
+        bench, reference, lambda: add(a, b, bias), lambda: a + (b + bias[:, None, None])
+    )
+    bench.row(figures, what="sum with a bias", shape=f"{channels} at {side}")
+
+
+def compared(
+    bench: Bench, reference: Tensor, ours: Callable[[], Tensor], stock: Callable[[], Tensor]
+) -> dict[str, Label]:
+    """`reference`: the first row of the result."""
+    figures: dict[str, Label] = {}
+    for name, call in (("our", ours), ("torch", stock)):
+        figures[f"{name}_error"] = float((call()[:1] - reference).abs().max())
+        figures[f"{name}_ms"] = 1000 * median_seconds(call, bench.device, bench.repeats)
+    return figures
 
 
 def compiled(bench: Bench, channels: int, side: int) -> None:
@@ -68,22 +94,23 @@ def compiled(bench: Bench, channels: int, side: int) -> None:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, compile
 
-    from sdbento.models.acceleration import group_norm as kernels
+    from sdbento.models.acceleration import triton_kernels as kernels
 
     wide = min(kernels.WIDEST, channels & -channels)
     in_group = channels // GROUPS
     tile = {"channels": channels, "wide": wide, "high": kernels.TILE // wide}
     of_group: dict[str, Any] = {"channels": channels, "in_group": in_group, "shifted": True}
     of_group |= {"padded": 2 ** (in_group - 1).bit_length(), "at_once": 32}
-    pointers = dict.fromkeys(("x", "y", "weight", "bias", "shift"), "*bf16")
+    pointers = dict.fromkeys(("a", "b", "x", "y", "weight", "bias", "shift"), "*bf16")
     pointers |= dict.fromkeys(("sums", "factors"), "*fp32")
     cases: Mapping[Any, dict[str, Any]] = {
         kernels._sum_up: tile | {"chunk": kernels.CHUNK},
         kernels._find_factors: of_group,
         kernels._apply: tile | {"silu": True},
+        kernels._add: tile,
     }
     for kernel, constants in cases.items():
-        types = {"pixels": "i32", "chunks": "i32", "eps": "fp32", **pointers}
+        types = {"pixels": "i32", "chunks": "i32", "rows": "i32", "eps": "fp32", **pointers}
         signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
         source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
         compile(source, target=GPUTarget("cuda", 90, 32))

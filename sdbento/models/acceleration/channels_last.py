@@ -1,9 +1,9 @@
 """The blocks of UNets and VAEs around their convolutions, in channels-last order throughout.
 
 The same computations as diffusers' own, which turns activations around at each group norm and
-behind each transformer. All layers but group norms are still called as modules, so hooks of LoRAs
-find their places. Group norms are computed by Triton kernels (`group_norm.py`), which can add a
-shift to their input, and apply SiLU to what comes out.
+behind each transformer. What stands between convolutions is computed by `kernels`, on a GPU those
+of `triton_kernels.py`: group norms with SiLU, and sums with the biases that the convolutions leave
+out. A layer that has a hook, of a LoRA, is called as it is.
 """
 
 from __future__ import annotations
@@ -23,11 +23,16 @@ from sdbento.models.device import say_once
 Forward = Callable[..., Any]
 
 
-class Norm(Protocol):
-    def __call__(
+class Kernels(Protocol):
+    """What they return is in channels-last order."""
+
+    def group_norm(
         self, x: Tensor, norm: nn.GroupNorm, *, silu: bool = False, shift: Tensor | None = None
     ) -> Tensor:
-        """`norm` of x [N, C, h, w] (+ shift [N, C]), in channels-last order."""
+        """`norm` of x [N, C, h, w], or of x + shift [N, C]; then SiLU, if wanted."""
+
+    def add(self, a: Tensor, b: Tensor, bias: Tensor) -> Tensor:
+        """a + b + bias, of a and b [N, C, h, w] and a bias [C]."""
 
 
 @torch.inference_mode()
@@ -38,31 +43,31 @@ def install(network: Any) -> None:
     if importlib.util.find_spec("triton") is None:
         say_once("Triton is not installed: SDBENTO_COMPILE does less than it could")
         return
-    from sdbento.models.acceleration.group_norm import group_norm
+    from sdbento.models.acceleration import triton_kernels
 
     x = torch.zeros(1, 32, 8, 8, device=network.device, dtype=network.dtype)
     try:
-        group_norm(x, nn.GroupNorm(32, 32, device=x.device, dtype=x.dtype))
+        triton_kernels.group_norm(x, nn.GroupNorm(32, 32, device=x.device, dtype=x.dtype))
     except Exception as error:  # without a C compiler, say
         if is_sick(error):
             raise
         say_once(f"Triton does not work here, so SDBENTO_COMPILE does less than it could: {error}")
         return
-    for module, forward in forwards(network, group_norm).items():
+    for module, forward in forwards(network, triton_kernels).items():
         module.forward = forward
 
 
-def forwards(network: nn.Module, norm: Norm) -> dict[Any, Forward]:
+def forwards(network: nn.Module, kernels: Kernels) -> dict[Any, Forward]:
     """What to call in place of the `forward` of these modules of `network`."""
     found: dict[Any, Forward] = {}
     for name, module in network.named_modules():
         kind = type(module).__name__
         if kind == "ResnetBlock2D" and _is_plain(module):
-            found[module] = partial(_resnet, module, norm)
+            found[module] = partial(_resnet, module, kernels)
         elif kind == "Transformer2DModel":
-            found[module] = partial(_transformer, module, norm)
+            found[module] = partial(_transformer, module, kernels)
         elif name.endswith("conv_norm_out") and isinstance(module, nn.GroupNorm):
-            found[module] = partial(_norm, module, norm)
+            found[module] = partial(_norm, module, kernels)
     return found
 
 
@@ -77,25 +82,37 @@ def _is_plain(block: Any) -> bool:
     )
 
 
-def _norm(module: nn.GroupNorm, norm: Norm, x: Tensor) -> Tensor:
-    return norm(x, module)
+def _norm(module: nn.GroupNorm, kernels: Kernels, x: Tensor) -> Tensor:
+    return kernels.group_norm(x, module)
 
 
-def _resnet(block: Any, norm: Norm, x: Tensor, temb: Tensor | None) -> Tensor:
+def _resnet(block: Any, kernels: Kernels, x: Tensor, temb: Tensor | None) -> Tensor:
     """x [N, C, h, w]; temb [N, ...] of the timesteps, of which VAEs have none."""
-    hidden = block.conv1(norm(x, block.norm1, silu=True))
-    shift = None if temb is None else block.time_emb_proj(F.silu(temb))
-    hidden = block.conv2(norm(hidden, block.norm2, silu=True, shift=shift))
-    residual = x if block.conv_shortcut is None else block.conv_shortcut(x)
-    output: Tensor = residual + hidden
-    return output
+    hidden, bias = _convolved(block.conv1, kernels.group_norm(x, block.norm1, silu=True))
+    shift = bias.expand(len(x), -1)
+    if temb is not None:
+        shift = shift + block.time_emb_proj(F.silu(temb))
+    hidden = kernels.group_norm(hidden, block.norm2, silu=True, shift=shift.contiguous())
+    hidden, bias = _convolved(block.conv2, hidden)
+    if block.conv_shortcut is not None:
+        x, of_shortcut = _convolved(block.conv_shortcut, x)
+        bias = bias + of_shortcut
+    return kernels.add(x, hidden, bias)
+
+
+def _convolved(conv: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """What the layer computes, and the bias [C] that is still to be added to that."""
+    if conv._forward_hooks or conv._forward_pre_hooks:
+        return conv(x), torch.zeros_like(conv.bias)
+    options = conv.stride, conv.padding, conv.dilation, conv.groups
+    return F.conv2d(x, conv.weight, None, *options), conv.bias
 
 
 def _transformer(
-    block: Any, norm: Norm, x: Tensor, encoder_hidden_states: Tensor, **_: Any
+    block: Any, kernels: Kernels, x: Tensor, encoder_hidden_states: Tensor, **_: Any
 ) -> tuple[Tensor]:
     """x [N, C, h, w]; every pixel is a token."""
-    hidden = norm(x, block.norm)
+    hidden = kernels.group_norm(x, block.norm)
     if not block.use_linear_projection:
         hidden = block.proj_in(hidden)
     tokens = hidden.permute(0, 2, 3, 1).flatten(1, 2)

@@ -1,7 +1,6 @@
-"""The blocks that a GPU computes in channels-last order, here with torch's own group norm.
+"""The blocks that a GPU computes in channels-last order, here with torch in place of kernels.
 
-The Triton kernels of group norm need a GPU: `python -m bench.gpu --sections kernels` compares them
-with torch.
+The Triton kernels need a GPU: `python -m bench.gpu --sections kernels` compares them with torch.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from sdbento.environment import load_settings
 from sdbento.models.acceleration import channels_last
 from sdbento.models.pipeline import Pipeline
 from tests.support.images import base64, gradient
-from tests.support.loras import make_lora, save_peft
+from tests.support.loras import ATTENTION, CONV, make_lora, save_peft
 from tests.support.oracle import engine_pixels, tiny_control, tiny_model
 
 PARITY = 1e-4
@@ -29,13 +28,20 @@ BASE: dict[str, Any] = {"prompt": "a cat", "seed": 5, "num_inference_steps": 4}
 FAMILIES = ("sd15", "sd21", "sdxl")
 
 
-def group_norm(
-    x: Tensor, norm: nn.GroupNorm, *, silu: bool = False, shift: Tensor | None = None
-) -> Tensor:
-    if shift is not None:
-        x = x + shift[:, :, None, None]
-    y = F.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
-    return (F.silu(y) if silu else y).contiguous(memory_format=torch.channels_last)
+class TorchKernels:
+    def group_norm(
+        self, x: Tensor, norm: nn.GroupNorm, *, silu: bool = False, shift: Tensor | None = None
+    ) -> Tensor:
+        if shift is not None:
+            x = x + shift[:, :, None, None]
+        y = F.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
+        return (F.silu(y) if silu else y).contiguous(memory_format=torch.channels_last)
+
+    def add(self, a: Tensor, b: Tensor, bias: Tensor) -> Tensor:
+        return (a + b + bias[:, None, None]).contiguous(memory_format=torch.channels_last)
+
+
+KERNELS = TorchKernels()
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -45,7 +51,7 @@ def models(request: pytest.FixtureRequest) -> tuple[Pipeline, Pipeline]:
     parts = {name: copy.deepcopy(getattr(plain.pipe, name)) for name in ("unet", "vae")}
     for network in parts.values():
         network.to(memory_format=torch.channels_last)
-        for module, forward in channels_last.forwards(network, group_norm).items():
+        for module, forward in channels_last.forwards(network, KERNELS).items():
             module.forward = forward
     pipe = copy.copy(plain.pipe)
     for name, network in parts.items():
@@ -81,10 +87,13 @@ def test_controlnets_have_their_effect(models: tuple[Pipeline, Pipeline]) -> Non
     assert np.abs(ours - theirs).max() <= PARITY
 
 
-def test_loras_have_their_effect(models: tuple[Pipeline, Pipeline], tmp_path: Path) -> None:
+@pytest.mark.parametrize("layers", [ATTENTION, CONV], ids=["attention", "convolutions"])
+def test_loras_have_their_effect(
+    models: tuple[Pipeline, Pipeline], layers: tuple[str, ...], tmp_path: Path
+) -> None:
     plain, last = models
     kind = str(plain.spec.name).removeprefix("tiny-")
-    save_peft(kind, make_lora(kind), tmp_path / "style.safetensors")
+    save_peft(kind, make_lora(kind, marks={"unet": layers}), tmp_path / "style.safetensors")
     options: dict[str, Any] = {
         "settings": load_settings(lora_dir=tmp_path),
         "lora": {"model_id": "style"},
@@ -98,11 +107,11 @@ def test_loras_have_their_effect(models: tuple[Pipeline, Pipeline], tmp_path: Pa
 def test_all_blocks_around_convolutions_are_found(family: str) -> None:
     model = tiny_model(family)
     for network in (model.unet, model.vae):
-        found = channels_last.forwards(network, group_norm)
+        found = channels_last.forwards(network, KERNELS)
         resnets = [m for m in network.modules() if type(m).__name__ == "ResnetBlock2D"]
         assert resnets and set(resnets) <= set(found)
     transformers = [m for m in model.unet.modules() if type(m).__name__ == "Transformer2DModel"]
-    assert transformers and set(transformers) <= set(channels_last.forwards(model.unet, group_norm))
+    assert transformers and set(transformers) <= set(channels_last.forwards(model.unet, KERNELS))
 
 
 def test_a_cpu_computes_as_before() -> None:

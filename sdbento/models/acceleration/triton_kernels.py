@@ -1,4 +1,4 @@
-"""GroupNorm with SiLU for activations in channels-last order, as Triton kernels for a GPU.
+"""What stands between convolutions in channels-last order, as Triton kernels for a GPU.
 
 Tensor cores compute convolutions in that order. torch's own group norm answers in the other one, so
 that the next convolution has to turn its input around; and what torch.compile makes of it reads
@@ -6,12 +6,13 @@ single numbers far apart. Here three kernels read and write whole rows of channe
 
     sums of each channel over chunks of pixels -> its scale and offset -> x * scale + offset, SiLU
 
+torch adds the bias of a convolution in a pass of its own. Here it is part of the shift of the group
+norm that follows, or of `add`.
+
 This module can only be imported where Triton is installed.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 import triton
@@ -34,7 +35,7 @@ def group_norm(
     x = x.contiguous(memory_format=torch.channels_last)
     num_images, channels, height, width = x.shape
     pixels, chunks = height * width, triton.cdiv(height * width, CHUNK)
-    wide = min(WIDEST, channels & -channels)  # a power of two that divides them
+    wide = _wide(channels)
     tile = {"channels": channels, "wide": wide, "high": TILE // wide, "num_warps": 8}
     sums = torch.empty(num_images, chunks, 2, channels, dtype=torch.float32, device=x.device)
     # CUDA's first dimension has room for any number of programs, the second for 65535.
@@ -59,12 +60,28 @@ def group_norm(
     return y
 
 
+def add(a: Tensor, b: Tensor, bias: Tensor) -> Tensor:
+    """a + b + bias, of a and b [N, C, h, w] in channels-last order, and a bias [C]."""
+    a, b = (x.contiguous(memory_format=torch.channels_last) for x in (a, b))
+    channels, wide = a.shape[1], _wide(a.shape[1])
+    rows, high = a.numel() // channels, TILE // wide
+    y = torch.empty_like(a)
+    _add[triton.cdiv(rows, high) * (channels // wide),](
+        *(a, b, bias, y, rows), channels=channels, wide=wide, high=high, num_warps=8
+    )
+    return y
+
+
+def _wide(channels: int) -> int:
+    """How many channels a tile has: a power of two that divides them."""
+    return min(WIDEST, channels & -channels)
+
+
 # Triton reads the annotations of kernels, so those here have no others than its own.
-# A size that comes for the first time runs the same code, so nothing is compiled for it.
-_sizes: dict[str, Any] = {"do_not_specialize": ["pixels", "chunks"]}
+# They do not specialize on sizes: one that comes for the first time has nothing compiled for it.
 
 
-@triton.jit(**_sizes)
+@triton.jit(do_not_specialize=["pixels", "chunks"])
 def _sum_up(
     x,
     sums,
@@ -95,7 +112,7 @@ def _sum_up(
     tl.store(sums + channels, squares)
 
 
-@triton.jit(**_sizes)
+@triton.jit(do_not_specialize=["pixels", "chunks"])
 def _find_factors(
     sums,
     factors,
@@ -141,7 +158,7 @@ def _find_factors(
     tl.store(factors + channels, offset + (added - mean) * scale, mask=inside)
 
 
-@triton.jit(**_sizes)
+@triton.jit(do_not_specialize=["pixels"])
 def _apply(
     x,
     factors,
@@ -165,4 +182,28 @@ def _apply(
     tile = tile * scale[None, :] + offset[None, :]
     if silu:
         tile = tile * tl.sigmoid(tile)
+    tl.store(y + at, tile.to(y.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def _add(
+    a,
+    b,
+    bias,
+    y,
+    rows,
+    channels: tl.constexpr,
+    wide: tl.constexpr,
+    high: tl.constexpr,
+):
+    """Of rows of channels, one for each pixel of all images."""
+    across = channels // wide
+    first = tl.program_id(0) // across * high
+    channel = tl.program_id(0) % across * wide + tl.arange(0, wide)
+    row = tl.arange(0, high)
+    inside = (first + row < rows)[:, None]
+    at = first.to(tl.int64) * channels + row[:, None] * channels + channel[None, :]
+    tile = tl.load(a + at, mask=inside, other=0.0).to(tl.float32)
+    tile += tl.load(b + at, mask=inside, other=0.0).to(tl.float32)
+    tile += tl.load(bias + channel).to(tl.float32)[None, :]
     tl.store(y + at, tile.to(y.dtype.element_ty), mask=inside)
