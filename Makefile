@@ -69,7 +69,7 @@ bench: $(STAMP) ## measure throughput and latency over HTTP
 bench-cold: $(STAMP) ## measure the time from a start to the first image, stage by stage
 	@$(BIN)/python -m bench.cold $(ARGS)
 
-bench-gpu: $(STAMP) ## measure everything on this machine's GPU, in nine minutes; ARGS=--toy: on a CPU
+bench-gpu: $(STAMP) ## measure this machine's GPU for nine minutes; ARGS=--toy: on a CPU
 	@$(BIN)/python -m bench.gpu $(ARGS)
 
 gpu-wheels: $(STAMP) ## gather what a bare GPU machine lacks, for scripts/gpu-bench

@@ -45,7 +45,7 @@ def _steps(rows: Iterable[Row]) -> dict[tuple[str, str], dict[int, float]]:
         if row.kind is Kind.FIGURES and labels.get("what") == "a step":
             way = str(labels.get("variant", labels.get("system")))
             if "graph" in way:
-                seconds = float(row.figures["ms_per_step"]) / 1000
+                seconds = round(float(row.figures["ms_per_step"]) / 1000, 6)
                 steps[str(labels["model"]), way][int(labels["images"])] = seconds
     return steps
 

@@ -30,7 +30,7 @@ def measure(bench: Bench, model: str) -> None:
     calls(bench, subject, subject.pipeline.unet, [max(bench.images)], "channels last")
     with bench.part(20, what="compile", model=model):
         subject = compiled(bench, subject)
-        under_graphs(bench, subject, "compiled, graph")
+        under_graphs(bench, subject, "compiled")
         with bench.part(6, what="latents against stock fp32", model=model):
             against_fp32(bench, subject, other="uncompiled")
 
@@ -57,10 +57,11 @@ def compiled(bench: Bench, subject: Subject) -> Subject:
     return replace(subject, pipeline=replace(subject.pipeline, compiled=unet))
 
 
-def under_graphs(bench: Bench, subject: Subject, variant: str) -> None:
+def under_graphs(bench: Bench, subject: Subject, way: str) -> None:
     """The compiled call; then whole steps with it, captured; then images."""
     assert subject.pipeline.compiled is not None
-    calls(bench, subject, subject.pipeline.compiled, bench.images, variant.split(", graph")[0])
+    calls(bench, subject, subject.pipeline.compiled, bench.images, way)
+    variant = f"{way}, graph"
     replayed(bench, subject, variant)
     best_offline(bench, subject, variant)
     most = max(bench.images)

@@ -73,30 +73,29 @@ def measure(bench: Bench) -> None:
             stock_in_a_batch(bench, models, precision)
         eager: list[Any] = []
         with bench.part(5, what="the whole App", precision=precision):
-            eager += asyncio.run(whole(bench, models.settings, "eager"))
+            eager += asyncio.run(whole(bench, settings_of(precision, cuda_graphs=False), "eager"))
         uncompiled = uncompiled or eager
         with bench.part(5, what="the whole App with CUDA graphs", precision=precision):
-            if not bench.needs_cuda(what="the whole App with CUDA graphs"):
-                settings = models.settings.model_copy(update={"cuda_graphs": True})
-                replayed = asyncio.run(whole(bench, settings, "graphs"))
-                figures = levels(eager, replayed)
-                bench.row(figures, what="App: graphs against eager", precision=precision)
+            against_eager(bench, eager, settings_of(precision, cuda_graphs=True), "graphs")
     with bench.part(20, what="the whole App, compiled"):
-        first = "fp16" if bench.on_gpu else "fp32"
-        compiled(bench, uncompiled, load_settings(sd_model="shapes", precision=first, offline=True))
+        settings = settings_of("fp16", cuda_graphs=True, compile=True)
+        against_eager(bench, uncompiled, settings, "compiled")
 
 
-def compiled(bench: Bench, eager: list[Any], settings: Settings) -> None:
-    """The whole App with a compiled UNet under CUDA graphs."""
-    if bench.needs_cuda(what="the whole App, compiled"):
-        return
-    settings = settings.model_copy(update={"cuda_graphs": True, "compile": True})
-    made = asyncio.run(whole(bench, settings, "compiled, graphs"))
-    bench.row(levels(eager, made), what="App: compiled against eager", precision=settings.precision)
+def settings_of(precision: str, **others: bool) -> Settings:
+    return load_settings(sd_model="shapes", precision=precision, offline=True, **others)
+
+
+def against_eager(bench: Bench, eager: list[Any], settings: Settings, variant: str) -> None:
+    """The images of `whole`, made in another way."""
+    what = f"App: {variant} against eager"
+    if not bench.needs_cuda(what=what):
+        made = asyncio.run(whole(bench, settings, variant))
+        bench.row(levels(eager, made), what=what, precision=settings.precision)
 
 
 def load_models(precision: str) -> Models:
-    settings = load_settings(sd_model="shapes", precision=precision, offline=True)
+    settings = settings_of(precision)
     catalog = Catalog(settings)
     spec = catalog.resolve("shapes")
     control = catalog.controlnets(spec).resolve("canny")

@@ -24,7 +24,7 @@ def measure(bench: Bench, model: str) -> None:
         calls(bench, subject, subject.pipeline.unet, images, "fp8")
     with bench.part(20, what="fp8, compiled"):
         subject.pipeline.unet.to(memory_format=torch.channels_last)
-        under_graphs(bench, compiled(bench, subject), "fp8, compiled, graph")
+        under_graphs(bench, compiled(bench, subject), "fp8, compiled")
     with bench.part(5, what="images of shapes"):
         images_of_shapes(bench)
 
