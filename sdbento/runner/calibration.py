@@ -47,7 +47,7 @@ class Calibration:
         self._clock = clock
 
     def compile(self, pipeline: Pipeline) -> None:
-        """Let the UNet be compiled, where that is enabled; takes minutes."""
+        """Let the UNet be compiled, where that is enabled; takes long."""
         if pipeline.compiled is not None:
             call = partial(self._runner.measure, pipeline, self._key)
             pipeline.compiled.compile(call, self._max_rows)

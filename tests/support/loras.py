@@ -107,6 +107,12 @@ def save_comfyui(family: str, layers: Layers, path: Path, **metadata: str) -> Pa
     return _save(_with_alphas(layers, partial(_comfyui_name, family)), path, metadata)
 
 
+def styled(family: str, folder: Path, **options: Any) -> dict[str, Any]:
+    """A random LoRA in `folder`, and what a request for it needs. `options` are make_lora's."""
+    save_peft(family, make_lora(family, **options), folder / "style.safetensors")
+    return {"settings": load_settings(lora_dir=folder), "lora": {"model_id": "style"}}
+
+
 def save_peft_alone(layers: Layers, path: Path) -> Path:
     """`base_model.model....to_q.lora_A.weight`: one network, as PEFT itself saves it."""
     [(part, matrices)] = layers.items()

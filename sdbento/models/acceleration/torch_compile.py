@@ -51,7 +51,7 @@ class CompiledUnet:
         self._is_compiled = self._is_compiling = False
 
     def compile(self, call: Callable[[int], object], max_rows: int) -> None:
-        """Compile what `call(rows)` asks of the UNet, for 1 to `max_rows` rows; takes minutes.
+        """Compile what `call(rows)` asks of the UNet, for 1 to `max_rows` rows; takes long.
 
         What cannot be compiled runs uncompiled. Raises what a GPU that has failed reports.
         """

@@ -81,6 +81,13 @@ def _wide(channels: int) -> int:
 # They do not specialize on sizes: one that comes for the first time has nothing compiled for it.
 
 
+@triton.jit
+def _place(channels: tl.constexpr, wide: tl.constexpr):
+    """A program's block of pixels, and its channels; programs beside it have the same pixels."""
+    across = channels // wide
+    return tl.program_id(0) // across, tl.program_id(0) % across * wide + tl.arange(0, wide)
+
+
 @triton.jit(do_not_specialize=["pixels", "chunks"])
 def _sum_up(
     x,
@@ -93,9 +100,7 @@ def _sum_up(
     chunk: tl.constexpr,
 ):
     """sums [N, chunks, 2, C]: of the numbers of each channel, and of their squares."""
-    across = channels // wide
-    number = tl.program_id(0) // across
-    channel = tl.program_id(0) % across * wide + tl.arange(0, wide)
+    number, channel = _place(channels, wide)
     image = tl.program_id(1)
     x += (image.to(tl.int64) * pixels + number * chunk) * channels
     total = tl.zeros([wide], tl.float32)
@@ -169,11 +174,9 @@ def _apply(
     high: tl.constexpr,
     silu: tl.constexpr,
 ):
-    across = channels // wide
-    first = tl.program_id(0) // across * high
-    channel = tl.program_id(0) % across * wide + tl.arange(0, wide)
+    block, channel = _place(channels, wide)
     image = tl.program_id(1)
-    pixel = tl.arange(0, high)
+    first, pixel = block * high, tl.arange(0, high)
     inside = (first + pixel < pixels)[:, None]
     scale = tl.load(factors + image * 2 * channels + channel)
     offset = tl.load(factors + image * 2 * channels + channels + channel)
@@ -197,10 +200,8 @@ def _add(
     high: tl.constexpr,
 ):
     """Of rows of channels, one for each pixel of all images."""
-    across = channels // wide
-    first = tl.program_id(0) // across * high
-    channel = tl.program_id(0) % across * wide + tl.arange(0, wide)
-    row = tl.arange(0, high)
+    block, channel = _place(channels, wide)
+    first, row = block * high, tl.arange(0, high)
     inside = (first + row < rows)[:, None]
     at = first.to(tl.int64) * channels + row[:, None] * channels + channel[None, :]
     tile = tl.load(a + at, mask=inside, other=0.0).to(tl.float32)

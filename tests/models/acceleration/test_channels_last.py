@@ -6,6 +6,8 @@ The Triton kernels need a GPU: `python -m bench.gpu --sections kernels` compares
 from __future__ import annotations
 
 import copy
+import importlib.util
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sdbento.environment import load_settings
+from sdbento.models import device
 from sdbento.models.acceleration import channels_last
 from sdbento.models.pipeline import Pipeline
 from tests.support.images import base64, gradient
-from tests.support.loras import ATTENTION, CONV, make_lora, save_peft
+from tests.support.loras import ATTENTION, CONV, styled
 from tests.support.oracle import engine_pixels, tiny_control, tiny_model
 
 PARITY = 1e-4
@@ -93,11 +95,7 @@ def test_loras_have_their_effect(
 ) -> None:
     plain, last = models
     kind = str(plain.spec.name).removeprefix("tiny-")
-    save_peft(kind, make_lora(kind, marks={"unet": layers}), tmp_path / "style.safetensors")
-    options: dict[str, Any] = {
-        "settings": load_settings(lora_dir=tmp_path),
-        "lora": {"model_id": "style"},
-    }
+    options = styled(kind, tmp_path, marks={"unet": layers})
     ours, theirs = (engine_pixels(model, **BASE, **options) for model in (last, plain))
     assert np.abs(ours - theirs).max() <= PARITY
     assert np.abs(ours - engine_pixels(last, **BASE)).max() > 10 * PARITY
@@ -117,4 +115,17 @@ def test_all_blocks_around_convolutions_are_found(family: str) -> None:
 def test_a_cpu_computes_as_before() -> None:
     unet = copy.deepcopy(tiny_model("sd15").unet)
     channels_last.install(unet)
+    assert not any("forward" in vars(module) for module in unet.modules())
+
+
+def test_a_gpu_without_triton_computes_as_before_and_the_log_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    device.say_once.cache_clear()
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    unet = copy.deepcopy(tiny_model("sd15").unet)
+    monkeypatch.setattr(type(unet), "device", torch.device("cuda"))
+    channels_last.install(unet)
+    assert "Triton is not installed" in caplog.text
     assert not any("forward" in vars(module) for module in unet.modules())

@@ -25,13 +25,12 @@ from torch._dynamo.utils import counters
 from torch._inductor.runtime.cache_dir_utils import cache_dir
 
 from sdbento.engine.trajectory import BatchKey
-from sdbento.environment import load_settings
 from sdbento.models.acceleration.torch_compile import BLOCKS, CompiledUnet
 from sdbento.models.pipeline import Pipeline
 from sdbento.runner.torch_runner import TorchRunner
 from tests.support.device_errors import AcceleratorError
 from tests.support.images import base64, gradient
-from tests.support.loras import make_lora, save_peft
+from tests.support.loras import styled
 from tests.support.oracle import engine_pixels, run_together, tiny_control, tiny_model
 from tests.support.oracle import trajectories_of as images
 
@@ -135,6 +134,14 @@ def uncompiled_calls(pipeline: Pipeline) -> Iterator[list[int]]:
         del pipeline.unet.forward
 
 
+def check_all_runs_compiled(compiled: Pipeline, plain: Pipeline, **asked: Any) -> None:
+    """And it makes the image that `plain` makes."""
+    with nothing_compiled(), uncompiled_calls(compiled) as calls:
+        ours = engine_pixels(compiled, **asked)
+    assert np.abs(ours - engine_pixels(plain, **asked)).max() <= PARITY
+    assert calls == []
+
+
 @pytest.mark.parametrize(
     "fields",
     [
@@ -149,11 +156,7 @@ def test_a_compiled_model_makes_the_same_images(
     compiled: Pipeline, plain: Pipeline, fields: dict[str, Any]
 ) -> None:
     networks = [tiny_control("sd15")] if "controlnet" in fields else []
-    with nothing_compiled(), uncompiled_calls(compiled) as calls:
-        ours = engine_pixels(compiled, controlnets=networks, **BASE | fields)
-    theirs = engine_pixels(plain, controlnets=networks, **BASE | fields)
-    assert np.abs(ours - theirs).max() <= PARITY
-    assert calls == []
+    check_all_runs_compiled(compiled, plain, controlnets=networks, **BASE | fields)
 
 
 def test_any_number_of_rows_runs_compiled(compiled: Pipeline) -> None:
@@ -230,10 +233,7 @@ def test_sdxl_runs_compiled_too(folder: Path) -> None:
     plain = tiny_model("sdxl")
     pipeline = replace(plain, compiled=CompiledUnet(plain.unet, folder, COMPILER))
     compile_own_size(pipeline, max_rows=1)
-    with nothing_compiled(), uncompiled_calls(pipeline) as calls:
-        ours = engine_pixels(pipeline, **UNGUIDED)
-    assert np.abs(ours - engine_pixels(plain, **UNGUIDED)).max() <= PARITY
-    assert calls == []
+    check_all_runs_compiled(pipeline, plain, **UNGUIDED)
 
 
 def test_the_input_has_the_order_in_memory_that_the_weights_have(
@@ -243,20 +243,13 @@ def test_the_input_has_the_order_in_memory_that_the_weights_have(
     pipeline = compilable(plain, folder)
     pipeline.unet.to(memory_format=torch.channels_last)
     compile_own_size(pipeline, max_rows=1)
-    with nothing_compiled(), uncompiled_calls(pipeline) as calls:
-        ours = engine_pixels(pipeline, **UNGUIDED)
-    assert np.abs(ours - engine_pixels(plain, **UNGUIDED)).max() <= PARITY
-    assert calls == []
+    check_all_runs_compiled(pipeline, plain, **UNGUIDED)
 
 
 def test_loras_have_their_effect_in_a_compiled_model(
     compiled: Pipeline, plain: Pipeline, tmp_path: Path
 ) -> None:
-    save_peft("sd15", make_lora("sd15"), tmp_path / "style.safetensors")
-    options: dict[str, Any] = {
-        "settings": load_settings(lora_dir=tmp_path),
-        "lora": {"model_id": "style"},
-    }
+    options = styled("sd15", tmp_path)
     ours, theirs = (engine_pixels(model, **BASE, **options) for model in (compiled, plain))
     assert np.abs(ours - theirs).max() <= PARITY
     assert np.abs(ours - engine_pixels(compiled, **BASE)).max() > 10 * PARITY
