@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import subprocess
@@ -31,6 +32,7 @@ from training.emoji.carry import PART_BYTES, join, quantise, split  # noqa: E402
 from training.emoji.compose import compose, layout_of  # noqa: E402
 from training.emoji.icons import Icon, read_index, read_pictures, write  # noqa: E402
 from training.emoji.score import backgrounds_of, questions  # noqa: E402
+from training.emoji.train_text import PATCH, told  # noqa: E402
 
 SHAPES = {
     "red dot": '<circle cx="16" cy="16" r="16" fill="#f00"/>',
@@ -128,6 +130,15 @@ def test_captions_say_what_the_scene_shows() -> None:
 def test_flags_and_skin_tones_are_left_out(name: str, wanted: bool) -> None:
     names = ("police-car", "artist", "artist-medium-dark", "artist-light", name)
     assert render.is_wanted(name, {each: {} for each in names}) is wanted
+
+
+def test_the_last_tokens_tell_the_latents_patch_by_patch() -> None:
+    latents = torch.randn(2, 4, 16, 16)
+    context = torch.randn(2, 77, 80)
+    for token, (row, column) in enumerate(itertools.product(range(4), range(4))):
+        rows, columns = (slice(PATCH * place, PATCH * (place + 1)) for place in (row, column))
+        context[:, 61 + token, :64] = latents[:, :, rows, columns].flatten(1)
+    assert torch.equal(told(context, 16), latents)
 
 
 def test_training_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:

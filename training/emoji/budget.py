@@ -42,10 +42,15 @@ def default_device() -> str:
 
 
 def autocast(device: str) -> contextlib.AbstractContextManager[None]:
-    """bf16 on a GPU; on a CPU it would be slower than float32."""
-    if device == "cuda":
+    """bf16 where the device multiplies it faster than float32: on a GPU and on some CPUs."""
+    if device == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return torch.autocast(device, torch.bfloat16)
     return contextlib.nullcontext()
+
+
+def memory_format(device: str) -> torch.memory_format:
+    """Of pictures and convolutions; on a CPU, group norms in channels-last order are slow."""
+    return torch.channels_last if device == "cuda" else torch.contiguous_format
 
 
 def save(path: Path, state: Any) -> None:

@@ -53,7 +53,9 @@ JOINTS = ("and", "and", "and", "next to", "beside")
 SIZES = {"small": ("small", "little", "tiny"), "large": ("large", "big", "huge")}
 SIDES = {"small": 0.42, "large": 0.92}
 """Side of an icon as a part of the picture's side; without a word it is ORDINARY."""
-ORDINARY = (0.64, 0.84)
+ORDINARY = (0.74, 0.78)
+WOBBLE = 0.01
+"""How far from its place an icon may be. Were it more, captions would tell less of the latents."""
 PLACED, PAIRED = 0.42, 0.46
 PLACES = {
     "on the left": (0.26, 0.5),
@@ -169,7 +171,7 @@ def background_words(pattern: str, colour: str) -> str:
 def _single(rng: Rng, noun: str) -> tuple[str, tuple[Box, ...]]:
     """One icon; its size is named in 16 of 100 captions, its place in 10."""
     kind = rng.random()
-    wobble = float(rng.uniform(-0.02, 0.02))
+    wobble = float(rng.uniform(-WOBBLE, WOBBLE))
     if kind < 0.16:
         size = "small" if kind < 0.08 else "large"
         article, _, rest = noun.partition(" ")
@@ -185,7 +187,7 @@ def _single(rng: Rng, noun: str) -> tuple[str, tuple[Box, ...]]:
 
 
 def _pair(rng: Rng, nouns: list[str]) -> tuple[str, tuple[Box, ...]]:
-    wobble = float(rng.uniform(-0.02, 0.02))
+    wobble = float(rng.uniform(-WOBBLE, WOBBLE))
     boxes = ((0.26 + wobble, 0.5, PAIRED), (0.74 + wobble, 0.5, PAIRED))
     return f"{nouns[0]} {_pick(rng, JOINTS)} {nouns[1]}", boxes
 

@@ -11,6 +11,7 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from transformers import CLIPTokenizer
 
+from training.emoji import train_text
 from training.emoji.budget import Training
 from training.emoji.networks import FULL, TOY, Scale, build_scheduler
 from training.emoji.train_unet import DECAY, PEAK_RATE, build
@@ -21,14 +22,14 @@ def export(out: Path, scale: Scale) -> None:
     """Writes out/pipeline with averaged weights from the last checkpoint."""
     if not any((out / name).exists() for name in ("unet.pt", "unet.start.pt")):
         raise SystemExit("there is no checkpoint to export")
-    networks = build(out, scale, "cpu")
-    Training(networks, PEAK_RATE, out / "unet.pt", DECAY).use_averages()
+    unet = build(out, scale, "cpu")
+    Training(unet, PEAK_RATE, out / "unet.pt", DECAY).use_averages()
     tokenizer = CLIPTokenizer.from_pretrained(out / "tokenizer")
     pipeline = StableDiffusionPipeline(
         vae=AutoencoderKL.from_pretrained(out / "vae"),
-        text_encoder=networks["text_encoder"],
+        text_encoder=train_text.load(out, scale, "cpu"),
         tokenizer=tokenizer,
-        unet=networks["unet"],
+        unet=unet,
         scheduler=build_scheduler(),
         safety_checker=None,
         feature_extractor=None,

@@ -27,14 +27,15 @@ class Scale:
     merges: int
     classifier_channels: int
     vae_batch: int
+    text_batch: int
     unet_batch: int
     classifier_batch: int
     scenes: int
     """Captioned pictures whose latents are kept; they are seen again and again."""
 
 
-FULL = Scale((80, 160, 256), (32, 64, 96, 96), 192, 3, 5000, 48, 64, 512, 256, 2**17)
-TOY = Scale((16, 16, 32), (8, 8, 8, 8), 32, 1, 300, 8, 4, 8, 8, 64)
+FULL = Scale((64, 128, 256), (16, 32, 64, 128), 256, 4, 5000, 48, 64, 1024, 512, 256, 2**17)
+TOY = Scale((16, 16, 32), (8, 8, 8, 8), 64, 1, 300, 8, 4, 8, 8, 8, 64)
 
 
 def build_vae(scale: Scale) -> AutoencoderKL:

@@ -19,8 +19,10 @@ from pathlib import Path
 from training.emoji.carry import split, take_up
 
 HERE = Path(__file__).parent
-AUTOENCODER, CLASSIFIER = 0.21, 0.12
-"""Parts of the whole time. What the stages before it leave is the UNet's, less ENDING."""
+AUTOENCODER, CLASSIFIER, TEXT = 0.21, 0.12, 0.15
+"""Parts of the whole time; the classifier is trained beside the autoencoder.
+
+What the stages before it leave is the UNet's, less ENDING."""
 ENDING = 0.11
 GRACE = 20.0
 """Seconds that a stage may take beyond its time, for imports and its last checkpoint."""
@@ -84,19 +86,25 @@ def minutes(seconds: float) -> Sequence[str]:
 
 
 def learn(run: Run, seed: int) -> None:
-    """The autoencoder, beside it the captions and the classifier; then the UNet."""
-    compiled = ["--compile"] if run.compiled else []
-    captions = run.begin("train_unet", "--prepare", "--seed", str(seed), *compiled)
-    for_vae, for_classifier = (run.seconds * part for part in (AUTOENCODER, CLASSIFIER))
-    classifier = None
+    """The autoencoder, beside it the captions and the classifier; then text encoder and UNet."""
+    captions = run.begin("train_text", "--prepare", "--seed", str(seed))
+    for_vae, for_classifier, for_text = (
+        run.seconds * part for part in (AUTOENCODER, CLASSIFIER, TEXT)
+    )
+    beside = {}
     if not (run.out / "classifier.pt").exists():
-        classifier = run.begin("train_classifier", *minutes(for_classifier))
-    run.stage("train_vae", for_vae, *minutes(for_vae))
-    if classifier is not None:
-        run.finish("train_classifier", classifier, GRACE + run.slack)
+        beside["train_classifier"] = run.begin("train_classifier", *minutes(for_classifier))
+    autoencoder = run.begin("train_vae", *minutes(for_vae))
     run.finish("captions", captions, 6 * GRACE + run.slack)
+    if run.compiled:
+        beside["compiler"] = run.begin("train_unet", "--warm-up", "--compile")
+    run.finish("train_vae", autoencoder, for_vae + GRACE + run.slack)
+    for stage, process in beside.items():
+        run.finish(stage, process, GRACE + run.slack)
+    run.stage("train_text", for_text, *minutes(for_text))
+    compiled = ["--compile"] if run.compiled else []
     seconds = max(GRACE + 1, run.left() - run.slack - run.seconds * ENDING)
-    run.stage("train_unet", seconds, *minutes(seconds - GRACE))
+    run.stage("train_unet", seconds, *minutes(seconds - GRACE), *compiled)
 
 
 def conclude(run: Run) -> None:

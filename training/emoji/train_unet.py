@@ -1,125 +1,39 @@
-"""Trains the UNet and the text encoder of `emoji` on latents of captioned pictures.
+"""Trains the UNet of `emoji` on latents of captioned pictures.
 
-Captions and layouts are made first (`--prepare`, on the CPU, beside the autoencoder's training).
-Then all pictures are encoded once, and training needs nothing but what is on the device. A run
-that was cut off goes on from out/unet.pt.
+The text encoder stays as train_text.py left it. A run that was cut off goes on from out/unet.pt.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
-from diffusers import AutoencoderKL
-from torch import Tensor, nn
+from diffusers import UNet2DConditionModel
+from torch import Tensor
 from torch.nn import functional as F
-from transformers import CLIPTokenizer
+from transformers import CLIPTextModel
 
-from training.emoji.budget import Budget, Training, autocast, default_device, save
-from training.emoji.captions import NEGATIVES, Catalogue
-from training.emoji.compose import Layout, compose, layout_of
-from training.emoji.icons import read_index, read_pictures
-from training.emoji.networks import (
-    FULL,
-    TOY,
-    Scale,
-    build_scheduler,
-    build_text_encoder,
-    build_unet,
-    tokenize,
-)
-from training.tokenizer import build_tokenizer, save_tokenizer
+from training.emoji import train_text
+from training.emoji.budget import Budget, Training, autocast, default_device
+from training.emoji.networks import FULL, TOY, Scale, build_scheduler, build_unet
+from training.emoji.pool import Pool, load_pool
 
 PEAK_RATE, DECAY = 8e-4, 0.999
-UNSAID = 0.05
-"""Of the captions a batch leaves out so many, beside the empty ones that scenes have."""
 SNR_BOUND = 5.0
 WARM_UP_STEPS = 3
 
 
-@dataclass(frozen=True)
-class Pool:
-    """Latents (n, 4, 16, 16), scaled, tokens of their captions (n, 77), and of an empty one."""
-
-    latents: Tensor
-    tokens: Tensor
-    empty: Tensor
-
-    def batch(self, size: int) -> tuple[Tensor, Tensor]:
-        rows = torch.randint(len(self.latents), (size,), device=self.latents.device)
-        unsaid = torch.rand(size, 1, device=rows.device) < UNSAID
-        return self.latents[rows].float(), torch.where(unsaid, self.empty, self.tokens[rows]).long()
-
-
-def vocabulary(catalogue: Catalogue) -> Iterator[str]:
-    """What the tokenizer learns its merges from: captions, and all words that can occur."""
-    rng = np.random.default_rng(7)
-    for _ in range(20_000):
-        yield catalogue.sample(rng).caption
-    for icon in catalogue.icons:
-        yield from (icon.name, *icon.synonyms)
-    yield from list(NEGATIVES) * 20
-
-
-def prepare(out: Path, scale: Scale, seed: int) -> None:
-    """Writes out/tokenizer, unless it is there, and out/scenes.pt."""
-    catalogue = Catalogue(read_index(out / "icons.zip"))
-    if not (out / "tokenizer").exists():
-        tokenizer = build_tokenizer(vocabulary(catalogue), scale.merges)
-        save_tokenizer(tokenizer, out / "tokenizer")
-    tokenizer = CLIPTokenizer.from_pretrained(out / "tokenizer")
-    rng = np.random.default_rng(seed)
-    scenes = [catalogue.sample(rng) for _ in range(scale.scenes)]
-    layout = layout_of(scenes)
-    tokens = tokenize(tokenizer, [scene.caption for scene in scenes])
-    save(out / "scenes.pt", (layout.icons, layout.boxes, layout.backgrounds, tokens))
-    print(f"{len(scenes)} scenes, {len(tokenizer)} tokens", flush=True)
-
-
-@torch.no_grad()
-def encode(vae: AutoencoderKL, pictures: Tensor, layout: Layout, device: str) -> Tensor:
-    """Scaled latents of composed scenes, (n, 4, 16, 16), in half precision on a GPU."""
-    size = 512 if device == "cuda" else 32
-    vae = vae.to(memory_format=torch.channels_last)
-    latents = []
-    for start in range(0, len(layout), size):
-        images = compose(pictures, layout.rows(slice(start, start + size), device))
-        with autocast(device):
-            images = images.contiguous(memory_format=torch.channels_last)
-            mode = vae.encode(images).latent_dist.mode()
-        scaled = mode * vae.config.scaling_factor
-        latents.append(scaled.to(torch.bfloat16 if device == "cuda" else torch.float32))
-    return torch.cat(latents)
-
-
-def load_pool(out: Path, device: str) -> Pool:
-    started = time.monotonic()
-    vae = AutoencoderKL.from_pretrained(out / "vae").to(device, torch.float32).eval()
-    *layout, tokens = torch.load(out / "scenes.pt")
-    pictures = read_pictures(out / "icons.zip").to(device)
-    latents = encode(vae, pictures, Layout(*layout), device)
-    empty = tokenize(CLIPTokenizer.from_pretrained(out / "tokenizer"), [""])
-    deviation = float(latents.float().std())
-    seconds = time.monotonic() - started
-    print(f"{len(latents)} latents, deviation {deviation:.3f}, {seconds:.0f} s", flush=True)
-    return Pool(latents, tokens.to(device), empty.to(device))
-
-
-def build(out: Path, scale: Scale, device: str) -> nn.ModuleDict:
-    """The two networks; with the weights that an earlier run brought back, if there are any."""
-    tokenizer = CLIPTokenizer.from_pretrained(out / "tokenizer")
-    networks = {"unet": build_unet(scale), "text_encoder": build_text_encoder(scale, tokenizer)}
-    for name, network in networks.items():
-        if (out / f"{name}.start.pt").exists():
-            network.load_state_dict(torch.load(out / f"{name}.start.pt"))
-            print(f"{name}: goes on from an earlier run", flush=True)
-    networks["unet"].to(memory_format=torch.channels_last)
-    return nn.ModuleDict(networks).to(device)
+def build(out: Path, scale: Scale, device: str) -> UNet2DConditionModel:
+    """With the weights that an earlier run brought back, if there are any."""
+    network = build_unet(scale)
+    start = out / "unet.start.pt"
+    if start.exists():
+        network.load_state_dict(torch.load(start))
+        print("UNet: goes on from an earlier run", flush=True)
+    return network.to(device, memory_format=torch.channels_last)
 
 
 def loss_weights(alphas: Tensor) -> Tensor:
@@ -135,8 +49,10 @@ def loss_weights(alphas: Tensor) -> Tensor:
 class Objective:
     """The weighted error of v (Salimans and Ho 2022) on random latents and captions."""
 
-    def __init__(self, networks: nn.ModuleDict, pool: Pool, device: str) -> None:
-        self.networks, self.pool, self.device = networks, pool, device
+    def __init__(
+        self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel, pool: Pool, device: str
+    ) -> None:
+        self.unet, self.text_encoder, self.pool, self.device = unet, text_encoder, pool, device
         alphas = build_scheduler().alphas_cumprod.to(device)
         self.signal, self.noise = alphas.sqrt(), (1 - alphas).sqrt()
         self.weights = loss_weights(alphas)
@@ -148,25 +64,27 @@ class Objective:
         signal, spread = (x[timesteps, None, None, None] for x in (self.signal, self.noise))
         noisy, wanted = signal * latents + spread * noise, signal * noise - spread * latents
         with autocast(self.device):
-            context = self.networks["text_encoder"](tokens).last_hidden_state
-            predicted = self.networks["unet"](noisy, timesteps, context).sample
+            with torch.no_grad():
+                context = self.text_encoder(tokens).last_hidden_state
+            predicted = self.unet(noisy, timesteps, context).sample
         errors = F.mse_loss(predicted.float(), wanted, reduction="none").mean(dim=(1, 2, 3))
         return (errors * self.weights[timesteps]).mean()
 
 
-def compile_unet(networks: nn.ModuleDict) -> None:
+def compile_unet(unet: UNet2DConditionModel) -> None:
     """Compiles the UNet, or leaves it as it is where the compiler fails."""
     torch._dynamo.config.suppress_errors = True
-    networks["unet"].compile()
+    unet.compile()
 
 
 def warm_up(out: Path, scale: Scale, device: str) -> None:
     """Compiles on latents of noise, so that the training finds the kernels in inductor's cache."""
-    networks = build(out, scale, device)
-    compile_unet(networks)
+    unet = build(out, scale, device)
+    compile_unet(unet)
+    text_encoder = train_text.build(out, scale).to(device)
     tokens = torch.zeros(scale.unet_batch, 77, dtype=torch.int16, device=device)
     latents = torch.randn(scale.unet_batch, 4, 16, 16, device=device)
-    objective = Objective(networks, Pool(latents, tokens, tokens[:1]), device)
+    objective = Objective(unet, text_encoder, Pool(latents, tokens, tokens[:1]), device)
     for _ in range(WARM_UP_STEPS):
         objective(scale.unet_batch).backward()
     print("compiled", flush=True)
@@ -175,12 +93,12 @@ def warm_up(out: Path, scale: Scale, device: str) -> None:
 def train(out: Path, scale: Scale, budget: Budget, device: str, compiled: bool) -> None:
     began = time.monotonic()
     pool = load_pool(out, device)
-    networks = build(out, scale, device)
-    training = Training(networks, PEAK_RATE, out / "unet.pt", DECAY)
+    unet = build(out, scale, device)
+    training = Training(unet, PEAK_RATE, out / "unet.pt", DECAY)
     torch.manual_seed(training.step)
     if compiled:
-        compile_unet(networks)
-    objective = Objective(networks, pool, device)
+        compile_unet(unet)
+    objective = Objective(unet, train_text.load(out, scale, device), pool, device)
     millions = sum(parameter.numel() for parameter in training.parameters) / 1e6
     print(f"{millions:.1f} M parameters, from step {training.step}", flush=True)
     left = Budget(budget.seconds - (time.monotonic() - began), budget.min_steps)
@@ -193,17 +111,14 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--toy", action="store_true")
     parser.add_argument("--batch", type=int, help="pictures a step; a CPU wants fewer")
-    parser.add_argument("--prepare", action="store_true", help="only make captions, and compile")
-    parser.add_argument("--seed", type=int, default=2, help="of the captions")
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--warm-up", action="store_true", help="only compile")
     parser.add_argument("--device", default=default_device())
     options = parser.parse_args()
     out, scale = options.out, TOY if options.toy else FULL
     scale = replace(scale, unet_batch=options.batch or scale.unet_batch)
-    if options.prepare:
-        prepare(out, scale, options.seed)
-        if options.compile:
-            warm_up(out, scale, options.device)
+    if options.warm_up:
+        warm_up(out, scale, options.device)
         return
     budget = Budget(options.minutes * 60)
     train(out, scale, budget, options.device, options.compile)

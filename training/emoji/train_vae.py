@@ -15,7 +15,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.nn import functional as F
 
-from training.emoji.budget import Budget, Training, autocast, default_device
+from training.emoji.budget import Budget, Training, autocast, default_device, memory_format
 from training.emoji.compose import compose, random_layout
 from training.emoji.icons import read_pictures
 from training.emoji.networks import FULL, TOY, Scale, build_vae
@@ -64,12 +64,13 @@ def finish(vae: AutoencoderKL, pictures: Tensor, folder: Path) -> None:
 def train(out: Path, scale: Scale, budget: Budget, device: str) -> None:
     torch.manual_seed(0)
     pictures = read_pictures(out / "icons.zip").to(device)
-    vae = build_vae(scale).to(device, memory_format=torch.channels_last)
+    order = memory_format(device)
+    vae = build_vae(scale).to(device, memory_format=order)
     training = Training(vae, PEAK_RATE, out / "vae.pt", DECAY)
 
     def loss() -> Tensor:
         images = sample(pictures, scale.vae_batch)
-        return loss_of(vae, images.contiguous(memory_format=torch.channels_last), device)
+        return loss_of(vae, images.contiguous(memory_format=order), device)
 
     training.run(loss, scale.vae_batch, budget)
     training.use_averages()

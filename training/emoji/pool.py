@@ -1,0 +1,99 @@
+"""Captioned pictures as latents and tokens, which the text encoder and the UNet are trained on.
+
+Scenes and captions are made first (`prepare`, on the CPU, beside the autoencoder's training).
+Then all pictures are encoded once, and training needs nothing but what is on the device.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+from transformers import CLIPTokenizer
+
+from training.emoji.budget import autocast, memory_format, save
+from training.emoji.captions import NEGATIVES, Catalogue
+from training.emoji.compose import Layout, compose, layout_of
+from training.emoji.icons import read_index, read_pictures
+from training.emoji.networks import Scale, tokenize
+from training.tokenizer import build_tokenizer, save_tokenizer
+
+UNSAID = 0.05
+"""Of the captions a batch leaves out so many, beside the empty ones that scenes have."""
+ENCODED = 256  # pictures at once
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Latents (n, 4, 16, 16), scaled, tokens of their captions (n, 77), and of an empty one."""
+
+    latents: Tensor
+    tokens: Tensor
+    empty: Tensor
+
+    def batch(self, size: int, unsaid: float = UNSAID) -> tuple[Tensor, Tensor]:
+        rows = torch.randint(len(self.latents), (size,), device=self.latents.device)
+        silent = torch.rand(size, 1, device=rows.device) < unsaid
+        return self.latents[rows].float(), torch.where(silent, self.empty, self.tokens[rows]).long()
+
+
+def vocabulary(catalogue: Catalogue) -> Iterator[str]:
+    """What the tokenizer learns its merges from: captions, and all words that can occur."""
+    rng = np.random.default_rng(7)
+    for _ in range(20_000):
+        yield catalogue.sample(rng).caption
+    for icon in catalogue.icons:
+        yield from (icon.name, *icon.synonyms)
+    yield from list(NEGATIVES) * 20
+
+
+def prepare(out: Path, scale: Scale, seed: int) -> None:
+    """Writes out/tokenizer, unless it is there, and out/scenes.pt."""
+    catalogue = Catalogue(read_index(out / "icons.zip"))
+    if not (out / "tokenizer").exists():
+        tokenizer = build_tokenizer(vocabulary(catalogue), scale.merges)
+        save_tokenizer(tokenizer, out / "tokenizer")
+    tokenizer = CLIPTokenizer.from_pretrained(out / "tokenizer")
+    rng = np.random.default_rng(seed)
+    scenes = [catalogue.sample(rng) for _ in range(scale.scenes)]
+    layout = layout_of(scenes)
+    tokens = tokenize(tokenizer, [scene.caption for scene in scenes])
+    save(out / "scenes.pt", (layout.icons, layout.boxes, layout.backgrounds, tokens))
+    (out / "latents.pt").unlink(missing_ok=True)
+    print(f"{len(scenes)} scenes, {len(tokenizer)} tokens", flush=True)
+
+
+@torch.no_grad()
+def encode(vae: AutoencoderKL, pictures: Tensor, layout: Layout, device: str) -> Tensor:
+    """Scaled latents of composed scenes, (n, 4, 16, 16), in half precision."""
+    vae = vae.to(memory_format=memory_format(device))
+    latents = []
+    for start in range(0, len(layout), ENCODED):
+        images = compose(pictures, layout.rows(slice(start, start + ENCODED), device))
+        with autocast(device):
+            images = images.contiguous(memory_format=memory_format(device))
+            mode = vae.encode(images).latent_dist.mode()
+        latents.append((mode * vae.config.scaling_factor).to(torch.bfloat16))
+    return torch.cat(latents)
+
+
+def load_pool(out: Path, device: str) -> Pool:
+    """The pool on `device`; the first call encodes the pictures and writes out/latents.pt."""
+    started = time.monotonic()
+    *layout, tokens = torch.load(out / "scenes.pt")
+    if not (out / "latents.pt").exists():
+        vae = AutoencoderKL.from_pretrained(out / "vae").to(device, torch.float32).eval()
+        pictures = read_pictures(out / "icons.zip").to(device)
+        save(out / "latents.pt", encode(vae, pictures, Layout(*layout), device))
+    latents = torch.load(out / "latents.pt", map_location=device)
+    empty = tokenize(CLIPTokenizer.from_pretrained(out / "tokenizer"), [""])
+    deviation = float(latents.float().std())
+    seconds = time.monotonic() - started
+    print(f"{len(latents)} latents, deviation {deviation:.3f}, {seconds:.0f} s", flush=True)
+    return Pool(latents, tokens.to(device), empty.to(device))

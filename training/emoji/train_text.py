@@ -1,0 +1,105 @@
+"""Teaches the text encoder of `emoji` what captions look like, before the UNet is trained.
+
+A UNet that learns names from noise alone needs millions of pictures. A text encoder costs a
+tenth of a UNet, and learns without noise: of a caption it tells the latents of the picture, in
+the last tokens of its output (`told`). What it tells is blurred, and the UNet, which sees it by
+cross-attention, makes a picture of it. A run that was cut off goes on from out/text_encoder.pt.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from training.emoji.budget import Budget, Training, autocast, default_device
+from training.emoji.networks import FULL, TOY, Scale, build_text_encoder
+from training.emoji.pool import Pool, load_pool, prepare
+
+PEAK_RATE, DECAY = 1e-3, 0.998
+PATCH = 4
+"""A token tells so many latents in each direction."""
+
+
+def told(context: Tensor, side: int) -> Tensor:
+    """What the text encoder's output (n, 77, width) tells: latents (n, 4, side, side).
+
+    Row by row, each of the last tokens tells a patch in its first channels. They stand behind
+    the caption, unless that is very long, and see all of it.
+    """
+    count = (side // PATCH) ** 2
+    patches = context[:, -count:, : 4 * PATCH**2].transpose(1, 2)
+    return F.fold(patches, side, kernel_size=PATCH, stride=PATCH)
+
+
+def build(out: Path, scale: Scale) -> CLIPTextModel:
+    """With the weights that an earlier run brought back, if there are any."""
+    network = build_text_encoder(scale, CLIPTokenizer.from_pretrained(out / "tokenizer"))
+    start = out / "text_encoder.start.pt"
+    if start.exists():
+        network.load_state_dict(torch.load(start))
+        print("text encoder: goes on from an earlier run", flush=True)
+    return network
+
+
+def load(out: Path, scale: Scale, device: str) -> CLIPTextModel:
+    """The trained text encoder with averaged weights."""
+    network = build(out, scale).to(device)
+    Training(network, PEAK_RATE, out / "text_encoder.pt", DECAY).use_averages()
+    return network.requires_grad_(False).eval()
+
+
+def loss_of(network: CLIPTextModel, pool: Pool, batch: int, device: str) -> Tensor:
+    latents, tokens = pool.batch(batch, unsaid=0.0)
+    with autocast(device):
+        context = network(tokens).last_hidden_state
+    return F.mse_loss(told(context.float(), latents.shape[-1]), latents)
+
+
+def train(out: Path, scale: Scale, budget: Budget, device: str, compiled: bool) -> None:
+    began = time.monotonic()
+    torch.manual_seed(3)
+    pool = load_pool(out, device)
+    network = build(out, scale).to(device)
+    training = Training(network, PEAK_RATE, out / "text_encoder.pt", DECAY)
+    torch.manual_seed(training.step)
+    network.set_attn_implementation("eager")  # with so few tokens faster, most of all on a CPU
+    if compiled:
+        network.compile()
+    left = Budget(budget.seconds - (time.monotonic() - began), budget.min_steps)
+    batch = scale.text_batch
+    training.run(lambda: loss_of(network, pool, batch, device), batch, left)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "out")
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--toy", action="store_true")
+    parser.add_argument("--batch", type=int, help="captions a step; a CPU wants fewer")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--prepare", action="store_true", help="only make the captions")
+    parser.add_argument("--scenes", type=int, help="pictures with captions that are made")
+    parser.add_argument("--seed", type=int, default=2, help="of the captions")
+    parser.add_argument("--device", default=default_device())
+    options = parser.parse_args()
+    scale = TOY if options.toy else FULL
+    scale = replace(
+        scale,
+        text_batch=options.batch or scale.text_batch,
+        scenes=options.scenes or scale.scenes,
+    )
+    if options.prepare:
+        prepare(options.out, scale, options.seed)
+        return
+    train(options.out, scale, Budget(options.minutes * 60), options.device, options.compile)
+
+
+if __name__ == "__main__":
+    main()
