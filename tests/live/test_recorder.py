@@ -200,7 +200,7 @@ def test_of_a_long_queue_only_the_first_are_listed(monkeypatch: pytest.MonkeyPat
         engine.submit(make_trajectory(9))
         engine.step()
         for _ in range(MAX_WAITING + 20):
-            engine.submit(make_trajectory(1))
+            engine.submit(make_trajectory(9))  # so that none has ended when they are counted
         engine.step()
         batch = engine.step().batch
         assert batch.queue.requests == MAX_WAITING + 21
