@@ -141,10 +141,12 @@ def test_the_last_tokens_tell_the_latents_patch_by_patch() -> None:
     assert torch.equal(told(context, 16), latents)
 
 
-def test_training_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
+@pytest.mark.parametrize("matrix_rate", [None, 1e-2])
+def test_training_goes_on_where_it_was_cut_off(tmp_path: Path, matrix_rate: float | None) -> None:
     def training() -> Training:
         torch.manual_seed(0)
-        return Training(torch.nn.Linear(4, 1), 1e-2, tmp_path / "state.pt", 0.9)
+        network = torch.nn.Linear(4, 1)
+        return Training(network, 1e-2, tmp_path / "state.pt", 0.9, matrix_rate)
 
     def loss(own: Training) -> torch.Tensor:
         weight = own.parameters[0]
@@ -158,6 +160,8 @@ def test_training_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
     assert (second.step, second.samples, second.progress) == (1, 8, 0.5)
     assert torch.equal(second.parameters[0], first.parameters[0])
     assert torch.equal(second.averages[0], first.averages[0])
+    momenta = [own.state_dict()["state"] for own in second.optimizers]
+    assert str(momenta) == str([own.state_dict()["state"] for own in first.optimizers])
     second.run(lambda: loss(second), 8, Budget(0.0))
     assert second.progress == 1
     assert training().progress == 0  # the next run begins a schedule of its own

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW
+from torch.optim import AdamW, Muon, Optimizer
 
 WARMUP = 0.04
 LAST_RATE = 0.01
@@ -60,22 +60,50 @@ def save(path: Path, state: Any) -> None:
     beside.rename(path)
 
 
+def optimizers_of(
+    networks: nn.Module, peak_rate: float, matrix_rate: float | None
+) -> list[Optimizer]:
+    """AdamW; with a `matrix_rate`, Muon (Jordan et al. 2024) for matrices that are no embeddings.
+
+    A peak rate is the `initial_lr` of its groups.
+    """
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for name, parameter in networks.named_parameters():
+        by_muon = matrix_rate is not None and parameter.ndim == 2 and "embedding" not in name
+        (matrices if by_muon else others).append(parameter)
+    on_gpu = others[0].is_cuda
+    optimizers: list[Optimizer] = [
+        AdamW(others, peak_rate, betas=(0.9, 0.99), weight_decay=1e-3, fused=on_gpu or None)
+    ]
+    if matrix_rate is not None:
+        as_adam = "match_rms_adamw"  # updates of the size that AdamW's have
+        muon = Muon(matrices, matrix_rate, weight_decay=1e-3, adjust_lr_fn=as_adam)
+        optimizers.append(muon)
+    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+        group["initial_lr"] = group["lr"]
+    return optimizers
+
+
 class Training:
-    """Networks, their moving averages, the optimizer, and how far along they are.
+    """Networks, their moving averages, the optimizers, and how far along they are.
 
     `progress` goes from 0 to 1 over one schedule of the learning rate. A run that was cut off
     goes on with the rest of its schedule; one that had finished begins another.
     """
 
-    def __init__(self, networks: nn.Module, peak_rate: float, path: Path, decay: float) -> None:
-        self.networks, self.peak_rate, self.path = networks, peak_rate, path
-        self.decay = decay
+    def __init__(
+        self,
+        networks: nn.Module,
+        peak_rate: float,
+        path: Path,
+        decay: float,
+        matrix_rate: float | None = None,
+    ) -> None:
+        self.networks, self.path, self.decay = networks, path, decay
         self.parameters = list(networks.parameters())
         self.averages = [parameter.detach().clone() for parameter in self.parameters]
-        on_gpu = self.parameters[0].is_cuda
-        self.optimizer = AdamW(
-            self.parameters, betas=(0.9, 0.99), weight_decay=1e-3, fused=on_gpu or None
-        )
+        self.optimizers = optimizers_of(networks, peak_rate, matrix_rate)
         self.step, self.progress, self.samples = 0, 0.0, 0
         if path.exists():
             self._restore(torch.load(path, map_location=self.parameters[0].device))
@@ -85,12 +113,13 @@ class Training:
         self.progress = state["progress"] if state["progress"] < 1 else 0.0
         self.networks.load_state_dict(state["networks"])
         torch._foreach_copy_(self.averages, state["averages"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, own in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(own)
 
     def checkpoint(self) -> None:
         state = {name: getattr(self, name) for name in ("step", "progress", "samples", "averages")}
-        networks, optimizer = self.networks.state_dict(), self.optimizer.state_dict()
-        save(self.path, state | {"networks": networks, "optimizer": optimizer})
+        optimizers = [optimizer.state_dict() for optimizer in self.optimizers]
+        save(self.path, state | {"networks": self.networks.state_dict(), "optimizers": optimizers})
 
     def run(self, loss_of: Callable[[], Tensor], batch: int, budget: Budget) -> None:
         """Trains until the time is over, reports now and then, and leaves a checkpoint."""
@@ -117,13 +146,14 @@ class Training:
         return f"step {self.step} samples {self.samples} loss {loss:.4f} {seconds:.0f} s"
 
     def _advance(self, loss_of: Callable[[], Tensor], batch: int) -> Tensor:
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.peak_rate * rate_at(self.progress)
         loss = loss_of()
-        self.optimizer.zero_grad()
+        self.networks.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * rate_at(self.progress)
+            optimizer.step()
         self.step += 1
         self.samples += batch
         decay = min(self.decay, self.step / (9 + self.step))
