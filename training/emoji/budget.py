@@ -60,6 +60,13 @@ def save(path: Path, state: Any) -> None:
     beside.rename(path)
 
 
+def take_start(network: nn.Module, path: Path) -> None:
+    """The network takes the weights that an earlier run brought back, if there are any."""
+    if path.exists():
+        network.load_state_dict(torch.load(path))
+        print(f"{path.name}: goes on from an earlier run", flush=True)
+
+
 def optimizers_of(
     networks: nn.Module, peak_rate: float, matrix_rate: float | None
 ) -> list[Optimizer]:

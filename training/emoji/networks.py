@@ -34,7 +34,7 @@ class Scale:
     """Captioned pictures whose latents are kept; they are seen again and again."""
 
 
-FULL = Scale((64, 128, 256), (16, 32, 64, 128), 256, 4, 5000, 48, 64, 1024, 512, 256, 2**17)
+FULL = Scale((64, 128, 256), (16, 32, 64, 128), 256, 4, 4500, 48, 64, 1024, 512, 256, 2**17)
 TOY = Scale((16, 16, 32), (8, 8, 8, 8), 64, 1, 300, 8, 4, 8, 8, 8, 64)
 
 

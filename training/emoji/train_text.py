@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from training.emoji.budget import Budget, Training, autocast, default_device
+from training.emoji.budget import Budget, Training, autocast, default_device, take_start
 from training.emoji.networks import FULL, TOY, Scale, build_text_encoder
 from training.emoji.pool import Pool, load_pool, prepare
 
@@ -40,12 +40,8 @@ def told(context: Tensor, side: int) -> Tensor:
 
 
 def build(out: Path, scale: Scale) -> CLIPTextModel:
-    """With the weights that an earlier run brought back, if there are any."""
     network = build_text_encoder(scale, CLIPTokenizer.from_pretrained(out / "tokenizer"))
-    start = out / "text_encoder.start.pt"
-    if start.exists():
-        network.load_state_dict(torch.load(start))
-        print("text encoder: goes on from an earlier run", flush=True)
+    take_start(network, out / "text_encoder.start.pt")
     return network
 
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from transformers import CLIPTextModel
 
 from training.emoji import train_text
-from training.emoji.budget import Budget, Training, autocast, default_device
+from training.emoji.budget import Budget, Training, autocast, default_device, take_start
 from training.emoji.networks import FULL, TOY, Scale, build_scheduler, build_unet
 from training.emoji.pool import Pool, load_pool
 
@@ -27,12 +27,8 @@ WARM_UP_STEPS = 3
 
 
 def build(out: Path, scale: Scale, device: str) -> UNet2DConditionModel:
-    """With the weights that an earlier run brought back, if there are any."""
     network = build_unet(scale)
-    start = out / "unet.start.pt"
-    if start.exists():
-        network.load_state_dict(torch.load(start))
-        print("UNet: goes on from an earlier run", flush=True)
+    take_start(network, out / "unet.start.pt")
     return network.to(device, memory_format=torch.channels_last)
 
 
