@@ -18,8 +18,6 @@ PACKAGE = Path(__file__).parents[1]
 CATALOG_FILE = PACKAGE.parent / "configs" / "models.yaml"  # also where a wheel installs it
 BUNDLED = "bundled:"
 
-LatentRGB = tuple[tuple[float, float, float], ...]
-
 
 @dataclass(frozen=True)
 class ModelSpec:
@@ -40,17 +38,12 @@ class ModelSpec:
     guidance_scale: float
     sampler: str | None  # None: the model's own scheduler
     memory_gb: float  # weights and activations in fp16
-    latent_rgb: LatentRGB = ()  # [5, 3]: a row for each latent channel, then the bias
+    preview_decoder: str | None = None  # the folder of an AutoencoderTiny
     prediction_type: PredictionType | None = None  # None: as the scheduler's configuration says
     zero_snr: bool = False
     aliases: tuple[str, ...] = ()
     inpaints: bool = False  # its UNet also reads the mask and the masked image
     refines: bool = False  # the SDXL refiner: one text encoder, and an aesthetic score
-
-    def __post_init__(self) -> None:
-        if not self.latent_rgb:  # the family's
-            rows = document()["families"][self.family]["latent_rgb"]
-            object.__setattr__(self, "latent_rgb", _matrix(rows))
 
     def __str__(self) -> str:
         return f"model {self.name}"
@@ -58,6 +51,12 @@ class ModelSpec:
     @property
     def names(self) -> tuple[str, ...]:
         return (self.name, *self.aliases)
+
+    @property
+    def latent_rgb(self) -> list[list[float]]:
+        """Latents to RGB, [5, 3]: a row for each latent channel, then the bias."""
+        rows: list[list[float]] = document()["families"][self.family]["latent_rgb"]
+        return rows
 
     @property
     def key(self) -> str:
@@ -155,8 +154,8 @@ def document() -> dict[str, Any]:
 def _model(
     *, family: str, sources: list[str], aliases: tuple[str, ...] = (), **fields: Any
 ) -> ModelSpec:
-    if "latent_rgb" in fields:
-        fields["latent_rgb"] = _matrix(fields["latent_rgb"])
+    if "preview_decoder" in fields:
+        fields["preview_decoder"] = _locate(fields["preview_decoder"])
     return ModelSpec(
         family=Family(family),
         sources=tuple(map(_locate, sources)),
@@ -178,7 +177,3 @@ def _locate(source: str) -> str:
     """`bundled:PATH` lies in the package; anything else is a Hub id."""
     path = source.removeprefix(BUNDLED)
     return source if path == source else str(PACKAGE / "bundled" / path)
-
-
-def _matrix(rows: list[list[float]]) -> LatentRGB:
-    return tuple((float(r), float(g), float(b)) for r, g, b in rows)

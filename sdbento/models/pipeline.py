@@ -34,6 +34,7 @@ class Pipeline:
     nbytes: int
     attention: Attention = SDPA
     compiled: CompiledUnet | None = field(default=None, repr=False)
+    preview_decoder: Any | None = field(default=None, repr=False)  # AutoencoderTiny
 
     @property
     def unet(self) -> Any:
@@ -85,7 +86,12 @@ Resident = Pipeline | ControlNet
 
 def networks(resident: Resident) -> Iterator[torch.nn.Module]:
     """All of its torch modules."""
-    return iter([resident.module]) if isinstance(resident, ControlNet) else modules(resident.pipe)
+    if isinstance(resident, ControlNet):
+        yield resident.module
+        return
+    yield from modules(resident.pipe)
+    if resident.preview_decoder is not None:
+        yield resident.preview_decoder
 
 
 def modules(pipe: Any) -> Iterator[torch.nn.Module]:

@@ -20,6 +20,7 @@ import transformers
 transformers.logging.set_verbosity_error()
 
 from diffusers import (
+    AutoencoderTiny,
     ControlNetModel,
     StableDiffusionPipeline,
     StableDiffusionXLImg2ImgPipeline,
@@ -89,7 +90,9 @@ def _load_model(
     if vae_dtype is not dtype:
         pipe.vae.to(vae_dtype)
     _order_in_memory(pipe, settings, device)
-    move(modules(pipe), device)
+    preview_decoder = _load_preview_decoder(spec, dtype)
+    parts = [*modules(pipe), *([preview_decoder] if preview_decoder else [])]
+    move(parts, device)
     if settings.precision == "fp8" and device.type == "cuda":
         fp8.convert(pipe.unet)
     attention = fit(pipe.unet, settings, _latent_pixels(spec))
@@ -98,12 +101,30 @@ def _load_model(
         channels_last.install(pipe.unet)
         channels_last.install(pipe.vae)
         compiled = CompiledUnet(pipe.unet, settings.compile_dir)
-    for module in modules(pipe):
+    for module in parts:
         module.eval().requires_grad_(False)
-    nbytes = num_bytes(modules(pipe))
-    pipeline = Pipeline(spec, pipe, device, dtype, vae_dtype, nbytes, attention, compiled)
+    pipeline = Pipeline(
+        spec,
+        pipe,
+        device,
+        dtype,
+        vae_dtype,
+        num_bytes(parts),
+        attention,
+        compiled,
+        preview_decoder,
+    )
     _log_loaded(pipeline, f"UNet {dtype}, VAE {vae_dtype}")
     return pipeline
+
+
+def _load_preview_decoder(spec: ModelSpec, dtype: torch.dtype) -> AutoencoderTiny | None:
+    if spec.preview_decoder is None:
+        return None
+    with constructing, _without_progress_bars():
+        return AutoencoderTiny.from_pretrained(
+            spec.preview_decoder, use_safetensors=True, local_files_only=True, dtype=dtype
+        )
 
 
 def _load_controlnet(

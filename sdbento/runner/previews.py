@@ -1,7 +1,7 @@
-"""Cheap previews: a step's estimate of the final latents, projected linearly to RGB.
+"""Cheap previews: a step's estimate of the final latents, turned into RGB without the VAE.
 
-In place of the VAE a 4 x 3 matrix for each model family, from the catalogue. One pixel of the
-preview stands for 8 x 8 pixels of the image, and is enlarged to be seen.
+A model may have a tiny decoder of its own. The others have the 4 x 3 matrix of their family, and
+one pixel of the preview stands for 8 x 8 pixels of the image. Previews are enlarged to be seen.
 """
 
 from __future__ import annotations
@@ -28,9 +28,16 @@ def preview_pixels(
 ) -> torch.Tensor:
     """[B, h, w, 3], 8-bit values, of rows [B, C, h, w]; `model_input` is the scaled latents."""
     estimate = denoised(pipeline, model_input, output, timesteps)
-    factors = upload(pipeline.spec.latent_rgb, estimate.dtype, estimate.device)  # [C + 1, 3]
-    rgb = torch.einsum("bchw,cr->bhwr", estimate, factors[:-1]) + factors[-1]
-    return to_bytes((rgb / 2 + 0.5).clamp(0, 1))
+    return to_bytes((_rgb(pipeline, estimate) / 2 + 0.5).clamp(0, 1))
+
+
+def _rgb(pipeline: Pipeline, latents: torch.Tensor) -> torch.Tensor:
+    """[B, h, w, 3] on [-1, 1], of scaled latents [B, C, h, w]."""
+    if (decoder := pipeline.preview_decoder) is not None:
+        decoded: torch.Tensor = decoder.decode(latents.to(decoder.dtype)).sample
+        return decoded.movedim(1, -1)
+    factors = upload(pipeline.spec.latent_rgb, latents.dtype, latents.device)  # [C + 1, 3]
+    return torch.einsum("bchw,cr->bhwr", latents, factors[:-1]) + factors[-1]
 
 
 def preview_image(pixels: torch.Tensor) -> Image.Image:
@@ -56,6 +63,7 @@ def denoised(
         config.get("beta_schedule", "scaled_linear"),
         config.get("beta_start", 0.00085),
         config.get("beta_end", 0.012),
+        config.get("rescale_betas_zero_snr", False),
     )
     levels = [float(kept[round(min(max(t, 0.0), len(kept) - 1.0))]) for t in timesteps]
     signal = upload(levels, output.dtype, output.device)[:, None, None, None]
@@ -63,11 +71,19 @@ def denoised(
         return signal.sqrt() * model_input - (1 - signal).sqrt() * output
     if config.get("prediction_type") == "sample":
         return output
+    signal = signal.clamp(min=1e-4)  # pure noise tells nothing of the latents
     return (model_input - (1 - signal).sqrt() * output) / signal.sqrt()
 
 
 @lru_cache(maxsize=16)
-def _signal_levels(beta_schedule: str, beta_start: float, beta_end: float) -> torch.Tensor:
-    scheduler = DDPMScheduler(beta_schedule=beta_schedule, beta_start=beta_start, beta_end=beta_end)
+def _signal_levels(
+    beta_schedule: str, beta_start: float, beta_end: float, zero_snr: bool
+) -> torch.Tensor:
+    scheduler = DDPMScheduler(
+        beta_schedule=beta_schedule,
+        beta_start=beta_start,
+        beta_end=beta_end,
+        rescale_betas_zero_snr=zero_snr,
+    )
     kept: torch.Tensor = scheduler.alphas_cumprod
-    return kept.clamp(min=1e-4)
+    return kept

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -31,7 +30,7 @@ from sdbento.models import cache as model_cache
 from sdbento.models.cache import PipelineCache
 from sdbento.models.leases import Lease
 from sdbento.models.memory.offload import Offloaded
-from sdbento.models.pipeline import ControlNet
+from sdbento.models.pipeline import ControlNet, networks
 from tests.support.fake_loader import GB, SOON, FakeLoader, control, spec
 from tests.support.metrics import counted
 
@@ -789,12 +788,10 @@ def test_the_embedded_model_is_leased_and_ready(tmp_path: Path) -> None:
             assert not pipeline.is_sdxl
             [(name, nbytes, leased)] = cache.loaded()
             assert (name, leased) == ("shapes", True)
-            assert nbytes == sum(_nbytes(part) for part in pipeline.pipe.components.values())
+            assert nbytes == sum(map(_nbytes, networks(pipeline)))
     finally:
         cache.close()
 
 
-def _nbytes(part: Any) -> int:
-    if not isinstance(part, torch.nn.Module):
-        return 0
+def _nbytes(part: torch.nn.Module) -> int:
     return sum(tensor.nbytes for tensor in (*part.parameters(), *part.buffers()))

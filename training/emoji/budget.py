@@ -77,6 +77,8 @@ def optimizers_of(
     matrices: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for name, parameter in networks.named_parameters():
+        if not parameter.requires_grad:
+            continue
         by_muon = matrix_rate is not None and parameter.ndim == 2 and "embedding" not in name
         (matrices if by_muon else others).append(parameter)
     on_gpu = others[0].is_cuda
@@ -95,6 +97,7 @@ def optimizers_of(
 class Training:
     """Networks, their moving averages, the optimizers, and how far along they are.
 
+    What needs no gradient is not trained.
     `progress` goes from 0 to 1 over one schedule of the learning rate. A run that was cut off
     goes on with the rest of its schedule; one that had finished begins another.
     """
@@ -108,7 +111,7 @@ class Training:
         matrix_rate: float | None = None,
     ) -> None:
         self.networks, self.path, self.decay = networks, path, decay
-        self.parameters = list(networks.parameters())
+        self.parameters = [p for p in networks.parameters() if p.requires_grad]
         self.averages = [parameter.detach().clone() for parameter in self.parameters]
         self.optimizers = optimizers_of(networks, peak_rate, matrix_rate)
         self.step, self.progress, self.samples = 0, 0.0, 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from training.emoji import train_text
 from training.emoji.budget import Training
 from training.emoji.networks import FULL, TOY, Scale, build_scheduler
 from training.emoji.train_unet import DECAY, PEAK_RATE, build
+from training.saving import ORIGIN, forget
 from training.tokenizer import save_tokenizer
 
 
@@ -38,17 +38,9 @@ def export(out: Path, scale: Scale) -> None:
     shutil.rmtree(out / "pipeline.new", ignore_errors=True)
     pipeline.to(dtype=torch.float16).save_pretrained(out / "pipeline.new")
     save_tokenizer(tokenizer, out / "pipeline.new" / "tokenizer")
-    _forget_origin(out / "pipeline.new")
+    forget(out / "pipeline.new", ORIGIN)
     shutil.rmtree(out / "pipeline", ignore_errors=True)
     (out / "pipeline.new").rename(out / "pipeline")
-
-
-def _forget_origin(folder: Path) -> None:
-    """Removes the path that diffusers notes in the configuration of what it loaded."""
-    for path in folder.rglob("*.json"):
-        config = json.loads(path.read_text())
-        if config.pop("_name_or_path", None) is not None:
-            path.write_text(json.dumps(config, indent=2) + "\n")
 
 
 def main() -> None:

@@ -1,25 +1,17 @@
 """Copies the trained pipeline into the package: float16 weights, without the paths they had."""
 
 import argparse
-import json
 import shutil
 from pathlib import Path
 
 import torch
 from diffusers import StableDiffusionPipeline
 
+from training.saving import ORIGIN, forget
 from training.tokenizer import save_tokenizer
 
 HERE = Path(__file__).parent
 PACKAGED = HERE.parents[1] / "sdbento" / "bundled" / "shapes"
-
-
-def forget_origin(folder: Path) -> None:
-    """Removes the path that diffusers notes in the configuration of what it loaded."""
-    for path in folder.rglob("*.json"):
-        config = json.loads(path.read_text())
-        if config.pop("_name_or_path", None) is not None:
-            path.write_text(json.dumps(config, indent=2) + "\n")
 
 
 def replace_folder(new: Path, target: Path) -> None:
@@ -39,7 +31,7 @@ def export(source: Path, target: Path) -> None:
     pipeline = StableDiffusionPipeline.from_pretrained(source, dtype=torch.float16)
     pipeline.save_pretrained(beside, safe_serialization=True)
     save_tokenizer(pipeline.tokenizer, beside / "tokenizer")
-    forget_origin(beside)
+    forget(beside, ORIGIN)
     replace_folder(beside, target)
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from draw import Rng, Scene, caption_of, paint, sample_scene, unconditional_caption
-from export import PACKAGED, forget_origin
+from export import PACKAGED
 from finetune import OUT, Base, Finetuner, load_base, train
 from train_unet import (
     CAPTIONS_PER_DRAWING,
@@ -26,6 +26,7 @@ from train_unet import (
     tokenize,
     weighted_error,
 )
+from training.saving import ORIGIN, forget
 
 NAME = "shapes-canny"
 EMBEDDING_CHANNELS = (8, 16, 32, 48)
@@ -134,7 +135,7 @@ class ControlNetTask:
         halved = ControlNetModel.from_config(self.controlnet.config)
         halved.load_state_dict(self.controlnet.state_dict())
         halved.half().save_pretrained(folder)
-        forget_origin(folder)
+        forget(folder, ORIGIN)
 
 
 def main() -> None:
