@@ -56,6 +56,12 @@ def icons_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+ADDITIONS = (
+    "training.emoji.train_lora pixel-art --batch 4",
+    "training.emoji.train_lora outline --batch 4",
+    "training.emoji.train_controlnet --batch 4",
+    "training.emoji.train_preview",
+)
 SQUARE = {"width": 32, "height": 32}
 
 
@@ -202,6 +208,12 @@ def test_a_trial_of_all_stages_makes_a_model_that_is_served(
     assert len(read_index(icons_file)) == len(STYLES) * len(SHAPES)
     rows = json.loads((results / "score.json").read_text(encoding="utf-8"))
     assert {row["pictures"] for row in rows} == {"real", "through the autoencoder", "emoji"}
+    for stage in ADDITIONS:
+        command = [sys.executable, "-m", *stage.split(), "--out", str(out), "--minutes", "0.02"]
+        subprocess.run(command, cwd=ROOT, check=True, timeout=300)
+    command = [sys.executable, "-m", "training.emoji.score_effects", "--out", str(out)]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=300)
+    assert (out / "effects.png").exists()
     join(results, tmp_path)
     with serving(tmp_path, SD_MODEL=str(tmp_path / "pipeline")) as server:
         server.wait_until_ready()

@@ -7,7 +7,7 @@ Then all pictures are encoded once, and training needs nothing but what is on th
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,7 +39,10 @@ class Pool:
 
     def batch(self, size: int, unsaid: float = UNSAID) -> tuple[Tensor, Tensor]:
         rows = torch.randint(len(self.latents), (size,), device=self.latents.device)
-        silent = torch.rand(size, 1, device=rows.device) < unsaid
+        return self.at(rows, unsaid)
+
+    def at(self, rows: Tensor, unsaid: float) -> tuple[Tensor, Tensor]:
+        silent = torch.rand(len(rows), 1, device=rows.device) < unsaid
         return self.latents[rows].float(), torch.where(silent, self.empty, self.tokens[rows]).long()
 
 
@@ -69,13 +72,19 @@ def prepare(out: Path, scale: Scale, seed: int) -> None:
     print(f"{len(scenes)} scenes, {len(tokenizer)} tokens", flush=True)
 
 
-@torch.no_grad()
-def encode(vae: AutoencoderKL, pictures: Tensor, layout: Layout, device: str) -> Tensor:
-    """Scaled latents of composed scenes, (n, 4, 16, 16), in half precision."""
-    vae = vae.to(memory_format=memory_format(device))
-    latents = []
+def composed(pictures: Tensor, layout: Layout, device: str) -> Iterator[Tensor]:
+    """The scenes of a layout in parts, (ENCODED, 3, side, side)."""
     for start in range(0, len(layout), ENCODED):
-        images = compose(pictures, layout.rows(slice(start, start + ENCODED), device))
+        yield compose(pictures, layout.rows(slice(start, start + ENCODED), device))
+
+
+@torch.no_grad()
+def encode(out: Path, parts: Iterable[Tensor], device: str) -> Tensor:
+    """Scaled latents of pictures in parts, (n, 4, 16, 16), in half precision."""
+    vae = AutoencoderKL.from_pretrained(out / "vae", dtype=torch.float32)
+    vae = vae.to(device, memory_format=memory_format(device)).eval()
+    latents = []
+    for images in parts:
         with autocast(device):
             images = images.contiguous(memory_format=memory_format(device))
             mode = vae.encode(images).latent_dist.mode()
@@ -88,9 +97,9 @@ def load_pool(out: Path, device: str) -> Pool:
     started = time.monotonic()
     *layout, tokens = torch.load(out / "scenes.pt")
     if not (out / "latents.pt").exists():
-        vae = AutoencoderKL.from_pretrained(out / "vae").to(device, torch.float32).eval()
         pictures = read_pictures(out / "icons.zip").to(device)
-        save(out / "latents.pt", encode(vae, pictures, Layout(*layout), device))
+        parts = composed(pictures, Layout(*layout), device)
+        save(out / "latents.pt", encode(out, parts, device))
     latents = torch.load(out / "latents.pt", map_location=device)
     empty = tokenize(CLIPTokenizer.from_pretrained(out / "tokenizer"), [""])
     deviation = float(latents.float().std())

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPTextModel
@@ -24,6 +26,9 @@ from training.emoji.pool import Pool, load_pool
 PEAK_RATE, DECAY = 8e-4, 0.999
 SNR_BOUND = 5.0
 WARM_UP_STEPS = 3
+
+Predict = Callable[[Tensor, Tensor, Tensor], UNet2DConditionOutput]
+"""Noisy latents, timesteps and contexts to v."""
 
 
 def build(out: Path, scale: Scale, device: str) -> UNet2DConditionModel:
@@ -54,15 +59,18 @@ class Objective:
         self.weights = loss_weights(alphas)
 
     def __call__(self, batch: int) -> Tensor:
-        latents, tokens = self.pool.batch(batch)
+        return self.error(self.unet, *self.pool.batch(batch))
+
+    def error(self, predict: Predict, latents: Tensor, tokens: Tensor) -> Tensor:
+        """Of v as `predict` finds it, from noise, timesteps and contexts drawn here."""
         noise = torch.randn_like(latents)
-        timesteps = torch.randint(1000, (batch,), device=self.device)
+        timesteps = torch.randint(1000, (len(latents),), device=self.device)
         signal, spread = (x[timesteps, None, None, None] for x in (self.signal, self.noise))
         noisy, wanted = signal * latents + spread * noise, signal * noise - spread * latents
         with autocast(self.device):
             with torch.no_grad():
                 context = self.text_encoder(tokens).last_hidden_state
-            predicted = self.unet(noisy, timesteps, context).sample
+            predicted = predict(noisy, timesteps, context).sample
         errors = F.mse_loss(predicted.float(), wanted, reduction="none").mean(dim=(1, 2, 3))
         return (errors * self.weights[timesteps]).mean()
 

@@ -1,6 +1,7 @@
 """Trains the autoencoder of `emoji` on icons on backgrounds; writes out/vae.
 
-Latents of everything that follows depend on it. So once out/vae is there, this does nothing.
+Latents of everything that follows depend on it. So once out/vae is there, this does nothing, or
+with `--decoder` it goes on with the decoder alone, for the same latents.
 """
 
 from __future__ import annotations
@@ -17,60 +18,81 @@ from torch.nn import functional as F
 
 from training.emoji.budget import Budget, Training, autocast, default_device, memory_format
 from training.emoji.compose import compose, random_layout
+from training.emoji.effects import STYLES
 from training.emoji.icons import read_pictures
 from training.emoji.networks import FULL, TOY, Scale, build_vae
 
 KL_WEIGHT, EDGE_WEIGHT = 1e-3, 0.5
 PEAK_RATE, DECAY = 1e-3, 0.998
 ANY_COLOUR = 0.5
+STYLED = 0.1
+"""So many are pixel art, and so many outlines; or the LoRAs could not draw them."""
 
 
-def edge_loss(output: Tensor, target: Tensor) -> Tensor:
-    """L1 between the pixel gradients: what keeps edges sharp and flat areas flat."""
+def distance(output: Tensor, target: Tensor) -> Tensor:
+    """L1 of the pixels, and of their gradients, which keeps edges sharp and flat areas flat."""
     error = output - target
-    return error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+    edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+    return error.abs().mean() + EDGE_WEIGHT * edges
 
 
-def sample(pictures: Tensor, count: int) -> Tensor:
-    """Random icons on random backgrounds, (count, 3, side, side)."""
+def sample(pictures: Tensor, count: int, styled: float = 0.0) -> Tensor:
+    """Random icons on random backgrounds, (count, 3, side, side), some of them in each style."""
     icons = torch.randint(len(pictures), (count,), device=pictures.device)
-    return compose(pictures, random_layout(icons, ANY_COLOUR))
+    layout = random_layout(icons, ANY_COLOUR)
+    images = compose(pictures, layout)
+    for draw in STYLES.values():
+        chosen = torch.rand(count, 1, 1, 1, device=images.device) < styled
+        images = torch.where(chosen, draw(images, layout.backgrounds), images)
+    return images
 
 
 def loss_of(vae: AutoencoderKL, images: Tensor, device: str) -> Tensor:
     with autocast(device):
         posterior = vae.encode(images).latent_dist
         output = vae.decode(posterior.sample()).sample
-    output = output.float()
     kl = posterior.kl().float().mean() / posterior.mean[0].numel()
-    loss: Tensor = F.l1_loss(output, images) + EDGE_WEIGHT * edge_loss(output, images)
-    loss += KL_WEIGHT * kl
+    loss: Tensor = distance(output.float(), images) + KL_WEIGHT * kl
     return loss
+
+
+def decoder_loss_of(vae: AutoencoderKL, images: Tensor, device: str) -> Tensor:
+    with autocast(device):
+        with torch.no_grad():
+            latents = vae.encode(images).latent_dist.mode()
+        output = vae.decode(latents).sample
+    return distance(output.float(), images)
 
 
 @torch.no_grad()
 def finish(vae: AutoencoderKL, pictures: Tensor, folder: Path) -> None:
-    """Measures the scale of the latents and the error, and writes the autoencoder."""
+    """Measures the error, and the scale of the latents if it is not known; writes out/vae."""
     images = torch.cat([sample(pictures, 16) for _ in range(8)])
     latents = torch.cat([vae.encode(part).latent_dist.mode() for part in images.split(16)])
     decoded = torch.cat([vae.decode(part).sample for part in latents.split(16)]).clamp(-1, 1)
-    vae.register_to_config(scaling_factor=float(1 / latents.std()))
+    if not folder.exists():
+        vae.register_to_config(scaling_factor=float(1 / latents.std()))
     error = F.mse_loss(decoded, images).item()
     psnr = 10 * math.log10(4 / error)
     print(f"PSNR {psnr:.1f} dB, scaling {vae.config.scaling_factor:.3f}", flush=True)
     vae.save_pretrained(folder)
 
 
-def train(out: Path, scale: Scale, budget: Budget, device: str) -> None:
+def train(out: Path, scale: Scale, budget: Budget, device: str, decoder: bool) -> None:
     torch.manual_seed(0)
     pictures = read_pictures(out / "icons.zip").to(device)
     order = memory_format(device)
-    vae = build_vae(scale).to(device, memory_format=order)
-    training = Training(vae, PEAK_RATE, out / "vae.pt", DECAY)
+    vae = AutoencoderKL.from_pretrained(out / "vae") if decoder else build_vae(scale)
+    vae = vae.to(device, memory_format=order).train()
+    if decoder:
+        vae.encoder.requires_grad_(False)
+        vae.quant_conv.requires_grad_(False)
+    training = Training(vae, PEAK_RATE, out / ("decoder.pt" if decoder else "vae.pt"), DECAY)
+    loss_of_images = decoder_loss_of if decoder else loss_of
 
     def loss() -> Tensor:
-        images = sample(pictures, scale.vae_batch)
-        return loss_of(vae, images.contiguous(memory_format=order), device)
+        images = sample(pictures, scale.vae_batch, STYLED)
+        return loss_of_images(vae, images.contiguous(memory_format=order), device)
 
     training.run(loss, scale.vae_batch, budget)
     training.use_averages()
@@ -83,15 +105,16 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--toy", action="store_true")
     parser.add_argument("--batch", type=int, help="pictures a step; a CPU wants fewer")
+    parser.add_argument("--decoder", action="store_true", help="goes on with the decoder alone")
     parser.add_argument("--device", default=default_device())
     options = parser.parse_args()
-    if (options.out / "vae" / "config.json").exists():
+    if (options.out / "vae" / "config.json").exists() and not options.decoder:
         print("the autoencoder is there; nothing to do")
         return
     budget = Budget(options.minutes * 60)
     scale = TOY if options.toy else FULL
     scale = replace(scale, vae_batch=options.batch or scale.vae_batch)
-    train(options.out, scale, budget, options.device)
+    train(options.out, scale, budget, options.device, options.decoder)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,59 @@
+"""What the additions to `emoji` draw: scenes as pixel art and as outlines, and their edges.
+
+Pictures are (n, 3, side, side) in [-1, 1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+BLOCK, LEVELS = 8, 5
+"""Pixel art: the side of its pixels, and how many levels each channel has."""
+STEP, WIDTH = 0.35, 3
+"""Outlines: how much a channel changes where there is a line, and how wide lines are."""
+BRIGHT = -0.1
+"""On a background that is brighter, lines are black, else white."""
+CANNY = (100, 200)
+"""The thresholds of the canny preprocessor."""
+
+
+def pixel_art(images: Tensor, grounds: Tensor) -> Tensor:
+    """Large pixels of few colours; the background (n, 3), in [0, 1], keeps its own."""
+    whole = (F.avg_pool2d(images, BLOCK) + 1) / 2
+    few = (whole * (LEVELS - 1)).round() / (LEVELS - 1)
+    ground = grounds[:, :, None, None]
+    few = torch.where((whole - ground).abs().amax(1, keepdim=True) < 0.03, ground, few)
+    return F.interpolate(few, scale_factor=BLOCK) * 2 - 1
+
+
+def outline(images: Tensor, grounds: Tensor) -> Tensor:
+    """Lines where colours change, and the background (n, 3), in [0, 1], everywhere else."""
+    across = F.pad(images, (1, 1, 0, 0), mode="replicate")
+    along = F.pad(images, (0, 0, 1, 1), mode="replicate")
+    change = (across[..., 2:] - across[..., :-2]).abs() + (
+        along[..., 2:, :] - along[..., :-2, :]
+    ).abs()
+    lines = change.amax(dim=1, keepdim=True) > 2 * STEP
+    lines = F.max_pool2d(lines.float(), WIDTH, 1, WIDTH // 2) > 0
+    ground = (grounds * 2 - 1)[:, :, None, None]
+    ink = torch.where(ground.mean(dim=1, keepdim=True) > BRIGHT, -0.9, 1.0)
+    return torch.where(lines, ink, ground).expand_as(images)
+
+
+def edges_of(images: Tensor) -> Tensor:
+    """White edges on black, (n, 1, side, side) bytes, as the server's canny finds them."""
+    pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+    found = [cv2.Canny(np.ascontiguousarray(image), *CANNY) for image in pixels]
+    return torch.from_numpy(np.stack(found))[:, None]
+
+
+STYLES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "pixel-art": pixel_art,
+    "outline": outline,
+}

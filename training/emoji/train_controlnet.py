@@ -1,0 +1,111 @@
+"""Trains a ControlNet (Zhang et al. 2023) for `emoji` that follows canny edges.
+
+It is trained for the model in out/pipeline, and half of the captions say nothing, so that the
+edges decide what is where. It has no cross-attention: edges need no words, and without it half the
+weights suffice. A run that was cut off goes on from out/canny.pt.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from diffusers import ControlNetModel, UNet2DConditionModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
+from torch import Tensor
+
+from training.emoji.budget import Budget, Training, default_device, save
+from training.emoji.compose import Layout
+from training.emoji.effects import edges_of
+from training.emoji.icons import read_pictures
+from training.emoji.pool import composed, load_pool
+from training.emoji.train_lora import load_base
+from training.emoji.train_unet import Objective
+from training.saving import ORIGIN, forget
+
+EMBEDDING_CHANNELS = (16, 24, 32, 64)
+UNSAID = 0.5
+PEAK_RATE, DECAY = 8e-4, 0.998
+
+
+def build(unet: UNet2DConditionModel) -> ControlNetModel:
+    """The UNet's first half without its attention, with the UNet's weights."""
+    levels = len(unet.config.block_out_channels)
+    network = ControlNetModel(
+        down_block_types=("DownBlock2D",) * levels,
+        mid_block_type="UNetMidBlock2D",
+        block_out_channels=unet.config.block_out_channels,
+        layers_per_block=unet.config.layers_per_block,
+        cross_attention_dim=unet.config.cross_attention_dim,
+        attention_head_dim=unet.config.attention_head_dim,
+        norm_num_groups=unet.config.norm_num_groups,
+        conditioning_embedding_out_channels=EMBEDDING_CHANNELS,
+    )
+    own = network.state_dict()
+    weights = {name: value for name, value in unet.state_dict().items() if name in own}
+    network.load_state_dict(weights, strict=False)
+    return network
+
+
+def load_edges(out: Path, count: int) -> Tensor:
+    """Edges of the first scenes, (n, 1, side, side) bytes; kept for a resumed run."""
+    path = out / "edges.pt"
+    if not path.exists():
+        *parts, _ = torch.load(out / "scenes.pt")
+        layout = Layout(*parts).rows(slice(count), "cpu")
+        scenes = composed(read_pictures(out / "icons.zip"), layout, "cpu")
+        save(path, torch.cat([edges_of(images) for images in scenes]))
+    edges: Tensor = torch.load(path)
+    return edges
+
+
+class Controlled:
+    """The loss of the UNet, which stays as it is, with a ControlNet that sees the edges."""
+
+    def __init__(self, controlnet: ControlNetModel, objective: Objective, edges: Tensor) -> None:
+        self.controlnet, self.objective, self.edges = controlnet, objective, edges
+
+    def __call__(self, batch: int) -> Tensor:
+        pool = self.objective.pool
+        rows = torch.randint(len(self.edges), (batch,), device=self.edges.device)
+        edges = self.edges[rows].expand(-1, 3, -1, -1).float() / 255
+
+        def predict(noisy: Tensor, timesteps: Tensor, context: Tensor) -> UNet2DConditionOutput:
+            skips, middle = self.controlnet(
+                noisy, timesteps, context, controlnet_cond=edges, return_dict=False
+            )
+            return self.objective.unet(
+                noisy,
+                timesteps,
+                context,
+                down_block_additional_residuals=skips,
+                mid_block_additional_residual=middle,
+            )
+
+        return self.objective.error(predict, *pool.at(rows, UNSAID))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "out")
+    parser.add_argument("--minutes", type=float, default=20.0)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--scenes", type=int, default=32768)
+    parser.add_argument("--device", default=default_device())
+    options = parser.parse_args()
+    out, device = options.out, options.device
+    base = load_base(out, device)
+    torch.manual_seed(5)
+    controlnet = build(base.unet).to(device)
+    objective = Objective(base.unet, base.text_encoder, load_pool(out, device), device)
+    loss = Controlled(controlnet, objective, load_edges(out, options.scenes).to(device))
+    training = Training(controlnet, PEAK_RATE, out / "canny.pt", DECAY)
+    training.run(lambda: loss(options.batch), options.batch, Budget(options.minutes * 60))
+    training.use_averages()
+    controlnet.half().save_pretrained(out / "emoji-canny")
+    forget(out / "emoji-canny", ORIGIN)
+
+
+if __name__ == "__main__":
+    main()

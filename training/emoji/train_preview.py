@@ -1,0 +1,34 @@
+"""Trains the decoder of previews of `emoji`; writes out/emoji-preview."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from training.emoji.budget import default_device
+from training.emoji.compose import Layout
+from training.emoji.icons import read_pictures
+from training.emoji.pool import composed, load_pool
+from training.preview import train_preview
+
+SCENES = 4096
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "out")
+    parser.add_argument("--minutes", type=float, default=3.0)
+    parser.add_argument("--device", default=default_device())
+    options = parser.parse_args()
+    out, device = options.out, options.device
+    *parts, _ = torch.load(out / "scenes.pt")
+    layout = Layout(*parts).rows(slice(SCENES), device)
+    images = torch.cat([*composed(read_pictures(out / "icons.zip").to(device), layout, device)])
+    latents = load_pool(out, device).latents[:SCENES].float()
+    train_preview(latents, images, out / "emoji-preview", out / "preview.pt", options.minutes)
+
+
+if __name__ == "__main__":
+    main()
