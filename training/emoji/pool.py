@@ -58,18 +58,22 @@ def vocabulary(catalogue: Catalogue) -> Iterator[str]:
 
 def prepare(out: Path, scale: Scale, seed: int) -> None:
     """Writes out/tokenizer, unless it is there, and out/scenes.pt."""
-    catalogue = Catalogue(read_index(out / "icons.zip"))
     if not (out / "tokenizer").exists():
-        tokenizer = build_tokenizer(vocabulary(catalogue), scale.merges)
-        save_tokenizer(tokenizer, out / "tokenizer")
-    tokenizer = CLIPTokenizer.from_pretrained(out / "tokenizer")
-    rng = np.random.default_rng(seed)
-    scenes = [catalogue.sample(rng) for _ in range(scale.scenes)]
-    layout = layout_of(scenes)
-    tokens = tokenize(tokenizer, [scene.caption for scene in scenes])
+        words = vocabulary(Catalogue(read_index(out / "icons.zip")))
+        save_tokenizer(build_tokenizer(words, scale.merges), out / "tokenizer")
+    layout, tokens = sample_scenes(out, scale.scenes, seed)
     save(out / "scenes.pt", (layout.icons, layout.boxes, layout.backgrounds, tokens))
     (out / "latents.pt").unlink(missing_ok=True)
-    print(f"{len(scenes)} scenes, {len(tokenizer)} tokens", flush=True)
+    print(f"{len(layout)} scenes", flush=True)
+
+
+def sample_scenes(out: Path, count: int, seed: int) -> tuple[Layout, Tensor]:
+    """Random scenes and the tokens of their captions, (count, 77)."""
+    catalogue = Catalogue(read_index(out / "icons.zip"))
+    rng = np.random.default_rng(seed)
+    scenes = [catalogue.sample(rng) for _ in range(count)]
+    tokenizer = CLIPTokenizer.from_pretrained(out / "tokenizer")
+    return layout_of(scenes), tokenize(tokenizer, [scene.caption for scene in scenes])
 
 
 def composed(pictures: Tensor, layout: Layout, device: str) -> Iterator[Tensor]:
