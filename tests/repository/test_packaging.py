@@ -305,4 +305,4 @@ def test_the_choice_of_gpu_follows_the_catalogue() -> None:
         )
         assert all(spec.memory_gb <= SHARE * template["pools"][pool] for pool in choice["pools"])
     drawing = {spec.name for spec in catalog.list() if not spec.inpaints and not spec.refines}
-    assert drawing - {"shapes"} == set(template["gpus"])
+    assert drawing - {"shapes", "emoji"} == set(template["gpus"])

@@ -22,7 +22,7 @@ SHRUNK = 0.55
 
 @dataclass(frozen=True)
 class Layout:
-    """`n` scenes: icons (n, 2), boxes (n, 2, 3), and backgrounds (n, 3) in [0, 1]."""
+    """`n` scenes: icons (n, k), boxes (n, k, 3), and backgrounds (n, 3) in [0, 1]."""
 
     icons: Tensor
     boxes: Tensor
@@ -46,7 +46,9 @@ def layout_of(scenes: Sequence[Scene]) -> Layout:
     return Layout(icons, boxes, grounds)
 
 
-def random_layout(icons: Tensor, any_colour: float = 0.0) -> Layout:
+def random_layout(
+    icons: Tensor, sides: tuple[float, float] = (0.42, 0.92), any_colour: float = 0.0
+) -> Layout:
     """Each of `icons` (n,) alone, at a random place, on a random background.
 
     `any_colour` of the backgrounds are no colours of the palette. Makes no captions, so it
@@ -57,11 +59,10 @@ def random_layout(icons: Tensor, any_colour: float = 0.0) -> Layout:
     grounds = palette[torch.randint(len(palette), (count,), device=device)]
     free = torch.rand(count, 1, device=device) < any_colour
     grounds = torch.where(free, torch.rand(count, 3, device=device), grounds)
-    side = 0.42 + 0.5 * torch.rand(count, 1, device=device)
+    side = sides[0] + (sides[1] - sides[0]) * torch.rand(count, 1, device=device)
     centre = 0.5 + (torch.rand(count, 2, device=device) - 0.5) * (1 - side)
     box = torch.cat([centre, side], dim=1)
-    nothing = torch.full_like(icons, NOTHING)
-    return Layout(torch.stack([icons, nothing], 1), torch.stack([box, box], 1), grounds)
+    return Layout(icons[:, None], box[:, None], grounds)
 
 
 def compose(pictures: Tensor, layout: Layout) -> Tensor:

@@ -11,9 +11,8 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline
 from transformers import CLIPTokenizer
 
 from training.emoji import train_text
-from training.emoji.budget import Training
 from training.emoji.networks import FULL, TOY, Scale, build_scheduler
-from training.emoji.train_unet import DECAY, PEAK_RATE, build
+from training.emoji.train_unet import build, training_of
 from training.saving import ORIGIN, forget
 from training.tokenizer import save_tokenizer
 
@@ -23,7 +22,7 @@ def export(out: Path, scale: Scale) -> None:
     if not any((out / name).exists() for name in ("unet.pt", "unet.start.pt")):
         raise SystemExit("there is no checkpoint to export")
     unet = build(out, scale, "cpu")
-    Training(unet, PEAK_RATE, out / "unet.pt", DECAY).use_averages()
+    training_of(unet, out).use_averages()
     tokenizer = CLIPTokenizer.from_pretrained(out / "tokenizer")
     pipeline = StableDiffusionPipeline(
         vae=AutoencoderKL.from_pretrained(out / "vae"),

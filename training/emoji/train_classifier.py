@@ -6,18 +6,21 @@ It sees all icons, those that are held out from the model too: it has to know th
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from training.emoji.budget import Budget, Training, autocast, default_device
+from training.emoji.budget import Budget, Training, autocast, default_device, memory_format
 from training.emoji.compose import compose, random_layout
 from training.emoji.icons import read_index, read_pictures
 from training.emoji.networks import FULL, TOY, Classifier, Scale
 
 PEAK_RATE, DECAY = 1e-3, 0.998
+SIDES = (0.7, 0.8)
+"""Sides of icons as parts of the picture's; those that are judged have the ordinary size."""
 
 
 def names_of(path: Path) -> list[str]:
@@ -43,9 +46,9 @@ def train(out: Path, scale: Scale, budget: Budget, device: str) -> None:
 
     def loss() -> Tensor:
         icons = torch.randint(len(pictures), (scale.classifier_batch,), device=device)
-        images = blurred(compose(pictures, random_layout(icons)))
+        images = blurred(compose(pictures, random_layout(icons, SIDES)))
         with autocast(device):
-            logits = classifier(images.contiguous(memory_format=torch.channels_last))
+            logits = classifier(images.contiguous(memory_format=memory_format(device)))
         return F.cross_entropy(logits.float(), labels[icons])
 
     training.run(loss, scale.classifier_batch, budget)
@@ -63,9 +66,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "out")
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--toy", action="store_true")
+    parser.add_argument("--batch", type=int, help="pictures a step; a CPU wants fewer")
     parser.add_argument("--device", default=default_device())
     options = parser.parse_args()
     scale = TOY if options.toy else FULL
+    scale = replace(scale, classifier_batch=options.batch or scale.classifier_batch)
     train(options.out, scale, Budget(options.minutes * 60), options.device)
 
 

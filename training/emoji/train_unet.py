@@ -23,7 +23,7 @@ from training.emoji.budget import Budget, Training, autocast, default_device, ta
 from training.emoji.networks import FULL, TOY, Scale, build_scheduler, build_unet
 from training.emoji.pool import Pool, load_pool
 
-PEAK_RATE, DECAY = 8e-4, 0.999
+PEAK_RATE, MATRIX_RATE, DECAY = 8e-4, 3e-3, 0.999
 SNR_BOUND = 5.0
 WARM_UP_STEPS = 3
 
@@ -35,6 +35,10 @@ def build(out: Path, scale: Scale, device: str) -> UNet2DConditionModel:
     network = build_unet(scale)
     take_start(network, out / "unet.start.pt")
     return network.to(device, memory_format=torch.channels_last)
+
+
+def training_of(network: UNet2DConditionModel, out: Path) -> Training:
+    return Training(network, PEAK_RATE, out / "unet.pt", DECAY, MATRIX_RATE)
 
 
 def loss_weights(alphas: Tensor) -> Tensor:
@@ -98,7 +102,7 @@ def train(out: Path, scale: Scale, budget: Budget, device: str, compiled: bool) 
     began = time.monotonic()
     pool = load_pool(out, device)
     unet = build(out, scale, device)
-    training = Training(unet, PEAK_RATE, out / "unet.pt", DECAY)
+    training = training_of(unet, out)
     torch.manual_seed(training.step)
     if compiled:
         compile_unet(unet)

@@ -39,7 +39,7 @@ def distance(output: Tensor, target: Tensor) -> Tensor:
 def sample(pictures: Tensor, count: int, styled: float = 0.0) -> Tensor:
     """Random icons on random backgrounds, (count, 3, side, side), some of them in each style."""
     icons = torch.randint(len(pictures), (count,), device=pictures.device)
-    layout = random_layout(icons, ANY_COLOUR)
+    layout = random_layout(icons, any_colour=ANY_COLOUR)
     images = compose(pictures, layout)
     for draw in STYLES.values():
         chosen = torch.rand(count, 1, 1, 1, device=images.device) < styled
