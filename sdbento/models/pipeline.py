@@ -89,14 +89,13 @@ def networks(resident: Resident) -> Iterator[torch.nn.Module]:
     if isinstance(resident, ControlNet):
         yield resident.module
         return
-    yield from modules(resident.pipe)
-    if resident.preview_decoder is not None:
-        yield resident.preview_decoder
+    yield from modules(resident.pipe, resident.preview_decoder)
 
 
-def modules(pipe: Any) -> Iterator[torch.nn.Module]:
-    """The pipeline's networks."""
-    return (part for part in pipe.components.values() if isinstance(part, torch.nn.Module))
+def modules(pipe: Any, preview_decoder: Any | None = None) -> Iterator[torch.nn.Module]:
+    """The networks of a stock pipeline, and the decoder of its previews if there is one."""
+    parts = (*pipe.components.values(), preview_decoder)
+    return (part for part in parts if isinstance(part, torch.nn.Module))
 
 
 def num_bytes(parts: Iterable[torch.nn.Module]) -> int:

@@ -91,7 +91,7 @@ def _load_model(
         pipe.vae.to(vae_dtype)
     _order_in_memory(pipe, settings, device)
     preview_decoder = _load_preview_decoder(spec, dtype)
-    parts = [*modules(pipe), *([preview_decoder] if preview_decoder else [])]
+    parts = [*modules(pipe, preview_decoder)]
     move(parts, device)
     if settings.precision == "fp8" and device.type == "cuda":
         fp8.convert(pipe.unet)

@@ -11,6 +11,7 @@ import pytest
 from sdbento.catalog.families import Family
 from sdbento.catalog.lookup import Catalog
 from sdbento.catalog.specs import (
+    ModelSpec,
     catalogued,
     catalogued_controlnets,
     catalogued_loras,
@@ -42,6 +43,11 @@ def test_no_two_entries_share_a_name_or_a_source() -> None:
 
 def test_every_family_has_configurations_for_its_single_files() -> None:
     assert {family_configs(family).family for family in Family} == set(Family)
+
+
+def test_a_spec_without_a_projection_takes_its_familys() -> None:
+    spec = ModelSpec("x", Family.SDXL, (), 64, 64, 4, 5.0, None, 0.1)
+    assert spec.latent_rgb == make().resolve("sdxl").latent_rgb
 
 
 @pytest.mark.parametrize(

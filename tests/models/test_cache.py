@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -30,7 +31,7 @@ from sdbento.models import cache as model_cache
 from sdbento.models.cache import PipelineCache
 from sdbento.models.leases import Lease
 from sdbento.models.memory.offload import Offloaded
-from sdbento.models.pipeline import ControlNet, networks
+from sdbento.models.pipeline import ControlNet
 from tests.support.fake_loader import GB, SOON, FakeLoader, control, spec
 from tests.support.metrics import counted
 
@@ -788,10 +789,13 @@ def test_the_embedded_model_is_leased_and_ready(tmp_path: Path) -> None:
             assert not pipeline.is_sdxl
             [(name, nbytes, leased)] = cache.loaded()
             assert (name, leased) == ("shapes", True)
-            assert nbytes == sum(map(_nbytes, networks(pipeline)))
+            parts = [*pipeline.pipe.components.values(), pipeline.preview_decoder]
+            assert nbytes == sum(_nbytes(part) for part in parts)
     finally:
         cache.close()
 
 
-def _nbytes(part: torch.nn.Module) -> int:
+def _nbytes(part: Any) -> int:
+    if not isinstance(part, torch.nn.Module):
+        return 0
     return sum(tensor.nbytes for tensor in (*part.parameters(), *part.buffers()))
