@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import cv2
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
+
+from sdbento.images.preprocessors import canny
 
 BLOCK, LEVELS = 8, 5
 """Pixel art: the side of its pixels, and how many levels each channel has."""
@@ -19,8 +21,6 @@ STEP, WIDTH = 0.35, 3
 """Outlines: how much a channel changes where there is a line, and how wide lines are."""
 BRIGHT = -0.1
 """On a background that is brighter, lines are black, else white."""
-CANNY = (100, 200)
-"""The thresholds of the canny preprocessor."""
 
 
 def pixel_art(images: Tensor, grounds: Tensor) -> Tensor:
@@ -49,7 +49,7 @@ def outline(images: Tensor, grounds: Tensor) -> Tensor:
 def edges_of(images: Tensor) -> Tensor:
     """White edges on black, (n, 1, side, side) bytes, as the server's canny finds them."""
     pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
-    found = [cv2.Canny(np.ascontiguousarray(image), *CANNY) for image in pixels]
+    found = [np.asarray(canny(Image.fromarray(image)))[..., 0] for image in pixels]
     return torch.from_numpy(np.stack(found))[:, None]
 
 

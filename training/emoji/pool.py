@@ -76,8 +76,15 @@ def sample_scenes(out: Path, count: int, seed: int) -> tuple[Layout, Tensor]:
     return layout_of(scenes), tokenize(tokenizer, [scene.caption for scene in scenes])
 
 
-def composed(pictures: Tensor, layout: Layout, device: str) -> Iterator[Tensor]:
+def load_scenes(out: Path, count: int | None = None) -> tuple[Layout, Tensor]:
+    """The first scenes of out/scenes.pt, or all, and the tokens of their captions."""
+    *layout, tokens = torch.load(out / "scenes.pt")
+    return Layout(*layout).rows(slice(count), "cpu"), tokens[:count]
+
+
+def composed(out: Path, layout: Layout, device: str) -> Iterator[Tensor]:
     """The scenes of a layout in parts, (ENCODED, 3, side, side)."""
+    pictures = read_pictures(out / "icons.zip").to(device)
     for start in range(0, len(layout), ENCODED):
         yield compose(pictures, layout.rows(slice(start, start + ENCODED), device))
 
@@ -99,11 +106,9 @@ def encode(out: Path, parts: Iterable[Tensor], device: str) -> Tensor:
 def load_pool(out: Path, device: str) -> Pool:
     """The pool on `device`; the first call encodes the pictures and writes out/latents.pt."""
     started = time.monotonic()
-    *layout, tokens = torch.load(out / "scenes.pt")
+    layout, tokens = load_scenes(out)
     if not (out / "latents.pt").exists():
-        pictures = read_pictures(out / "icons.zip").to(device)
-        parts = composed(pictures, Layout(*layout), device)
-        save(out / "latents.pt", encode(out, parts, device))
+        save(out / "latents.pt", encode(out, composed(out, layout, device), device))
     latents = torch.load(out / "latents.pt", map_location=device)
     empty = tokenize(CLIPTokenizer.from_pretrained(out / "tokenizer"), [""])
     deviation = float(latents.float().std())

@@ -16,10 +16,8 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import Tensor
 
 from training.emoji.budget import Budget, Training, default_device, save
-from training.emoji.compose import Layout
 from training.emoji.effects import edges_of
-from training.emoji.icons import read_pictures
-from training.emoji.pool import composed, load_pool
+from training.emoji.pool import composed, load_pool, load_scenes
 from training.emoji.train_lora import load_base
 from training.emoji.train_unet import Objective
 from training.saving import ORIGIN, forget
@@ -52,10 +50,8 @@ def load_edges(out: Path, count: int) -> Tensor:
     """Edges of the first scenes, (n, 1, side, side) bytes; kept for a resumed run."""
     path = out / "edges.pt"
     if not path.exists():
-        *parts, _ = torch.load(out / "scenes.pt")
-        layout = Layout(*parts).rows(slice(count), "cpu")
-        scenes = composed(read_pictures(out / "icons.zip"), layout, "cpu")
-        save(path, torch.cat([edges_of(images) for images in scenes]))
+        layout, _ = load_scenes(out, count)
+        save(path, torch.cat([edges_of(images) for images in composed(out, layout, "cpu")]))
     edges: Tensor = torch.load(path)
     return edges
 

@@ -16,10 +16,8 @@ from peft import LoraConfig, get_peft_model_state_dict
 from torch import Tensor
 
 from training.emoji.budget import Budget, Training, default_device, save
-from training.emoji.compose import Layout
 from training.emoji.effects import STYLES
-from training.emoji.icons import read_pictures
-from training.emoji.pool import ENCODED, Pool, composed, encode, load_pool
+from training.emoji.pool import ENCODED, Pool, composed, encode, load_pool, load_scenes
 from training.emoji.train_unet import Objective
 
 RANK = 16
@@ -40,11 +38,9 @@ def load_base(out: Path, device: str) -> StableDiffusionPipeline:
 
 def styled(out: Path, style: str, count: int) -> Iterator[Tensor]:
     """The first scenes in a style, in parts."""
-    *parts, _ = torch.load(out / "scenes.pt")
-    layout = Layout(*parts).rows(slice(count), "cpu")
+    layout, _ = load_scenes(out, count)
     grounds = layout.backgrounds.split(ENCODED)
-    scenes = composed(read_pictures(out / "icons.zip"), layout, "cpu")
-    for images, ground in zip(scenes, grounds, strict=True):
+    for images, ground in zip(composed(out, layout, "cpu"), grounds, strict=True):
         yield STYLES[style](images, ground)
 
 

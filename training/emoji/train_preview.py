@@ -8,9 +8,7 @@ from pathlib import Path
 import torch
 
 from training.emoji.budget import default_device
-from training.emoji.compose import Layout
-from training.emoji.icons import read_pictures
-from training.emoji.pool import composed, load_pool
+from training.emoji.pool import composed, load_pool, load_scenes
 from training.preview import train_preview
 
 SCENES = 4096
@@ -23,9 +21,8 @@ def main() -> None:
     parser.add_argument("--device", default=default_device())
     options = parser.parse_args()
     out, device = options.out, options.device
-    *parts, _ = torch.load(out / "scenes.pt")
-    layout = Layout(*parts).rows(slice(SCENES), device)
-    images = torch.cat([*composed(read_pictures(out / "icons.zip").to(device), layout, device)])
+    layout, _ = load_scenes(out, SCENES)
+    images = torch.cat([*composed(out, layout, device)])
     latents = load_pool(out, device).latents[:SCENES].float()
     train_preview(latents, images, out / "emoji-preview", out / "preview.pt", options.minutes)
 

@@ -19,7 +19,6 @@ from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from training.emoji.budget import Budget, Training, autocast, default_device, take_start
-from training.emoji.icons import read_pictures
 from training.emoji.networks import FULL, TOY, Scale, build_text_encoder
 from training.emoji.pool import Pool, composed, encode, load_pool, prepare, sample_scenes
 
@@ -89,8 +88,7 @@ def measure(network: CLIPTextModel, out: Path, empty: Tensor) -> None:
     """
     device = empty.device.type
     layout, tokens = sample_scenes(out, UNSEEN, seed=77)
-    pictures = read_pictures(out / "icons.zip").to(device)
-    latents = encode(out, composed(pictures, layout, device), device).float()
+    latents = encode(out, composed(out, layout, device), device).float()
     tokens = tokens.to(device)
     found = told(network(tokens.long()).last_hidden_state, latents.shape[-1])
     said = (tokens != empty).any(dim=1)
