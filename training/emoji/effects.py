@@ -1,4 +1,4 @@
-"""What the additions to `emoji` draw: scenes as pixel art and as outlines, and their edges.
+"""What the additions to `emoji` draw: scenes as pixel art and as outlines.
 
 Pictures are (n, 3, side, side) in [-1, 1].
 """
@@ -7,13 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
-
-from sdbento.images.preprocessors import canny
 
 BLOCK, LEVELS = 8, 5
 """Pixel art: the side of its pixels, and how many levels each channel has."""
@@ -44,13 +40,6 @@ def outline(images: Tensor, grounds: Tensor) -> Tensor:
     ground = (grounds * 2 - 1)[:, :, None, None]
     ink = torch.where(ground.mean(dim=1, keepdim=True) > BRIGHT, -0.9, 1.0)
     return torch.where(lines, ink, ground).expand_as(images)
-
-
-def edges_of(images: Tensor) -> Tensor:
-    """White edges on black, (n, 1, side, side) bytes, as the server's canny finds them."""
-    pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
-    found = [np.asarray(canny(Image.fromarray(image)))[..., 0] for image in pixels]
-    return torch.from_numpy(np.stack(found))[:, None]
 
 
 STYLES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {

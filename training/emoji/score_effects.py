@@ -20,7 +20,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from training.emoji.captions import COLOURS
-from training.emoji.effects import BLOCK, STYLES, edges_of
+from training.emoji.edges import edges_of
+from training.emoji.effects import BLOCK, STYLES
 from training.emoji.icons import read_index, read_pictures
 from training.emoji.score import GUIDANCE, STEPS, generate, prompt_of, questions, real, save_grid
 

@@ -16,7 +16,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import Tensor
 
 from training.emoji.budget import Budget, Training, default_device, save
-from training.emoji.effects import edges_of
+from training.emoji.edges import edges_of
 from training.emoji.pool import composed, load_pool, load_scenes
 from training.emoji.train_lora import load_base
 from training.emoji.train_unet import Objective
