@@ -112,6 +112,7 @@ async def test_jobs_wait_while_another_process_locks_the_database(
         other.execute("BEGIN EXCLUSIVE")
         server.app.gate.set()
         assert "does not answer" in await refused(server)
+        server.jobs._store._database.engine.dispose()  # the next connection is a new one
         assert (await server.jobs.get(accepted)).status == "IN_PROGRESS"  # can still be read
         other.execute("ROLLBACK")
         other.close()

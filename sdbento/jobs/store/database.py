@@ -26,7 +26,6 @@ from sdbento.errors import Unavailable
 
 FILE = "jobs.db"
 PRAGMAS = (
-    "auto_vacuum = INCREMENTAL",  # first: it has no effect once there are tables
     "journal_mode = WAL",
     "synchronous = FULL",  # a commit survives a power failure
     "secure_delete = FAST",  # what is deleted is overwritten where that costs nothing
@@ -126,6 +125,11 @@ def _address(url: str | None, folder: Path) -> URL:
 
 
 def _set_pragmas(connection: Any, _record: object) -> None:
+    (pages,) = connection.execute("PRAGMA page_count").fetchone()
+    if not pages:
+        # Without effect once there are tables; it would then wait for whoever writes, even where
+        # the connection is only read with.
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL").close()
     for pragma in PRAGMAS:
         connection.execute(f"PRAGMA {pragma}").close()
 
