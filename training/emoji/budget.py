@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+from argparse import ArgumentParser
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
+
+from training.emoji.icons import OUT
 
 WARMUP = 0.04
 LAST_RATE = 0.01
@@ -51,6 +54,19 @@ def autocast(device: str) -> contextlib.AbstractContextManager[None]:
 def memory_format(device: str) -> torch.memory_format:
     """Of pictures and convolutions; on a CPU, group norms in channels-last order are slow."""
     return torch.channels_last if device == "cuda" else torch.contiguous_format
+
+
+def arguments(purpose: str | None, minutes: float, batch: int | None = None) -> ArgumentParser:
+    """What every script that trains can be told: --out, --minutes, --batch, --device.
+
+    batch: without one, that of the scale.
+    """
+    parser = ArgumentParser(description=purpose)
+    parser.add_argument("--out", type=Path, default=OUT, help="where all stages work")
+    parser.add_argument("--minutes", type=float, default=minutes)
+    parser.add_argument("--batch", type=int, default=batch, help="samples a step")
+    parser.add_argument("--device", default=default_device())
+    return parser
 
 
 def save(path: Path, state: Any) -> None:

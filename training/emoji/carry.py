@@ -19,9 +19,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from training.emoji.budget import save
+from training.emoji.icons import OUT
 
 ROOT = Path(__file__).parents[2]
-OUT = Path(__file__).parent / "out"
 FOLDER = ROOT / ".emoji-gpu"
 WHEELS = ("diffusers", "importlib_metadata")
 PART_BYTES = 2**24 - 2**16

@@ -11,6 +11,7 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline
 from transformers import CLIPTokenizer
 
 from training.emoji import train_text
+from training.emoji.icons import OUT
 from training.emoji.networks import FULL, TOY, Scale, build_scheduler
 from training.emoji.train_unet import build, training_of
 from training.saving import ORIGIN, forget
@@ -44,7 +45,7 @@ def export(out: Path, scale: Scale) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "out")
+    parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--toy", action="store_true")
     options = parser.parse_args()
     export(options.out, TOY if options.toy else FULL)

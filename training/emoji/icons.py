@@ -18,6 +18,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+OUT = Path(__file__).parent / "out"
+"""Where all stages work, unless they are told another folder."""
 SIDE = 128
 QUALITY = 80
 """Of the WebP pictures: all of them together take about 15 MB, transparency included."""

@@ -22,9 +22,8 @@ import resvg_py
 from PIL import Image
 
 from training.emoji.captions import COLOURS
-from training.emoji.icons import SIDE, Icon, write
+from training.emoji.icons import OUT, SIDE, Icon, write
 
-OUT = Path(__file__).parent / "out"
 PACKAGES = {
     "3d": "@iconify-json/fluent-emoji@1.2.7",  # MIT
     "flat": "@iconify-json/fluent-emoji-flat@1.2.6",  # MIT

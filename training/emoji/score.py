@@ -29,7 +29,7 @@ from training.emoji.captions import (
     with_article,
 )
 from training.emoji.compose import Layout, compose, layout_of
-from training.emoji.icons import Icon, read_index, read_pictures
+from training.emoji.icons import OUT, Icon, read_index, read_pictures
 from training.emoji.networks import FULL, TOY, Classifier, Scale
 from training.emoji.train_classifier import load
 
@@ -224,7 +224,7 @@ def score(out: Path, scale: Scale, device: str, count: int | None) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "out")
+    parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--toy", action="store_true")
     parser.add_argument("--device", default=default_device())
     options = parser.parse_args()

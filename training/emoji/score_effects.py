@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from training.emoji.captions import COLOURS
 from training.emoji.edges import edges_of
 from training.emoji.effects import BLOCK, STYLES
-from training.emoji.icons import read_index, read_pictures
+from training.emoji.icons import OUT, read_index, read_pictures
 from training.emoji.score import GUIDANCE, STEPS, generate, prompt_of, questions, real, save_grid
 
 COUNT, SHOWN = 48, 8
@@ -121,7 +121,7 @@ def score(out: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "out")
+    parser.add_argument("--out", type=Path, default=OUT)
     score(parser.parse_args().out)
 
 

@@ -5,7 +5,6 @@ It sees all icons, those that are held out from the model too: it has to know th
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from training.emoji.budget import Budget, Training, autocast, default_device, memory_format
+from training.emoji.budget import Budget, Training, arguments, autocast, memory_format
 from training.emoji.compose import compose, random_layout
 from training.emoji.icons import read_index, read_pictures
 from training.emoji.networks import FULL, TOY, Classifier, Scale
@@ -62,12 +61,8 @@ def load(out: Path, scale: Scale, device: str) -> Classifier:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "out")
-    parser.add_argument("--minutes", type=float, default=60.0)
+    parser = arguments(__doc__, minutes=60.0)
     parser.add_argument("--toy", action="store_true")
-    parser.add_argument("--batch", type=int, help="pictures a step; a CPU wants fewer")
-    parser.add_argument("--device", default=default_device())
     options = parser.parse_args()
     scale = TOY if options.toy else FULL
     scale = replace(scale, classifier_batch=options.batch or scale.classifier_batch)

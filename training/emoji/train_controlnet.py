@@ -7,7 +7,6 @@ weights suffice. A run that was cut off goes on from out/canny.pt.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import torch
@@ -15,7 +14,7 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import Tensor
 
-from training.emoji.budget import Budget, Training, default_device, save
+from training.emoji.budget import Budget, Training, arguments, save
 from training.emoji.edges import edges_of
 from training.emoji.pool import composed, load_pool, load_scenes
 from training.emoji.train_lora import load_base
@@ -83,12 +82,8 @@ class Controlled:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "out")
-    parser.add_argument("--minutes", type=float, default=20.0)
-    parser.add_argument("--batch", type=int, default=64)
+    parser = arguments(__doc__, minutes=20.0, batch=64)
     parser.add_argument("--scenes", type=int, default=32768)
-    parser.add_argument("--device", default=default_device())
     options = parser.parse_args()
     out, device = options.out, options.device
     base = load_base(out, device)

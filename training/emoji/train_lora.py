@@ -6,7 +6,6 @@ It is trained for the model in out/pipeline. A run that was cut off goes on from
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from peft import LoraConfig, get_peft_model_state_dict
 from torch import Tensor
 
-from training.emoji.budget import Budget, Training, default_device, save
+from training.emoji.budget import Budget, Training, arguments, save
 from training.emoji.effects import STYLES
 from training.emoji.pool import ENCODED, Pool, composed, encode, load_pool, load_scenes
 from training.emoji.train_unet import Objective
@@ -61,13 +60,9 @@ def write(unet: UNet2DConditionModel, folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = arguments(__doc__, minutes=15.0, batch=64)
     parser.add_argument("style", choices=STYLES)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "out")
-    parser.add_argument("--minutes", type=float, default=15.0)
-    parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--scenes", type=int, default=16384)
-    parser.add_argument("--device", default=default_device())
     options = parser.parse_args()
     out, device = options.out, options.device
     pool = styled_pool(out, options.style, options.scenes, device)

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from training.emoji.budget import default_device
+from training.emoji.icons import OUT
 from training.emoji.pool import composed, load_pool, load_scenes
 from training.preview import train_preview
 
@@ -16,7 +17,7 @@ SCENES = 4096
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "out")
+    parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--minutes", type=float, default=3.0)
     parser.add_argument("--device", default=default_device())
     options = parser.parse_args()

@@ -8,7 +8,6 @@ cross-attention, makes a picture of it. A run that was cut off goes on from out/
 
 from __future__ import annotations
 
-import argparse
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from training.emoji.budget import Budget, Training, autocast, default_device, take_start
+from training.emoji.budget import Budget, Training, arguments, autocast, take_start
 from training.emoji.networks import FULL, TOY, Scale, build_text_encoder
 from training.emoji.pool import Pool, composed, encode, load_pool, prepare, sample_scenes
 
@@ -97,16 +96,12 @@ def measure(network: CLIPTextModel, out: Path, empty: Tensor) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "out")
-    parser.add_argument("--minutes", type=float, default=30.0)
+    parser = arguments(__doc__, minutes=30.0)
     parser.add_argument("--toy", action="store_true")
-    parser.add_argument("--batch", type=int, help="captions a step; a CPU wants fewer")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--prepare", action="store_true", help="only make the captions")
     parser.add_argument("--scenes", type=int, help="pictures with captions that are made")
     parser.add_argument("--seed", type=int, default=2, help="of the captions")
-    parser.add_argument("--device", default=default_device())
     options = parser.parse_args()
     scale = TOY if options.toy else FULL
     scale = replace(

@@ -5,7 +5,6 @@ The text encoder stays as train_text.py left it. A run that was cut off goes on 
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,7 +18,7 @@ from torch.nn import functional as F
 from transformers import CLIPTextModel
 
 from training.emoji import train_text
-from training.emoji.budget import Budget, Training, autocast, default_device, take_start
+from training.emoji.budget import Budget, Training, arguments, autocast, take_start
 from training.emoji.networks import FULL, TOY, Scale, build_scheduler, build_unet
 from training.emoji.pool import Pool, load_pool
 
@@ -114,14 +113,10 @@ def train(out: Path, scale: Scale, budget: Budget, device: str, compiled: bool) 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "out")
-    parser.add_argument("--minutes", type=float, default=60.0)
+    parser = arguments(__doc__, minutes=60.0)
     parser.add_argument("--toy", action="store_true")
-    parser.add_argument("--batch", type=int, help="pictures a step; a CPU wants fewer")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--warm-up", action="store_true", help="only compile")
-    parser.add_argument("--device", default=default_device())
     options = parser.parse_args()
     out, scale = options.out, TOY if options.toy else FULL
     scale = replace(scale, unet_batch=options.batch or scale.unet_batch)

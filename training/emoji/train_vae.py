@@ -6,7 +6,6 @@ with `--decoder` it goes on with the decoder alone, for the same latents.
 
 from __future__ import annotations
 
-import argparse
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.nn import functional as F
 
-from training.emoji.budget import Budget, Training, autocast, default_device, memory_format
+from training.emoji.budget import Budget, Training, arguments, autocast, memory_format
 from training.emoji.compose import compose, random_layout
 from training.emoji.effects import STYLES
 from training.emoji.icons import read_pictures
@@ -100,13 +99,9 @@ def train(out: Path, scale: Scale, budget: Budget, device: str, decoder: bool) -
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "out")
-    parser.add_argument("--minutes", type=float, default=60.0)
+    parser = arguments(__doc__, minutes=60.0)
     parser.add_argument("--toy", action="store_true")
-    parser.add_argument("--batch", type=int, help="pictures a step; a CPU wants fewer")
     parser.add_argument("--decoder", action="store_true", help="goes on with the decoder alone")
-    parser.add_argument("--device", default=default_device())
     options = parser.parse_args()
     if (options.out / "vae" / "config.json").exists() and not options.decoder:
         print("the autoencoder is there; nothing to do")
