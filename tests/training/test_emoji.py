@@ -82,6 +82,18 @@ def test_an_icon_fills_its_box_and_the_background_the_rest(icons_file: Path) -> 
     assert backgrounds_of(image[None]) == ["yellow"]
 
 
+def test_a_scene_stands_in_the_middle_of_other_sizes(icons_file: Path) -> None:
+    pictures = read_pictures(icons_file)
+    layout = layout_of([Scene((2,), ((0.5, 0.5, 0.75),), "pink", "a green kite")])
+    square = compose(pictures, layout)
+    upright = compose(pictures, layout, (192, 128))
+    assert torch.allclose(upright[:, :, 32:160], square, atol=1e-3)
+    assert backgrounds_of(upright[:, :, :32]) == backgrounds_of(upright[:, :, 160:]) == ["pink"]
+    double = compose(pictures, layout, (256, 256))
+    halved = torch.nn.functional.avg_pool2d(double, 2)
+    assert (halved - square).abs().mean() < 0.02
+
+
 def test_training_shows_nothing_that_is_held_out() -> None:
     icons = many_icons()
     catalogue = Catalogue(icons)

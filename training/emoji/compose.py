@@ -14,6 +14,8 @@ from torch.nn import functional as F
 
 from training.emoji.captions import COLOURS, Scene
 
+Size = tuple[int, int]
+"""Height and width in pixels."""
 NOTHING = -1
 """The second icon of a scene that has one."""
 SHRUNK = 0.55
@@ -65,31 +67,38 @@ def random_layout(
     return Layout(icons[:, None], box[:, None], grounds)
 
 
-def compose(pictures: Tensor, layout: Layout) -> Tensor:
-    """Scenes as (n, 3, side, side) in [-1, 1], of `pictures`: RGBA bytes (m, 4, side, side)."""
+def compose(pictures: Tensor, layout: Layout, size: Size | None = None) -> Tensor:
+    """Scenes as (n, 3, *size) in [-1, 1], of `pictures`: RGBA bytes (m, 4, side, side).
+
+    size: without one, that of the pictures. A scene is square; in a size that is not, it stands
+    in the middle, with more background on two sides.
+    """
     side = pictures.shape[-1]
-    canvas = layout.backgrounds[:, :, None, None].expand(-1, -1, side, side)
+    size = size or (side, side)
+    canvas = layout.backgrounds[:, :, None, None].expand(-1, -1, *size)
     for layer in range(layout.icons.shape[1]):
-        ink = _placed(pictures, layout.icons[:, layer], layout.boxes[:, layer])
+        ink = _placed(pictures, layout.icons[:, layer], layout.boxes[:, layer], size)
         canvas = ink[:, :3] + canvas * (1 - ink[:, 3:])
     return canvas * 2 - 1
 
 
-def _placed(pictures: Tensor, icons: Tensor, boxes: Tensor) -> Tensor:
+def _placed(pictures: Tensor, icons: Tensor, boxes: Tensor, size: Size) -> Tensor:
     """Icons in their boxes, colours multiplied by alpha; transparent elsewhere."""
     ink = pictures[icons.clamp(min=0)].float() / 255
     ink = torch.cat([ink[:, :3] * ink[:, 3:], ink[:, 3:]], dim=1)
     coarse = F.interpolate(F.avg_pool2d(ink, 2), scale_factor=2, mode="bilinear")
     ink = torch.where((boxes[:, 2] < SHRUNK)[:, None, None, None], coarse, ink)
     ink = ink * (icons >= 0)[:, None, None, None]
-    return F.grid_sample(ink, _grid(boxes, ink.shape), align_corners=False)
+    return F.grid_sample(ink, _grid(boxes, size), align_corners=False)
 
 
-def _grid(boxes: Tensor, shape: Sequence[int]) -> Tensor:
+def _grid(boxes: Tensor, size: Size) -> Tensor:
     """Where in the icon each pixel of the picture lies, for grid_sample."""
+    height, width = size
     scale = 1 / boxes[:, 2]
     shift = -(boxes[:, :2] * 2 - 1) * scale[:, None]
     matrix = torch.zeros(len(boxes), 2, 3, device=boxes.device)
-    matrix[:, 0, 0] = matrix[:, 1, 1] = scale
+    matrix[:, 0, 0] = scale * width / min(size)
+    matrix[:, 1, 1] = scale * height / min(size)
     matrix[:, :, 2] = shift
-    return F.affine_grid(matrix, list(shape), align_corners=False)
+    return F.affine_grid(matrix, [len(boxes), 4, height, width], align_corners=False)

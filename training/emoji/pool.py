@@ -6,8 +6,9 @@ Then all pictures are encoded once, and training needs nothing but what is on th
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,8 +20,8 @@ from transformers import CLIPTokenizer
 
 from training.emoji.budget import autocast, memory_format, save
 from training.emoji.captions import NEGATIVES, Catalogue
-from training.emoji.compose import Layout, compose, layout_of
-from training.emoji.icons import read_index, read_pictures
+from training.emoji.compose import Layout, Size, compose, layout_of
+from training.emoji.icons import SIDE, read_index, read_pictures
 from training.emoji.networks import Scale, tokenize
 from training.tokenizer import build_tokenizer, save_tokenizer
 
@@ -31,7 +32,7 @@ ENCODED = 256  # pictures at once
 
 @dataclass(frozen=True)
 class Pool:
-    """Latents (n, 4, 16, 16), scaled, tokens of their captions (n, 77), and of an empty one."""
+    """Latents (n, 4, h, w), scaled, tokens of their captions (n, 77), and of an empty one."""
 
     latents: Tensor
     tokens: Tensor
@@ -63,7 +64,8 @@ def prepare(out: Path, scale: Scale, seed: int) -> None:
         save_tokenizer(build_tokenizer(words, scale.merges), out / "tokenizer")
     layout, tokens = sample_scenes(out, scale.scenes, seed)
     save(out / "scenes.pt", (layout.icons, layout.boxes, layout.backgrounds, tokens))
-    (out / "latents.pt").unlink(missing_ok=True)
+    for made_of_them in ("latents.pt", "sizes.pt"):
+        (out / made_of_them).unlink(missing_ok=True)
     print(f"{len(layout)} scenes", flush=True)
 
 
@@ -82,16 +84,17 @@ def load_scenes(out: Path, count: int | None = None) -> tuple[Layout, Tensor]:
     return Layout(*layout).rows(slice(count), "cpu"), tokens[:count]
 
 
-def composed(out: Path, layout: Layout, device: str) -> Iterator[Tensor]:
-    """The scenes of a layout in parts, (ENCODED, 3, side, side)."""
+def composed(out: Path, layout: Layout, device: str, size: Size | None = None) -> Iterator[Tensor]:
+    """The scenes of a layout in parts, (ENCODED, 3, *size); fewer at once if they are larger."""
     pictures = read_pictures(out / "icons.zip").to(device)
-    for start in range(0, len(layout), ENCODED):
-        yield compose(pictures, layout.rows(slice(start, start + ENCODED), device))
+    count = ENCODED if size is None else max(1, ENCODED * SIDE**2 // math.prod(size))
+    for start in range(0, len(layout), count):
+        yield compose(pictures, layout.rows(slice(start, start + count), device), size)
 
 
 @torch.no_grad()
 def encode(out: Path, parts: Iterable[Tensor], device: str) -> Tensor:
-    """Scaled latents of pictures in parts, (n, 4, 16, 16), in half precision."""
+    """Scaled latents of pictures in parts, (n, 4, h, w), in half precision."""
     vae = AutoencoderKL.from_pretrained(out / "vae", dtype=torch.float32)
     vae = vae.to(device, memory_format=memory_format(device)).eval()
     latents = []
@@ -115,3 +118,17 @@ def load_pool(out: Path, device: str) -> Pool:
     seconds = time.monotonic() - started
     print(f"{len(latents)} latents, deviation {deviation:.3f}, {seconds:.0f} s", flush=True)
     return Pool(latents, tokens.to(device), empty.to(device))
+
+
+def load_sizes(out: Path, plain: Pool, sizes: Mapping[Size, int], device: str) -> dict[Size, Pool]:
+    """The first scenes of `plain` at other sizes, so many of each; made by the first call."""
+    path = out / "sizes.pt"
+    if not path.exists():
+        save(path, {size: _latents_at(out, size, count, device) for size, count in sizes.items()})
+    latents: dict[Size, Tensor] = torch.load(path, map_location=device)
+    return {size: Pool(own, plain.tokens[: len(own)], plain.empty) for size, own in latents.items()}
+
+
+def _latents_at(out: Path, size: Size, count: int, device: str) -> Tensor:
+    layout, _ = load_scenes(out, count)
+    return encode(out, composed(out, layout, device, size), device)

@@ -5,8 +5,9 @@ The text encoder stays as train_text.py left it. A run that was cut off goes on 
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,12 +20,23 @@ from transformers import CLIPTextModel
 
 from training.emoji import train_text
 from training.emoji.budget import Budget, Training, arguments, autocast, take_start
+from training.emoji.compose import Size
+from training.emoji.icons import SIDE
 from training.emoji.networks import FULL, TOY, Scale, build_scheduler, build_unet
-from training.emoji.pool import Pool, load_pool
+from training.emoji.pool import Pool, load_pool, load_sizes
 
 PEAK_RATE, MATRIX_RATE, DECAY = 8e-4, 3e-3, 0.999
 SNR_BOUND = 5.0
 WARM_UP_STEPS = 3
+# Other sizes in pixels, height and width: how many pictures of each, and in what part of the steps
+# they are shown. What programs ask for, and what outpainting and a second pass make.
+SIZES: dict[Size, tuple[int, float]] = {
+    (128, 192): (2048, 0.06),
+    (192, 128): (2048, 0.06),
+    (192, 192): (2048, 0.06),
+    (256, 256): (4096, 0.2),
+    (512, 512): (512, 0.06),
+}
 
 Predict = Callable[[Tensor, Tensor, Tensor], UNet2DConditionOutput]
 """Noisy latents, timesteps and contexts to v."""
@@ -97,6 +109,27 @@ def warm_up(out: Path, scale: Scale, device: str) -> None:
     print("compiled", flush=True)
 
 
+class AllSizes:
+    """The objective at the native size, and in some steps at another of SIZES.
+
+    Larger pictures come in smaller batches, so that all steps take about as long.
+    """
+
+    def __init__(self, native: Objective, others: Mapping[Size, Pool]) -> None:
+        self.native, self.pools = native, [*others.values()]
+        self.areas = [math.prod(size) / SIDE**2 for size in others]
+        parts = [SIZES[size][1] for size in others]
+        self.parts = torch.tensor([*parts, 1 - sum(parts)])
+
+    def __call__(self, batch: int) -> Tensor:
+        chosen = int(torch.multinomial(self.parts, 1))
+        if chosen == len(self.pools):
+            return self.native(batch)
+        count = max(1, round(batch / self.areas[chosen]))
+        eager = self.native.unet.forward  # or every size would be compiled
+        return self.native.error(eager, *self.pools[chosen].batch(count))
+
+
 def train(out: Path, scale: Scale, budget: Budget, device: str, compiled: bool) -> None:
     began = time.monotonic()
     pool = load_pool(out, device)
@@ -105,7 +138,9 @@ def train(out: Path, scale: Scale, budget: Budget, device: str, compiled: bool) 
     torch.manual_seed(training.step)
     if compiled:
         compile_unet(unet)
-    objective = Objective(unet, train_text.load(out, scale, device), pool, device)
+    native = Objective(unet, train_text.load(out, scale, device), pool, device)
+    counts = {size: min(count, scale.scenes) for size, (count, _) in SIZES.items()}
+    objective = AllSizes(native, load_sizes(out, pool, counts, device))
     millions = sum(parameter.numel() for parameter in training.parameters) / 1e6
     print(f"{millions:.1f} M parameters, from step {training.step}", flush=True)
     left = Budget(budget.seconds - (time.monotonic() - began), budget.min_steps)
