@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from training.emoji import render, report  # noqa: E402
-from training.emoji.budget import Budget, Training  # noqa: E402
+from training.emoji.budget import Budget, KernelMuon, Training, as_matrix  # noqa: E402
 from training.emoji.captions import (  # noqa: E402
     COLOURS,
     STYLES,
@@ -205,6 +205,23 @@ def test_weights_in_8_bits_are_nearly_the_same() -> None:
 def test_the_document_has_the_figures_of_the_last_run() -> None:
     text = report.DOCUMENT.read_text(encoding="utf-8")
     assert report.written(text) == text, "run `python -m training.emoji.report`"
+
+
+def test_a_kernel_is_trained_as_the_matrix_that_it_is() -> None:
+    torch.manual_seed(0)
+    numbers = torch.randn(8, 6, 3, 3)
+    kernel = torch.nn.Parameter(numbers.contiguous(memory_format=torch.channels_last))
+    before = as_matrix(kernel.detach()).clone()
+    matrix = torch.nn.Parameter(before.clone())
+    assert matrix.shape == (8, 9 * 6)
+    gradient = torch.randn(kernel.shape)
+    kernel.grad, matrix.grad = gradient, as_matrix(gradient)
+    for parameter in (kernel, matrix):
+        KernelMuon([parameter], rate=0.01).step()
+    assert torch.equal(as_matrix(kernel.detach()), matrix)
+    assert not torch.equal(matrix, before)
+    with pytest.raises(ValueError, match="channels-last"):
+        KernelMuon([torch.nn.Parameter(numbers)], rate=0.01)
 
 
 @pytest.mark.long

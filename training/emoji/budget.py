@@ -22,6 +22,8 @@ from training.emoji.icons import OUT
 
 WARMUP = 0.04
 LAST_RATE = 0.01
+AT_AN_END = ("embedding", "conv_in", "conv_out")
+"""Parts of names: what turns tokens, timesteps and latents into features, and back."""
 REPORT_EVERY = 20  # steps; the device is waited for only then
 
 
@@ -83,10 +85,34 @@ def take_start(network: nn.Module, path: Path) -> None:
         print(f"{path.name}: goes on from an earlier run", flush=True)
 
 
+class KernelMuon(Muon):
+    """Muon (Jordan et al. 2024), which takes a convolution's kernel for a matrix with a row for
+    each channel that it makes. Kernels have to be in channels-last order."""
+
+    def __init__(self, parameters: list[nn.Parameter], rate: float) -> None:
+        self.own = parameters
+        self.matrices = [nn.Parameter(as_matrix(parameter.detach())) for parameter in parameters]
+        for parameter, matrix in zip(parameters, self.matrices, strict=True):
+            if parameter.data_ptr() != matrix.data_ptr():
+                raise ValueError("a kernel is not in channels-last order")
+        as_adam = "match_rms_adamw"  # updates of the size that AdamW's have
+        super().__init__(self.matrices, rate, weight_decay=1e-3, adjust_lr_fn=as_adam)
+
+    def step(self) -> None:  # type: ignore[override]
+        for parameter, matrix in zip(self.own, self.matrices, strict=True):
+            matrix.grad = None if parameter.grad is None else as_matrix(parameter.grad)
+        super().step()  # type: ignore[no-untyped-call]
+
+
+def as_matrix(kernel: Tensor) -> Tensor:
+    """(out, in, h, w) as (out, h x w x in), a view if that is how it lies in memory."""
+    return kernel if kernel.ndim == 2 else kernel.permute(0, 2, 3, 1).flatten(1)
+
+
 def optimizers_of(
     networks: nn.Module, peak_rate: float, matrix_rate: float | None
 ) -> list[Optimizer]:
-    """AdamW; with a `matrix_rate`, Muon (Jordan et al. 2024) for matrices that are no embeddings.
+    """AdamW; with a `matrix_rate`, Muon for matrices and kernels that are not at either end.
 
     A peak rate is the `initial_lr` of its groups.
     """
@@ -95,16 +121,15 @@ def optimizers_of(
     for name, parameter in networks.named_parameters():
         if not parameter.requires_grad:
             continue
-        by_muon = matrix_rate is not None and parameter.ndim == 2 and "embedding" not in name
+        at_an_end = any(part in name for part in AT_AN_END)
+        by_muon = matrix_rate is not None and parameter.ndim in (2, 4) and not at_an_end
         (matrices if by_muon else others).append(parameter)
     on_gpu = others[0].is_cuda
     optimizers: list[Optimizer] = [
         AdamW(others, peak_rate, betas=(0.9, 0.99), weight_decay=1e-3, fused=on_gpu or None)
     ]
     if matrix_rate is not None:
-        as_adam = "match_rms_adamw"  # updates of the size that AdamW's have
-        muon = Muon(matrices, matrix_rate, weight_decay=1e-3, adjust_lr_fn=as_adam)
-        optimizers.append(muon)
+        optimizers.append(KernelMuon(matrices, matrix_rate))
     for group in (group for optimizer in optimizers for group in optimizer.param_groups):
         group["initial_lr"] = group["lr"]
     return optimizers

@@ -64,8 +64,8 @@ def prepare(out: Path, scale: Scale, seed: int) -> None:
         save_tokenizer(build_tokenizer(words, scale.merges), out / "tokenizer")
     layout, tokens = sample_scenes(out, scale.scenes, seed)
     save(out / "scenes.pt", (layout.icons, layout.boxes, layout.backgrounds, tokens))
-    for made_of_them in ("latents.pt", "sizes.pt"):
-        (out / made_of_them).unlink(missing_ok=True)
+    for made_of_them in (*out.glob("latents*.pt"), out / "sizes.pt", out / "edges.pt"):
+        made_of_them.unlink(missing_ok=True)
     print(f"{len(layout)} scenes", flush=True)
 
 
