@@ -14,13 +14,13 @@ URL = sys.argv[1] if len(sys.argv) > 1 else "http://localhost:3000"
 
 
 def main() -> None:
-    prompt = "a green triangle on a white background"
+    prompt = "a red apple on a blue background"
     with bentoml.SyncHTTPClient(URL) as client:
         image = client.txt2img(prompt=prompt, seed=3)
         print(f"one image, a PIL image: {image.size}")
-        image.save("triangle.png")
-        source = Path("triangle.png")  # the client sends files by their paths
-        again = client.img2img(prompt="a red square", image=source, strength=0.9)
+        image.save("apple.png")
+        source = Path("apple.png")  # the client sends files by their paths
+        again = client.img2img(prompt="an orange", image=source, strength=0.9)
         print(f"another one out of it: {again.size}")
         answer = client.generate(prompt=prompt, seed=3, num_images=2)
         print(f"two images: seeds {answer['seeds']}, {answer['timings']['total']:.2f} s")

@@ -14,14 +14,14 @@ from sdbento.errors import InvalidParameter
 
 URL = sys.argv[1] if len(sys.argv) > 1 else "http://localhost:3000"
 KEY = sys.argv[2] if len(sys.argv) > 2 else None
-PROMPT = "a green triangle on a white background"
+PROMPT = "a red apple on a blue background"
 
 
 def images(client: Client) -> None:
     made = client.generate(PROMPT, seed=3, num_images=2)
     print(f"two images: seeds {made.seeds}, {made.timings.total:.2f} s")
-    print(f"saved as {', '.join(map(str, made.save('triangle.png')))}")
-    edited = client.edit(made.image.to_pil(), "a red square", strength=0.9, seed=3)
+    print(f"saved as {', '.join(map(str, made.save('apple.png')))}")
+    edited = client.edit(made.image.to_pil(), "an orange", strength=0.9, seed=3)
     print(f"another one out of the first: {edited.image.to_pil().size}")
     try:
         client.generate(PROMPT, width=500)

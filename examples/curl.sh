@@ -13,14 +13,14 @@ ask() { # one call: the path, then curl's own options
 }
 key=${2:-}
 
-ask /txt2img --output triangle.png \
-    --data '{"prompt": "a green triangle on a white background", "seed": 3}'
-echo "one image: $(wc -c <triangle.png) bytes"
+ask /txt2img --output apple.png \
+    --data '{"prompt": "a red apple on a blue background", "seed": 3}'
+echo "one image: $(wc -c <apple.png) bytes"
 
-ask /img2img --output square.png \
-    --form image=@triangle.png --form prompt="a red square" --form strength=0.9
-echo "another one out of it: $(wc -c <square.png) bytes"
+ask /img2img --output orange.png \
+    --form image=@apple.png --form prompt="an orange" --form strength=0.9
+echo "another one out of it: $(wc -c <orange.png) bytes"
 
 echo "as it is made:"
-ask /generate_stream --no-buffer --data '{"prompt": "a white ring", "num_inference_steps": 5}' |
+ask /generate_stream --no-buffer --data '{"prompt": "a birthday cake", "num_inference_steps": 5}' |
     sed -n 's/^event: //p' | uniq -c

@@ -13,7 +13,7 @@ from openai import OpenAI
 
 URL = sys.argv[1] if len(sys.argv) > 1 else "http://localhost:3000"
 KEY = sys.argv[2] if len(sys.argv) > 2 else "none"  # the SDK asks for one
-PROMPT = "a green triangle on a white background"
+PROMPT = "a red apple on a blue background"
 
 
 def main() -> None:
@@ -24,11 +24,11 @@ def main() -> None:
     own = {"seed": 3, "num_inference_steps": 20}  # any field of docs/requests.md
     made = client.images.generate(model=model, prompt=PROMPT, size="auto", extra_body=own)
     assert made.data and made.data[0].b64_json
-    Path("triangle.png").write_bytes(b64decode(made.data[0].b64_json))
+    Path("apple.png").write_bytes(b64decode(made.data[0].b64_json))
     print(f"one image: {made.size}")
 
-    with Path("triangle.png").open("rb") as image:
-        edited = client.images.edit(model=model, image=image, prompt="a red square")
+    with Path("apple.png").open("rb") as image:
+        edited = client.images.edit(model=model, image=image, prompt="an orange")
     print(f"another one out of it: {edited.size}")
 
     stream = client.images.generate(

@@ -13,7 +13,7 @@ import runpod
 
 URL = sys.argv[1] if len(sys.argv) > 1 else "http://localhost:3000"
 KEY = sys.argv[2] if len(sys.argv) > 2 else "none"  # the SDK asks for one
-INPUT = {"prompt": "a green triangle on a white background", "seed": 3, "return": "full"}
+INPUT = {"prompt": "a red apple on a blue background", "seed": 3, "return": "full"}
 
 
 def main() -> None:
@@ -21,7 +21,7 @@ def main() -> None:
     endpoint = runpod.Endpoint("any-name")
 
     output = endpoint.run_sync({"input": INPUT})
-    Path("triangle.png").write_bytes(b64decode(output["images"][0]))
+    Path("apple.png").write_bytes(b64decode(output["images"][0]))
     print(f"one image: seed {output['seeds'][0]}")
 
     job = endpoint.run({"input": INPUT})

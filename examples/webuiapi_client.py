@@ -12,7 +12,7 @@ import webuiapi
 
 URL = urlsplit(sys.argv[1] if len(sys.argv) > 1 else "http://localhost:3000")
 KEY = sys.argv[2] if len(sys.argv) > 2 else None
-PROMPT = "a green triangle on a white background"
+PROMPT = "a red apple on a blue background"
 
 
 def main() -> None:
@@ -21,11 +21,11 @@ def main() -> None:
         api.set_auth("", KEY)  # the user's name does not matter
 
     made = api.txt2img(prompt=PROMPT, seed=3, steps=20, width=128, height=128)
-    made.image.save("triangle.png")
+    made.image.save("apple.png")
     print(f"one image by {made.info['sd_model_name']}: {made.image.size}, seed {made.info['seed']}")
 
     again = api.img2img(
-        [made.image], prompt="a red square", seed=3, denoising_strength=0.9, width=128, height=128
+        [made.image], prompt="an orange", seed=3, denoising_strength=0.9, width=128, height=128
     )
     print(f"another one out of it: {again.image.size}")
 

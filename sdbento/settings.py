@@ -61,7 +61,7 @@ class Settings(BaseModel):
         min_length=1,
         validation_alias=_names("SD_MODEL"),
         description="Default model: a name of the catalogue, a Hub id, a diffusers folder or a "
-        ".safetensors file; unset: SDXL base if there is a GPU, else `shapes` (a RunPod worker "
+        ".safetensors file; unset: SDXL base if there is a GPU, else `emoji` (a RunPod worker "
         "always takes SDXL base)",
     )
     precision: Precision = Field(

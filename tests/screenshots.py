@@ -14,18 +14,18 @@ from tests.support.server import ROOT, Server, serving
 
 IMAGES = ROOT / "docs" / "images"
 PROMPTS = (
-    "a large yellow star on a black background",
-    "a small white ring on a purple background",
-    "a large green triangle on an orange background",
-    "a large blue cross on a yellow background",
-    "a large red circle on a blue background",
+    "a penguin on a light blue background",
+    "a robot on a purple background, flat style",
+    "a pineapple on a pink background",
+    "a ghost on an orange background",
+    "a red apple on a blue background",
 )
-OUTLINE = {"lora": [{"model_id": "outline"}], "num_images": 3, "num_inference_steps": 100}
+OUTLINE = {"lora": [{"model_id": "emoji-outline"}], "num_images": 3, "num_inference_steps": 100}
 BATCH = (  # small images, for which large batches pay on a CPU, too
-    ("127.0.0.1", {"prompt": "a large red circle", "scheduler": "Euler a"}),
+    ("127.0.0.1", {"prompt": "a red apple", "scheduler": "Euler a"}),
     ("127.0.0.2", {"prompt": "another's", "scheduler": "UniPC", "num_inference_steps": 120}),
-    ("127.0.0.1", {"prompt": "a green triangle", "scheduler": "DPM++ 2M Karras"} | OUTLINE),
-    ("127.0.0.1", {"prompt": "a yellow star", "num_images": 8, "num_inference_steps": 60}),
+    ("127.0.0.1", {"prompt": "a green frog", "scheduler": "DPM++ 2M Karras"} | OUTLINE),
+    ("127.0.0.1", {"prompt": "a pizza", "num_images": 8, "num_inference_steps": 60}),
 )
 
 
@@ -39,13 +39,13 @@ def make(page: Page, prompt: str, seed: int) -> None:
 def main() -> None:
     with (
         tempfile.TemporaryDirectory() as folder,
-        serving(Path(folder)) as server,
+        serving(Path(folder), SD_MODEL="emoji") as server,
         browsing() as browser,
     ):
         server.wait_until_ready()
         size = {"width": 1280, "height": 800}
         with profile(browser, server.url, viewport=size, color_scheme="light") as context:
-            page = open_page(context)
+            page = open_page(context, model="emoji")
             for seed, prompt in enumerate(PROMPTS):
                 make(page, prompt, seed)
             page.get_by_role("heading", name="sdbento").click()

@@ -2,7 +2,7 @@
 
     python -m tools.batch_animation           # --draw: only from the recording that is there
 
-A server on `shapes` is started, and GET /batch is written down, a snapshot for every UNet call; a
+A server on `emoji` is started, and GET /batch is written down, a snapshot for every UNet call; a
 recording that misses one is made again. Requests come while others are under way, each once the
 first has done so many steps. The time is scaled, and nothing else is.
 """
@@ -12,19 +12,26 @@ from __future__ import annotations
 import argparse
 import asyncio
 import tempfile
+from base64 import b64encode
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from sdbento.client import AsyncClient
+from sdbento.client.answers import GeneratedImage, Generation
 from sdbento.live.batch import Batch
 from tests.support.server import serving
 from tools.batch_drawing import Call, Recording, Request, drawn
 
 IMAGES = Path(__file__).parent.parent / "docs" / "images"
 RECORDING, DRAWING = IMAGES / "batch.json", IMAGES / "batch.svg"
-OUTLINE, CHECKER = ({"model_id": name, "weight": 1.0} for name in ("outline", "checker"))
+OUTLINE = {"model_id": "emoji-outline", "weight": 1.0}
+THUMBNAIL = 76
+"""The side of a picture in the drawing, in its own pixels."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +43,11 @@ class Asked:
 
 
 SCENE = (
-    Asked(0, {"prompt": "a red circle", "num_inference_steps": 24, "scheduler": "Euler a"}),
+    Asked(0, {"prompt": "a red apple", "num_inference_steps": 24, "scheduler": "Euler a"}),
     Asked(
         2,
         {
-            "prompt": "a green triangle",
+            "prompt": "a frog",
             "num_inference_steps": 14,
             "scheduler": "DPM++ 2M Karras",
             "lora": [OUTLINE],
@@ -49,7 +56,7 @@ SCENE = (
     Asked(
         6,
         {
-            "prompt": "a blue ring",
+            "prompt": "a blue heart",
             "num_inference_steps": 4,
             "scheduler": "UniPC",
             "guidance_scale": 1.0,
@@ -58,14 +65,13 @@ SCENE = (
     Asked(
         9,
         {
-            "prompt": "a yellow star",
+            "prompt": "a cat face",
             "num_inference_steps": 12,
             "scheduler": "DDIM",
-            "lora": [CHECKER],
             "num_images": 2,
         },
     ),
-    Asked(14, {"prompt": "a white cross", "num_inference_steps": 8, "scheduler": "DPM++ SDE"}),
+    Asked(14, {"prompt": "a pizza", "num_inference_steps": 8, "scheduler": "DPM++ SDE"}),
 )
 
 
@@ -73,7 +79,7 @@ def record(side: int, tries: int = 20) -> Recording:
     """A recording of all calls, on a server that has warmed up."""
     with (
         tempfile.TemporaryDirectory() as folder,
-        serving(Path(folder), target="tools.every_call:service") as server,
+        serving(Path(folder), target="tools.every_call:service", SD_MODEL="emoji") as server,
     ):
         server.wait_until_ready()
         asyncio.run(_record(server.url, side))  # as it warms up, it learns what calls cost
@@ -91,7 +97,7 @@ async def _record(url: str, side: int) -> Recording | None:
     requests: dict[int, Request] = {}
     async with AsyncClient(url) as client, asyncio.TaskGroup() as asking:
         waiting = list(SCENE)
-        tasks: list[asyncio.Task[Any]] = []
+        tasks: list[asyncio.Task[Generation]] = []
         async with aclosing(client.batch()) as snapshots:
             async for batch in snapshots:
                 if batch.calls > len(calls) + 1:
@@ -103,10 +109,20 @@ async def _record(url: str, side: int) -> Recording | None:
                     tasks.append(asking.create_task(client.generate(**fields)))
                 if not waiting and all(task.done() for task in tasks):
                     break
-    return Recording(calls, [requests[number] for number in sorted(requests)])
+    in_order = [requests[number] for number in sorted(requests)]
+    made = [[thumbnail(image) for image in task.result().images] for task in tasks]
+    pairs = zip(in_order, made, strict=True)
+    return Recording(calls, [replace(request, pictures=pictures) for request, pictures in pairs])
 
 
-def cancel(tasks: list[asyncio.Task[Any]]) -> None:
+def thumbnail(image: GeneratedImage) -> str:
+    """A small copy as a data URI."""
+    small, data = image.to_pil().resize((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS), BytesIO()
+    small.save(data, "webp", quality=85)
+    return "data:image/webp;base64," + b64encode(data.getvalue()).decode()
+
+
+def cancel(tasks: list[asyncio.Task[Generation]]) -> None:
     for task in tasks:
         task.cancel()
 
@@ -143,7 +159,7 @@ def _note(batch: Batch, calls: list[Call], requests: dict[int, Request]) -> None
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--side", type=int, default=64, help="of the images, in pixels")
+    parser.add_argument("--side", type=int, default=128, help="of the images, in pixels")
     parser.add_argument("--draw", action="store_true", help="draw the recording that is there")
     options = parser.parse_args()
     if not options.draw:

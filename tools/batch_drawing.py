@@ -1,13 +1,14 @@
 """Draws a recorded batch as an animated SVG: a column for each UNet call, a row for each image.
 
-It is a picture by itself: without animations, as for those who want no motion, everything is shown.
+At the end of its row stands the image that was made. The drawing is a picture by itself: without
+animations, as for those who want no motion, everything is shown.
 Light and dark follow the browser.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from html import escape
 from typing import Any
 
@@ -17,7 +18,8 @@ SUBTITLE = (
 )
 WIDTH = 840
 LEFT, TOP = 252, 62  # where the columns begin
-ROW, CELL = 34, 24  # heights, and of a step's box
+ROW, CELL = 44, 24  # heights, and of a step's box
+PICTURE = 38  # the side of a picture that is done
 FOOT = 40
 SECONDS = 14.0  # of the animation, and
 PAUSE = 4.0  # in which all of it stays
@@ -60,6 +62,8 @@ class Request:
     loras: list[str]
     num_steps: int
     num_images: int
+    pictures: list[str] = field(default_factory=list)
+    """What came of each image, as data URIs."""
 
     @property
     def what(self) -> str:
@@ -109,7 +113,7 @@ class _Drawing:
                 for image in range(request.num_images)
             )
         }
-        self._column = min(24.0, (WIDTH - LEFT - 20) / len(self._calls))
+        self._column = min(24.0, (WIDTH - LEFT - PICTURE - 24) / len(self._calls))
         self._bottom = TOP + ROW * len(self._rows)
         self._height = self._bottom + FOOT
         self._times = self._shares_of_time()
@@ -193,7 +197,7 @@ class _Drawing:
         )
 
     def _call(self, index: int) -> str:
-        """What appears with a UNet call: its boxes, who joins with it, who left before it."""
+        """What appears with a UNet call: its boxes, who joins with it, and what is done by it."""
         x = LEFT + index * self._column
         shown = [self._box(x, *one) for one in self._calls[index].images]
         for number, image in self._rows:
@@ -201,10 +205,20 @@ class _Drawing:
             y = self._y(number, image) + 16
             if index == first and index > 2:
                 shown.append(f'<text class="soft end" x="{x - 5:.1f}" y="{y}">joins</text>')
-            if index == last + 1 and index < len(self._calls) - 1:
-                shown.append(f'<text class="soft" x="{x + 5:.1f}" y="{y}">done</text>')
+            if index == last:
+                shown.append(self._picture(x + self._column + 4, number, image))
         frame = self._frame(x, index)
         return f'<g class="call c{index}">{"".join(shown)}</g><g class="frame f{index}">{frame}</g>'
+
+    def _picture(self, x: float, number: int, image: int) -> str:
+        pictures = self._requests[number].pictures
+        if image >= len(pictures):
+            return ""
+        y = self._y(number, image) + (CELL - PICTURE) // 2
+        return (
+            f'<image href="{pictures[image]}" x="{x:.1f}" y="{y}" '
+            f'width="{PICTURE}" height="{PICTURE}"/>'
+        )
 
     def _frame(self, x: float, index: int) -> str:
         call, bottom = self._calls[index], self._bottom

@@ -3,7 +3,7 @@
 One rule for `make serve`, `sdbento serve`, `bentoml serve` and `sdbento generate`: SD_MODEL, if it
 is set; else SDXL base on a machine with a GPU; else the embedded model, since SDXL would take a CPU
 minutes an image. A worker of RunPod's queue does not follow it: where its GPU is missing it must
-not answer paid jobs with drawings of circles.
+not answer paid jobs with emoji.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from glob import glob
 
 from sdbento.settings import Settings
 
-EMBEDDED = "shapes"
+EMBEDDED = "emoji"
 NOTICE = f"no GPU here: using the embedded model `{EMBEDDED}`; --model or SD_MODEL names another"
 # NVIDIA's devices, those of its Jetsons, of WSL and of AMD.
 GPU_DRIVERS = ("/dev/nvidia*", "/dev/nvhost*", "/dev/dxg", "/dev/kfd")

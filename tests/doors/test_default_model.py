@@ -33,7 +33,7 @@ def test_a_model_that_is_set_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_without_a_gpu_it_is_the_embedded_model() -> None:
     settings = load_settings(device="cpu")
-    assert with_default_model(settings).sd_model == "shapes"
+    assert with_default_model(settings).sd_model == "emoji"
     assert "no GPU" in reason(settings)
 
 
@@ -46,7 +46,7 @@ def test_with_a_gpu_it_is_that_of_the_runpod_worker() -> None:
 
 @pytest.mark.usefixtures("gpu")
 def test_a_gpu_that_is_not_to_be_used_does_not_count() -> None:
-    assert with_default_model(load_settings(device="cpu")).sd_model == "shapes"
+    assert with_default_model(load_settings(device="cpu")).sd_model == "emoji"
 
 
 def test_a_decision_holds_for_the_process_that_is_started_with_it() -> None:
@@ -89,4 +89,4 @@ def test_bentoml_serve_follows_the_same_rule() -> None:
     command = [sys.executable, "-W", "ignore", "-c", SERVICE]
     environment = os.environ | {"SDBENTO_DEVICE": "cpu"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.stderr.splitlines()[-1] == "the default is shapes"
+    assert done.stderr.splitlines()[-1] == "the default is emoji"

@@ -44,16 +44,22 @@ def test_the_drawing_needs_no_other_file_and_runs_nothing() -> None:
     text = DRAWING.read_text(encoding="utf-8")
     assert len(text.encode()) < LARGEST
     elements = {element.tag.rpartition("}")[2] for element in ElementTree.fromstring(text).iter()}
-    assert elements <= {"svg", "title", "desc", "style", "g", "rect", "text"}
+    assert elements <= {"svg", "title", "desc", "style", "g", "rect", "text", "image"}
     assert "url(" not in text and "@import" not in text
+    assert text.count("href=") == text.count('href="data:image/webp;base64,')
 
 
 def test_two_calls_and_what_is_written_of_them() -> None:
-    one = Request(7, "a <cat>", "Euler", ["ink"], 2, 1)
+    one = Request(7, "a <cat>", "Euler", ["ink"], 2, 1, ["data:image/webp;base64,AAAA"])
     text = drawn(Recording([Call(5.0, 2, 0.5, [(7, 0, 1)]), Call(6.0, 2, 1.0, [(7, 0, 2)])], [one]))
     assert "2 calls; one image after the other: 2" in text
     assert "UNet call 2: 1 image, 2 rows" in text
+    assert text.count('<image href="data:image/webp;base64,AAAA"') == 1
     assert "a &lt;cat&gt; + LoRA ink (2 steps, Euler) takes part from call 1 to 2." in text
+
+
+def test_every_image_is_shown_as_it_was_made() -> None:
+    assert all(len(request.pictures) == request.num_images for request in RECORDED.requests)
 
 
 def test_a_snapshot_becomes_a_call() -> None:

@@ -17,7 +17,7 @@ from tests.support.server import ROOT, Server
 EXAMPLES = {
     "client.py": [
         "two images: seeds [3, 4]",
-        "saved as triangle-1.png, triangle-2.png",
+        "saved as apple-1.png, apple-2.png",
         "another one out of the first: (128, 128)",
         "refused: width should be a multiple of 8; given: 500",
         "100%, ",

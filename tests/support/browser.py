@@ -59,9 +59,9 @@ def profile(browser: Browser, url: str, **options: Any) -> Iterator[BrowserConte
         context.close()
 
 
-def open_page(context: BrowserContext, path: str = "/") -> Page:
+def open_page(context: BrowserContext, path: str = "/", model: str = "shapes") -> Page:
     page = context.new_page()
     page.goto(path)
     page.get_by_label("Prompt", exact=True).wait_for()
-    page.get_by_role("option", name="shapes", exact=True).wait_for(state="attached")
+    page.get_by_role("option", name=model, exact=True).wait_for(state="attached")
     return page

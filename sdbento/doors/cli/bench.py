@@ -189,7 +189,7 @@ async def measure_with_progress(load: Load) -> Outcome:
 )
 @click.option(
     "--prompt",
-    default="a large red circle on a blue background",
+    default="a red apple on a blue background",
     show_default=True,
     help="Prompt of each request.",
 )

@@ -65,7 +65,7 @@ model_option = click.option(
     "--model",
     shell_complete=model_names,
     help="A name from `sdbento models`, a Hub id, a diffusers folder or a .safetensors file.  "
-    "[default: SD_MODEL; else SDXL base if there is a GPU, else shapes]",
+    "[default: SD_MODEL; else SDXL base if there is a GPU, else emoji]",
 )
 
 

@@ -163,6 +163,6 @@ def test_a_finding_is_one_line() -> None:
 
 def test_the_default_model_is_named_with_the_rule_that_chose_it() -> None:
     [(_, text)] = found(doctor.examine_default_model(Settings(device="cpu")))
-    assert text.startswith("shapes: SD_MODEL is unset, and no GPU")
+    assert text.startswith("emoji: SD_MODEL is unset, and no GPU")
     [(_, text)] = found(doctor.examine_default_model(Settings(device="cpu", sd_model="mine")))
     assert text == "mine: SD_MODEL names it"

@@ -519,6 +519,26 @@ def test_it_fits_a_phone(browser: Browser, server: Server) -> None:
         assert page.evaluate("document.documentElement.scrollWidth") == 390
 
 
+@pytest.mark.parametrize(
+    ("model", "example", "lora"),
+    [
+        ("shapes", "a large red circle on a blue background", "outline"),
+        ("emoji", "a red apple on a blue background", "emoji-outline"),
+    ],
+)
+def test_an_embedded_model_says_what_it_draws_and_offers_its_own_lora(
+    browser: Browser, server: Server, model: str, example: str, lora: str
+) -> None:
+    with profile(browser, server.url) as context:
+        page = open_page(context)
+        page.get_by_label("Model", exact=True).select_option(model)
+        page.get_by_text("LoRAs", exact=True).click()
+        press(page, "Add a LoRA")
+        expect(page.get_by_label("LoRA 1", exact=True)).to_have_value(lora)
+        press(page, f"Make “{example}”")
+        expect(shown(page).get_by_role("img", name=example)).to_be_visible()
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_that_keeps_people_out(
     browser: Browser, server: Server, scheme: Any

@@ -2,15 +2,17 @@
 import { html } from "../lib/html.js";
 import { Icon } from "../lib/icons.js";
 import { useStore } from "../lib/store.js";
-import { offers } from "../server/offers.js";
+import { modelNamed, offers } from "../server/offers.js";
 import { ErrorOf, clearError } from "./errors.js";
 import { Folded, Slider } from "./fields.js";
-import { useSetting } from "./settings.js";
+import { settings, useSetting } from "./settings.js";
 
 export function Loras() {
-  const { loras: known } = useStore(offers);
+  const offered = useStore(offers);
+  const { model } = useStore(settings);
+  const known = offered.loras;
   const [loras, set] = useSetting("loras");
-  const add = () => set([...loras, { model_id: known[0] ?? "", weight: 1 }]);
+  const add = () => set([...loras, { model_id: likely(known, modelNamed(model, offered)?.name), weight: 1 }]);
   const change = (i, changes) => {
     clearError("lora");
     set(loras.map((lora, j) => (i === j ? { ...lora, ...changes } : lora)));
@@ -30,6 +32,11 @@ export function Loras() {
 }
 
 // Others than those that the server lists may be entered: ids on the Hub, where it allows that.
+// A LoRA that is named after the model fits it; nothing else is known before it is loaded.
+function likely(names, model) {
+  return names.find((name) => name.startsWith(`${model}-`)) ?? names[0] ?? "";
+}
+
 function Lora({ lora, i, change, remove }) {
   return html`<div class="item">
     <input list="known-loras" aria-label=${`LoRA ${i + 1}`} value=${lora.model_id} onInput=${(event) => change({ model_id: event.target.value })} />

@@ -30,22 +30,27 @@ function Empty() {
   const { model } = useStore(settings);
   const known = useStore(offers);
   if (useStore(generations).length) return null;
+  const name = modelNamed(model, known)?.name;
   return html`<div class="empty">
     <h2>Nothing made yet</h2>
     <p>Write what you want to see, and press Generate <span class="keys">(<kbd>Ctrl</kbd> <kbd>Enter</kbd>)</span>.</p>
-    ${modelNamed(model, known)?.name === "shapes" && html`<${Example} />`}
+    ${Object.hasOwn(EMBEDDED, name) && html`<${Example} name=${name} />`}
     <p>Drop a picture here to start from it. One that was made by sdbento or AUTOMATIC1111's web UI gives you its settings back.</p>
   </div>`;
 }
 
-const EXAMPLE = "a large red circle on a blue background";
+// The embedded models know few words, which nobody can guess.
+const EMBEDDED = {
+  emoji: { draws: "what there are emoji for", example: "a red apple on a blue background" },
+  shapes: { draws: "coloured shapes", example: "a large red circle on a blue background" },
+};
 
-// The embedded model knows few words, which nobody can guess.
-function Example() {
+function Example({ name }) {
+  const { draws, example } = EMBEDDED[name];
   const make = () => {
-    change({ prompt: EXAMPLE });
+    change({ prompt: example });
     submit();
   };
-  return html`<p>This server runs <b>shapes</b>, a tiny model to try things with. All it can draw are coloured shapes:</p>
-    <button type="button" onClick=${make}>Make “${EXAMPLE}”</button>`;
+  return html`<p>This server runs <b>${name}</b>, a small model to try things with. It only draws ${draws}:</p>
+    <button type="button" onClick=${make}>Make “${example}”</button>`;
 }
