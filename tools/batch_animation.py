@@ -15,7 +15,6 @@ import tempfile
 from base64 import b64encode
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from PIL import Image
 
 from sdbento.client import AsyncClient
 from sdbento.client.answers import GeneratedImage, Generation
+from sdbento.images import codec
 from sdbento.live.batch import Batch
 from tests.support.server import serving
 from tools.batch_drawing import Call, Recording, Request, drawn
@@ -117,9 +117,8 @@ async def _record(url: str, side: int) -> Recording | None:
 
 def thumbnail(image: GeneratedImage) -> str:
     """A small copy as a data URI."""
-    small, data = image.to_pil().resize((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS), BytesIO()
-    small.save(data, "webp", quality=85)
-    return "data:image/webp;base64," + b64encode(data.getvalue()).decode()
+    small = image.to_pil().resize((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+    return "data:image/webp;base64," + b64encode(codec.encode(small, "webp", quality=85)).decode()
 
 
 def cancel(tasks: list[asyncio.Task[Generation]]) -> None:

@@ -7,14 +7,13 @@ margins. On the right that picture after a second pass at twice the size. At the
 from __future__ import annotations
 
 import tempfile
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from sdbento.client import Client
-from tests.support.images import half_mask
+from tests.support.images import data_uri, half_mask
 from tests.support.server import serving
 
 TARGET = Path(__file__).parent.parent / "docs" / "images" / "emoji-edits.png"
@@ -34,16 +33,10 @@ def make(client: Client, **fields: Any) -> Image.Image:
     return client.generate(**fields).image.to_pil().convert("RGB")
 
 
-def as_file(image: Image.Image) -> bytes:
-    data = BytesIO()
-    image.save(data, "png")
-    return data.getvalue()
-
-
 def draw(client: Client) -> Image.Image:
     pair, mask, subject = make(client, **PAIR), half_mask(SIDE, SIDE), make(client, **SUBJECT)
-    edited = make(client, **OTHER_PAIR, image=as_file(pair), mask_image=as_file(mask))
-    wide = make(client, **BACKGROUND, image=as_file(subject), outpaint=MARGINS)
+    edited = make(client, **OTHER_PAIR, image=data_uri(pair), mask_image=data_uri(mask))
+    wide = make(client, **BACKGROUND, image=data_uri(subject), outpaint=MARGINS)
     large = make(client, **SUBJECT, hires=SECOND_PASS)
     outlined = [make(client, **fields, **OUTLINE) for fields in (CAT, PENGUIN)]
     rows = [[pair, mask, edited], [subject, wide], [make(client, **CAT), *outlined]]

@@ -112,7 +112,8 @@ def warm_up(out: Path, scale: Scale, device: str) -> None:
 class AllSizes:
     """The objective at the native size, and in some steps at another of SIZES.
 
-    Larger pictures come in smaller batches, so that all steps take about as long.
+    Larger pictures come in smaller batches, so that all steps take about as long. What the
+    training counts as samples is the native batch for each step.
     """
 
     def __init__(self, native: Objective, others: Mapping[Size, Pool]) -> None:
