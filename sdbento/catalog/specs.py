@@ -97,6 +97,7 @@ class LoraSpec:
     family: Family
     source: str  # the absolute path of a .safetensors file, or a Hub id
     aliases: tuple[str, ...] = ()
+    model: str | None = None  # the only one of its family that it fits; None: any
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -169,8 +170,10 @@ def _controlnet(family: Family, *, sources: list[str], memory_gb: float) -> Cont
     return ControlNetSpec(name, family, tuple(map(_locate, sources)), memory_gb)
 
 
-def _lora(*, name: str, family: str, source: str, aliases: tuple[str, ...] = ()) -> LoraSpec:
-    return LoraSpec(name, Family(family), _locate(source), tuple(aliases))
+def _lora(
+    *, name: str, family: str, source: str, aliases: tuple[str, ...] = (), model: str | None = None
+) -> LoraSpec:
+    return LoraSpec(name, Family(family), _locate(source), tuple(aliases), model)
 
 
 def _locate(source: str) -> str:

@@ -319,7 +319,7 @@ def _mismatch(name: str, layer: nn.Module | None, down: Tensor, up: Tensor) -> s
 def _misfit(
     source: LoraSource, made_for: Family | None, spec: ModelSpec, reason: str
 ) -> UnsupportedModel:
-    likely = "another model"
+    likely = f"model {source.model}" if source.model not in (None, spec.name) else "another model"
     if made_for not in (None, spec.family):
         likely = _FAMILY_NAMES[made_for]
     return UnsupportedModel(

@@ -45,13 +45,17 @@ class LoraSource:
     name: str
     place: Path | HubFile | Url
     family: Family | None = None  # None: the catalogue does not say
+    model: str | None = None  # the only one that it fits, if the catalogue says so
     changed: tuple[int, int] = (0, 0)  # a local file's time and size
 
 
-def known_names(settings: Settings) -> list[str]:
-    """Names in the LoRA folder and the catalogue."""
-    names = [*_folder(settings.lora_dir), *(spec.name for spec in catalogued_loras())]
-    return list(dict.fromkeys(names))
+def known(settings: Settings) -> dict[str, str | None]:
+    """Names in the LoRA folder and the catalogue, with the only model that each fits, if that is
+    known."""
+    names: dict[str, str | None] = dict.fromkeys(_folder(settings.lora_dir))
+    for spec in catalogued_loras():
+        names.setdefault(spec.name, spec.model)
+    return names
 
 
 def is_known(name: str, settings: Settings) -> bool:
@@ -61,7 +65,7 @@ def is_known(name: str, settings: Settings) -> bool:
 
 def nearest(name: str, settings: Settings) -> str:
     """What to add to a message that there is no such LoRA: names like it, if there are any."""
-    names = known_names(settings)
+    names = [*known(settings)]
     near = nearest_names(name, names) or names[:3]
     return f"; the nearest: {', '.join(near)}" if near else "; this server has none of its own"
 
@@ -157,16 +161,17 @@ def _catalogued(name: str) -> LoraSpec | None:
 def _from_catalogue(spec: LoraSpec) -> LoraSource:
     place = _hub_file(spec.source)
     if place is None or Path(spec.source).is_absolute():
-        return _on_disk(spec.name, Path(spec.source), spec.family)
-    return LoraSource(spec.name, place, spec.family)
+        return _on_disk(spec.name, Path(spec.source), spec)
+    return LoraSource(spec.name, place, spec.family, spec.model)
 
 
-def _on_disk(name: str, file: Path, family: Family | None = None) -> LoraSource:
+def _on_disk(name: str, file: Path, spec: LoraSpec | None = None) -> LoraSource:
     try:
         stat = file.stat()
     except OSError as error:
         raise unreadable(name) from error
-    return LoraSource(name, file, family, (stat.st_mtime_ns, stat.st_size))
+    family, model = (None, None) if spec is None else (spec.family, spec.model)
+    return LoraSource(name, file, family, model, (stat.st_mtime_ns, stat.st_size))
 
 
 def _local(name: str) -> Path | None:

@@ -98,3 +98,4 @@ def test_the_embedded_models_loras_are_listed_whether_or_not_they_are_there() ->
         file = Path(lora.source)
         assert file.is_absolute() and file.name == "pytorch_lora_weights.safetensors"
         assert file.parent.name in lora.names
+        assert lora.model == file.parent.name.partition("-")[0]

@@ -211,6 +211,14 @@ def test_a_lora_of_another_family_says_so(
         cache_of(tmp_path).get(tiny_model(used_on), "a")
 
 
+@pytest.mark.parametrize(("name", "model"), [("outline", "shapes"), ("emoji-outline", "emoji")])
+def test_the_catalogue_knows_which_model_its_lora_is_for(
+    name: str, model: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UnsupportedModel, match=f"it is likely made for model {model} "):
+        cache_of(tmp_path).get(tiny_model("sd15"), name)
+
+
 @pytest.mark.parametrize(
     ("key", "value", "likely"),
     [

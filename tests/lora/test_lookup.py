@@ -12,7 +12,7 @@ from sdbento.catalog.specs import LoraSpec
 from sdbento.environment import load_settings
 from sdbento.errors import InvalidParameter, ModelLoadFailed
 from sdbento.lora import lookup
-from sdbento.lora.lookup import HubFile, LoraSource, Url, is_known, known_names, locate, nearest
+from sdbento.lora.lookup import HubFile, LoraSource, Url, is_known, known, locate, nearest
 from sdbento.settings import Settings
 
 STEM = "pytorch_lora_weights.safetensors"
@@ -119,11 +119,11 @@ def test_links_may_lead_anywhere_but_not_in_circles(folder: Path, tmp_path: Path
     (folder / "broken.safetensors").symlink_to(tmp_path / "nowhere")
     settings = make(folder)
     assert locate("linked", settings).name == "more/linked"
-    assert "broken" not in known_names(settings)
+    assert "broken" not in known(settings)
 
 
 def test_without_a_folder_there_are_no_names(tmp_path: Path) -> None:
-    assert known_names(make(tmp_path / "none")) == ["Bundled", "far", "lost"]
+    assert [*known(make(tmp_path / "none"))] == ["Bundled", "far", "lost"]
 
 
 @pytest.mark.parametrize("name", ["Bundled", "bundled", "bd"])

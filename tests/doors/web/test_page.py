@@ -520,21 +520,23 @@ def test_it_fits_a_phone(browser: Browser, server: Server) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "example", "lora"),
+    ("model", "example", "loras"),
     [
-        ("shapes", "a large red circle on a blue background", "outline"),
-        ("emoji", "a red apple on a blue background", "emoji-outline"),
+        ("shapes", "a large red circle on a blue background", ["outline", "checker"]),
+        ("emoji", "a red apple on a blue background", ["emoji-outline"]),
     ],
 )
-def test_an_embedded_model_says_what_it_draws_and_offers_its_own_lora(
-    browser: Browser, server: Server, model: str, example: str, lora: str
+def test_an_embedded_model_says_what_it_draws_and_offers_its_own_loras(
+    browser: Browser, server: Server, model: str, example: str, loras: list[str]
 ) -> None:
     with profile(browser, server.url) as context:
         page = open_page(context)
         page.get_by_label("Model", exact=True).select_option(model)
         page.get_by_text("LoRAs", exact=True).click()
         press(page, "Add a LoRA")
-        expect(page.get_by_label("LoRA 1", exact=True)).to_have_value(lora)
+        expect(page.get_by_label("LoRA 1", exact=True)).to_have_value(loras[0])
+        offered = page.locator("#known-loras option").all()
+        assert [option.get_attribute("value") for option in offered] == loras
         press(page, f"Make “{example}”")
         expect(shown(page).get_by_role("img", name=example)).to_be_visible()
 

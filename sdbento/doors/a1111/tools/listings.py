@@ -14,7 +14,7 @@ from sdbento.doors.a1111.tools.extras import FILTERS, NONE
 from sdbento.doors.a1111.tools.options import TheChoices, title_of
 from sdbento.doors.http.routing import TheApp, door
 from sdbento.images.redaction import public_name
-from sdbento.lora.lookup import known_names
+from sdbento.lora.lookup import known
 from sdbento.settings import Settings
 
 router = door("AUTOMATIC1111")
@@ -57,6 +57,10 @@ class Checkpoint(BaseModel):
     sha256: str | None = None
     filename: str
     config: str | None = None
+
+
+MODEL_OF_LORA = "ss_sd_model_name"
+"""Under this name a trainer writes into a LoRA's file which model it was trained on."""
 
 
 class Lora(BaseModel):
@@ -119,8 +123,11 @@ async def sd_models(app: TheApp, choices: TheChoices) -> list[Checkpoint]:
 @router.get("/sdapi/v1/loras")
 async def loras(app: TheApp) -> list[Lora]:
     """The LoRAs that `<lora:name:weight>` in a prompt may name."""
-    names = await run_in_threadpool(known_names, app.settings)
-    return [Lora(name=name, alias=name, path=name) for name in names]
+    models = await run_in_threadpool(known, app.settings)
+    return [
+        Lora(name=name, alias=name, path=name, metadata={MODEL_OF_LORA: model} if model else {})
+        for name, model in models.items()
+    ]
 
 
 @router.get("/sdapi/v1/embeddings")

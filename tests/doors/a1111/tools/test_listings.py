@@ -101,7 +101,8 @@ def test_loras(client: TestClient, tmp_path: Path) -> None:
         "path": "styles/ink",
         "metadata": {},
     }
-    assert "outline" in [lora["name"] for lora in listed]
+    models = {lora["name"]: lora["metadata"] for lora in listed}
+    assert models["outline"] == {"ss_sd_model_name": "shapes"}
 
 
 def test_embeddings(client: TestClient, tmp_path: Path) -> None:

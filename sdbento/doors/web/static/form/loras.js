@@ -10,9 +10,9 @@ import { settings, useSetting } from "./settings.js";
 export function Loras() {
   const offered = useStore(offers);
   const { model } = useStore(settings);
-  const known = offered.loras;
+  const known = fitting(offered.loras, modelNamed(model, offered)?.name);
   const [loras, set] = useSetting("loras");
-  const add = () => set([...loras, { model_id: likely(known, modelNamed(model, offered)?.name), weight: 1 }]);
+  const add = () => set([...loras, { model_id: known[0] ?? "", weight: 1 }]);
   const change = (i, changes) => {
     clearError("lora");
     set(loras.map((lora, j) => (i === j ? { ...lora, ...changes } : lora)));
@@ -32,9 +32,8 @@ export function Loras() {
 }
 
 // Others than those that the server lists may be entered: ids on the Hub, where it allows that.
-// A LoRA that is named after the model fits it; nothing else is known before it is loaded.
-function likely(names, model) {
-  return names.find((name) => name.startsWith(`${model}-`)) ?? names[0] ?? "";
+function fitting(loras, model) {
+  return loras.filter((lora) => !lora.model || lora.model === model).map((lora) => lora.name);
 }
 
 function Lora({ lora, i, change, remove }) {

@@ -10,10 +10,15 @@ export async function loadOffers() {
       ["models", "samplers", "sdapi/v1/loras", "controlnet/module_list"].map((path) => json(path)),
     );
     const modules = module_list.filter((name) => name !== "none");
-    offers.set({ models, samplers, loras: loras.map(({ name }) => name), modules, error: null });
+    offers.set({ models, samplers, loras: loras.map(toLora), modules, error: null });
   } catch (error) {
     offers.set((before) => ({ ...before, error: error.message }));
   }
+}
+
+// `model` is the only one that a LoRA fits; undefined: not known.
+function toLora({ name, metadata }) {
+  return { name, model: metadata.ss_sd_model_name };
 }
 
 export function modelNamed(name, { models } = offers.get()) {
