@@ -13,13 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tests.support.server import QUICK, generated, serving
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from training.emoji import render, report  # noqa: E402
+from sdbento.catalog.specs import PACKAGE  # noqa: E402
+from training.emoji import render, report, train_controlnet, train_text, train_unet  # noqa: E402
 from training.emoji.budget import Budget, KernelMuon, Training, as_matrix  # noqa: E402
 from training.emoji.captions import (  # noqa: E402
     COLOURS,
@@ -31,8 +33,11 @@ from training.emoji.captions import (  # noqa: E402
 from training.emoji.carry import PART_BYTES, join, quantise, split  # noqa: E402
 from training.emoji.compose import compose, layout_of  # noqa: E402
 from training.emoji.icons import Icon, read_index, read_pictures, write  # noqa: E402
-from training.emoji.score import backgrounds_of, questions  # noqa: E402
+from training.emoji.networks import FULL, TOY, build_unet  # noqa: E402
+from training.emoji.score import WORDINGS, backgrounds_of, questions  # noqa: E402
+from training.emoji.start import start  # noqa: E402
 from training.emoji.train_text import PATCH, told  # noqa: E402
+from training.emoji.wording import WORDS, worded  # noqa: E402
 
 SHAPES = {
     "red dot": '<circle cx="16" cy="16" r="16" fill="#f00"/>',
@@ -133,6 +138,28 @@ def test_captions_say_what_the_scene_shows() -> None:
     assert said > 400
 
 
+def test_added_words_make_no_other_name_of_a_name() -> None:
+    names = ("dog", "hot dog", "rod", "fishing rod")
+    catalogue = Catalogue([Icon(style, name) for style in STYLES for name in names])
+    rng = np.random.default_rng(2)
+    described = 0
+    for scene in (catalogue.sample(rng) for _ in range(3000)):
+        shown = [catalogue.icons[index].name for index in scene.icons]
+        assert ("hot dog" in scene.caption) <= ("hot dog" in shown)
+        described += any(f" {name}" in scene.caption for name in shown)
+    assert described > 1000
+
+
+def test_other_words_leave_what_the_prompt_names() -> None:
+    rng = np.random.default_rng(3)
+    captions = {worded(rng, "a red apple on a blue background") for _ in range(300)}
+    assert len(captions) > 200
+    assert all("a red apple on a blue background" in caption for caption in captions)
+    known = " ".join(itertools.chain(*WORDS.values())).split()
+    new = {word for wording in WORDINGS for word in wording.replace(",", "").split()}
+    assert len(new.difference(known, ["a", "of", "for", "by", "the", "{}"])) >= 15
+
+
 @pytest.mark.parametrize(
     ("name", "wanted"),
     [
@@ -224,6 +251,34 @@ def test_a_kernel_is_trained_as_the_matrix_that_it_is() -> None:
         KernelMuon([torch.nn.Parameter(numbers)], rate=0.01)
 
 
+def test_training_can_go_on_from_the_package(tmp_path: Path) -> None:
+    start(tmp_path)
+    packaged = load_file(PACKAGE / "bundled/emoji/unet/diffusion_pytorch_model.safetensors")
+    weights = train_unet.build(tmp_path, FULL, "cpu").state_dict()
+    assert weights.keys() == packaged.keys()
+    assert all(torch.equal(weights[name], value.float()) for name, value in packaged.items())
+    said = train_text.load(tmp_path, FULL, "cpu")(torch.zeros(1, 77, dtype=torch.long))
+    assert said.last_hidden_state.isfinite().all()
+
+
+def test_edges_matter_from_the_first_step_and_disturb_nothing() -> None:
+    unet = build_unet(TOY)
+    controlnet = train_controlnet.build(unet)
+    latents, text = torch.randn(2, 4, 16, 16), torch.randn(2, 77, TOY.text_width)
+    edges = torch.zeros(2, 3, 128, 128)
+    edges[1, :, 40:90, 60] = 1
+
+    def outputs() -> list[torch.Tensor]:
+        skips, middle = controlnet(
+            latents, torch.tensor([500]), text, controlnet_cond=edges, return_dict=False
+        )
+        return [*skips, middle]
+
+    assert not any(output.any() for output in outputs())
+    seen = controlnet.controlnet_cond_embedding(edges)
+    assert 0.1 < (seen[0] - seen[1]).abs().max() < 10
+
+
 @pytest.mark.long
 @pytest.mark.timeout(1200)
 def test_a_trial_of_all_stages_makes_a_model_that_is_served(
@@ -236,7 +291,8 @@ def test_a_trial_of_all_stages_makes_a_model_that_is_served(
     assert done.returncode == 0, done.stdout + (results / "log.txt").read_text(encoding="utf-8")
     assert len(read_index(icons_file)) == len(STYLES) * len(SHAPES)
     rows = json.loads((results / "score.json").read_text(encoding="utf-8"))
-    assert {row["pictures"] for row in rows} == {"real", "through the autoencoder", "emoji"}
+    own = {"emoji", "emoji, other words added"}
+    assert {row["pictures"] for row in rows} == {"real", "through the autoencoder"} | own
     for stage in ADDITIONS:
         command = [sys.executable, "-m", *stage.split(), "--out", str(out), "--minutes", "0.02"]
         subprocess.run(command, cwd=ROOT, check=True, timeout=300)

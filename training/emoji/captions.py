@@ -10,11 +10,9 @@ import zlib
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
-
-import numpy as np
 
 from training.emoji.icons import Icon
+from training.emoji.wording import Rng, adjective, pick, worded
 
 COLOURS = {
     "white": (255, 255, 255),
@@ -67,11 +65,12 @@ NEGATIVES = ("blurry", "low quality", "text, watermark", "ugly", "photo", "noisy
 """Habitual negative prompts, which the model takes for an empty prompt."""
 HELD_OUT = 20
 """One in so many is held out."""
+ADDED, DESCRIBED, SEVERAL = 0.35, 0.15, 0.04
+"""Of the captions so many have words that change nothing; of the nouns, so many an adjective that
+does not, or a plural, which shows one thing all the same."""
 
 Box = tuple[float, float, float]
 """Centre and side of an icon, as parts of the picture's side."""
-Rng = np.random.Generator
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -111,6 +110,7 @@ class Catalogue:
 
     def __init__(self, icons: Sequence[Icon]) -> None:
         self.icons = icons
+        self.names = {name for icon in icons for name in (icon.name, *icon.synonyms)}
         self.held_out = held_out_icons(icons)
         self.by_style: dict[str, list[int]] = defaultdict(list)
         for index, icon in enumerate(icons):
@@ -119,16 +119,16 @@ class Catalogue:
 
     def sample(self, rng: Rng) -> Scene:
         """A random scene with its caption; one in ten says nothing."""
-        style = _pick(rng, [*self.by_style])
+        style = pick(rng, [*self.by_style])
         style_named = style != DEFAULT_STYLE or rng.random() < 0.5
         count = 2 if rng.random() < 0.15 else 1
-        chosen = tuple(_pick(rng, self.by_style[style]) for _ in range(count))
+        chosen = tuple(pick(rng, self.by_style[style]) for _ in range(count))
         background = self._background(rng, chosen)
-        nouns = [_noun(rng, self.icons[index]) for index in chosen]
+        nouns = [self._noun(rng, self.icons[index]) for index in chosen]
         subject, boxes = _pair(rng, nouns) if count == 2 else _single(rng, nouns[0])
         caption = _caption(rng, subject, background, style if style_named else None)
         if rng.random() < 0.1:
-            caption = _pick(rng, NEGATIVES) if rng.random() < 0.15 else ""
+            caption = pick(rng, NEGATIVES) if rng.random() < 0.15 else ""
         return Scene(chosen, boxes, background, caption)
 
     def _background(self, rng: Rng, chosen: tuple[int, ...]) -> str:
@@ -140,21 +140,19 @@ class Catalogue:
         ]
         if DEFAULT_BACKGROUND in names and rng.random() < 0.4:
             return DEFAULT_BACKGROUND
-        return _pick(rng, names or [DEFAULT_BACKGROUND])
+        return pick(rng, names or [DEFAULT_BACKGROUND])
 
-
-def _pick(rng: Rng, options: Sequence[T]) -> T:
-    return options[int(rng.integers(len(options)))]
-
-
-def _noun(rng: Rng, icon: Icon) -> str:
-    """The icon's name, now and then a word that means the same, usually with an article."""
-    named = icon.name
-    if icon.synonyms and rng.random() < 0.15:
-        named = _pick(rng, icon.synonyms)
-    if rng.random() < 0.35:
-        return named
-    return with_article(named)
+    def _noun(self, rng: Rng, icon: Icon) -> str:
+        """The icon's name, now and then a word that means the same, usually with an article."""
+        named = icon.name
+        if icon.synonyms and rng.random() < 0.15:
+            named = pick(rng, icon.synonyms)
+        if rng.random() < DESCRIBED:
+            described = f"{adjective(rng)} {named}"
+            named = named if described in self.names else described  # no "hot dog" for a dog
+        if rng.random() < SEVERAL:
+            return f"{named}s"
+        return named if rng.random() < 0.35 else with_article(named)
 
 
 def with_article(noun: str) -> str:
@@ -175,12 +173,11 @@ def _single(rng: Rng, noun: str) -> tuple[str, tuple[Box, ...]]:
     if kind < 0.16:
         size = "small" if kind < 0.08 else "large"
         article, _, rest = noun.partition(" ")
-        word = _pick(rng, SIZES[size])
-        worded = f"{article} {word} {rest}" if article in ("a", "an") else f"{word} {noun}"
-        worded = f"a{worded[2:]}" if worded.startswith("an ") else worded
-        return worded, ((0.5 + wobble, 0.5 - wobble, SIDES[size] + wobble),)
+        word = pick(rng, SIZES[size])
+        named = f"a {word} {rest}" if article in ("a", "an") else f"{word} {noun}"
+        return named, ((0.5 + wobble, 0.5 - wobble, SIDES[size] + wobble),)
     if kind < 0.26:
-        place = _pick(rng, [*PLACES])
+        place = pick(rng, [*PLACES])
         x, y = PLACES[place]
         return f"{noun} {place}", ((x + wobble, y + wobble, PLACED),)
     return noun, ((0.5 + wobble, 0.5 - wobble, float(rng.uniform(*ORDINARY))),)
@@ -189,15 +186,17 @@ def _single(rng: Rng, noun: str) -> tuple[str, tuple[Box, ...]]:
 def _pair(rng: Rng, nouns: list[str]) -> tuple[str, tuple[Box, ...]]:
     wobble = float(rng.uniform(-WOBBLE, WOBBLE))
     boxes = ((0.26 + wobble, 0.5, PAIRED), (0.74 + wobble, 0.5, PAIRED))
-    return f"{nouns[0]} {_pick(rng, JOINTS)} {nouns[1]}", boxes
+    return f"{nouns[0]} {pick(rng, JOINTS)} {nouns[1]}", boxes
 
 
 def _caption(rng: Rng, subject: str, background: str, style: str | None) -> str:
-    caption = _pick(rng, OPENINGS) + subject
+    caption = pick(rng, OPENINGS) + subject
     if background != DEFAULT_BACKGROUND or rng.random() < 0.3:
-        caption = f"{caption} {background_words(_pick(rng, BACKGROUNDS), background)}"
+        caption = f"{caption} {background_words(pick(rng, BACKGROUNDS), background)}"
         caption = caption.replace(" ,", ",")
+    if rng.random() < ADDED:
+        caption = worded(rng, caption)
     if style is None:
         return caption
-    word = _pick(rng, STYLES[style])
+    word = pick(rng, STYLES[style])
     return f"{word}, {caption}" if rng.random() < 0.15 else f"{caption}, {word}"

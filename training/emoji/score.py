@@ -7,6 +7,7 @@ through the autoencoder, are judged too: they show how far the judge can be trus
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,14 @@ from training.emoji.train_classifier import load
 
 PICTURES = {"trained": 250, "held-out combination": 150, "held-out icon": 100}
 STEPS, GUIDANCE = 20, 4.0
+REWORDED = 100
+WORDINGS = (
+    "could you paint {} for my homepage",
+    "{}, ultra sharp, volumetric light, hdr",
+    "an adorable drawing of {} near the old mill",
+    "professional artwork: {}, rule of thirds, by a famous painter",
+)
+"""Other words than those of training around the prompts of the first REWORDED questions."""
 BORDER = 4  # pixels at the picture's edge, where there is only background
 GRID = (
     "a bento box",
@@ -94,9 +103,10 @@ def questions(icons: Sequence[Icon], seed: int = 9) -> list[Question]:
     ]
 
 
-def prompt_of(question: Question, icon: Icon) -> str:
+def prompt_of(question: Question, icon: Icon, wording: str = "{}") -> str:
     ground = background_words("on a {} background", question.background)
-    return f"{with_article(icon.name)} {ground}, {STYLES[icon.style][0]}"
+    subject = wording.format(f"{with_article(icon.name)} {ground}")
+    return f"{subject}, {STYLES[icon.style][0]}"
 
 
 @torch.no_grad()
@@ -211,11 +221,19 @@ def score(out: Path, scale: Scale, device: str, count: int | None) -> None:
     decoded = through_autoencoder(pipeline, truth)
     save_grid(torch.cat([truth[:8], decoded[:8]]), out / "autoencoder.png")
     made = generate(pipeline, [prompt_of(q, icons[q.icon]) for q in asked])
-    sources = {"real": truth, "through the autoencoder": decoded, "emoji": made}
+    again = asked[:REWORDED]
+    wordings = itertools.cycle(WORDINGS)
+    others = [prompt_of(q, icons[q.icon], next(wordings)) for q in again]
+    sources = (
+        ("real", asked, truth),
+        ("through the autoencoder", asked, decoded),
+        ("emoji", asked, made),
+        ("emoji, other words added", again, generate(pipeline, others)),
+    )
     rows = [
         row
-        for source, images in sources.items()
-        for row in table(source, asked, images, classifier, icons)
+        for source, questioned, images in sources
+        for row in table(source, questioned, images, classifier, icons)
     ]
     (out / "score.json").write_text(json.dumps(rows, indent=1) + "\n")
     for row in rows:

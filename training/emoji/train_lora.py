@@ -60,7 +60,7 @@ def write(unet: UNet2DConditionModel, folder: Path) -> None:
 
 
 def main() -> None:
-    parser = arguments(__doc__, minutes=15.0, batch=64)
+    parser = arguments(__doc__, minutes=10.0, batch=32)
     parser.add_argument("style", choices=STYLES)
     parser.add_argument("--scenes", type=int, default=16384)
     options = parser.parse_args()

@@ -76,10 +76,14 @@ class Objective:
     def __call__(self, batch: int) -> Tensor:
         return self.error(self.unet, *self.pool.batch(batch))
 
-    def error(self, predict: Predict, latents: Tensor, tokens: Tensor) -> Tensor:
-        """Of v as `predict` finds it, from noise, timesteps and contexts drawn here."""
+    def error(self, predict: Predict, latents: Tensor, tokens: Tensor, skew: float = 1.0) -> Tensor:
+        """Of v as `predict` finds it, from noise, timesteps and contexts drawn here.
+
+        With a `skew` below 1, late timesteps, which have more noise, are drawn more often.
+        """
         noise = torch.randn_like(latents)
-        timesteps = torch.randint(1000, (len(latents),), device=self.device)
+        parts = torch.rand(len(latents), device=self.device) ** skew
+        timesteps = (1000 * parts).long().clamp(max=999)
         signal, spread = (x[timesteps, None, None, None] for x in (self.signal, self.noise))
         noisy, wanted = signal * latents + spread * noise, signal * noise - spread * latents
         with autocast(self.device):
