@@ -203,14 +203,17 @@ def test_a_type_stands_for_the_controlnet_of_the_models_family(
     assert by_source is spec, "what is in the catalogue goes by its name, too"
 
 
-def test_the_embedded_model_has_controlnets_of_its_own_whether_or_not_they_are_there() -> None:
-    shapes = make().resolve("shapes")
-    assert [*controlnets_for(shapes)] == ["canny"]
-    spec = make().controlnets(shapes).resolve("canny")
-    assert (spec.name, spec.family) == ("shapes-canny", Family.SD15)
-    assert Path(spec.sources[0]).parent == Path(shapes.sources[0]).parent
-    with pytest.raises(InvalidParameter, match=r"for model shapes; there are: canny$"):
-        make().controlnets(shapes).resolve("depth")
+@pytest.mark.parametrize("name", ["shapes", "emoji"])
+def test_an_embedded_model_has_a_controlnet_of_its_own_whether_or_not_it_is_there(
+    name: str,
+) -> None:
+    model = make().resolve(name)
+    assert [*controlnets_for(model)] == ["canny"]
+    spec = make().controlnets(model).resolve("canny")
+    assert (spec.name, spec.family) == (f"{name}-canny", Family.SD15)
+    assert Path(spec.sources[0]).parent == Path(model.sources[0]).parent
+    with pytest.raises(InvalidParameter, match=rf"for model {name}; there are: canny$"):
+        make().controlnets(model).resolve("depth")
 
 
 def test_an_unknown_type_is_refused_with_those_of_the_family_and_the_nearest() -> None:

@@ -92,7 +92,7 @@ def test_no_controlnet_shares_its_key_with_another_controlnet_or_a_model() -> No
 def test_the_embedded_models_loras_are_listed_whether_or_not_they_are_there() -> None:
     loras = {name: lora for lora in catalogued_loras() for name in lora.names}
     of_shapes = {"outline", "shapes-outline", "checker", "shapes-checker"}
-    assert {*loras} == {"emoji-outline"} | of_shapes
+    assert {*loras} == {"emoji-outline", "emoji-pixel-art"} | of_shapes
     for lora in catalogued_loras():
         assert lora.family is make().resolve("shapes").family is make().resolve("emoji").family
         file = Path(lora.source)

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw
 
+from sdbento.images.preprocessors import preprocess
 from tests.support.images import data_uri, half_mask
 from tests.support.server import Server, generated
 
@@ -33,6 +34,45 @@ def test_the_lora_outline_empties_the_apple(server: Server) -> None:
     assert is_blue(plain[middle]).mean() < 0.1
     assert is_blue(drawn[middle]).mean() > 0.6
     assert is_blue(drawn).mean() < 0.97, "there is nothing left but the background"
+
+
+def test_the_lora_pixel_art_draws_blocks(server: Server) -> None:
+    """Most of what changes between neighbouring pixels changes where blocks of 8 meet."""
+    [plain] = generated(server, **APPLE)
+    [drawn] = generated(server, **APPLE, lora={"model_id": "emoji-pixel-art"})
+    assert on_blocks(drawn) > 1.2 * on_blocks(plain)
+
+
+def on_blocks(image: Pixels) -> float:
+    across, along = (np.abs(np.diff(image, axis=axis)) for axis in (0, 1))
+    met = across[7::8].sum() + along[:, 7::8].sum()
+    return float(met / (across.sum() + along.sum()))
+
+
+def test_a_heart_follows_the_drawn_edges(server: Server) -> None:
+    drawing = Image.new("RGB", (128, 128), BLUE)
+    ImageDraw.Draw(drawing).ellipse((10, 40, 118, 88), fill="red")
+    wanted = ~is_blue(np.asarray(drawing, np.int16))
+
+    def overlap(image: Pixels) -> float:
+        shown = ~is_blue(image)
+        return float((shown & wanted).sum() / (shown | wanted).sum())
+
+    heart = {"model": "emoji", "prompt": "a heart on a blue background", "seed": 1}
+    edges = data_uri(preprocess("canny", drawing))
+    control = {"type": "canny", "image": edges, "conditioning_scale": 1.5}
+    [free] = generated(server, **heart)
+    [steered] = generated(server, **heart, controlnet=control)
+    assert overlap(steered) > 0.8 > overlap(free) + 0.05
+
+
+def test_other_words_change_little(server: Server) -> None:
+    [plain] = generated(server, **APPLE)
+    worded = f"a photo of {APPLE['prompt']}, highly detailed, 4k"
+    [same] = generated(server, **APPLE | {"prompt": worded})
+    [other] = generated(server, **APPLE | {"prompt": "a robot on a blue background"})
+    near, far = (np.abs(image - plain).mean() for image in (same, other))
+    assert near < far / 2
 
 
 def test_a_masked_half_becomes_something_else(server: Server) -> None:

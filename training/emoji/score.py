@@ -35,7 +35,7 @@ from training.emoji.networks import FULL, TOY, Classifier, Scale
 from training.emoji.train_classifier import load
 
 PICTURES = {"trained": 250, "held-out combination": 150, "held-out icon": 100}
-STEPS, GUIDANCE = 20, 4.0
+STEPS, GUIDANCE = 20, 2.0
 REWORDED = 100
 WORDINGS = (
     "could you paint {} for my homepage",

@@ -30,8 +30,11 @@ def adjective(rng: Rng) -> str:
 
 def worded(rng: Rng, caption: str) -> str:
     """A caption with up to five things more to say; now and then with a full stop."""
-    if rng.random() < 0.3:
+    kind = rng.random()
+    if kind < 0.3:
         caption = f"{pick(rng, WORDS['openings'])} {caption}"
+    elif kind < 0.6:
+        caption = f"{_unknown(rng)}{pick(rng, (' ', ': ', ', '))}{caption}"
     if rng.random() < 0.35:
         caption = f"{caption} {pick(rng, WORDS['settings'])}"
     for _ in range(int(rng.integers(4))):

@@ -523,7 +523,7 @@ def test_it_fits_a_phone(browser: Browser, server: Server) -> None:
     ("model", "example", "loras"),
     [
         ("shapes", "a large red circle on a blue background", ["outline", "checker"]),
-        ("emoji", "a red apple on a blue background", ["emoji-outline"]),
+        ("emoji", "a red apple on a blue background", ["emoji-outline", "emoji-pixel-art"]),
     ],
 )
 def test_an_embedded_model_says_what_it_draws_and_offers_its_own_loras(
