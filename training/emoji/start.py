@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from sdbento.catalog.specs import PACKAGE
 from training.emoji.budget import save
+from training.emoji.carry import KEPT, SHRUNK
 from training.emoji.icons import OUT
 
 
@@ -20,9 +21,9 @@ def start(out: Path) -> None:
     """Writes out/pipeline, and each network where the stage that trains it looks for a start."""
     pipeline = PACKAGE / "bundled" / "emoji"
     shutil.copytree(pipeline, out / "pipeline")
-    for name in ("vae", "tokenizer"):
+    for name in KEPT:
         shutil.copytree(pipeline / name, out / name)
-    for name in ("unet", "text_encoder"):
+    for name in SHRUNK:
         (file,) = (pipeline / name).glob("*.safetensors")
         weights = {key: value.float() for key, value in load_file(file).items()}
         save(out / f"{name}.start.pt", weights)

@@ -31,11 +31,12 @@ export function Loras() {
   <//>`;
 }
 
-// Others than those that the server lists may be entered: ids on the Hub, where it allows that.
+// Names of those that the catalogue does not keep for another model.
 function fitting(loras, model) {
   return loras.filter((lora) => !lora.model || lora.model === model).map((lora) => lora.name);
 }
 
+// Others than those that the server lists may be entered: ids on the Hub, where it allows that.
 function Lora({ lora, i, change, remove }) {
   return html`<div class="item">
     <input list="known-loras" aria-label=${`LoRA ${i + 1}`} value=${lora.model_id} onInput=${(event) => change({ model_id: event.target.value })} />
